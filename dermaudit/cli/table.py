@@ -1,0 +1,46 @@
+"""The table of verbs: "verb" or "group verb" -> (where its function is, one line of help).
+
+Design §5: each stage owns its verbs in its own folder; nothing is imported until a verb is used.
+A verb's function takes typer-annotated arguments and returns a JSON-able dict.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from dermaudit.errors import unknown
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("dermaudit.cli.audit:demo", "render phantoms and run the whole audit on them"),
+    "audit": ("dermaudit.cli.audit:audit", "the whole chain on a folder or manifest of images"),
+    "data convert": ("dermaudit.data.commands:convert", "make a manifest with one split, by group"),
+    "data check": ("dermaudit.data.commands:check", "what is wrong with a data set, row by row"),
+    "data phantom": ("dermaudit.phantom.commands:phantom", "render phantoms with exact truth"),
+    "data render": ("dermaudit.phantom.commands:render", "draw an artifact onto any images"),
+    "pretrain": ("dermaudit.pretrain.commands:pretrain", "train a foundation model by a recipe"),
+    "models": ("dermaudit.towers.commands:models", "models that can be opened by name"),
+    "embed": ("dermaudit.sae.commands:embed", "activations of the images at the run's sites"),
+    "fit": ("dermaudit.sae.commands:fit", "sparse autoencoders on the stored activations"),
+    "sae show": ("dermaudit.sae.commands:show", "what a sparse autoencoder on disk is"),
+    "annotate": ("dermaudit.concepts.commands:annotate", "latents against labels: lift share"),
+    "name": ("dermaudit.concepts.commands:name", "name the latents, or leave them unnamed"),
+    "concepts": ("dermaudit.concepts.commands:concepts", "list the named and labelled concepts"),
+    "compare": ("dermaudit.concepts.commands:compare", "bottlenecks: codes, vocabulary, random"),
+    "heads": ("dermaudit.concepts.commands:heads", "linear heads on the run's train split"),
+    "recipe make": ("dermaudit.concepts.commands:recipe_make", "choose and measure a suppression"),
+    "recipe show": ("dermaudit.concepts.commands:recipe_show", "what a recipe does, and its effect"),
+    "suppress": ("dermaudit.concepts.commands:suppress", "predictions with a concept suppressed"),
+    "explore": ("dermaudit.dashboards.commands:explore", "open the web explorer of a run"),
+    "report": ("dermaudit.dashboards.commands:report", "write the self-contained HTML report"),
+    "doctor": ("dermaudit.cli.doctor:doctor", "versions, device, disk, and what is broken"),
+}
+
+
+def load(verb: str) -> Callable[..., dict[str, Any]]:
+    """The function of a verb. UserInputError offers the nearest verb for an unknown one."""
+    if verb not in VERBS:
+        raise unknown("command", verb, VERBS)
+    module, _, name = VERBS[verb][0].partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,61 @@
+"""What people read while a command runs: progress bars and short tables, on stderr only.
+
+stdout is left to results. `--quiet` (DERMAUDIT_QUIET) silences it; bars need a terminal, elsewhere
+a line is printed every ten seconds so that a log shows life.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def quiet() -> bool:
+    return bool(os.environ.get("DERMAUDIT_QUIET"))
+
+
+def say(text: str = "") -> None:
+    if not quiet():
+        print(text, file=sys.stderr, flush=True)
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print aligned columns; numbers are formatted by the caller."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    say(f"\n{title}")
+    for i, row in enumerate(cells):
+        say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        if i == 0:
+            say("  " + "  ".join("-" * width for width in widths))
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Iterate with a progress bar on stderr (count, rate, time left)."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    if quiet():
+        yield from items
+        return
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+            yield from bar.track(items, total=total, description=what)
+        return
+    last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            say(f"  {what}: {done}{f' of {total}' if total else ''}")
+    say(f"  {what}: {done} done")

@@ -1,0 +1,134 @@
+"""Files that are either whole or absent: temporary name, fsync, rename; and the hashes of files.
+
+Every writer of the toolkit goes through `whole_file`, so that a killed or failed write never
+leaves half a file under its final name, and a full disk gives one sentence (exit code 2).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dermaudit.errors import NoSpaceError, UserInputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    # safetensors raises its own class, with the operating system's words inside.
+    text = str(error).lower()
+    return any(
+        word in text
+        for word in ("no space left", "file too large", "quota exceeded", "os error 28", "os error 27")
+    )
+
+
+@contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`.
+
+    Errors: NoSpaceError when the disk or the file-size limit is full; UserInputError when the
+    folder cannot be written. Whatever was at `path` before stays until the rename.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except Exception as error:
+        if _is_full(error):
+            raise NoSpaceError(
+                f"no space left to write {path}",
+                "free some space (or point --run / --out to another disk) and run the same "
+                "command again with --resume: what was finished is kept",
+            ) from error
+        if isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError)):
+            raise UserInputError(
+                f"cannot write {path}: {error.strerror}", "choose a folder that you may write to"
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Indented JSON with sorted keys: the same value gives the same bytes."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_npy(path: Path | str, array: Any) -> None:
+    import numpy as np
+
+    with whole_file(path) as temporary, temporary.open("wb") as handle:
+        np.save(handle, array, allow_pickle=False)
+
+
+def write_parquet(path: Path | str, table: Any) -> None:
+    """Write a pyarrow Table; the same table gives the same bytes."""
+    import pyarrow.parquet as pq
+
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def write_safetensors(
+    path: Path | str, tensors: dict[str, Any], metadata: dict[str, str] | None = None
+) -> None:
+    """Write torch tensors (made contiguous) as safetensors."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as temporary:
+        save_file(contiguous, temporary, metadata=metadata)
+
+
+def read_json(path: Path | str, what: str = "file") -> Any:
+    """Read JSON; UserInputError names the file when it is missing or not JSON."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserInputError(f"{what} {path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserInputError(
+            f"{what} {path} is not valid JSON ({error})", "restore it, or make it again"
+        ) from error
+
+
+def sha256_file(path: Path | str) -> str:
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string of a JSON value: sorted keys, no spaces. What hashes are taken of."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode("utf-8")
+
+
+def sha256_json(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()
