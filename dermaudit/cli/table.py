@@ -42,5 +42,10 @@ def load(verb: str) -> Callable[..., dict[str, Any]]:
     """The function of a verb. UserInputError offers the nearest verb for an unknown one."""
     if verb not in VERBS:
         raise unknown("command", verb, VERBS)
-    module, _, name = VERBS[verb][0].partition(":")
+    return load_function(VERBS[verb][0])
+
+
+def load_function(target: str) -> Callable[..., Any]:
+    """The object named by "module:name", imported now."""
+    module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
