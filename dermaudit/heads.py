@@ -1,0 +1,156 @@
+"""Linear heads and probes: logistic regression on standardised features, C by grouped inner folds.
+
+A head is what a run predicts with (`heads/<label>.safetensors`); a probe is the same fit used as a
+ceiling for one concept. Fitted on the train split only; the choice of C never sees val or test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
+
+C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+@dataclass
+class LinearHead:
+    """`logits = ((x - mean) / scale) @ weight.T + bias`; x (n, d), logits (n, classes).
+
+    For a two-class head `weight` has one row per class too (the negative class is minus one half
+    of the binary logit), so that softmax gives the logistic probability.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    classes: list[str]
+    C: float
+    site: str
+    n_train: int
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        return ((x - self.mean) / self.scale) @ self.weight.T + self.bias
+
+    def probs(self, x: np.ndarray) -> np.ndarray:
+        logits = self.logits(x)
+        exponent = np.exp(logits - logits.max(1, keepdims=True))
+        return exponent / exponent.sum(1, keepdims=True)
+
+    def direction(self) -> np.ndarray:
+        """d logits / d x: (classes, d)."""
+        return self.weight / self.scale
+
+    def save(self, path: Path) -> None:
+        import torch
+
+        from dermaudit.files import write_safetensors
+
+        tensors = {
+            name: torch.from_numpy(np.asarray(getattr(self, name), dtype=np.float32))
+            for name in ("weight", "bias", "mean", "scale")
+        }
+        meta = {
+            "classes": json.dumps(self.classes), "C": repr(self.C), "site": self.site,
+            "n_train": str(self.n_train), "format_version": "1",
+        }
+        write_safetensors(path, tensors, meta)
+
+    @classmethod
+    def load(cls, path: Path) -> LinearHead:
+        from safetensors import SafetensorError, safe_open
+
+        if not path.is_file():
+            raise UserInputError(f"there is no head {path}", "fit one: dermaudit heads --run RUN")
+        try:
+            with safe_open(path, framework="np") as handle:
+                meta = handle.metadata() or {}
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            return cls(
+                **{name: tensors[name] for name in ("weight", "bias", "mean", "scale")},
+                classes=json.loads(meta["classes"]), C=float(meta["C"]), site=meta["site"],
+                n_train=int(meta["n_train"]),
+            )
+        except (SafetensorError, KeyError) as error:
+            raise ForeignArtifactError(
+                f"{path} is not a head of dermaudit ({error})", "fit it again: dermaudit heads --force"
+            ) from error
+
+
+def fit_head(
+    x: np.ndarray,
+    labels: Sequence[str],
+    groups: Sequence[object],
+    *,
+    site: str = "visual.pooled",
+    seed: int = 0,
+    c_grid: Sequence[float] = C_GRID,
+) -> LinearHead:
+    """Fit a head on rows x (n, d). EvidenceError when a class is missing or n is under 30."""
+    labels = np.asarray(labels, dtype=str)
+    classes = sorted(set(labels.tolist()))
+    if len(labels) < 30 or len(classes) < 2:
+        raise EvidenceError(
+            f"too little to fit a head: {len(labels)} labelled train images, {len(classes)} classes",
+            "at least 30 images of 2 classes are needed in the train split",
+            {"n": len(labels), "classes": len(classes)},
+        )
+    mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64) + 1e-8
+    z = (x - mean) / scale
+    best = choose_c(z, labels, groups, c_grid=c_grid, seed=seed)
+    model = _logistic(best).fit(z, labels)
+    weight, bias = model.coef_, model.intercept_
+    if len(classes) == 2:
+        weight, bias = np.vstack([-weight / 2, weight / 2]), np.array([-bias[0] / 2, bias[0] / 2])
+    return LinearHead(
+        weight.astype(np.float32), bias.astype(np.float32), mean.astype(np.float32),
+        scale.astype(np.float32), classes, float(best), site, len(labels),
+    )
+
+
+def choose_c(
+    z: np.ndarray, labels: np.ndarray, groups: Sequence[object], *, c_grid=C_GRID, seed: int = 0
+) -> float:
+    """The C with the least log loss over 3 grouped inner folds."""
+    from sklearn.metrics import log_loss
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = list(
+        StratifiedGroupKFold(3, shuffle=True, random_state=seed).split(z, labels, np.asarray(groups))
+    )
+    classes = sorted(set(labels.tolist()))
+    scores = []
+    for c in c_grid:
+        losses = []
+        for fit, held in folds:
+            if len(set(labels[fit].tolist())) < len(classes):
+                continue
+            model = _logistic(c).fit(z[fit], labels[fit])
+            losses.append(-log_loss(labels[held], model.predict_proba(z[held]), labels=classes))
+        scores.append(np.mean(losses) if losses else -np.inf)
+    return c_grid[int(np.argmax(scores))]
+
+
+def fit_probe(
+    x: np.ndarray, truth: np.ndarray, groups: Sequence[object], *, seed: int = 0
+) -> LinearHead:
+    """A supervised linear probe of one concept (0/1 truth): the ceiling of a single latent."""
+    words = np.where(np.asarray(truth) > 0.5, "present", "absent")
+    return fit_head(x, words, groups, seed=seed)
+
+
+def probe_score(head: LinearHead, x: np.ndarray) -> np.ndarray:
+    """The logit of the second class ("present") of a two-class head: (n,)."""
+    return head.logits(x)[:, 1]
+
+
+def _logistic(c: float):
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=c, max_iter=2000)

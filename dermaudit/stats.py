@@ -1,0 +1,150 @@
+"""Ranking scores and intervals: AUROC, AUPRC (average precision), bootstrap over groups.
+
+Everything is float64 numpy, vectorised over many score columns at once: the audit asks for the
+AUPRC of thousands of latents. Ties are handled as scikit-learn does (one step per distinct score).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+MIN_CELL = 30  # a cell with fewer images prints "n too small" (design §10)
+
+
+def auroc(truth: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve of one score; ties count one half. nan when one class is absent."""
+    return float(auroc_many(truth, np.asarray(score)[:, None])[0])
+
+
+def auroc_many(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """AUROC of every column of `scores` (n, m) against 0/1 `truth` (n,). Mann-Whitney by mid-ranks."""
+    from scipy.stats import rankdata
+
+    truth = np.asarray(truth).astype(bool)
+    n_pos, n_neg = int(truth.sum()), int((~truth).sum())
+    if n_pos == 0 or n_neg == 0:
+        return np.full(scores.shape[1], np.nan)
+    ranks = rankdata(np.asarray(scores, dtype=np.float64), axis=0)
+    return (ranks[truth].sum(0) - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
+
+
+def auprc(truth: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Average precision of one score, with optional non-negative weights (bootstrap counts)."""
+    order, last = _descending(np.asarray(score, dtype=np.float64))
+    return _ap_ordered(np.asarray(truth, dtype=np.float64), order, last, weight)
+
+
+def auprc_many(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Average precision of every column of `scores` (n, m) against 0/1 `truth` (n,)."""
+    scores = np.asarray(scores, dtype=np.float64)
+    truth = np.asarray(truth, dtype=np.float64)
+    n, m = scores.shape
+    total = truth.sum()
+    if total == 0:
+        return np.full(m, np.nan)
+    order = np.argsort(-scores, axis=0, kind="stable")
+    ordered = np.take_along_axis(scores, order, axis=0)
+    hits = truth[order].cumsum(0)
+    # A tie group counts once, at its last member: precision there, recall gained over the group.
+    last = np.ones((n, m), dtype=bool)
+    last[:-1] = ordered[:-1] != ordered[1:]
+    precision = hits / np.arange(1, n + 1)[:, None]
+    at_last = np.where(last, hits, 0.0)
+    before = np.maximum.accumulate(np.vstack([np.zeros((1, m)), at_last[:-1]]), axis=0)
+    return np.where(last, precision * (hits - before), 0.0).sum(0) / total
+
+
+def _descending(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-score, kind="stable")
+    ordered = score[order]
+    last = np.append(ordered[:-1] != ordered[1:], True)
+    return order, np.flatnonzero(last)
+
+
+def _ap_ordered(
+    truth: np.ndarray, order: np.ndarray, last: np.ndarray, weight: np.ndarray | None
+) -> float:
+    w = np.ones(len(truth)) if weight is None else np.asarray(weight, dtype=np.float64)
+    w = w[order]
+    hits = (w * truth[order]).cumsum()[last]
+    seen = w.cumsum()[last]
+    if hits[-1] <= 0:
+        return float("nan")
+    gained = np.diff(hits, prepend=0.0)
+    precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
+    return float((precision * gained).sum() / hits[-1])
+
+
+class GroupBootstrap:
+    """Resamples whole groups (patients, lesions) with replacement, as row weights.
+
+    `weights()` yields `n_draws` integer weight vectors (n,). The same seed gives the same draws, so
+    that several figures are bootstrapped jointly by passing the same object.
+    """
+
+    def __init__(self, groups: Sequence[object], n_draws: int = 1000, seed: int = 0) -> None:
+        _, self._member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+        self._n_groups = int(self._member.max()) + 1 if len(self._member) else 0
+        self.n_draws = n_draws
+        self._seed = seed
+
+    def weights(self):
+        generator = np.random.default_rng(self._seed)
+        for _ in range(self.n_draws):
+            drawn = generator.integers(0, self._n_groups, self._n_groups)
+            yield np.bincount(drawn, minlength=self._n_groups)[self._member].astype(np.float64)
+
+    def interval(
+        self, statistic: Callable[[np.ndarray], float], level: float = 0.95
+    ) -> tuple[float, float]:
+        """Percentile interval of `statistic(weights)`; draws that give nan are left out.
+
+        (nan, nan) when fewer than half of the draws are defined."""
+        values = np.array([statistic(weight) for weight in self.weights()])
+        return percentile_interval(values, level)
+
+
+def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    defined = values[np.isfinite(values)]
+    if len(defined) < max(2, len(values) / 2):
+        return float("nan"), float("nan")
+    tail = (1 - level) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def auprc_draws(
+    truth: np.ndarray, scores: Sequence[np.ndarray], bootstrap: GroupBootstrap
+) -> np.ndarray:
+    """Average precision of several scores in every draw: (n_draws, len(scores) + 1); the last
+    column is the prevalence of the draw. Orders are computed once."""
+    truth = np.asarray(truth, dtype=np.float64)
+    plans = [_descending(np.asarray(score, dtype=np.float64)) for score in scores]
+    rows = []
+    for weight in bootstrap.weights():
+        values = [_ap_ordered(truth, order, last, weight) for order, last in plans]
+        rows.append([*values, float((weight * truth).sum() / weight.sum())])
+    return np.array(rows)
+
+
+def auroc_weighted(truth: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
+    """AUROC with row weights; ties count one half."""
+    truth = np.asarray(truth, dtype=np.float64)
+    order, last = _descending(np.asarray(score, dtype=np.float64))
+    w, t = np.asarray(weight, dtype=np.float64)[order], truth[order]
+    pos = np.diff((w * t).cumsum()[last], prepend=0.0)
+    neg = np.diff((w * (1 - t)).cumsum()[last], prepend=0.0)
+    if pos.sum() == 0 or neg.sum() == 0:
+        return float("nan")
+    above = pos.cumsum() - pos  # positives scored strictly higher than this tie group
+    return float((neg * (above + pos / 2)).sum() / (pos.sum() * neg.sum()))
+
+
+def auroc_interval(
+    truth: np.ndarray, score: np.ndarray, groups: Sequence[object], *, n_draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the AUROC by bootstrap over groups."""
+    bootstrap = GroupBootstrap(groups, n_draws, seed)
+    return bootstrap.interval(lambda weight: auroc_weighted(truth, score, weight))
