@@ -1,0 +1,27 @@
+"""Sparse autoencoders: activation stores, training, the sae-lens files, codes, the suppressor.
+
+Sites carry one name everywhere: `visual.pooled`, `visual.blocks.<i>.hook_resid_post`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+if __name__ != "dermaudit.sae":
+    raise ImportError("import dermaudit.sae, not the bare folder 'sae'")
+
+_PUBLIC = {
+    "ActivationStore": ".store",
+    "ThresholdSAE": ".model",
+    "Codes": ".codes",
+    "LatentSuppressor": ".suppressor",
+    "fit_sae": ".train",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'dermaudit.sae' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PUBLIC[name], __name__), name)
