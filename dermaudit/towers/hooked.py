@@ -1,0 +1,318 @@
+"""HookedTower: an open_clip model with hook points, its output bit for bit what it was.
+
+The points do not replace modules, they tap them with forward hooks (taps.py), so that the state
+dict of `tower.model` keeps its keys. Always in eval mode; parameters are frozen, gradients still
+flow to the input. Names, signatures and verbs are those of transformer-lens and sae-lens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from dermaudit.errors import UserInputError, unknown
+
+from .cards import Card, read_card, read_training_hashes
+from .fingerprint import tower_fingerprint
+from .preprocess import Preprocess
+from .splice import splice
+from .taps import Tap, text_taps, visual_taps
+
+#: prompts encoded at once: 5,000 prompts of a ViT-B text tower in one batch would take gigabytes.
+_TEXT_BATCH = 256
+
+
+class HookedTower(HookedRootModule):
+    """An image tower and a text tower under one set of hook points.
+
+    `model`: an open_clip model (CLIP, CustomTextCLIP, or one with PanDerm's tower). `tokenizer`:
+    list of strings -> (n, context_length) int64. `preprocess_cfg`: open_clip's, complete. `folder`:
+    where the card and the list of training images are, if anywhere.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        tokenizer: Callable[[list[str]], Tensor] | None,
+        preprocess_cfg: dict[str, Any],
+        name: str = "unnamed",
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.preprocess = Preprocess(preprocess_cfg)
+        self._visual_taps = visual_taps(model)
+        self._text_taps = text_taps(model)
+        self._splices: dict[str, Callable[[Tensor], Tensor]] = {}
+        self._points: dict[str, HookPoint] = {}
+        self._counts: Counter[str] | None = None
+        for tap in (*self._visual_taps.taps, *self._text_taps.taps):
+            self._attach(tap)
+        for site in ("visual.embedding", "visual.pooled", "text.embedding", "text.pooled"):
+            self._add_point(site)
+        self.setup()
+
+    # ---- what the model is -------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def preprocess_config(self) -> dict[str, Any]:
+        """open_clip's preprocessing configuration, JSON-able."""
+        return self.preprocess.config
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.preprocess.size[0]
+
+    @property
+    def family(self) -> str:
+        return self._visual_taps.family
+
+    @property
+    def n_blocks(self) -> int:
+        return self._visual_taps.n_blocks
+
+    @property
+    def n_prefix_tokens(self) -> int:
+        """Tokens before the patches (the class token and registers)."""
+        return self._visual_taps.n_prefix_tokens
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; token n_prefix_tokens + r * columns + c is patch (r, c)."""
+        if self._visual_taps.grid is None:
+            raise UserInputError(f"the image tower of '{self.name}' has no patches")
+        return self._visual_taps.grid
+
+    @property
+    def d_block(self) -> int:
+        """Width of the residual stream of the image tower."""
+        if self._visual_taps.d_block is None:
+            raise UserInputError(f"the image tower of '{self.name}' has no blocks")
+        return self._visual_taps.d_block
+
+    @cached_property
+    def d_pooled(self) -> int:
+        """Width of the joint embedding."""
+        with torch.no_grad():
+            return self.model.encode_image(self._blank_images(), normalize=False).shape[-1]
+
+    @property
+    def logit_scale(self) -> float:
+        """exp of the learned logit scale: 1 / temperature."""
+        return float(self.model.logit_scale.detach().exp())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over weights and preprocessing (fingerprint.py). Computed once: weights are frozen."""
+        return tower_fingerprint(self.model.state_dict(), self.preprocess_config)
+
+    @cached_property
+    def card(self) -> Card:
+        """The model card beside the checkpoint; empty when there is none."""
+        return read_card(self.folder)
+
+    def training_hashes(self) -> frozenset[str]:
+        """The first 16 hex digits of sha256 of every training image file; empty when not listed."""
+        return read_training_hashes(self.folder)
+
+    @property
+    def sites(self) -> list[str]:
+        """The names of the hook points, in the order in which the taps were laid."""
+        return list(self._points)
+
+    def site_width(self, site: str) -> int:
+        """The last dimension of the activation at an image site."""
+        self.check_site(site)
+        return self.d_pooled if site in ("visual.pooled", "visual.embedding") else self.d_block
+
+    def check_site(self, site: str) -> None:
+        """Errors: UserInputError with the nearest site when there is no such hook point."""
+        if site not in self._points:
+            raise unknown("site", site, self._points)
+
+    # ---- encoding ----------------------------------------------------------------------------
+
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """Prepared images (n, 3, s, s) float -> (n, d_pooled); unit rows if `normalize`."""
+        features = self.model.encode_image(images.to(self.device), normalize=False)
+        features = self._fire("visual.embedding", features)
+        if not normalize:
+            return features
+        return self._fire("visual.pooled", F.normalize(features, dim=-1))
+
+    def encode_text(self, texts: list[str] | Tensor, normalize: bool = True) -> Tensor:
+        """Strings (tokenised as the checkpoint says) or ids (n, context) -> (n, d_pooled)."""
+        if isinstance(texts, Tensor):
+            return self._encode_tokens(texts, normalize)
+        tokens = self.tokenize(texts)
+        if not len(tokens):
+            return torch.empty(0, self.d_pooled, device=self.device)
+        parts = [self._encode_tokens(part, normalize) for part in tokens.split(_TEXT_BATCH)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _encode_tokens(self, tokens: Tensor, normalize: bool) -> Tensor:
+        features = self.model.encode_text(tokens.to(self.device), normalize=False)
+        features = self._fire("text.embedding", features)
+        if not normalize:
+            return features
+        return self._fire("text.pooled", F.normalize(features, dim=-1))
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """(n, context_length) int64 ids."""
+        if self.tokenizer is None:
+            raise UserInputError(f"the model '{self.name}' has no tokeniser")
+        if isinstance(texts, str):
+            texts = [texts]
+        if not len(texts):
+            return torch.empty(0, self.model.context_length, dtype=torch.int64)
+        return self.tokenizer(list(texts))
+
+    def forward(
+        self,
+        images: Tensor | None = None,
+        texts: list[str] | Tensor | None = None,
+        normalize: bool = True,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Image embeddings, text embeddings, or both as a pair. What run_with_cache and co. call."""
+        if images is None and texts is None:
+            raise UserInputError("give images, texts, or both")
+        if images is None:
+            return self.encode_text(texts, normalize)
+        if texts is None:
+            return self.encode_image(images, normalize)
+        return self.encode_image(images, normalize), self.encode_text(texts, normalize)
+
+    def train(self, mode: bool = True) -> HookedTower:
+        """A tower stays in eval mode: patch dropout would change the tokens under the hooks."""
+        return super().train(False)
+
+    # ---- hook points -------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Name the hook points; unlike transformer-lens this leaves every other module untouched."""
+        self.hook_dict = dict(self._points)
+        self.mod_dict = dict(self._points)
+        for site, point in self._points.items():
+            point.name = site
+
+    def _add_point(self, site: str) -> None:
+        parent: nn.Module = self
+        *path, leaf = site.split(".")
+        for part in path:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent._modules[part]
+        point = HookPoint()
+        parent.add_module(leaf, point)
+        self._points[site] = point
+
+    def _attach(self, tap: Tap) -> None:
+        self._add_point(tap.site)
+
+        def through(value: Any) -> Any:
+            """None when no hook changed anything, so that torch keeps the very same object."""
+            tensor = value[0] if isinstance(value, tuple) else value
+            seen = tensor.transpose(0, 1) if tap.swap else tensor
+            given = self._fire(tap.site, seen)
+            if given is seen:
+                return None
+            given = given.transpose(0, 1) if tap.swap else given
+            return (given, *value[1:]) if isinstance(value, tuple) else given
+
+        def enter(module: nn.Module, args: tuple, kwargs: dict) -> Any:
+            if args:
+                given = through(args[0])
+                return None if given is None else ((given, *args[1:]), kwargs)
+            given = through(kwargs["hidden_states"])
+            return None if given is None else (args, {**kwargs, "hidden_states": given})
+
+        if tap.where == "in":
+            tap.module.register_forward_pre_hook(enter, with_kwargs=True)
+        else:
+            tap.module.register_forward_hook(lambda module, args, output: through(output))
+
+    def _fire(self, site: str, value: Tensor) -> Tensor:
+        if self._counts is not None:
+            self._counts[site] += 1
+        stand_in = self._splices.get(site)
+        return self._points[site](value) if stand_in is None else stand_in(value)
+
+    @torch.no_grad()
+    def assert_taps_fire(self) -> None:
+        """One forward of a blank image and an empty prompt: every tap fires exactly once.
+
+        Errors: RuntimeError that lists the taps that fired never or more often. A tap that stays
+        silent would cache nothing, and one that fires twice would keep only the second value.
+        """
+        self._counts = Counter()
+        try:
+            self.encode_image(self._blank_images())
+            if any(site.startswith("text.") for site in self._points):
+                length = self.model.context_length
+                self.encode_text(torch.ones(1, length, dtype=torch.int64))
+            wrong = {s: self._counts[s] for s in self._points if self._counts[s] != 1}
+        finally:
+            self._counts = None
+        if wrong:
+            raise RuntimeError(f"taps of '{self.name}' that did not fire exactly once: {wrong}")
+
+    def _blank_images(self) -> Tensor:
+        return torch.zeros(1, 3, *self.preprocess.size, device=self.device)
+
+    # ---- sparse autoencoders in the path -----------------------------------------------------
+
+    @contextmanager
+    def saes(
+        self, saes: Sequence[Any], *, use_error_term: bool = True, positions: str = "all"
+    ) -> Iterator[HookedTower]:
+        """Within the block each SAE stands at its `cfg.metadata.hook_name`; see splice.py."""
+        with splice(self, saes, use_error_term, positions):
+            yield self
+
+    def run_with_saes(
+        self,
+        *args: Any,
+        saes: Sequence[Any],
+        use_error_term: bool = True,
+        positions: str = "all",
+        **kwargs: Any,
+    ) -> Any:
+        """One forward with the SAEs in the path (the error term kept unless said otherwise)."""
+        with self.saes(saes, use_error_term=use_error_term, positions=positions):
+            return self(*args, **kwargs)
+
+    # ---- copies ------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict) -> NoReturn:
+        _refuse_copy()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        _refuse_copy()
+
+
+def _refuse_copy() -> NoReturn:
+    # A copy's taps would still call the hook points of the original: its cache would stay empty
+    # without a word.
+    raise TypeError(
+        "a HookedTower cannot be copied or pickled: the taps of the copy would feed the original; "
+        "copy tower.model and wrap it again, or call load_model(tower.name)"
+    )

@@ -1,0 +1,159 @@
+"""Files that live on a hub: found in the local cache, fetched if the hub answers, or refused at once.
+
+open_clip and huggingface_hub retry for over 40 seconds without a network. Here it is decided first:
+cached? offline by wish? does the host answer within two seconds?
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+from urllib.parse import urlparse
+
+from dermaudit.errors import UserInputError
+
+from .names import CONFIG_FILE
+
+_SECONDS = 2.0
+_SIDE_FILES = ("*.json", "*.txt", "*.md", "*.model")
+
+
+def reachable(url: str) -> bool:
+    """Whether the host of `url` (or the proxy before it) takes a connection within two seconds."""
+    target = urlparse(url)
+    proxy = os.environ.get(f"{target.scheme}_proxy") or os.environ.get(
+        f"{target.scheme.upper()}_PROXY"
+    )
+    if proxy:
+        target = urlparse(proxy if "//" in proxy else f"//{proxy}")
+    port = target.port or (80 if target.scheme == "http" else 443)
+    answered: list[bool] = []
+
+    def try_once() -> None:
+        try:
+            socket.create_connection((target.hostname or "", port), timeout=_SECONDS).close()
+            answered.append(True)
+        except OSError:
+            pass
+
+    # In a thread, since looking up a name has no time limit of its own.
+    thread = threading.Thread(target=try_once, daemon=True)
+    thread.start()
+    thread.join(_SECONDS)
+    return bool(answered)
+
+
+def offline() -> bool:
+    """Whether the hub must not or cannot be asked."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT)
+
+
+def fetch_repo(repo: str) -> Path:
+    """The folder of a hub repository with its configuration, tokeniser and one weights file.
+
+    Errors: UserInputError that says what to fetch and where to put it when it is not in the cache
+    and the hub cannot be reached, or when the hub refuses.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    from .load import WEIGHTS
+
+    cached = try_to_load_from_cache(repo, CONFIG_FILE)
+    if isinstance(cached, str) and any((Path(cached).parent / w).is_file() for w in WEIGHTS):
+        return Path(cached).parent
+    if offline():
+        raise UserInputError(
+            f"'{repo}' is not in the local cache and {constants.ENDPOINT} cannot be reached",
+            f"on a machine with a network run `hf download {repo} --local-dir {_short(repo)}`, copy "
+            f"the folder here, and name it local-dir:{_short(repo)}",
+        )
+    return _download(repo, WEIGHTS)
+
+
+def _download(repo: str, weights: tuple[str, ...]) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        listed = HfApi().list_repo_files(repo)
+        if CONFIG_FILE not in listed:
+            raise UserInputError(
+                f"the hub repository '{repo}' is no open_clip model: it has no {CONFIG_FILE}"
+            )
+        wanted = [w for w in weights if w in listed][:1]
+        return Path(snapshot_download(repo, allow_patterns=[*_SIDE_FILES, *wanted]))
+    except GatedRepoError as error:
+        raise UserInputError(
+            f"the hub repository '{repo}' is gated",
+            f"accept its terms at https://huggingface.co/{repo} and log in with `hf auth login`",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserInputError(
+            f"the hub has no repository '{repo}' that you may read",
+            "check the spelling; for a private one log in with `hf auth login`",
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise UserInputError(f"'{repo}' cannot be fetched from the hub: {error}") from error
+
+
+def require_weights(arch: str, tag: str) -> None:
+    """Errors: UserInputError when the weights of an open_clip tag are neither cached nor in reach."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from open_clip.pretrained import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(arch, tag)
+    repo, _, filename = cfg.get("hf_hub", "").rpartition("/")
+    if repo:
+        names = [filename] if filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+        names += [n.rsplit(".", 1)[0] + ".safetensors" for n in names]
+        if any(isinstance(try_to_load_from_cache(repo, n), str) for n in names):
+            return
+        if not offline():
+            return
+        where = f"`hf download {repo}` and copy {constants.HF_HUB_CACHE} here"
+    else:
+        url = cfg.get("url", "")
+        target = Path("~/.cache/clip").expanduser() / url.rsplit("/", 1)[-1]
+        if target.is_file() or (not constants.HF_HUB_OFFLINE and reachable(url)):
+            return
+        where = f"fetch {url} and put it at {target}"
+    raise UserInputError(
+        f"the weights of '{arch}/{tag}' are not in the local cache and cannot be fetched: no network",
+        f"on a machine with a network: {where}",
+    )
+
+
+def tokenizer_source(folder: Path, name: str) -> str:
+    """Where the tokeniser is: the model's folder, else the cache, else the hub.
+
+    Errors: UserInputError when it is nowhere and the hub cannot be reached.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if any((folder / f).is_file() for f in ("tokenizer.json", "vocab.txt", "tokenizer.model")):
+        if not (folder / "tokenizer_config.json").is_file():
+            raise UserInputError(
+                f"{folder} has a tokeniser but no tokenizer_config.json",
+                "restore it from the release: without it the padding token is unknown",
+            )
+        return str(folder)
+    if Path(name).is_dir() or "/" not in name:
+        raise UserInputError(
+            f"{folder} has no tokenizer.json", "restore it from the checkpoint's release"
+        )
+    if isinstance(try_to_load_from_cache(name, "tokenizer_config.json"), str) or not offline():
+        return name
+    raise UserInputError(
+        f"the tokeniser '{name}' is neither in {folder} nor in the local cache, and the hub cannot "
+        "be reached",
+        f"on a machine with a network run `hf download {name} tokenizer.json tokenizer_config.json "
+        f"vocab.txt --local-dir {_short(name)}` and copy the files into {folder}",
+    )
+
+
+def _short(repo: str) -> str:
+    return repo.rsplit("/", 1)[-1]

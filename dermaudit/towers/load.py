@@ -1,0 +1,275 @@
+"""`load_model`: from a name to a HookedTower.
+
+Whatever the source, a model is a folder with `open_clip_config.json` and weights, and is opened by
+one path; only `<architecture>/<tag>` goes through open_clip's own registry. Foreign weights that
+are not safetensors are read with `weights_only=True` and in no other way.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dermaudit.errors import ForeignArtifactError, UserInputError
+from dermaudit.files import read_json
+
+from .hooked import HookedTower
+from .hub import fetch_repo, require_weights
+from .names import CONFIG_FILE, Source, check_tag, resolve
+from .panderm import is_panderm, panderm_from_state
+from .texts import bert_from_state, is_bert
+
+#: in the order in which stock open_clip prefers them.
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+
+
+def load_model(name: str, device: str = "cpu") -> HookedTower:
+    """Open a model by name (names.py) and check that each of its taps fires once.
+
+    Errors: UserInputError (unknown name, missing or broken file, hub out of reach) and
+    ForeignArtifactError (weights of another architecture), each naming the file and the mend.
+    """
+    source = resolve(name)
+    tower = _open_tag(source) if source.kind == "open_clip" else _open_folder(source)
+    try:
+        tower = tower.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserInputError(f"device '{device}' cannot be used: {error}", "try --device cpu") from error
+    tower.assert_taps_fire()
+    return tower
+
+
+def _open_folder(source: Source) -> HookedTower:
+    folder = fetch_repo(source.repo) if source.kind == "hub" else source.folder
+    assert folder is not None
+    config = read_config(folder)
+    path = weights_file(folder)
+    state = read_state(path)
+    model = build_model(config["model_cfg"], state, folder, path)
+    return HookedTower(
+        model,
+        tokenizer=_tokenizer(folder, config["model_cfg"]),
+        preprocess_cfg=_preprocess_cfg(config, model),
+        name=source.name,
+        folder=folder,
+    )
+
+
+def _open_tag(source: Source) -> HookedTower:
+    import open_clip
+
+    check_tag(source)
+    require_weights(source.arch, source.tag)
+    model, _, _ = open_clip.create_model_and_transforms(source.arch, source.tag, weights_only=True)
+    return HookedTower(
+        model,
+        tokenizer=open_clip.get_tokenizer(source.arch),
+        preprocess_cfg=dict(model.visual.preprocess_cfg),
+        name=source.name,
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`open_clip_config.json`, with `model_cfg` in it. Errors: UserInputError naming the file."""
+    path = folder / CONFIG_FILE
+    config = read_json(path, "model configuration")
+    model = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(model, dict):
+        raise UserInputError(f"{path} has no 'model_cfg'", "restore the file of the release")
+    lacking = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model]
+    if lacking:
+        raise UserInputError(f"{path}: model_cfg lacks {', '.join(lacking)}", "restore the file")
+    return config
+
+
+def weights_file(folder: Path) -> Path:
+    """The weights that stock open_clip would choose too. Errors: UserInputError when none."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(p for ext in ("safetensors", "bin", "pth") for p in folder.glob(f"*.{ext}"))
+    if others:
+        return others[0]
+    raise UserInputError(
+        f"{folder} has a configuration but no weights", f"put {WEIGHTS[0]} beside {CONFIG_FILE}"
+    )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, in the precision of the file.
+
+    Errors: ForeignArtifactError when it is cut off, not a weights file, or would need pickle.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ForeignArtifactError(
+                f"{path} cannot be read as safetensors ({error})",
+                "the file is cut off or something else: copy or download it again",
+            ) from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many classes here, pickle's own among them
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ForeignArtifactError(
+            f"{path} cannot be read as plain weights ({first})",
+            "a file that needs pickle is not opened: convert it to safetensors",
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ForeignArtifactError(f"{path} holds no state dict of tensors")
+    if state and all(key.startswith("module.") for key in state):
+        state = {key[len("module.") :]: value for key, value in state.items()}
+    return state
+
+
+def build_model(
+    model_cfg: dict[str, Any], state: dict[str, Tensor], folder: Path, path: Path
+) -> nn.Module:
+    """The open_clip model of `model_cfg` with `state` in it.
+
+    A PanDerm image tower and a BERT text tower are recognised by their keys and built from their
+    shapes: their configurations name sizes that are not theirs, or files of another repository.
+    """
+    cfg = copy.deepcopy(model_cfg)
+    visual = text = None
+    if is_panderm(state):
+        part = _below(state, "visual.")
+        visual = _naming(path, lambda: panderm_from_state(part, cfg["vision_cfg"].get("heads")))
+        cfg["vision_cfg"] = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 16}
+    if "hf_model_name" in cfg["text_cfg"] and is_bert(state):
+        text = bert_from_state(_below(state, "text."), cfg, folder)
+        cfg["text_cfg"] = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
+        cfg["custom_text"] = True
+    model = _construct(cfg, folder)
+    if visual is not None:
+        model.visual = visual
+    if text is not None:
+        model.text = text
+        model.context_length = model_cfg["text_cfg"].get("context_length", text.context_length)
+        model.vocab_size = text.vocab_size
+    return _fill(model, state, path)
+
+
+def _construct(cfg: dict[str, Any], folder: Path) -> nn.Module:
+    import open_clip
+    from open_clip.coca_model import CoCa
+
+    custom_text = cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]
+    kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    if "multimodal_cfg" in cfg:
+        kind = CoCa
+    # No tower may fetch weights of its own: the checkpoint has them all.
+    if "timm_model_name" in cfg["vision_cfg"]:
+        cfg["vision_cfg"]["timm_model_pretrained"] = False
+    if "hf_model_name" in cfg["text_cfg"]:
+        cfg["text_cfg"]["hf_model_pretrained"] = False
+    try:
+        return kind(**cfg)
+    except Exception as error:  # any class: the configuration is foreign input
+        raise ForeignArtifactError(
+            f"{folder / CONFIG_FILE}: open_clip cannot build this model "
+            f"({type(error).__name__}: {error})",
+            "check model_cfg against open_clip's own configurations",
+        ) from error
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
+    from open_clip.factory import load_checkpoint
+
+    known = ("positional_embedding", "text.positional_embedding", "visual.positional_embedding")
+    target = model.state_dict()
+    flat = "positional_embedding" in state and "text.transformer.resblocks" in " ".join(target)
+    position_ids = "text.transformer.embeddings.position_ids"
+    missing = sorted(key for key in target if key not in state and key != "logit_bias")
+    unexpected = sorted(key for key in state if key not in target and key != position_ids)
+    shapes = sorted(
+        f"{key} {tuple(state[key].shape)} instead of {tuple(target[key].shape)}"
+        for key in target
+        if key in state
+        and state[key].numel() != target[key].numel()
+        # open_clip interpolates positions to another image size or context length.
+        and key not in known
+    )
+    # open_clip converts checkpoints of the flat text layout itself; let it say what is wrong then.
+    if (missing or unexpected or shapes) and not flat:
+        raise ForeignArtifactError(
+            f"{path} does not fit {path.parent / CONFIG_FILE}: "
+            + "; ".join(
+                f"{what} {_few(keys)}"
+                for what, keys in (
+                    ("missing", missing),
+                    ("unexpected", unexpected),
+                    ("wrong shape", shapes),
+                )
+                if keys
+            ),
+            "the weights and the configuration belong to different models",
+        )
+    return _naming(path, lambda: (load_checkpoint(model, str(path), strict=True), model)[1])
+
+
+def _naming(path: Path, build: Any) -> Any:
+    try:
+        return build()
+    except (RuntimeError, ForeignArtifactError) as error:
+        raise ForeignArtifactError(f"{path}: {error}") from error
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _preprocess_cfg(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    merged = merge_preprocess_dict(asdict(PreprocessCfg()), config.get("preprocess_cfg") or {})
+    if hasattr(model.visual, "image_size"):
+        merged["size"] = model.visual.image_size
+    return merged
+
+
+def _tokenizer(folder: Path, model_cfg: dict[str, Any]) -> Any:
+    import open_clip
+
+    from .hub import tokenizer_source
+
+    name = model_cfg["text_cfg"].get("hf_tokenizer_name")
+    if not name:
+        return open_clip.get_tokenizer(f"local-dir:{folder}")
+    cfg = model_cfg["text_cfg"]
+    source = tokenizer_source(folder, name)
+    try:
+        return open_clip.tokenizer.HFTokenizer(
+            source,
+            context_length=cfg.get("context_length", 77),
+            tokenizer_mode=cfg.get("tokenizer_mode"),
+            **(cfg.get("tokenizer_kwargs") or {}),
+        )
+    except Exception as error:  # transformers raises many classes for a broken tokenizer folder
+        raise UserInputError(
+            f"the tokeniser in {folder} cannot be opened ({error})",
+            "it needs tokenizer.json and tokenizer_config.json beside the weights",
+        ) from error

@@ -1,0 +1,134 @@
+"""Which model a name means, decided before anything heavy is imported or any hub is asked.
+
+`phantom-vit` (bundled) · `some/folder` or `local-dir:some/folder` · `hf-hub:org/repo` ·
+`ViT-B-16/openai` (an open_clip architecture and tag, split at the last `/`). No torch here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import dermaudit
+from dermaudit.errors import UserInputError, closest, unknown
+
+CONFIG_FILE = "open_clip_config.json"
+#: the checkpoints that a complete installation ships.
+BUNDLED = ("phantom-vit", "dermoscopy-small")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from. `folder` for folders, `repo` for the hub, else `arch` and `tag`."""
+
+    name: str
+    kind: Literal["bundled", "folder", "hub", "open_clip"]
+    folder: Path | None = None
+    repo: str = ""
+    arch: str = ""
+    tag: str = ""
+
+
+def bundled_folder() -> Path:
+    """The folder of the shipped checkpoints, in a checkout (through the link) or a wheel."""
+    return Path(dermaudit.__file__).parent / "checkpoints"
+
+
+def bundled_names() -> list[str]:
+    """The checkpoints that are there, in alphabetical order."""
+    return sorted(path.parent.name for path in bundled_folder().glob(f"*/{CONFIG_FILE}"))
+
+
+def architectures() -> list[str]:
+    """open_clip's architectures, read off its folder of configurations without importing it."""
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        return []
+    return sorted(p.stem for p in (Path(spec.origin).parent / "model_configs").glob("*.json"))
+
+
+def resolve(name: str) -> Source:
+    """What `name` means.
+
+    A bundled name wins over a folder of the same name; a folder that holds a checkpoint wins over
+    an architecture. Errors: UserInputError that offers the nearest name, and for a folder says
+    what it lacks.
+    """
+    name = name.strip()
+    if name.startswith("local-dir:"):
+        return Source(name, "folder", folder=_checkpoint_folder(Path(name[len("local-dir:") :])))
+    if name.startswith("hf-hub:"):
+        repo = name[len("hf-hub:") :]
+        if repo.count("/") != 1 or not all(repo.split("/")):
+            raise UserInputError(
+                f"'{name}' is not a hub name", "write hf-hub:<organisation>/<repository>"
+            )
+        return Source(name, "hub", repo=repo)
+    if name in bundled_names():
+        return Source(name, "bundled", folder=bundled_folder() / name)
+    if name in BUNDLED:
+        raise UserInputError(
+            f"the bundled checkpoint '{name}' is not in this installation ({bundled_folder()})",
+            f"install a complete wheel, or train it: dermaudit pretrain {name}",
+        )
+    if Path(name).is_dir() or name.startswith((".", "/", "~")):
+        return Source(name, "folder", folder=_checkpoint_folder(Path(name).expanduser()))
+    return _open_clip(name)
+
+
+def _checkpoint_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        siblings = [p.name for p in folder.parent.glob("*") if p.is_dir()]
+        near = closest(folder.name, siblings)
+        tail = f": did you mean '{folder.parent / near}'?" if near else ""
+        raise UserInputError(f"model folder {folder} does not exist{tail}", _forms())
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserInputError(
+            f"{folder} is no checkpoint: it has no {CONFIG_FILE}",
+            "give the folder that holds the configuration and the weights",
+        )
+    return folder
+
+
+def _open_clip(name: str) -> Source:
+    arch, _, tag = name.rpartition("/")
+    known = architectures()
+    if not arch:
+        if name in known:
+            raise UserInputError(
+                f"the architecture '{name}' needs a tag of trained weights",
+                f"for example {name}/openai; `dermaudit models` lists more",
+            )
+        near = closest(name, [*BUNDLED, *bundled_names(), *known])
+        tail = f": did you mean '{near}'?" if near else ""
+        raise UserInputError(f"unknown model '{name}'{tail}", _forms())
+    # open_clip spells architectures with '-' where older names have '/'.
+    arch = arch.replace("/", "-")
+    if arch not in known:
+        near = closest(arch, known)
+        tail = f": did you mean '{near}/{tag}'?" if near else ""
+        raise UserInputError(
+            f"unknown model '{name}': there is no such folder and no open_clip architecture "
+            f"'{arch}'{tail}",
+            _forms(),
+        )
+    return Source(name, "open_clip", arch=arch, tag=tag)
+
+
+def check_tag(source: Source) -> None:
+    """Errors: UserInputError with the nearest tag. Apart from `resolve`, since it needs open_clip."""
+    from open_clip.pretrained import list_pretrained_tags_by_model
+
+    tags = list_pretrained_tags_by_model(source.arch)
+    if source.tag not in tags:
+        raise unknown(f"tag of {source.arch}", source.tag, tags)
+
+
+def _forms() -> str:
+    names = ", ".join(bundled_names() or BUNDLED)
+    return (
+        f"a model is one of {names}, a folder, local-dir:<folder>, hf-hub:<org>/<repo>, or "
+        "<architecture>/<tag> such as ViT-B-16/openai"
+    )

@@ -1,0 +1,170 @@
+"""The PanDerm image tower (ViT-B/16 and ViT-L/16), so that its state dicts load without their fork.
+
+BEiT-like blocks with LayerScale, query and value biases and none for the key; fixed positions; the
+final LayerNorm over all tokens, the mean of the patch tokens, the same LayerNorm once more, a linear
+head. Yan et al., PanDerm, arXiv 2410.15038; DermFM-Zero, arXiv 2602.10624.
+
+`nn.Identity` modules stand where a hook point taps a value that the published class computes from
+bare parameters: they add no key to the state dict and change no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dermaudit.errors import ForeignArtifactError
+
+#: keys that only this tower has; a checkpoint is recognised by them and not by its name, since a
+#: renamed copy of the published files must open too.
+MARKS = ("patch_embed.proj.weight", "blocks.0.gamma_1", "blocks.0.attn.q_bias", "head.weight")
+_HEAD_WIDTH = 64
+
+
+class Attention(nn.Module):
+    """Self-attention with one qkv matrix and biases for q and v only (BEiT, arXiv 2106.08254)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, token, width) -> (n, token, width)."""
+        n, tokens, width = x.shape
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias).reshape(n, tokens, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(n, tokens, width))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + gamma_1 * attn(norm1(x)), then + gamma_2 * mlp(norm2(x))."""
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, hidden)
+        self.gamma_1 = nn.Parameter(torch.full((width,), 0.1))
+        self.gamma_2 = nn.Parameter(torch.full((width,), 0.1))
+        self.scaled_attn = nn.Identity()
+        self.scaled_mlp = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.scaled_attn(self.gamma_1 * self.attn(self.norm1(x)))
+        return x + self.scaled_mlp(self.gamma_2 * self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class PanDermVisual(nn.Module):
+    """Images (n, 3, image_size, image_size) -> embeddings (n, output_dim), not normalised."""
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        hidden: int = 3072,
+        output_dim: int = 512,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        side = image_size // patch_size
+        self.image_size = (image_size, image_size)
+        self.grid_size = (side, side)
+        self.width = width
+        self.output_dim = output_dim
+        self.patch_embed = PatchEmbed(patch_size, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        # Fixed, not trained; a parameter, since the published state dict holds it.
+        self.pos_embed = nn.Parameter(sin_cos_positions(side, width), requires_grad=False)
+        self.scaled_tokens = nn.Identity()
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, eps) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.normed_tokens = nn.Identity()
+        self.head = nn.Linear(width, output_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch_embed(images)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = self.scaled_tokens(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.normed_tokens(self.norm(x))
+        # The same LayerNorm again, on the mean of the patch tokens: there is no separate fc_norm.
+        return self.head(self.norm(x[:, 1:].mean(dim=1)))
+
+
+def sin_cos_positions(side: int, width: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions (1, 1 + side², width); the row of the class token is zero."""
+    quarter = width // 4
+    omega = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    rows, columns = torch.meshgrid(
+        torch.arange(side, dtype=torch.float64), torch.arange(side, dtype=torch.float64), indexing="ij"
+    )
+    angles = [axis.reshape(-1, 1) * omega for axis in (columns, rows)]
+    table = torch.cat([part for a in angles for part in (a.sin(), a.cos())], dim=1)
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), table])[None].float()
+
+
+def is_panderm(keys: Mapping[str, object] | set[str], prefix: str = "visual.") -> bool:
+    """Whether a state dict holds a PanDerm tower below `prefix`."""
+    return all(prefix + mark in keys for mark in MARKS)
+
+
+def panderm_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> PanDermVisual:
+    """Build the tower from its own state dict (no prefix) and load it strictly.
+
+    The sizes are read from the weights: the published JSON of the large tower names those of the
+    base tower. `heads` cannot be read from weights; the published towers have 64 channels a head.
+    Errors: ForeignArtifactError when keys or shapes do not fit the class.
+    """
+    absent = [mark for mark in (*MARKS, "pos_embed", "blocks.0.mlp.fc1.weight") if mark not in state]
+    if absent:
+        raise ForeignArtifactError(f"not a PanDerm tower: the state dict lacks {', '.join(absent)}")
+    width, _, patch, _ = state["patch_embed.proj.weight"].shape
+    side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
+    numbers = {int(key.split(".")[1]) for key in state if key.startswith("blocks.")}
+    tower = PanDermVisual(
+        image_size=side * patch,
+        patch_size=patch,
+        width=width,
+        layers=max(numbers) + 1,
+        heads=heads or max(1, width // _HEAD_WIDTH),
+        hidden=state["blocks.0.mlp.fc1.weight"].shape[0],
+        output_dim=state["head.weight"].shape[0],
+    )
+    try:
+        tower.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        raise ForeignArtifactError(f"not a PanDerm tower: {error}") from error
+    return tower

@@ -1,0 +1,168 @@
+"""The one tap table: which module of which kind of tower stands behind each hook point.
+
+A tap is (site, module, in or out, layout). The names are those of transformer-lens, under `visual.`
+and `text.`; what a family does not have as a module has no tap (a native open_clip block keeps its
+attention heads inside `nn.MultiheadAttention`, whose parts never fire a hook).
+
+| site | native open_clip | timm trunk | PanDerm | HF text |
+|---|---|---|---|---|
+| embed | ln_pre out | norm_pre or pos_drop out | embed out | embeddings out |
+| blocks.i.hook_resid_pre | resblocks[i] in | blocks[i] in | blocks[i] in | layer[i] in |
+| blocks.i.hook_attn_out | ls_1 out | drop_path1 or ls1 out | scaled_attn out | - |
+| blocks.i.hook_mlp_out | ls_2 out | drop_path2 or ls2 out | scaled_mlp out | - |
+| blocks.i.hook_resid_post | resblocks[i] out | blocks[i] out | blocks[i] out | layer[i] out |
+| ln_final | ln_post / ln_final out | norm out | norm_tokens out | - |
+
+`embedding` (before) and `pooled` (after normalisation) are fired by the tower itself. Activations are
+presented as (image or text, token, d) whatever the layout inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One hook point. `swap`: the module runs (token, item, d), the hook sees (item, token, d)."""
+
+    site: str
+    module: nn.Module
+    where: Literal["in", "out"] = "out"
+    swap: bool = False
+
+
+@dataclass(frozen=True)
+class TowerTaps:
+    """The taps of one tower and what they show. `grid` is (rows, columns) of patches."""
+
+    family: str
+    taps: list[Tap] = field(default_factory=list)
+    n_blocks: int = 0
+    d_block: int | None = None
+    n_prefix_tokens: int = 0
+    grid: tuple[int, int] | None = None
+
+
+def visual_taps(model: nn.Module) -> TowerTaps:
+    """The taps of `model.visual`. A convolutional tower has none: only embedding and pooled."""
+    visual = model.visual
+    if hasattr(visual, "scaled_tokens"):
+        return _panderm(visual)
+    if hasattr(visual, "trunk"):
+        return _timm(visual.trunk)
+    if hasattr(getattr(visual, "transformer", None), "resblocks"):
+        return _native_visual(visual)
+    return TowerTaps("opaque")
+
+
+def text_taps(model: nn.Module) -> TowerTaps:
+    """The taps of the text side: `model.text`, or the parts that a plain CLIP holds itself."""
+    text = getattr(model, "text", model)
+    transformer = getattr(text, "transformer", None)
+    if hasattr(transformer, "resblocks"):
+        final = [Tap("text.ln_final", text.ln_final)] if hasattr(text, "ln_final") else []
+        return TowerTaps(
+            "open_clip text",
+            [*_native_blocks("text", transformer), *final],
+            len(transformer.resblocks),
+            transformer.width,
+        )
+    layers = _hf_layers(transformer)
+    if layers is not None:
+        return TowerTaps(
+            "Hugging Face text",
+            [Tap("text.embed", transformer.embeddings), *_in_and_out("text", layers)],
+            len(layers),
+            transformer.config.hidden_size,
+        )
+    return TowerTaps("opaque")
+
+
+def _in_and_out(side: str, blocks: nn.ModuleList, swap: bool = False) -> list[Tap]:
+    taps = []
+    for i, block in enumerate(blocks):
+        taps.append(Tap(f"{side}.blocks.{i}.hook_resid_pre", block, "in", swap))
+        taps.append(Tap(f"{side}.blocks.{i}.hook_resid_post", block, "out", swap))
+    return taps
+
+
+def _branches(side: str, blocks: nn.ModuleList, names: list[tuple[str, str]], swap: bool = False) -> list[Tap]:
+    """attn_out and mlp_out through the first pair of modules that every branch passes once."""
+    taps = []
+    for i, block in enumerate(blocks):
+        for attn, mlp in names:
+            first, second = getattr(block, attn, None), getattr(block, mlp, None)
+            if first is not None and second is not None and first is not second:
+                taps.append(Tap(f"{side}.blocks.{i}.hook_attn_out", first, "out", swap))
+                taps.append(Tap(f"{side}.blocks.{i}.hook_mlp_out", second, "out", swap))
+                break
+    return taps
+
+
+def _native_blocks(side: str, transformer: nn.Module) -> list[Tap]:
+    swap = not transformer.batch_first
+    blocks = transformer.resblocks
+    return _in_and_out(side, blocks, swap) + _branches(side, blocks, [("ls_1", "ls_2")], swap)
+
+
+def _native_visual(visual: nn.Module) -> TowerTaps:
+    return TowerTaps(
+        "open_clip ViT",
+        [
+            Tap("visual.embed", visual.ln_pre),
+            *_native_blocks("visual", visual.transformer),
+            Tap("visual.ln_final", visual.ln_post),
+        ],
+        len(visual.transformer.resblocks),
+        visual.transformer.width,
+        1,
+        tuple(visual.grid_size),
+    )
+
+
+def _timm(trunk: nn.Module) -> TowerTaps:
+    blocks = getattr(trunk, "blocks", None)
+    if blocks is None or not hasattr(trunk, "patch_embed") or not hasattr(trunk, "embed_dim"):
+        return TowerTaps("opaque")
+    embed = getattr(trunk, "norm_pre", None) or getattr(trunk, "pos_drop", None)
+    # BEiT and EVA scale a branch by a bare parameter (gamma_1): only what follows it is a module.
+    names = [("drop_path1", "drop_path2"), ("ls1", "ls2")]
+    return TowerTaps(
+        "timm",
+        [
+            *([Tap("visual.embed", embed)] if embed is not None else []),
+            *_in_and_out("visual", blocks),
+            *_branches("visual", blocks, names),
+            *([Tap("visual.ln_final", trunk.norm)] if hasattr(trunk, "norm") else []),
+        ],
+        len(blocks),
+        trunk.embed_dim,
+        getattr(trunk, "num_prefix_tokens", 1),
+        tuple(trunk.patch_embed.grid_size),
+    )
+
+
+def _panderm(visual: nn.Module) -> TowerTaps:
+    return TowerTaps(
+        "PanDerm",
+        [
+            Tap("visual.embed", visual.scaled_tokens),
+            *_in_and_out("visual", visual.blocks),
+            *_branches("visual", visual.blocks, [("scaled_attn", "scaled_mlp")]),
+            Tap("visual.ln_final", visual.normed_tokens),
+        ],
+        len(visual.blocks),
+        visual.width,
+        1,
+        visual.grid_size,
+    )
+
+
+def _hf_layers(transformer: nn.Module | None) -> nn.ModuleList | None:
+    encoder = getattr(transformer, "encoder", None)
+    layers = getattr(encoder, "layer", None)
+    return layers if isinstance(layers, nn.ModuleList) and hasattr(transformer, "embeddings") else None
