@@ -56,6 +56,28 @@ def auprc_many(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.where(last, precision * (hits - before), 0.0).sum(0) / total
 
 
+def auprc_table(scores: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """Average precision of every score column for every truth column: (truths, scores).
+
+    scores (n, m); truths (n, t) of 1, 0 or nan = unknown (such rows are left out for that truth).
+    Each score is sorted once for all truths. nan where a truth has no positive or no negative.
+    """
+    known = np.isfinite(truths)
+    filled = np.where(known, truths, 0.0)
+    positives = filled.sum(0)
+    defined = (positives > 0) & (positives < known.sum(0))
+    out = np.full((truths.shape[1], scores.shape[1]), np.nan)
+    for column in range(scores.shape[1]):
+        order, last = _descending(scores[:, column])
+        hits = filled[order].cumsum(0)[last]
+        seen = known[order].cumsum(0)[last]
+        gained = np.diff(hits, axis=0, prepend=0.0)
+        precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
+        total = (precision * gained).sum(0)
+        out[defined, column] = total[defined] / positives[defined]
+    return out
+
+
 def _descending(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-score, kind="stable")
     ordered = score[order]

@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data phantom": ("dermaudit.phantom.commands:phantom", "render phantoms with exact truth"),
     "data render": ("dermaudit.phantom.commands:render", "draw an artifact onto any images"),
     "pretrain": ("dermaudit.pretrain.commands:pretrain", "train a foundation model by a recipe"),
+    "bench probe": ("dermaudit.pretrain.commands:bench_probe", "probe and prompted AUROC of models"),
     "models": ("dermaudit.towers.commands:models", "models that can be opened by name"),
     "embed": ("dermaudit.sae.commands:embed", "activations of the images at the run's sites"),
     "fit": ("dermaudit.sae.commands:fit", "sparse autoencoders on the stored activations"),

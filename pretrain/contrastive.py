@@ -1,0 +1,47 @@
+"""Stage 2: open_clip's contrastive loss on captions, and a sigmoid loss on single aspects.
+
+Captions that say the same of two images are false negatives of the softmax; the aspect loss has none:
+each (image, fact) pair is known to be true or false, or is left out. For image i and fact f,
+BCE(s · v_i·(t_f⁺ − t_f⁻), y_if), t⁺ and t⁻ the text embeddings of a sentence that says the fact and
+of one that denies it (sigmoid pairs as in SigLIP, arXiv 2303.15343; aspects as in MAKE, 2505.09372).
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .facts import Fact, absent_sentence
+
+
+class AspectLoss(nn.Module):
+    """`scale` is the learned temperature of the aspect logits, exp-parametrised, at most 100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+
+    def forward(self, images: torch.Tensor, said: torch.Tensor, denied: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """images (n, d), said and denied (f, d) unit rows; truth (n, f) 1, 0 or nan."""
+        known = torch.isfinite(truth)
+        scale = self.log_scale.clamp(max=4.6).exp()
+        logits = scale * images @ (said - denied).T
+        loss = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(truth), reduction="none")
+        return (loss * known).sum() / known.sum().clamp(min=1)
+
+
+def aspect_sentences(facts: list[Fact], rng: random.Random) -> tuple[list[str], list[str]]:
+    """One wording of presence and one of absence for every fact."""
+    return [rng.choice(fact.said) for fact in facts], [absent_sentence(fact, rng) for fact in facts]
+
+
+def caption_loss(kind: str, images: torch.Tensor, texts: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """open_clip's ClipLoss or SigLipLoss on unit rows (n, d)."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    if kind == "siglip":
+        return SigLipLoss()(images, texts, model.logit_scale.exp(), model.logit_bias)
+    return ClipLoss()(images, texts, model.logit_scale.exp())

@@ -1,0 +1,80 @@
+"""What a caption may say of an image: facts with wordings, from the columns of a manifest.
+
+A fact is a truth column (`artifact:ruler`, `concept:streaks`), one value of `label`, or one value of
+another column (`localization=back`). It is 1, 0 or unknown for each image; an unknown fact is never
+mentioned and enters no loss.
+"""
+
+from __future__ import annotations
+
+import random
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dermaudit.data import Manifest
+
+_WORDINGS = Path(__file__).parent / "recipes" / "wordings.toml"
+_FRAMES = ("dermoscopic image of {}", "dermoscopy of {}", "a lesion: {}", "{}")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """`values` (n,) 1, 0 or nan; `said` wordings of presence, `denied` of absence (may be empty:
+    then absence is not put into captions)."""
+
+    name: str
+    values: np.ndarray
+    said: tuple[str, ...]
+    denied: tuple[str, ...]
+
+
+def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
+    """The facts of a manifest: its truth columns, its labels, and the values of `columns`."""
+    wordings = tomllib.loads(_WORDINGS.read_text(encoding="utf-8"))
+    facts = []
+    for name, (_, values) in manifest.truth().items():
+        said = tuple(wordings["present"].get(name, [name.replace("_", " ")]))
+        facts.append(Fact(name, np.asarray(values, dtype=np.float32), said, tuple(f"no {w}" for w in _bare(said))))
+    for column, kind in (("label", "label"), *((c, c) for c in columns)):
+        raw = manifest.column(column, None)
+        if raw is None:
+            continue
+        words = np.array(["" if w is None else str(w) for w in raw], dtype=object)
+        for value in sorted(set(words) - {""}):
+            values = np.where(words == "", np.nan, (words == value).astype(np.float32))
+            table = wordings["diagnosis"] if kind == "label" else {}
+            said = tuple(table.get(value, [value.replace("_", " ")]))
+            facts.append(Fact(f"{kind}={value}", values.astype(np.float32), said, ()))
+    return facts
+
+
+def _bare(said: tuple[str, ...]) -> list[str]:
+    return sorted({word.removeprefix("a ").removeprefix("an ") for word in said}, key=len)[:2]
+
+
+def caption(facts: list[Fact], row: int, rng: random.Random, keep: float, deny: float) -> str:
+    """One caption of an image: a random part of what is known, in random order and wording.
+
+    `keep` is the chance that a present fact is said, `deny` that an absent one is denied."""
+    parts = []
+    for fact in facts:
+        value = fact.values[row]
+        if value > 0.5 and rng.random() < keep:
+            parts.append(rng.choice(fact.said))
+        elif value < 0.5 and fact.denied and rng.random() < deny:
+            parts.append(rng.choice(fact.denied))
+    rng.shuffle(parts)
+    return rng.choice(_FRAMES).format(", ".join(parts) if parts else "skin")
+
+
+def corpus(facts: list[Fact], extra: tuple[str, ...] = ()) -> list[str]:
+    """Every wording, for the tokenizer."""
+    return [*_FRAMES, *extra, *(w for fact in facts for w in (*fact.said, *fact.denied))]
+
+
+def absent_sentence(fact: Fact, rng: random.Random) -> str:
+    """What stands against a fact in the aspect loss: its denial, or the bare frame."""
+    return rng.choice(fact.denied) if fact.denied else "a lesion"

@@ -1,0 +1,84 @@
+"""What a model knows, on the test split: linear-probe and prompted AUROC of every label.
+
+The probe is fitted on train (C by grouped inner folds); the prompt is text only: the mean of the
+wordings that say a fact minus the mean of those that deny it. Intervals by bootstrap over groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dermaudit.console import track
+from dermaudit.data import Manifest, read_image
+from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.heads import fit_probe, probe_score
+from dermaudit.stats import MIN_CELL, auroc, auroc_interval
+
+from .facts import facts_of
+
+_BATCH = 64
+
+
+@torch.no_grad()
+def embed(tower: Any, paths: list[Path]) -> np.ndarray:
+    """Unit embeddings (n, d) of image files."""
+    rows = []
+    for start in track(range(0, len(paths), _BATCH), "embedding"):
+        images = [read_image(path) for path in paths[start : start + _BATCH]]
+        rows.append(tower.encode_image(tower.preprocess(images), normalize=True).numpy())
+    return np.concatenate(rows)
+
+
+def refuse_training_images(tower: Any, paths: list[Path]) -> None:
+    """UserInputError when one of `paths` is a training image of the model (design §4)."""
+    hashes = tower.training_hashes()
+    if not hashes:
+        return
+    digits = len(next(iter(hashes)))
+    for path in paths:
+        if hashlib.sha256(path.read_bytes()).hexdigest()[:digits] in hashes:
+            raise UserInputError(
+                f"{path} is in the test split but {tower.name} was trained on it",
+                "score the model on images it has not seen (its training_images.json lists the others)",
+            )
+
+
+def measure(tower: Any, manifest: Manifest, *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """{label: {n, n_pos, probe, probe_ci, prompt, prompt_ci}} for labels with enough test images."""
+    splits = np.asarray(manifest.splits)
+    test, train = np.flatnonzero(splits == "test"), np.flatnonzero(splits == "train")
+    paths = manifest.paths()
+    refuse_training_images(tower, [paths[i] for i in test])
+    rows = np.concatenate([train, test])
+    x = np.zeros((len(paths), tower.d_pooled), dtype=np.float32)
+    x[rows] = embed(tower, [paths[i] for i in rows])
+    groups = np.asarray(manifest.groups, dtype=str)
+    found = {}
+    for fact in facts_of(manifest):
+        y = fact.values
+        seen = test[np.isfinite(y[test])]
+        fit = train[np.isfinite(y[train])]
+        n_pos = int(y[seen].sum())
+        if len(seen) < MIN_CELL or n_pos < 5 or n_pos == len(seen):
+            continue
+        try:
+            probe = fit_probe(x[fit], y[fit], groups[fit], seed=seed)
+        except EvidenceError:
+            continue
+        score = probe_score(probe, x[seen])
+        said = tower.encode_text(list(fact.said)).mean(0)
+        denied = tower.encode_text(list(fact.denied) or ["a lesion"]).mean(0)
+        prompt = x[seen] @ (said - denied).detach().numpy()
+        found[fact.name] = {
+            "n": len(seen), "n_pos": n_pos,
+            "probe": auroc(y[seen], score),
+            "probe_ci": auroc_interval(y[seen], score, groups[seen], seed=seed),
+            "prompt": auroc(y[seen], prompt),
+            "prompt_ci": auroc_interval(y[seen], prompt, groups[seen], seed=seed),
+        }
+    return found
