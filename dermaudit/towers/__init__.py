@@ -1,7 +1,7 @@
 """Towers: image and text encoders that can be opened by name, with hook points on every block.
 
-`load_model(name)` gives a `HookedTower`; `ZeroShot` classifies with prompts; `save_local_dir` writes
-a checkpoint that stock open_clip opens. Loaded when first used: importing this loads no torch.
+`load_model(name)` gives a `HookedTower`; `ZeroShot` classifies with prompts; `save_local_dir`
+writes a checkpoint that stock open_clip opens. Loaded on first use: importing this loads no torch.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def read_training_hashes(folder: Path | None) -> frozenset[str]:
         isinstance(h, str) and len(h) >= HASH_DIGITS for h in hashes
     ):
         raise UserInputError(
-            f"{path} must hold {{\"sha256\": [...]}} with at least {HASH_DIGITS} hex digits each",
+            f'{path} must hold {{"sha256": [...]}} with at least {HASH_DIGITS} hex digits each',
             "restore it from the checkpoint's release",
         )
     return frozenset(h[:HASH_DIGITS].lower() for h in hashes)

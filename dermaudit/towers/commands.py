@@ -66,7 +66,7 @@ def models() -> dict[str, Any]:
     )
     count = len(architectures())
     say(
-        f"\n  Also local-dir:<folder>, any other hf-hub:<org>/<repo> in open_clip's format, and the "
-        f"{count} open_clip\n  architectures as <architecture>/<tag>, such as ViT-B-16/openai."
+        "\n  Also local-dir:<folder>, any hf-hub:<org>/<repo> in the format of open_clip, and the\n"
+        f"  {count} architectures of open_clip as <architecture>/<tag>, such as ViT-B-16/openai."
     )
     return {"bundled": bundled, "hub": hub, "open_clip_architectures": count}

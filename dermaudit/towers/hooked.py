@@ -122,7 +122,7 @@ class HookedTower(HookedRootModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over weights and preprocessing (fingerprint.py). Computed once: weights are frozen."""
+        """sha256 over weights and preprocessing (fingerprint.py); computed once."""
         return tower_fingerprint(self.model.state_dict(), self.preprocess_config)
 
     @cached_property
@@ -192,7 +192,7 @@ class HookedTower(HookedRootModule):
         texts: list[str] | Tensor | None = None,
         normalize: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Image embeddings, text embeddings, or both as a pair. What run_with_cache and co. call."""
+        """Image embeddings, text embeddings, or both as a pair. What `run_with_cache` calls."""
         if images is None and texts is None:
             raise UserInputError("give images, texts, or both")
         if images is None:
@@ -208,11 +208,33 @@ class HookedTower(HookedRootModule):
     # ---- hook points -------------------------------------------------------------------------
 
     def setup(self) -> None:
-        """Name the hook points; unlike transformer-lens this leaves every other module untouched."""
+        """Name the hook points; unlike transformer-lens this leaves all other modules untouched."""
         self.hook_dict = dict(self._points)
         self.mod_dict = dict(self._points)
         for site, point in self._points.items():
             point.name = site
+
+    @contextmanager
+    def hooks(
+        self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **options: Any
+    ) -> Iterator[Any]:
+        """transformer-lens's `hooks`; UserInputError with the nearest name for an unknown site."""
+        for name, _ in (*fwd_hooks, *bwd_hooks):
+            self._check_names(name)
+        with super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **options) as hooked:
+            yield hooked
+
+    def get_caching_hooks(self, names_filter: Any = None, *args: Any, **options: Any) -> Any:
+        """transformer-lens's; a name that does not exist is an error and not an empty cache."""
+        self._check_names(names_filter)
+        return super().get_caching_hooks(names_filter, *args, **options)
+
+    def _check_names(self, names: Any) -> None:
+        if names is None or callable(names):
+            return
+        for name in [names] if isinstance(names, str) else names:
+            if name not in self.hook_dict:
+                raise unknown("site", name, self.hook_dict)
 
     def _add_point(self, site: str) -> None:
         parent: nn.Module = self

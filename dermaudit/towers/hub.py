@@ -1,4 +1,4 @@
-"""Files that live on a hub: found in the local cache, fetched if the hub answers, or refused at once.
+"""Files that live on a hub: in the local cache, fetched if the hub answers, or refused at once.
 
 open_clip and huggingface_hub retry for over 40 seconds without a network. Here it is decided first:
 cached? offline by wish? does the host answer within two seconds?
@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 from dermaudit.errors import UserInputError
 
-from .names import CONFIG_FILE
+from .names import CONFIG_FILE, WEIGHTS
 
 _SECONDS = 2.0
 _SIDE_FILES = ("*.json", "*.txt", "*.md", "*.model")
@@ -60,21 +60,19 @@ def fetch_repo(repo: str) -> Path:
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    from .load import WEIGHTS
-
     cached = try_to_load_from_cache(repo, CONFIG_FILE)
     if isinstance(cached, str) and any((Path(cached).parent / w).is_file() for w in WEIGHTS):
         return Path(cached).parent
     if offline():
         raise UserInputError(
             f"'{repo}' is not in the local cache and {constants.ENDPOINT} cannot be reached",
-            f"on a machine with a network run `hf download {repo} --local-dir {_short(repo)}`, copy "
-            f"the folder here, and name it local-dir:{_short(repo)}",
+            f"on a machine with a network run `hf download {repo} --local-dir {_short(repo)}`, "
+            f"copy the folder here, and name it local-dir:{_short(repo)}",
         )
-    return _download(repo, WEIGHTS)
+    return _download(repo)
 
 
-def _download(repo: str, weights: tuple[str, ...]) -> Path:
+def _download(repo: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
@@ -84,7 +82,7 @@ def _download(repo: str, weights: tuple[str, ...]) -> Path:
             raise UserInputError(
                 f"the hub repository '{repo}' is no open_clip model: it has no {CONFIG_FILE}"
             )
-        wanted = [w for w in weights if w in listed][:1]
+        wanted = [w for w in WEIGHTS if w in listed][:1]
         return Path(snapshot_download(repo, allow_patterns=[*_SIDE_FILES, *wanted]))
     except GatedRepoError as error:
         raise UserInputError(
@@ -101,7 +99,7 @@ def _download(repo: str, weights: tuple[str, ...]) -> Path:
 
 
 def require_weights(arch: str, tag: str) -> None:
-    """Errors: UserInputError when the weights of an open_clip tag are neither cached nor in reach."""
+    """Errors: UserInputError when the weights of a tag are neither cached nor in reach."""
     from huggingface_hub import constants, try_to_load_from_cache
     from open_clip.pretrained import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, get_pretrained_cfg
 
@@ -122,7 +120,7 @@ def require_weights(arch: str, tag: str) -> None:
             return
         where = f"fetch {url} and put it at {target}"
     raise UserInputError(
-        f"the weights of '{arch}/{tag}' are not in the local cache and cannot be fetched: no network",
+        f"the weights of '{arch}/{tag}' are not in the local cache and there is no network",
         f"on a machine with a network: {where}",
     )
 

@@ -19,22 +19,14 @@ from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import read_json
 
 from .hooked import HookedTower
-from .hub import fetch_repo, require_weights
-from .names import CONFIG_FILE, Source, check_tag, resolve
+from .hub import fetch_repo, require_weights, tokenizer_source
+from .names import CONFIG_FILE, WEIGHTS, Source, check_tag, resolve
 from .panderm import is_panderm, panderm_from_state
 from .texts import bert_from_state, is_bert
 
-#: in the order in which stock open_clip prefers them.
-WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
-)
+#: built only to be replaced by a tower that is read from the weights.
+_SMALLEST_VISION = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 16}
+_SMALLEST_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
 
 
 def load_model(name: str, device: str = "cpu") -> HookedTower:
@@ -48,7 +40,9 @@ def load_model(name: str, device: str = "cpu") -> HookedTower:
     try:
         tower = tower.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UserInputError(f"device '{device}' cannot be used: {error}", "try --device cpu") from error
+        raise UserInputError(
+            f"device '{device}' cannot be used: {error}", "try --device cpu"
+        ) from error
     tower.assert_taps_fire()
     return tower
 
@@ -90,7 +84,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     model = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(model, dict):
         raise UserInputError(f"{path} has no 'model_cfg'", "restore the file of the release")
-    lacking = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model]
+    kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    lacking = [key for key, kind in kinds.items() if not isinstance(model.get(key), kind)]
     if lacking:
         raise UserInputError(f"{path}: model_cfg lacks {', '.join(lacking)}", "restore the file")
     return config
@@ -150,14 +145,17 @@ def build_model(
     shapes: their configurations name sizes that are not theirs, or files of another repository.
     """
     cfg = copy.deepcopy(model_cfg)
+    # Keys of the published forks that concern training only; stock open_clip refuses them.
+    for key in ("pretrain_path", "patch_embeddings", "sigma"):
+        cfg["vision_cfg"].pop(key, None)
     visual = text = None
     if is_panderm(state):
-        part = _below(state, "visual.")
-        visual = _naming(path, lambda: panderm_from_state(part, cfg["vision_cfg"].get("heads")))
-        cfg["vision_cfg"] = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 16}
+        head_width = cfg["vision_cfg"].get("head_width", 64)
+        visual = panderm_from_state(_below(state, "visual."), head_width)
+        cfg["vision_cfg"] = _SMALLEST_VISION
     if "hf_model_name" in cfg["text_cfg"] and is_bert(state):
         text = bert_from_state(_below(state, "text."), cfg, folder)
-        cfg["text_cfg"] = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
+        cfg["text_cfg"] = _SMALLEST_TEXT
         cfg["custom_text"] = True
     model = _construct(cfg, folder)
     if visual is not None:
@@ -166,7 +164,8 @@ def build_model(
         model.text = text
         model.context_length = model_cfg["text_cfg"].get("context_length", text.context_length)
         model.vocab_size = text.vocab_size
-    return _fill(model, state, path)
+    _fill(model, state, path)
+    return model
 
 
 def _construct(cfg: dict[str, Any], folder: Path) -> nn.Module:
@@ -192,46 +191,49 @@ def _construct(cfg: dict[str, Any], folder: Path) -> nn.Module:
         ) from error
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
-    from open_clip.factory import load_checkpoint
+def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load `state` strictly, after the conversions that open_clip's own loader makes.
 
-    known = ("positional_embedding", "text.positional_embedding", "visual.positional_embedding")
-    target = model.state_dict()
-    flat = "positional_embedding" in state and "text.transformer.resblocks" in " ".join(target)
-    position_ids = "text.transformer.embeddings.position_ids"
-    missing = sorted(key for key in target if key not in state and key != "logit_bias")
-    unexpected = sorted(key for key in state if key not in target and key != position_ids)
-    shapes = sorted(
-        f"{key} {tuple(state[key].shape)} instead of {tuple(target[key].shape)}"
-        for key in target
-        if key in state
-        and state[key].numel() != target[key].numel()
-        # open_clip interpolates positions to another image size or context length.
-        and key not in known
+    Errors: ForeignArtifactError that names the file and the keys that do not fit.
+    """
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import (
+        convert_to_custom_text_state_dict,
+        resize_pos_embed,
+        resize_text_pos_embed,
     )
-    # open_clip converts checkpoints of the flat text layout itself; let it say what is wrong then.
-    if (missing or unexpected or shapes) and not flat:
+
+    try:
+        state = convert_state_dict(model, dict(state))
+        if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        resize_pos_embed(state, model)
+        resize_text_pos_embed(state, model)
+    except (RuntimeError, AttributeError, IndexError) as error:
+        raise ForeignArtifactError(f"{path} cannot be adapted to the model: {error}") from error
+    target = model.state_dict()
+    # A number in some releases, a list of one in others.
+    for scalar in ("logit_scale", "logit_bias"):
+        if scalar in state and scalar in target and state[scalar].numel() == 1:
+            state[scalar] = state[scalar].reshape(target[scalar].shape)
+    # A buffer that transformers stopped writing in 4.31.
+    state.pop("text.transformer.embeddings.position_ids", None)
+    faults = {
+        "missing": [key for key in target if key not in state],
+        "unexpected": [key for key in state if key not in target],
+        "wrong shape": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(target[key].shape)}"
+            for key in target
+            if key in state and state[key].shape != target[key].shape
+        ],
+    }
+    if any(faults.values()):
+        listed = "; ".join(f"{what} {_few(sorted(keys))}" for what, keys in faults.items() if keys)
         raise ForeignArtifactError(
-            f"{path} does not fit {path.parent / CONFIG_FILE}: "
-            + "; ".join(
-                f"{what} {_few(keys)}"
-                for what, keys in (
-                    ("missing", missing),
-                    ("unexpected", unexpected),
-                    ("wrong shape", shapes),
-                )
-                if keys
-            ),
+            f"{path} does not fit {CONFIG_FILE} beside it: {listed}",
             "the weights and the configuration belong to different models",
         )
-    return _naming(path, lambda: (load_checkpoint(model, str(path), strict=True), model)[1])
-
-
-def _naming(path: Path, build: Any) -> Any:
-    try:
-        return build()
-    except (RuntimeError, ForeignArtifactError) as error:
-        raise ForeignArtifactError(f"{path}: {error}") from error
+    model.load_state_dict(state, strict=True)
 
 
 def _few(keys: list[str]) -> str:
@@ -253,8 +255,6 @@ def _preprocess_cfg(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 
 def _tokenizer(folder: Path, model_cfg: dict[str, Any]) -> Any:
     import open_clip
-
-    from .hub import tokenizer_source
 
     name = model_cfg["text_cfg"].get("hf_tokenizer_name")
     if not name:

@@ -15,6 +15,17 @@ import dermaudit
 from dermaudit.errors import UserInputError, closest, unknown
 
 CONFIG_FILE = "open_clip_config.json"
+#: in the order in which stock open_clip prefers them.
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
 #: the checkpoints that a complete installation ships.
 BUNDLED = ("phantom-vit", "dermoscopy-small")
 
@@ -118,7 +129,7 @@ def _open_clip(name: str) -> Source:
 
 
 def check_tag(source: Source) -> None:
-    """Errors: UserInputError with the nearest tag. Apart from `resolve`, since it needs open_clip."""
+    """Errors: UserInputError with the nearest tag. Not in `resolve`, since it needs open_clip."""
     from open_clip.pretrained import list_pretrained_tags_by_model
 
     tags = list_pretrained_tags_by_model(source.arch)

@@ -1,8 +1,8 @@
 """The PanDerm image tower (ViT-B/16 and ViT-L/16), so that its state dicts load without their fork.
 
 BEiT-like blocks with LayerScale, query and value biases and none for the key; fixed positions; the
-final LayerNorm over all tokens, the mean of the patch tokens, the same LayerNorm once more, a linear
-head. Yan et al., PanDerm, arXiv 2410.15038; DermFM-Zero, arXiv 2602.10624.
+final LayerNorm over all tokens, the mean of the patch tokens, the same LayerNorm once more, a
+linear head. Yan et al., PanDerm, arXiv 2410.15038; DermFM-Zero, arXiv 2602.10624.
 
 `nn.Identity` modules stand where a hook point taps a value that the published class computes from
 bare parameters: they add no key to the state dict and change no bit.
@@ -21,7 +21,6 @@ from dermaudit.errors import ForeignArtifactError
 #: keys that only this tower has; a checkpoint is recognised by them and not by its name, since a
 #: renamed copy of the published files must open too.
 MARKS = ("patch_embed.proj.weight", "blocks.0.gamma_1", "blocks.0.attn.q_bias", "head.weight")
-_HEAD_WIDTH = 64
 
 
 class Attention(nn.Module):
@@ -128,9 +127,8 @@ def sin_cos_positions(side: int, width: int) -> Tensor:
     """Fixed 2-D sine-cosine positions (1, 1 + side², width); the row of the class token is zero."""
     quarter = width // 4
     omega = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
-    rows, columns = torch.meshgrid(
-        torch.arange(side, dtype=torch.float64), torch.arange(side, dtype=torch.float64), indexing="ij"
-    )
+    line = torch.arange(side, dtype=torch.float64)
+    rows, columns = torch.meshgrid(line, line, indexing="ij")
     angles = [axis.reshape(-1, 1) * omega for axis in (columns, rows)]
     table = torch.cat([part for a in angles for part in (a.sin(), a.cos())], dim=1)
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), table])[None].float()
@@ -141,14 +139,15 @@ def is_panderm(keys: Mapping[str, object] | set[str], prefix: str = "visual.") -
     return all(prefix + mark in keys for mark in MARKS)
 
 
-def panderm_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> PanDermVisual:
+def panderm_from_state(state: Mapping[str, Tensor], head_width: int = 64) -> PanDermVisual:
     """Build the tower from its own state dict (no prefix) and load it strictly.
 
     The sizes are read from the weights: the published JSON of the large tower names those of the
-    base tower. `heads` cannot be read from weights; the published towers have 64 channels a head.
+    base tower. `head_width` cannot be read from weights; it is 64 in the published towers.
     Errors: ForeignArtifactError when keys or shapes do not fit the class.
     """
-    absent = [mark for mark in (*MARKS, "pos_embed", "blocks.0.mlp.fc1.weight") if mark not in state]
+    needed = (*MARKS, "pos_embed", "blocks.0.mlp.fc1.weight")
+    absent = [key for key in needed if key not in state]
     if absent:
         raise ForeignArtifactError(f"not a PanDerm tower: the state dict lacks {', '.join(absent)}")
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
@@ -159,7 +158,7 @@ def panderm_from_state(state: Mapping[str, Tensor], heads: int | None = None) ->
         patch_size=patch,
         width=width,
         layers=max(numbers) + 1,
-        heads=heads or max(1, width // _HEAD_WIDTH),
+        heads=max(1, width // head_width),
         hidden=state["blocks.0.mlp.fc1.weight"].shape[0],
         output_dim=state["head.weight"].shape[0],
     )

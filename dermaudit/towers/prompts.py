@@ -28,15 +28,13 @@ class DiagnosisClass:
 
 
 HAM_CLASSES: tuple[DiagnosisClass, ...] = (
-    DiagnosisClass("akiec", ("actinic keratosis", "intraepithelial carcinoma", "bowen disease"), True),
+    DiagnosisClass("akiec", ("actinic keratosis", "bowen disease"), True),
     DiagnosisClass("bcc", ("basal cell carcinoma",), True),
-    DiagnosisClass(
-        "bkl", ("benign keratosis", "seborrheic keratosis", "solar lentigo", "lichen planus-like keratosis")
-    ),
+    DiagnosisClass("bkl", ("benign keratosis", "seborrheic keratosis")),
     DiagnosisClass("df", ("dermatofibroma",)),
     DiagnosisClass("mel", ("melanoma", "malignant melanoma"), True),
     DiagnosisClass("nv", ("melanocytic nevus", "nevus")),
-    DiagnosisClass("vasc", ("vascular lesion", "angioma", "hemangioma")),
+    DiagnosisClass("vasc", ("vascular lesion", "angioma")),
 )
 
 

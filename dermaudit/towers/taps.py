@@ -13,8 +13,8 @@ attention heads inside `nn.MultiheadAttention`, whose parts never fire a hook).
 | blocks.i.hook_resid_post | resblocks[i] out | blocks[i] out | blocks[i] out | layer[i] out |
 | ln_final | ln_post / ln_final out | norm out | norm_tokens out | - |
 
-`embedding` (before) and `pooled` (after normalisation) are fired by the tower itself. Activations are
-presented as (image or text, token, d) whatever the layout inside.
+`embedding` (before) and `pooled` (after normalisation) are fired by the tower itself. Activations
+are presented as (image or text, token, d) whatever the layout inside.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def _in_and_out(side: str, blocks: nn.ModuleList, swap: bool = False) -> list[Ta
     return taps
 
 
-def _branches(side: str, blocks: nn.ModuleList, names: list[tuple[str, str]], swap: bool = False) -> list[Tap]:
+def _branches(
+    side: str, blocks: nn.ModuleList, names: list[tuple[str, str]], swap: bool = False
+) -> list[Tap]:
     """attn_out and mlp_out through the first pair of modules that every branch passes once."""
     taps = []
     for i, block in enumerate(blocks):
@@ -165,4 +167,5 @@ def _panderm(visual: nn.Module) -> TowerTaps:
 def _hf_layers(transformer: nn.Module | None) -> nn.ModuleList | None:
     encoder = getattr(transformer, "encoder", None)
     layers = getattr(encoder, "layer", None)
-    return layers if isinstance(layers, nn.ModuleList) and hasattr(transformer, "embeddings") else None
+    known = isinstance(layers, nn.ModuleList) and hasattr(transformer, "embeddings")
+    return layers if known else None

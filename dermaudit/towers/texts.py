@@ -40,14 +40,17 @@ def bert_from_state(state: dict[str, Tensor], cfg: dict[str, Any], folder: Path)
         config = BertConfig(**given)
     else:
         words = state["transformer.embeddings.word_embeddings.weight"]
-        layers = {int(key.split(".")[3]) for key in state if key.startswith("transformer.encoder.layer.")}
+        layer = "transformer.encoder.layer."
+        numbers = {int(key.split(".")[3]) for key in state if key.startswith(layer)}
+        hidden = state[f"{layer}0.intermediate.dense.weight"].shape[0]
+        positions = state["transformer.embeddings.position_embeddings.weight"].shape[0]
         config = BertConfig(
             vocab_size=words.shape[0],
             hidden_size=words.shape[1],
-            num_hidden_layers=max(layers) + 1,
+            num_hidden_layers=max(numbers) + 1,
             num_attention_heads=max(1, words.shape[1] // _HEAD_WIDTH),
-            intermediate_size=state["transformer.encoder.layer.0.intermediate.dense.weight"].shape[0],
-            max_position_embeddings=state["transformer.embeddings.position_embeddings.weight"].shape[0],
+            intermediate_size=hidden,
+            max_position_embeddings=positions,
         )
     pooler = text_cfg.get("hf_pooler_type") or text_cfg.get("pooler_type")
     encoder = HFTextEncoder(

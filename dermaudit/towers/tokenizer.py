@@ -13,9 +13,12 @@ import string
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dermaudit.errors import UserInputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPECIAL = ("[PAD]", "[UNK]", "[SOT]", "[EOT]")
 PAD_ID, UNK_ID, SOT_ID, EOT_ID = range(4)
@@ -25,11 +28,26 @@ _PREFIX = "##"
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """`files`: name -> text, to be written beside the weights. `vocab_size` includes the specials."""
+    """`files`: name -> text, to be written beside the weights; called, it gives the ids.
+
+    `vocab_size` includes the special tokens. `tokenizer(texts)` -> (n, context_length) int64, the
+    same ids as open_clip gives from the written files.
+    """
 
     files: dict[str, str]
     vocab_size: int
     context_length: int
+
+    def __call__(self, texts: str | list[str]) -> Tensor:
+        from tokenizers import Tokenizer
+        from torch import tensor
+
+        tokenizer = Tokenizer.from_str(self.files["tokenizer.json"])
+        tokenizer.enable_truncation(self.context_length)
+        tokenizer.enable_padding(length=self.context_length, pad_id=PAD_ID, pad_token="[PAD]")
+        texts = [texts] if isinstance(texts, str) else texts
+        encoded = tokenizer.encode_batch(list(texts))
+        return tensor([item.ids for item in encoded]).reshape(-1, self.context_length)
 
     def text_cfg(self) -> dict[str, Any]:
         """The fields of open_clip's `text_cfg` that belong to this tokeniser.
@@ -122,6 +140,4 @@ def _normaliser() -> Any:
 def _splitter() -> Any:
     from tokenizers import pre_tokenizers
 
-    return pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
-    )
+    return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])

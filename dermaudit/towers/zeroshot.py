@@ -86,6 +86,7 @@ def _checked(templates: Sequence[str]) -> list[str]:
     for template in templates:
         if template.count("{}") != 1:
             raise UserInputError(
-                f"template '{template}' must have exactly one {{}}", 'for example "dermoscopy of {}"'
+                f"template '{template}' must have exactly one {{}}",
+                'for example "dermoscopy of {}"',
             )
     return list(templates)
