@@ -1,0 +1,231 @@
+"""What a suppression does: chosen on other rows than it is measured on, beside random latents.
+
+For a trap head (fitted where the artifact predicts the label), before and after: accuracy of the
+worst of the four groups, AUROC on images without artifacts, and 20 sets of random latents that fire
+equally often. The operating point is the threshold with the best balanced accuracy on the rows of
+choice, before and after alike; the figures at the unchanged threshold stand beside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dermaudit.errors import EvidenceError
+from dermaudit.heads import LinearHead, fit_probe, probe_score
+from dermaudit.sae import LatentSuppressor, ThresholdSAE
+from dermaudit.stats import GroupBootstrap, auprc_table, auroc, percentile_interval
+
+from .trap import Trap
+
+MAX_LATENTS = 12
+RANDOM_SETS = 20
+CLEAN_TOLERANCE = 0.01
+
+
+@dataclass
+class Chosen:
+    """The latents S of a recipe and why each is in: figures from the rows of choice."""
+
+    latents: list[int]
+    why: list[dict[str, float]]
+    tried: int
+
+
+def suppress_rows(sae: ThresholdSAE, latents: list[int], x: np.ndarray, mode: str = "subtract") -> np.ndarray:
+    """Rows x (n, d) with latents suppressed, float32."""
+    if not latents:
+        return x
+    module = LatentSuppressor(sae, latents, mode=mode)
+    return module.apply_to(torch.from_numpy(x)).x.numpy()
+
+
+def rank_latents(
+    codes: np.ndarray, a: np.ndarray, direction: np.ndarray, sae: ThresholdSAE
+) -> list[tuple[int, dict[str, float]]]:
+    """Candidates for a concept, best first: latents whose codes (n, d_sae) rank its images (a: 0/1)
+    clearly above prevalence, by the effect |(E[z|a=1] − E[z|a=0]) · (w·W_dec)| on the head (SHIFT,
+    arXiv 2403.19647, as in SAEBench). direction (d,) is d logit / d x."""
+    prevalence = float(a.mean())
+    ap = auprc_table(codes, a[:, None].astype(float))[0]
+    gap = codes[a == 1].mean(0) - codes[a == 0].mean(0)
+    effect = gap * (sae.W_dec.numpy() @ direction)
+    margin = prevalence + 2 * np.sqrt(prevalence * (1 - prevalence) / len(a))
+    found = [
+        (int(j), {"auprc": float(ap[j]), "prevalence": prevalence, "effect": float(effect[j])})
+        for j in np.flatnonzero(np.nan_to_num(ap) > margin)
+        if gap[j] > 0
+    ]
+    return sorted(found, key=lambda entry: (-abs(entry[1]["effect"]), entry[0]))
+
+
+def choose_latents(
+    sae: ThresholdSAE, head: LinearHead, x: np.ndarray, trap: Trap, codes: np.ndarray
+) -> Chosen:
+    """S on the rows of choice: along the ranking, each latent that lifts the worst group there, or
+    leaves it and narrows the artifact's effect. EvidenceError with the scores when none qualifies."""
+    rows = trap.choose
+    ranked = rank_latents(codes[rows], trap.a[rows], head.direction()[1] * 2, sae)
+    if not ranked:
+        raise EvidenceError(
+            "no latent ranks the concept's images above chance on the rows of choice",
+            "the SAE may be too small, or the model may not see the concept", {"candidates": 0},
+        )
+    y = trap.y[rows]
+    best_set: list[int] = []
+    best = _choice_score(head, sae, [], x[rows], y, trap, rows)
+    current: list[int] = []
+    for latent, _ in ranked[:MAX_LATENTS]:
+        current = [*current, latent]
+        score = _choice_score(head, sae, current, x[rows], y, trap, rows)
+        if score > best + 1e-9:
+            best, best_set = score, list(current)
+    if not best_set:
+        top = ", ".join(f"{j} (AUPRC {w['auprc']:.2f})" for j, w in ranked[:3])
+        raise EvidenceError(
+            f"suppressing the best latents does not lift the worst group on the rows of choice: {top}",
+            "the head may not lean on this concept", {"candidates": len(ranked)},
+        )
+    why = dict(ranked)
+    return Chosen(best_set, [{k: round(v, 6) for k, v in why[j].items()} for j in best_set], len(ranked))
+
+
+def _choice_score(head, sae, latents, x, y, trap: Trap, rows) -> float:
+    """Mean over label of the worse of its two groups (less noisy than the minimum of four small
+    cells), at the operating point of these rows; AUROC of images without the artifact may not fall."""
+    score = probe_score(head, suppress_rows(sae, latents, x))
+    threshold = operating_point(y, score)
+    a = trap.a[rows]
+    clean = a == 0
+    if latents and 0 < y[clean].sum() < clean.sum():
+        before = auroc(y[clean], probe_score(head, x[clean]))
+        if auroc(y[clean], score[clean]) < before - CLEAN_TOLERANCE:
+            return -np.inf
+    correct = (score > threshold) == (y == 1)
+    worst = []
+    for label in (0, 1):
+        cells = [correct[(y == label) & (a == value)] for value in (0, 1)]
+        worst.append(min(cell.mean() for cell in cells if len(cell) >= 5))
+    return float(np.mean(worst))
+
+
+def operating_point(y: np.ndarray, score: np.ndarray) -> float:
+    """The threshold with the best balanced accuracy, in the middle of its gap."""
+    order = np.argsort(score, kind="stable")
+    sorted_y = y[order]
+    positives, negatives = max(1, (y == 1).sum()), max(1, (y == 0).sum())
+    below_neg = np.concatenate([[0], (sorted_y == 0).cumsum()]) / negatives
+    above_pos = 1 - np.concatenate([[0], (sorted_y == 1).cumsum()]) / positives
+    at = int(np.argmax(below_neg + above_pos))
+    ordered = score[order]
+    if at == 0:
+        return float(ordered[0] - 1e-6)
+    if at == len(ordered):
+        return float(ordered[-1] + 1e-6)
+    return float((ordered[at - 1] + ordered[at]) / 2)
+
+
+@dataclass
+class Measurement:
+    """One pipeline on the test rows: per group accuracy and scores."""
+
+    score: np.ndarray
+    threshold: float
+    groups: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        return min(self.groups.values())
+
+
+def measure(head, sae, latents, x, trap: Trap, threshold: float | None = None) -> Measurement:
+    """Accuracy of each group of the test rows; the threshold comes from the rows of choice."""
+    if threshold is None:
+        chosen = probe_score(head, suppress_rows(sae, latents, x[trap.choose]))
+        threshold = operating_point(trap.y[trap.choose], chosen)
+    score = probe_score(head, suppress_rows(sae, latents, x[trap.test]))
+    full = np.full(len(trap.y), np.nan)
+    full[trap.test] = (score > threshold) == (trap.y[trap.test] == 1)
+    groups = {name: float(full[rows].mean()) for name, rows in trap.cells(trap.test).items()}
+    return Measurement(score, threshold, groups)
+
+
+def matched_random_sets(active: np.ndarray, latents: list[int], *, seed: int) -> list[list[int]]:
+    """RANDOM_SETS sets of |S| other latents, each drawn among the 12 nearest in how often they fire."""
+    generator = np.random.default_rng(seed)
+    others = np.setdiff1d(np.flatnonzero(active > 0), latents)
+    sets = []
+    for _ in range(RANDOM_SETS):
+        picked: list[int] = []
+        for latent in latents:
+            free = np.setdiff1d(others, picked)
+            near = free[np.argsort(np.abs(active[free] - active[latent]), kind="stable")[:12]]
+            if len(near):
+                picked.append(int(generator.choice(near)))
+        sets.append(picked)
+    return sets
+
+
+def evaluate(
+    sae: ThresholdSAE, head: LinearHead, x: np.ndarray, trap: Trap, chosen: Chosen,
+    *, active: np.ndarray, clean: np.ndarray, groups: np.ndarray, seed: int, n_draws: int = 1000,
+) -> dict[str, Any]:
+    """The figures of `suppression` (docs/formats.md) on the test rows. `clean` (m,) are test rows
+    without artifacts; `active` (d_sae,) how often each latent fires."""
+    before = measure(head, sae, [], x, trap)
+    after = measure(head, sae, chosen.latents, x, trap)
+    fixed = measure(head, sae, chosen.latents, x, trap, threshold=before.threshold)
+    y = trap.y[trap.test]
+    lift = after.worst - before.worst
+    bootstrap = GroupBootstrap(groups[trap.test], n_draws, seed)
+    right = [(m.score > m.threshold) == (y == 1) for m in (before, after)]
+    cells = [np.isin(trap.test, rows) for rows in trap.cells(trap.test).values()]
+    draws = []
+    for weight in bootstrap.weights():
+        with np.errstate(invalid="ignore", divide="ignore"):
+            worst = [
+                min((weight[c] * ok[c]).sum() / weight[c].sum() for c in cells) for ok in right
+            ]
+        draws.append([worst[0], worst[1], worst[1] - worst[0]])
+    spans = [percentile_interval(column) for column in np.array(draws).T]
+    lifts = [
+        measure(head, sae, chosen_set, x, trap).worst - before.worst
+        for chosen_set in matched_random_sets(active, chosen.latents, seed=seed)
+    ]
+    out: dict[str, Any] = {
+        "latents": chosen.latents,
+        "worst_group_before": before.worst, "worst_group_after": after.worst,
+        "worst_group_lift": lift, "ci": list(spans[2]),
+        "worst_group_before_ci": list(spans[0]), "worst_group_after_ci": list(spans[1]),
+        "worst_group_after_fixed_threshold": fixed.worst,
+        "groups_before": before.groups, "groups_after": after.groups,
+        "threshold_before": before.threshold, "threshold_after": after.threshold,
+        "auroc_before": auroc(y, before.score), "auroc_after": auroc(y, after.score),
+        "random_sets": len(lifts), "random_sets_beaten": int(sum(lift > other for other in lifts)),
+        "random_lifts": lifts,
+        "n": {name: len(rows) for name, rows in trap.cells(trap.test).items()},
+        "n_fit": len(trap.fit), "n_choose": len(trap.choose), "n_test": len(trap.test),
+    }
+    out.update(_collateral(sae, head, x, trap, chosen.latents, clean))
+    return out
+
+
+def _collateral(sae, head, x, trap: Trap, latents: list[int], clean: np.ndarray) -> dict[str, Any]:
+    y = trap.y[clean]
+    n = {"clean_n": len(clean), "clean_n_pos": int(np.nansum(y))}
+    if min(n["clean_n_pos"], len(clean) - n["clean_n_pos"]) < 10:
+        reason = f"n too small: {n['clean_n_pos']} of {len(clean)} artifact-free test images are positive"
+        return {**n, "clean_auroc_delta": None, "clean_auroc_delta_reason": reason}
+    before = probe_score(head, x[clean])
+    after = probe_score(head, suppress_rows(sae, latents, x[clean]))
+    return {**n, "clean_auroc_delta": auroc(y, after) - auroc(y, before)}
+
+
+def refit_worst(sae: ThresholdSAE, latents: list[int], x: np.ndarray, trap: Trap, groups: np.ndarray, seed: int) -> float:
+    """Worst group when the head is fitted again on suppressed rows (`--refit-head`, facts §0.4)."""
+    edited = suppress_rows(sae, latents, x)
+    head = fit_probe(edited[trap.fit], trap.y[trap.fit], groups[trap.fit], seed=seed)
+    return measure(head, sae, [], edited, trap).worst

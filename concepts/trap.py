@@ -1,0 +1,81 @@
+"""Trap splits: train and test in which an artifact and the label are correlated the opposite way.
+
+P(artifact | positive) = strength and P(artifact | rest) = 1 − strength in head training, swapped in
+test (Bissoto et al., arXiv 2004.11457). Drawn from labelled rows; nothing is duplicated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dermaudit.errors import EvidenceError
+from dermaudit.stats import MIN_CELL
+
+
+@dataclass(frozen=True)
+class Trap:
+    """Row numbers. `fit`: head training; `choose`: rows for every choice (val, and train rows that
+    the head does not see), correlated as in `fit`; `test`: swapped. `y`, `a` are (n,) over all rows."""
+
+    fit: np.ndarray
+    choose: np.ndarray
+    test: np.ndarray
+    y: np.ndarray
+    a: np.ndarray
+
+    def cells(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The four groups of `rows` by label and artifact."""
+        return {
+            f"y={i} a={j}": rows[(self.y[rows] == i) & (self.a[rows] == j)]
+            for i in (0, 1) for j in (0, 1)
+        }
+
+
+def make_trap(
+    y: np.ndarray, a: np.ndarray, splits: np.ndarray, *, strength: float = 0.9, seed: int = 0
+) -> Trap:
+    """Draw the trap. EvidenceError with the counts when a test cell has under 30 images or the head
+    would be fitted on fewer than 30 of one kind."""
+    generator = np.random.default_rng(seed)
+    known = np.isfinite(y) & np.isfinite(a)
+    fit = _draw(y, a, np.flatnonzero(known & (splits == "train")), strength, generator)
+    spare = np.setdiff1d(np.flatnonzero(known & (splits == "train")), fit)
+    pool = np.concatenate([np.flatnonzero(known & (splits == "val")), spare])
+    choose = _draw(y, a, pool, strength, generator)
+    test = _draw(y, a, np.flatnonzero(known & (splits == "test")), 1 - strength, generator)
+    trap = Trap(np.sort(fit), np.sort(choose), np.sort(test), y, a)
+    counts = {name: len(rows) for name, rows in trap.cells(trap.test).items()}
+    small = {name: n for name, n in counts.items() if n < MIN_CELL}
+    if small:
+        raise EvidenceError(
+            "n too small for worst groups: " + ", ".join(f"{k}: {n}" for k, n in small.items())
+            + f" test images (at least {MIN_CELL} in every cell)",
+            "give more images, or a weaker --strength", counts,
+        )
+    for value in (0, 1):
+        if (y[trap.fit] == value).sum() < MIN_CELL or (y[trap.choose] == value).sum() < 10:
+            raise EvidenceError(
+                f"too few images of class {value} to fit a head and to choose latents: "
+                f"{int((y[trap.fit] == value).sum())} and {int((y[trap.choose] == value).sum())}",
+                "give more images", counts,
+            )
+    return trap
+
+
+def _draw(
+    y: np.ndarray, a: np.ndarray, rows: np.ndarray, strength: float, generator: np.random.Generator
+) -> np.ndarray:
+    """The largest subset of `rows` with P(a | y=1) = strength and P(a | y=0) = 1 − strength."""
+    picked = []
+    for value, share in ((1, strength), (0, 1 - strength)):
+        with_a = rows[(y[rows] == value) & (a[rows] == 1)]
+        without = rows[(y[rows] == value) & (a[rows] == 0)]
+        total = min(
+            len(with_a) / share if share > 0 else np.inf,
+            len(without) / (1 - share) if share < 1 else np.inf,
+        )
+        picked.append(generator.permutation(with_a)[: int(round(total * share))])
+        picked.append(generator.permutation(without)[: int(round(total * (1 - share)))])
+    return np.concatenate(picked)
