@@ -77,7 +77,7 @@ def _ruler(height: int, width: int, rng: np.random.Generator) -> tuple[Array, Ar
     unit = min(height, width)
     middle, inward, length = _side(height, width, rng)
     kind = rng.choice(["bar", "ticks", "blocks"], p=[0.6, 0.27, 0.13])
-    tilt = rng.normal(0, 0.12) if kind != "blocks" else rng.normal(0, 0.015)
+    tilt = rng.normal(0, {"bar": 0.12, "ticks": 0.04, "blocks": 0.015}[str(kind)])
     if kind == "bar" and rng.random() < 0.2:
         tilt = rng.choice([-1, 1]) * rng.uniform(0.3, 0.6)
     c, s = np.cos(tilt), np.sin(tilt)
@@ -86,13 +86,13 @@ def _ruler(height: int, width: int, rng: np.random.Generator) -> tuple[Array, Ar
     if kind == "blocks":
         return _blocks(height, width, rng, middle, inward, along)
     away = rng.uniform(0.05, 0.16) if kind == "bar" else rng.uniform(0.015, 0.06)
-    centre = middle + inward * away * unit + along * rng.normal(0, 0.08) * length
+    centre = middle + inward * away * unit + along * rng.uniform(-0.12, 0.12) * length
     span = rng.uniform(0.42, 0.8) * length if kind == "bar" else rng.uniform(0.5, 1.1) * length
-    gap = rng.uniform(0.034, 0.055) * unit
+    gap = rng.uniform(0.03, 0.05) * unit
     thin = rng.uniform(0.0045, 0.0065) * unit
     tall = rng.uniform(0.03, 0.045) * unit
     n = max(int(span / gap), 6)
-    bend = rng.normal(0, 0.10) if kind == "ticks" and rng.random() < 0.5 else 0.0
+    bend = rng.uniform(0, 0.14) if kind == "ticks" and rng.random() < 0.5 else 0.0
     points = []
     for k in range(n + 1):
         share = k / n - 0.5
@@ -281,7 +281,7 @@ def _gel_border(height: int, width: int, rng: np.random.Generator) -> tuple[Arra
     d = (np.hypot(x - cx, y - cy) - r - wave).astype(np.float32)
     thick = max(rng.uniform(0.014, 0.026), 1.6 / min(height, width))
     strength = ramp(fractal(rng, height, width, 4, 2), -2.2, 0.4)
-    bright = ramp(np.abs(d), thick, thick * 0.25) * strength * rng.uniform(0.55, 0.85)
+    bright = ramp(np.abs(d), thick, thick * 0.25) * strength * rng.uniform(0.4, 0.8)
     dark = ramp(np.abs(d - 1.9 * thick), thick * 1.2, 0) * strength * rng.uniform(0.35, 0.6)
     beyond = ramp(d, 0, thick) * rng.uniform(0.08, 0.2)
     shade = rng.uniform(0.3, 0.9)
@@ -299,7 +299,7 @@ def _dark_corner(height: int, width: int, rng: np.random.Generator) -> tuple[Arr
     x, y = coordinates(height, width)
     far = float(np.hypot(x.max(), y.max()))
     # The field's radius as a share of the half diagonal: a full black ring, or corners alone.
-    r = far * (rng.uniform(0.64, 0.74) if rng.random() < 0.3 else rng.uniform(0.76, 0.88))
+    r = far * (rng.uniform(0.64, 0.74) if rng.random() < 0.2 else rng.uniform(0.76, 0.88))
     cx, cy = rng.normal(0, 0.06, 2)
     d = np.hypot((x - cx) * rng.uniform(0.97, 1.03), y - cy).astype(np.float32)
     soft = rng.uniform(0.02, 0.06) if rng.random() < 0.6 else rng.uniform(0.1, 0.22)
@@ -326,7 +326,7 @@ def _patch(height: int, width: int, rng: np.random.Generator) -> tuple[Array, Ar
     layers = []
     way = rng.uniform(0, 2 * np.pi)
     for _ in range(2 if rng.random() < 0.22 else 1):
-        r = rng.uniform(0.32, 0.62)
+        r = rng.uniform(0.38, 0.75)
         c, s = np.cos(way), np.sin(way)
         # On the image's outline in this direction, then a little outward.
         side = min(ex / max(abs(c), 1e-6), ey / max(abs(s), 1e-6)) + rng.uniform(0.0, 0.5) * r

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .bias import BASE_COLORS, IMPLIES
-from .fields import Array, coordinates, cut, fractal, lay, noise, ramp
+from .fields import Array, coordinates, cut, fractal, lay, ramp
 from .scene import Scene
 from .skin import TONE
 
@@ -21,9 +21,9 @@ BINS = 1024
 PIGMENT = {
     "color_light_brown": ((0.68, 0.47, 0.31), 1.0),
     "color_dark_brown": ((0.37, 0.22, 0.14), 0.9),
-    "color_red": ((0.77, 0.32, 0.33), 0.6),
+    "color_red": ((0.74, 0.36, 0.36), 0.6),
     "color_black": ((0.10, 0.08, 0.085), 0.6),
-    "color_blue_gray": ((0.38, 0.43, 0.53), 0.6),
+    "color_blue_gray": ((0.37, 0.41, 0.49), 0.6),
     "color_white": ((0.93, 0.87, 0.85), 0.3),
     "veil": ((0.52, 0.58, 0.72), 0.5),
     "crust": ((0.45, 0.13, 0.10), 0.5),
@@ -88,7 +88,7 @@ class Lesion:
         ax = self.centre[0] + r * np.cos(angle)
         ay = self.centre[1] + r * np.sin(angle)
         near = np.hypot(self.x - np.float32(ax), self.y - np.float32(ay)) / np.float32(self.radius)
-        score = 0.45 * fractal(rng, size, size, 7, 3) - 1.6 * near
+        score = 0.42 * fractal(rng, size, size, 7, 3) - 1.5 * near
         return cut(score, self.inside, share, soft) * self.alpha
 
 
@@ -125,18 +125,20 @@ def shape_lesion(scene: Scene, size: int) -> Lesion:
     """Outline and soft alpha of the lesion; asymmetry and irregular border change it here."""
     rng = scene.stream("lesion")
     cx, cy = np.clip(rng.normal(0, 0.1, 2), -0.24, 0.24)
-    radius = rng.uniform(0.36, 0.68)
+    radius = rng.uniform(0.34, 0.68)
     aspect = rng.uniform(0.74, 0.98)
     axis = rng.uniform(0, np.pi)
-    edge = rng.uniform(0.09, 0.2)
+    edge = rng.uniform(0.08, 0.22)
+    ragged = 0.022
     theta = np.arange(BINS) / BINS * 2 * np.pi
     turned = theta - axis
     outline = 1 / np.hypot(np.cos(turned), np.sin(turned) / aspect)
     # Mirror-symmetric waves (no phase about the axes), and a trace of wobble: no lesion is ideal.
-    for k in (4, 6, 8):
-        outline = outline * (1 + rng.normal(0, 0.018) * np.cos(k * turned))
-    for k in (3, 5, 7, 9):
-        outline = outline * (1 + rng.normal(0, 0.008) * np.cos(k * theta + rng.uniform(0, 6.28)))
+    k = np.array([4, 6, 8])[:, None]
+    outline = outline * (1 + rng.normal(0, 0.018, k.shape) * np.cos(k * turned)).prod(0)
+    k = np.array([3, 5, 7, 9])[:, None]
+    phase = rng.uniform(0, 2 * np.pi, k.shape)
+    outline = outline * (1 + rng.normal(0, 0.008, k.shape) * np.cos(k * theta + phase)).prod(0)
     slots = dict(zip(SLOTS, rng.permutation(len(SLOTS)), strict=True))
     first = rng.uniform(0, 2 * np.pi)
     turn = {name: first + 2 * np.pi * int(slot) / len(SLOTS) for name, slot in slots.items()}
@@ -150,11 +152,14 @@ def shape_lesion(scene: Scene, size: int) -> Lesion:
         outline = outline * (1 + own.uniform(0.15, 0.4) * np.exp(-((off / 0.55) ** 2)))
     if scene.concepts["irregular_border"]:
         own = scene.stream("irregular_border")
-        jag = np.zeros(BINS)
-        for k in range(7, 19):
-            jag += own.normal(0, 1) * np.cos(k * theta + own.uniform(0, 2 * np.pi)) / k**0.4
-        outline = outline * np.exp(own.uniform(0.075, 0.12) * jag / jag.std())
+        k = np.arange(5, 17)[:, None]
+        waves = np.cos(k * theta + own.uniform(0, 2 * np.pi, k.shape))
+        jag = (own.normal(0, 1, k.shape) * waves / k**0.6).sum(0)
+        # Stronger here than there: real borders are cut in some places and smooth in others.
+        jag = jag / jag.std() * (1 + 0.5 * np.cos(theta + own.uniform(0, 2 * np.pi)))
+        outline = outline * np.exp(own.uniform(0.045, 0.075) * jag)
         edge = own.uniform(0.035, 0.07)
+        ragged = own.uniform(0.075, 0.11)
     # The area does not depend on the two concepts: size must not give them away.
     outline = (outline * radius / np.sqrt(np.mean(outline**2))).astype(np.float32)
 
@@ -164,8 +169,10 @@ def shape_lesion(scene: Scene, size: int) -> Lesion:
     turn_of = angle * np.float32(BINS / (2 * np.pi))
     at = turn_of.astype(np.int32) % BINS
     d = np.hypot(x, y) / outline[at]
-    fuzz = noise(rng, size, size, 14) * np.float32(0.022)
-    alpha = ramp(d + fuzz, 1 + edge, 1 - edge)
+    d = d + fractal(rng, size, size, 10, 3) * np.float32(ragged)
+    # The border is sharper on one side than on the other.
+    edge = np.float32(edge) * (1 + np.float32(0.5) * np.cos(angle + np.float32(first)))
+    alpha = ramp(d, 1 + edge, 1 - edge)
     alpha[alpha < 0.004] = 0
     return Lesion(
         x=gx,
@@ -191,10 +198,13 @@ def paint_base(canvas: Canvas) -> None:
     order = [BASE_COLORS[k] for k in rng.permutation(len(BASE_COLORS))]
     present = [name for name in order if scene.concepts[name]]
     cloud = fractal(rng, size, size, 6, 4)
-    grain = noise(rng, size, size, 30)
-    strength = rng.uniform(0.78, 0.95)
-    body = lesion.alpha * np.float32(strength)
-    shade = 1 + cloud * np.float32(rng.uniform(0.05, 0.12)) + grain * np.float32(0.035)
+    grain = fractal(rng, size, size, 20, 3)
+    # Pigment is uneven at every scale: the skin shines through where it is thin.
+    thin = rng.uniform(0.1, 0.38) * ramp(cloud + 0.7 * grain, 0.0, 2.2)
+    body = lesion.alpha * (np.float32(rng.uniform(0.84, 0.96)) - thin)
+    shade = 1 + cloud * np.float32(rng.uniform(0.06, 0.13)) + grain * np.float32(
+        rng.uniform(0.04, 0.1)
+    )
     if scene.concepts["asymmetry"]:
         # Colour is off-axis as well: one side darker than the other.
         own = scene.stream("asymmetry_shade")
@@ -204,10 +214,13 @@ def paint_base(canvas: Canvas) -> None:
         ) * np.sin(way)
         shade = shade * (1 + np.float32(own.uniform(0.15, 0.4)) * slope / lesion.radius)
     shade = shade[..., None].astype(np.float32)
-    canvas.lay(present[0], body, lesion.colour(present[0]) * shade)
+    # A faint halo of the same pigment around the lesion; too weak to count as lesion.
+    halo = ramp(lesion.d, rng.uniform(1.15, 1.6), 0.85) * np.float32(rng.uniform(0.0, 0.22))
+    canvas.image = lay(canvas.image, halo, lesion.colour(present[0]))
+    canvas.lay(present[0], body.astype(np.float32), lesion.colour(present[0]) * shade)
     for rank, name in enumerate(present[1:]):
         share = rng.uniform(0.32, 0.5) if rank == 0 else rng.uniform(0.2, 0.3)
-        soft = rng.uniform(0.12, 0.35)
+        soft = rng.uniform(0.2, 0.5)
         if rank == 0 and rng.random() < 0.5:
             # Often the second colour is the centre or the rim.
             score = 0.35 * fractal(rng, size, size, 7, 3) + (
@@ -224,12 +237,11 @@ def paint_regions(canvas: Canvas) -> None:
     scene, lesion = canvas.scene, canvas.lesion
     size = canvas.image.shape[0]
     by_structure = {color for name, color in IMPLIES.items() if scene.concepts[name]}
-    for name, soft in (("color_black", 0.16), ("color_blue_gray", 0.22), ("color_white", 0.25)):
+    for name, soft in (("color_black", 0.25), ("color_blue_gray", 0.38), ("color_white", 0.38)):
         if not scene.concepts[name] or name in by_structure:
             continue
         rng = scene.stream(name)
         alpha = lesion.region(rng, name, rng.uniform(0.12, 0.26), soft)
-        texture = 1 + 0.06 * fractal(rng, size, size, 12, 2)
-        canvas.lay(
-            name, alpha * np.float32(rng.uniform(0.8, 0.95)), lesion.colour(name) * texture[..., None]
-        )
+        texture = 1 + np.float32(0.07) * fractal(rng, size, size, 14, 3)[..., None]
+        strength = np.float32(rng.uniform(0.8, 0.95))
+        canvas.lay(name, alpha * strength, lesion.colour(name) * texture)

@@ -34,10 +34,10 @@ def paint_skin(scene: Scene, size: int) -> Array:
     flush = fractal(rng, size, size, 3, 3)
     brown = fractal(rng, size, size, 5, 4)
     shift_flush = np.array([0.006, 0.022, 0.018], dtype=np.float32) * np.float32(
-        rng.uniform(0.4, 1.6)
+        rng.uniform(0.4, 2.2)
     )
     shift_brown = np.array([0.014, 0.021, 0.026], dtype=np.float32) * np.float32(
-        rng.uniform(0.4, 1.6)
+        rng.uniform(0.4, 2.6)
     )
     image = base * (1 - flush[..., None] * shift_flush - brown[..., None] * shift_brown)
 
@@ -51,19 +51,26 @@ def paint_skin(scene: Scene, size: int) -> Array:
         wave = np.abs(np.sin(along * np.float32(rng.uniform(14, 22))))
         furrow = np.maximum(furrow, 1 - wave * np.float32(2.5))
     patchy = ramp(noise(rng, size, size, 4), -0.6, 1.0)
-    depth = rng.uniform(0.0, 0.055) * (1.3 if scene.skin_type >= 5 else 1.0)
+    depth = rng.uniform(0.0, 0.075) * (1.3 if scene.skin_type >= 5 else 1.0)
     image *= (1 - np.float32(depth) * np.clip(furrow, 0, 1) * patchy)[..., None]
 
     # Diffuse superficial vessels: crests of a smooth noise, redder than the skin.
     crest = noise(rng, size, size, 9)
     net = np.exp(-((crest / np.float32(0.16)) ** 2)) * ramp(noise(rng, size, size, 3), 0, 1.2)
-    strength = rng.uniform(0, 0.09) * (0.4 if scene.skin_type >= 5 else 1.0)
+    strength = rng.uniform(0, 0.12) * (0.4 if scene.skin_type >= 5 else 1.0)
     image *= 1 - net[..., None] * np.array([0.15, 1.0, 0.75], dtype=np.float32) * np.float32(
         strength
     )
 
-    grain = noise(rng, size, size, 40) + 0.7 * noise(rng, size, size, 75)
-    image *= (1 + grain * np.float32(rng.uniform(0.004, 0.016)))[..., None]
+    if rng.random() < 0.3:
+        # Lentigines and follicles: soft spots that belong to the skin, not to the lesion.
+        spot = ramp(noise(rng, size, size, int(rng.integers(9, 22))), rng.uniform(1.2, 1.7), 2.8)
+        spot = spot * np.float32(rng.uniform(0.15, 0.4))
+        image *= 1 - spot[..., None] * np.array([0.5, 0.9, 1.1], dtype=np.float32)
+
+    grain = noise(rng, size, size, 22) + noise(rng, size, size, 40)
+    grain += np.float32(0.7) * noise(rng, size, size, 75)
+    image *= (1 + grain * np.float32(rng.uniform(0.006, 0.02)))[..., None]
     return image.astype(np.float32, copy=False)
 
 
@@ -75,9 +82,9 @@ def photograph(scene: Scene, image: Array) -> Array:
     tilt = rng.normal(0, 0.035, 2).astype(np.float32)
     fall = np.float32(rng.uniform(0.0, 0.07))
     light = 1 + x * tilt[0] + y * tilt[1] - (x * x + y * y) * fall
-    exposure = np.exp(rng.normal(0.02, 0.09))
-    pink = rng.normal(0, 0.05)
-    balance = np.exp(rng.normal(0, 0.035, 3) + np.array([0.2, -0.8, 0.6]) * pink)
+    exposure = np.exp(rng.normal(0.0, 0.12))
+    pink = rng.normal(0.02, 0.05)
+    balance = np.exp(rng.normal(0, 0.03, 3) + np.array([0.3, -0.8, 0.6]) * pink)
     gain = (exposure * balance / balance.mean()).astype(np.float32)
     image = image * light[..., None] * gain
     # A shoulder instead of clipping: bright skin keeps its texture.

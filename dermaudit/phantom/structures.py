@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .fields import cut, fractal, noise, polyline, ramp, stamp
+from .fields import cut, fractal, noise, ramp, stamp
 from .lesion import Canvas, Lesion
 
 
@@ -27,17 +27,21 @@ def network_typical(canvas: Canvas) -> None:
     """Regular thin brown lines around even holes, fading at the edge."""
     lesion, size = canvas.lesion, canvas.image.shape[0]
     rng = canvas.scene.stream("pigment_network_typical")
-    wx, wy = (noise(rng, size, size, 5) * np.float32(0.03) for _ in range(2))
-    mesh = _mesh(lesion.x, lesion.y, wx, wy, rng.uniform(0.125, 0.165), rng.uniform(0, 3))
+    wx, wy = (
+        noise(rng, size, size, 5) * np.float32(0.04) + noise(rng, size, size, 13) * np.float32(0.02)
+        for _ in range(2)
+    )
+    mesh = _mesh(lesion.x, lesion.y, wx, wy, rng.uniform(0.105, 0.14), rng.uniform(0, 3))
     body = lesion.alpha * ramp(lesion.d, 1.02, 0.8)
-    line = ramp(mesh, 0.1, -0.9) * body
+    faint = np.float32(0.72) + np.float32(0.28) * ramp(fractal(rng, size, size, 6, 2), -1.2, 0.8)
+    line = ramp(mesh, 0.1, -0.9) * body * faint
     hole = ramp(mesh, 0.6, 1.9) * body
-    dark = lesion.colour("color_dark_brown") * np.float32(rng.uniform(0.62, 0.85))
-    canvas.image += (hole * np.float32(0.12))[..., None] * np.array(
+    dark = lesion.colour("color_dark_brown") * np.float32(rng.uniform(0.6, 0.95))
+    canvas.image += (hole * np.float32(rng.uniform(0.03, 0.09)))[..., None] * np.array(
         [1.0, 0.85, 0.7], dtype=np.float32
     ) * np.float32(lesion.tone)
     canvas.lay(
-        "pigment_network_typical", line * np.float32(rng.uniform(0.6, 0.8)), dark, opaque=0.6
+        "pigment_network_typical", line * np.float32(rng.uniform(0.52, 0.78)), dark, opaque=0.6
     )
 
 
@@ -53,10 +57,11 @@ def network_atypical(canvas: Canvas) -> None:
     where = cut(fractal(rng, size, size, 4, 2), lesion.inside, rng.uniform(0.5, 0.75), 0.12)
     body = lesion.alpha * where
     thick = noise(rng, size, size, 5) * np.float32(0.5)
-    line = ramp(mesh + thick, 0.2, -0.55) * body
+    uneven = np.float32(0.65) + np.float32(0.35) * ramp(noise(rng, size, size, 9), -0.8, 0.6)
+    line = ramp(mesh + thick, 0.2, -0.55) * body * uneven
     hole = ramp(mesh + thick, 0.7, 2.0) * body
     dark = lesion.colour("color_dark_brown") * np.array([0.5, 0.5, 0.55], dtype=np.float32)
-    canvas.image += (hole * np.float32(0.1))[..., None] * np.array(
+    canvas.image += (hole * np.float32(rng.uniform(0.02, 0.08)))[..., None] * np.array(
         [1.0, 0.85, 0.75], dtype=np.float32
     ) * np.float32(lesion.tone)
     canvas.lay(
@@ -70,7 +75,7 @@ def _scatter(rng: np.random.Generator, lesion: Lesion, n: int, reach: float = 0.
     angle = rng.uniform(0, 2 * np.pi, 4 * n)
     px, py = lesion.place(angle, reach * np.sqrt(rng.uniform(0, 1, 4 * n)))
     gap = 0.75 * lesion.radius * size / 2 / np.sqrt(n)
-    far = np.hypot(px[:, None] - px, py[:, None] - py) > gap
+    far = (px[:, None] - px) ** 2 + (py[:, None] - py) ** 2 > gap * gap
     kept: list[int] = []
     free = np.ones(4 * n, dtype=bool)
     for k in range(4 * n):
@@ -106,7 +111,7 @@ def streaks(canvas: Canvas) -> None:
     spread = rng.uniform(2.2, 6.28)
     n = int(np.ceil(spread * rng.uniform(2.6, 3.6)))
     angles = rng.uniform(0, 6.28) + (np.arange(n) + rng.uniform(-0.3, 0.3, n)) * spread / n
-    inner, outer = rng.uniform(0.68, 0.85, n), rng.uniform(1.16, 1.36, n)
+    inner, outer = rng.uniform(0.68, 0.88, n), rng.uniform(1.1, 1.32, n)
     along = np.linspace(0, 1, max(int(size * 0.26), 24))
     angle = angles[:, None] + rng.normal(0, 0.09, n)[:, None] * along
     # The outline at the finger's root carries it: a jagged outline must not bend it.
@@ -115,7 +120,7 @@ def streaks(canvas: Canvas) -> None:
     py = (lesion.centre[1] + r * np.sin(angle) + 1) * size / 2
     bulb = rng.random() < 0.4
     taper = (0.85 + 0.35 * along) if bulb else (1.15 - 0.65 * along)
-    radii = rng.uniform(0.0085, 0.0125) * size * np.broadcast_to(taper, px.shape)
+    radii = rng.uniform(0.0075, 0.0115) * size * np.broadcast_to(taper, px.shape)
     alpha = stamp(size, size, px.ravel(), py.ravel(), radii.ravel())
     colour = lesion.colour("color_dark_brown") * np.float32(rng.uniform(0.45, 0.8))
     canvas.lay("streaks", alpha * np.float32(rng.uniform(0.75, 0.92)), colour)
@@ -125,16 +130,16 @@ def regression(canvas: Canvas) -> None:
     """White scar-like area peppered with grey-blue granules."""
     lesion, size = canvas.lesion, canvas.image.shape[0]
     rng = canvas.scene.stream("regression")
-    area = lesion.region(rng, "regression", rng.uniform(0.2, 0.34), 0.2)
+    area = lesion.region(rng, "regression", rng.uniform(0.2, 0.34), 0.34)
     scar = area * np.float32(rng.uniform(0.72, 0.9))
     texture = 1 + 0.04 * fractal(rng, size, size, 16, 2)
     canvas.lay("regression", scar, lesion.colour("color_white") * texture[..., None])
-    px, py = _scatter(rng, lesion, 120, reach=1.0)
+    px, py = _scatter(rng, lesion, 90, reach=1.0)
     columns = np.clip(px.astype(int), 0, size - 1)
     rows = np.clip(py.astype(int), 0, size - 1)
     keep = area[rows, columns] > 0.35
-    dots = stamp(size, size, px[keep], py[keep], rng.uniform(0.007, 0.010) * size) * area
-    canvas.lay("regression", dots * np.float32(0.8), lesion.colour("color_blue_gray") * 0.8)
+    dots = stamp(size, size, px[keep], py[keep], rng.uniform(0.006, 0.009) * size) * area
+    canvas.lay("regression", dots * np.float32(0.7), lesion.colour("color_blue_gray") * 0.8)
     canvas.credit("color_white", scar * (1 - dots))
 
 
@@ -142,7 +147,7 @@ def veil(canvas: Canvas) -> None:
     """Confluent blue under a whitish ground-glass film."""
     lesion, size = canvas.lesion, canvas.image.shape[0]
     rng = canvas.scene.stream("blue_whitish_veil")
-    area = lesion.region(rng, "blue_whitish_veil", rng.uniform(0.3, 0.5), 0.3)
+    area = lesion.region(rng, "blue_whitish_veil", rng.uniform(0.3, 0.5), 0.42)
     alpha = area * np.float32(rng.uniform(0.72, 0.88))
     film = ramp(fractal(rng, size, size, 6, 3), -0.8, 1.6)[..., None]
     blue = lesion.colour("color_blue_gray") * np.array([0.85, 0.95, 1.12], dtype=np.float32)
@@ -208,11 +213,11 @@ def milia(canvas: Canvas) -> None:
     lesion, size = canvas.lesion, canvas.image.shape[0]
     rng = canvas.scene.stream("milia_like_cyst")
     px, py = _scatter(rng, lesion, int(rng.integers(5, 13)), reach=0.8)
-    radii = rng.uniform(0.013, 0.026, px.size) * size
+    radii = rng.uniform(0.011, 0.022, px.size) * size
     core = stamp(size, size, px, py, radii)
     # The halo is a wider, weaker disc: a blur would leave a trace outside its own alpha.
-    halo = stamp(size, size, px, py, radii + 0.012 * size) * np.float32(0.35)
-    alpha = np.maximum(core * np.float32(rng.uniform(0.8, 0.95)), halo) * lesion.alpha
+    halo = stamp(size, size, px, py, radii + 0.014 * size) * np.float32(0.3)
+    alpha = np.maximum(core * np.float32(rng.uniform(0.68, 0.92)), halo) * lesion.alpha
     canvas.lay("milia_like_cyst", alpha, lesion.colour("keratin"))
 
 
@@ -220,12 +225,12 @@ def scale(canvas: Canvas) -> None:
     """Whitish flakes that lie on the surface, in patches."""
     lesion, size = canvas.lesion, canvas.image.shape[0]
     rng = canvas.scene.stream("scale")
-    across = int(rng.integers(14, 22))
-    flake = noise(rng, size, size, 24, across) + 0.6 * noise(rng, size, size, 44)
-    patches = noise(rng, size, size, 4)
+    across = int(rng.integers(20, 36))
+    flake = noise(rng, size, size, 32, across) + noise(rng, size, size, 56)
+    patches = noise(rng, size, size, 5)
     near = ramp(lesion.d, 1.12, 0.9)
-    alpha = cut(flake + 0.8 * patches, lesion.inside, rng.uniform(0.16, 0.26), 0.22) * near
-    bright = 1 + 0.05 * noise(rng, size, size, 40)
+    alpha = cut(flake + 0.8 * patches, lesion.inside, rng.uniform(0.17, 0.27), 0.4) * near
+    bright = 1 + np.float32(0.07) * noise(rng, size, size, 40)
     canvas.lay(
         "scale",
         alpha * np.float32(rng.uniform(0.75, 0.92)),
