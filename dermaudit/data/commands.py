@@ -1,0 +1,56 @@
+"""The verbs `data convert` and `data check`. Nothing heavy is imported until a verb runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dermaudit.console import say, table
+
+
+def convert(
+    src: Annotated[Path, typer.Argument(help="a folder, or a .csv / .parquet / .jsonl table")],
+    out: Annotated[Path, typer.Option(help="folder for the data set")],
+    layout: Annotated[str, typer.Option(help="auto, native, dermoscopy, folder")] = "auto",
+    where: Annotated[str | None, typer.Option(help="""only these rows: "licence == 'CC0-1.0'" """)] = None,
+    link: Annotated[bool, typer.Option("--link/--copy", help="link to the images, or copy them")] = False,
+    strict: Annotated[bool, typer.Option(help="stop at the first bad image")] = False,
+    force: Annotated[bool, typer.Option(help="replace the data set in --out")] = False,
+    dry_run: Annotated[bool, typer.Option(help="say what would be done, write nothing")] = False,
+) -> dict[str, Any]:
+    """Make a data set with one split (train / val / test 70 / 10 / 20 by group) in a folder."""
+    from .convert import plan, refuse_overwrite, summary, write
+
+    refuse_overwrite(out, force)
+    planned = plan(src, layout, out, where)
+    if dry_run:
+        counts = summary(planned.manifest)
+        _print_counts(f"{out}: would hold {planned.manifest.n} images", counts)
+        return {"out": str(out), "layout": planned.raw.layout, "dry_run": True, **counts}
+    manifest, skipped = write(planned, out, link=link, strict=strict)
+    counts = summary(manifest)
+    _print_counts(f"{out}: {manifest.n} images ({planned.raw.layout})", counts)
+    if skipped:
+        table(
+            f"{len(skipped)} images skipped (all of them in {out / 'skipped.parquet'})",
+            ("image", "reason"), [(s["image"], s["reason"]) for s in skipped[:20]],
+        )
+    return {
+        "out": str(out), "layout": planned.raw.layout, "dry_run": False, **counts,
+        "n_skipped": len(skipped), "skipped": skipped,
+        "manifest_sha256": manifest.sha256(),
+    }
+
+
+def _print_counts(title: str, counts: dict[str, Any]) -> None:
+    splits = ", ".join(f"{name} {n}" for name, n in counts["splits"].items())
+    say(f"{title}\n  {counts['n_groups']} groups; {splits}")
+    if counts["labels"]:
+        table("Labels", ("label", "images"), [(k or "(blank)", n) for k, n in counts["labels"].items()])
+    if counts["truth"]:
+        table(
+            "Truth (blank is unknown)", ("word", "type", "present", "absent", "unknown"),
+            [(name, *row.values()) for name, row in counts["truth"].items()],
+        )

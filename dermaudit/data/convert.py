@@ -1,0 +1,163 @@
+"""Make a data set that stands alone: manifest.parquet, data.json and images/ in one folder.
+
+The manifest is written last, so that a killed conversion is seen as unfinished; done again, it
+keeps every image that is already there whole.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dermaudit.console import track
+from dermaudit.errors import UserInputError
+from dermaudit.failpoints import hit
+from dermaudit.files import whole_file, write_json, write_parquet
+
+from .images import BadImage, read_image
+from .layouts import read_layout
+from .manifest import Manifest
+from .tables import RawTable
+from .validate import check_table, complete
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be converted: the rows that `where` left, and the layout they came in."""
+
+    manifest: Manifest
+    raw: RawTable
+    where: str | None
+
+
+def plan(src: Path, layout: str, out: Path, where: str | None) -> Plan:
+    """Read and check the source; nothing is written. Errors: UserInputError."""
+    raw = read_layout(src, layout)
+    source, target = raw.root.resolve(), out.resolve()
+    if target == source or (raw.layout == "folder" and source in target.parents):
+        raise UserInputError(
+            f"--out {out} is inside the images that are converted ({src})",
+            "choose a folder elsewhere",
+        )
+    check_table(raw)
+    manifest = Manifest(complete(raw), raw.root, src)
+    return Plan(manifest.where(where) if where else manifest, raw, where)
+
+
+def refuse_overwrite(out: Path, force: bool) -> None:
+    """UserInputError when `out` holds a data set or foreign files and `force` is not given.
+
+    An unfinished conversion (images but no manifest) is gone on with.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserInputError(f"--out {out} is a file", "choose a folder")
+    if force or not out.exists():
+        return
+    if (out / "manifest.parquet").exists():
+        raise UserInputError(
+            f"{out} already holds a data set", "use --force to make it again, or another --out"
+        )
+    foreign = [p.name for p in out.iterdir() if p.name != "images" and not p.name.endswith(".tmp")]
+    if foreign:
+        raise UserInputError(
+            f"{out} is not empty (it holds {foreign[0]})", "choose another folder, or use --force"
+        )
+
+
+def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manifest, list[dict]]:
+    """Copy or link the images, then write the tables. Returns the manifest and the skipped rows
+    [{row, image, reason}] (`row` of the source)."""
+    manifest = planned.manifest
+    images = [_target(image) for image in manifest.column("image")]
+    kept: list[int] = []
+    skipped: list[dict] = []
+    for stale in (out / "images").rglob(".*.tmp"):
+        stale.unlink()
+    rows = list(zip(manifest.paths(), images, strict=True))
+    for row, (source, image) in enumerate(track(rows, "copying images")):
+        try:
+            read_image(source)
+        except BadImage as error:
+            if strict:
+                raise
+            skipped.append({"row": row, "image": image, "reason": error.reason})
+            continue
+        _place(source, out / image, link)
+        kept.append(row)
+        hit("convert")
+    if not kept:
+        raise UserInputError(
+            f"none of the {manifest.n} images of {manifest.path} could be read: "
+            f"{skipped[0]['image']}: {skipped[0]['reason']}",
+            f"see what is wrong with: dermaudit data check {manifest.path}",
+        )
+    table = manifest.table.set_column(
+        manifest.table.column_names.index("image"), "image", pa.array(images, pa.string())
+    )
+    done = Manifest(table, out, out).take(kept)
+    if skipped:
+        write_parquet(out / "skipped.parquet", pa.Table.from_pylist(skipped))
+    else:
+        (out / "skipped.parquet").unlink(missing_ok=True)
+    write_json(out / "data.json", {
+        "format_version": FORMAT_VERSION,
+        "layout": planned.raw.layout,
+        "licence": ", ".join(sorted({w for w in done.column("licence", "") if w})) or None,
+        "n_images": done.n,
+        "n_skipped": len(skipped),
+        "source": planned.raw.file.name,
+        "where": planned.where,
+        "manifest_sha256": done.sha256(),
+    })
+    write_parquet(out / "manifest.parquet", done.table)
+    return done, skipped
+
+
+def summary(manifest: Manifest) -> dict[str, Any]:
+    """Counts: `splits`, `labels`, and per truth column present / absent / unknown."""
+    truth = {}
+    for name, (kind, values) in manifest.truth().items():
+        present, absent = int((values >= 0.5).sum()), int((values < 0.5).sum())
+        truth[name] = {
+            "type": kind, "present": present, "absent": absent,
+            "unknown": manifest.n - present - absent,
+        }
+    return {
+        "n_images": manifest.n,
+        "n_groups": len(set(manifest.groups)),
+        "splits": {name: manifest.splits.count(name) for name in ("train", "val", "test")},
+        "labels": dict(Counter(label or "" for label in manifest.labels).most_common())
+        if any(manifest.labels) else {},
+        "truth": truth,
+    }
+
+
+def _target(image: str) -> str:
+    return image if image.startswith("images/") else f"images/{image}"
+
+
+def _place(source: Path, target: Path, link: bool) -> None:
+    """Put an image at `target`, whole or not at all; one that is there already is kept."""
+    if link:
+        wanted = str(source.resolve())
+        if target.is_symlink() and str(target.readlink()) == wanted:
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(wanted)
+        os.replace(temporary, target)
+        return
+    if target.is_file() and not target.is_symlink() and filecmp.cmp(source, target, shallow=False):
+        return
+    with whole_file(target) as temporary:
+        shutil.copyfile(source, temporary)

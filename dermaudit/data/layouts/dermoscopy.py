@@ -1,0 +1,105 @@
+"""The table of $DERMAUDIT_DATA/dermoscopy: ISIC 2018 with artifacts judged by people, and HAM10000.
+
+Artifacts are known only where `has_artifact_annotation == 1`; a positive-only note elsewhere would
+give a set without negatives. Model outputs (`inferred_*`) stay plain columns: they are no truth.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from dermaudit.errors import UserInputError
+
+from ..tables import RawTable, read_table
+
+ARTIFACTS = {
+    "dark_corner": "dark_corner", "hair": "hair", "gel_border": "gel_border",
+    "gel_bubble": "gel_bubble", "ruler": "ruler", "ink": "ink", "patches": "patch",
+}
+CONCEPTS = ("pigment_network", "milia_like_cyst", "globules", "negative_network", "streaks")
+DIAGNOSES = {
+    "mel": "melanoma", "nv": "a melanocytic nevus", "bkl": "benign keratosis",
+    "bcc": "basal cell carcinoma", "akiec": "actinic keratosis", "vasc": "a vascular lesion",
+    "df": "dermatofibroma",
+}
+_SAID = {
+    "ruler": "a ruler is visible", "ink": "ink marks are visible", "hair": "hair over the lesion",
+    "gel_bubble": "gel bubbles are visible", "gel_border": "the border of the gel is visible",
+    "dark_corner": "dark corners", "patch": "a coloured patch is visible",
+    "pigment_network": "pigment network", "milia_like_cyst": "milia-like cysts",
+    "globules": "globules", "negative_network": "negative network", "streaks": "streaks",
+}
+_DENIED = {
+    "ruler": "no ruler", "ink": "no ink marks", "hair": "no hair", "gel_bubble": "no gel bubbles",
+    "gel_border": "no gel border", "dark_corner": "no dark corners", "patch": "no patch",
+}
+_NEEDED = {"image_id", "dx", "group_id", "has_artifact_annotation", *ARTIFACTS}
+_NEEDED |= {f"attr_{name}" for name in CONCEPTS}
+
+
+def _file(path: Path) -> Path:
+    return path if path.suffix.lower() == ".csv" else path / "metadata.csv"
+
+
+def matches(path: Path) -> bool:
+    file = _file(path)
+    if not file.is_file():
+        return False
+    with file.open(encoding="utf-8-sig", errors="replace") as handle:
+        header = handle.readline().rstrip("\n").split(",")
+    return set(header) >= _NEEDED
+
+
+def read(path: Path) -> RawTable:
+    """Errors: UserInputError when metadata.csv is missing, unreadable or lacks a column."""
+    file = _file(path)
+    source, first_line = read_table(file)
+    missing = sorted(_NEEDED - set(source.column_names))
+    if missing:
+        raise UserInputError(
+            f"{file} has no column '{missing[0]}'"
+            + (f" (nor {', '.join(missing[1:4])})" if missing[1:] else ""),
+            "this layout is for the table described in dermoscopy/metadata.csv; see --layout",
+        )
+    rows = source.to_pylist()
+    columns: dict[str, list] = {
+        "image": [f"images/{row['image_id']}.jpg" for row in rows],
+        "image_id": [row["image_id"] for row in rows],
+        "label": [row["dx"] for row in rows],
+        "group": [row["group_id"] for row in rows],
+    }
+    for name, word in ARTIFACTS.items():
+        columns[f"artifact:{word}"] = [
+            row[name] if row["has_artifact_annotation"] == 1 else None for row in rows
+        ]
+    for word in CONCEPTS:
+        columns[f"concept:{word}"] = [row[f"attr_{word}"] for row in rows]
+    spoken = [_captions(row, {n: columns[n][i] for n in columns}) for i, row in enumerate(rows)]
+    columns["caption"] = [sentences[0] for sentences in spoken]
+    for k in range(1, max(map(len, spoken), default=1)):
+        columns[f"subcaption_{k}"] = [s[k] if k < len(s) else None for s in spoken]
+    table = pa.table(columns)
+    # The source's own split says `dev` everywhere: ours is made from the group.
+    left_out = {"split", "image_id", *ARTIFACTS, *(f"attr_{word}" for word in CONCEPTS)}
+    for name in source.column_names:
+        if name not in left_out:
+            table = table.append_column(name, source.column(name))
+    return RawTable(table, file.parent, file, "dermoscopy", first_line)
+
+
+def _captions(row: dict, columns: dict) -> list[str]:
+    """[caption, subcaption, ...] of one image from what is known of it; blanks are not mentioned."""
+    diagnosis = f"dermoscopic image of {DIAGNOSES.get(row['dx'], row['dx'] or 'a skin lesion')}"
+    site = f"on the {row['localization']}" if row.get("localization") else ""
+    truth = {n.split(":")[1]: value for n, value in columns.items() if ":" in n}
+    signs = [_SAID[w] for w in CONCEPTS if truth[w] == 1]
+    artifacts = [_SAID[w] for w in ARTIFACTS.values() if truth[w] == 1]
+    absent = [_DENIED[w] for w in ARTIFACTS.values() if truth[w] == 0]
+    caption = ", ".join([f"{diagnosis} {site}".strip(), *signs, *artifacts])
+    parts = [
+        diagnosis, f"a lesion {site}" if site else "", f"with {', '.join(signs)}" if signs else "",
+        ", ".join(artifacts), ", ".join(absent),
+    ]
+    return [caption, *(part for part in parts if part)]
