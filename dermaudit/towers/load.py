@@ -29,13 +29,13 @@ _SMALLEST_VISION = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 16
 _SMALLEST_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
 
 
-def load_model(name: str, device: str = "cpu") -> HookedTower:
+def load_model(name: str | Path, device: str = "cpu") -> HookedTower:
     """Open a model by name (names.py) and check that each of its taps fires once.
 
     Errors: UserInputError (unknown name, missing or broken file, hub out of reach) and
     ForeignArtifactError (weights of another architecture), each naming the file and the mend.
     """
-    source = resolve(name)
+    source = resolve(str(name))
     tower = _open_tag(source) if source.kind == "open_clip" else _open_folder(source)
     try:
         tower = tower.to(device)

@@ -68,6 +68,8 @@ def resolve(name: str) -> Source:
     what it lacks.
     """
     name = name.strip()
+    if not name:
+        raise UserInputError("the name of the model is empty", _forms())
     if name.startswith("local-dir:"):
         return Source(name, "folder", folder=_checkpoint_folder(Path(name[len("local-dir:") :])))
     if name.startswith("hf-hub:"):

@@ -12,7 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
+
+from .names import CONFIG_FILE
 
 _MARK = "transformer.embeddings.token_type_embeddings.weight"
 _HEAD_WIDTH = 64
@@ -28,12 +31,17 @@ def bert_from_state(state: dict[str, Tensor], cfg: dict[str, Any], folder: Path)
     """open_clip's `HFTextEncoder` around a BERT of the sizes of `state` (keys without `text.`).
 
     A `config.json` of a BERT beside the checkpoint is believed before the shapes. The weights are
-    not loaded here.
+    not loaded here. Errors: ForeignArtifactError for a `text_cfg` that is not open_clip's.
     """
     from open_clip.hf_model import HFTextEncoder
+    from open_clip.model import CLIPTextCfg
     from transformers import BertConfig
 
-    text_cfg = cfg["text_cfg"]
+    try:
+        # open_clip's class, for its defaults: the published configurations rely on them.
+        text_cfg = CLIPTextCfg(**cfg["text_cfg"])
+    except TypeError as error:
+        raise ForeignArtifactError(f"{folder / CONFIG_FILE}: text_cfg: {error}") from error
     beside = folder / "config.json"
     given = read_json(beside, "text configuration") if beside.is_file() else {}
     if given.get("model_type") == "bert":
@@ -52,13 +60,12 @@ def bert_from_state(state: dict[str, Tensor], cfg: dict[str, Any], folder: Path)
             intermediate_size=hidden,
             max_position_embeddings=positions,
         )
-    pooler = text_cfg.get("hf_pooler_type") or text_cfg.get("pooler_type")
     encoder = HFTextEncoder(
-        text_cfg["hf_model_name"],
+        text_cfg.hf_model_name,
         output_dim=cfg["embed_dim"],
         config=config,
-        pooler_type=pooler,
-        proj_type=text_cfg.get("hf_proj_type") or text_cfg.get("proj_type"),
+        pooler_type=text_cfg.hf_pooler_type,
+        proj_type=text_cfg.hf_proj_type,
         pretrained=False,
     )
     if not any(key.startswith("transformer.pooler.") for key in state):
