@@ -299,7 +299,7 @@ def _dark_corner(height: int, width: int, rng: np.random.Generator) -> tuple[Arr
     x, y = coordinates(height, width)
     far = float(np.hypot(x.max(), y.max()))
     # The field's radius as a share of the half diagonal: a full black ring, or corners alone.
-    r = far * (rng.uniform(0.64, 0.74) if rng.random() < 0.2 else rng.uniform(0.76, 0.88))
+    r = far * (rng.uniform(0.64, 0.74) if rng.random() < 0.2 else rng.uniform(0.78, 0.91))
     cx, cy = rng.normal(0, 0.06, 2)
     d = np.hypot((x - cx) * rng.uniform(0.97, 1.03), y - cy).astype(np.float32)
     soft = rng.uniform(0.02, 0.06) if rng.random() < 0.6 else rng.uniform(0.1, 0.22)

@@ -6,7 +6,7 @@ divided by the outline's radius in that direction: 0 at the centre, 1 on the out
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,13 +19,13 @@ BINS = 1024
 
 # sRGB in [0, 1] on fair skin, and how strongly the skin's tone darkens it.
 PIGMENT = {
-    "color_light_brown": ((0.68, 0.47, 0.31), 1.0),
-    "color_dark_brown": ((0.37, 0.22, 0.14), 0.9),
+    "color_light_brown": ((0.70, 0.465, 0.285), 1.0),
+    "color_dark_brown": ((0.39, 0.215, 0.125), 0.9),
     "color_red": ((0.74, 0.36, 0.36), 0.6),
     "color_black": ((0.10, 0.08, 0.085), 0.6),
-    "color_blue_gray": ((0.37, 0.41, 0.49), 0.6),
+    "color_blue_gray": ((0.39, 0.42, 0.485), 0.6),
     "color_white": ((0.93, 0.87, 0.85), 0.3),
-    "veil": ((0.52, 0.58, 0.72), 0.5),
+    "veil": ((0.54, 0.59, 0.70), 0.5),
     "crust": ((0.45, 0.13, 0.10), 0.5),
     "vessel": ((0.72, 0.10, 0.17), 0.4),
     "keratin": ((0.97, 0.92, 0.82), 0.2),
@@ -42,11 +42,19 @@ SLOTS = (
     "blue_whitish_veil",
     "color_second",
 )
+# Usual share of the lesion that each takes, and how much they may take together: the base colour
+# must remain to be seen.
+USUAL = {"blue_whitish_veil": 0.4, "regression": 0.27, "color_second": 0.4, "ulceration": 0.15}
+ROOM = 0.68
 
 
 @dataclass
 class Lesion:
-    """Geometry of one lesion at one size. Fields are (size, size); `outline` has BINS radii."""
+    """Geometry of one lesion at one size. Fields are (size, size); `outline` has BINS radii.
+
+    `slots` are directions (radians), `tone` darkens pigments with the skin, `room` shrinks
+    the regions where there are many, `taken` grows with each region that is drawn.
+    """
 
     x: Array
     y: Array
@@ -59,7 +67,8 @@ class Lesion:
     radius: float
     slots: dict[str, float]
     tone: float
-    axis: float
+    room: float
+    taken: Array
 
     def colour(self, name: str) -> Array:
         """The pigment on this skin: (3,)."""
@@ -88,8 +97,11 @@ class Lesion:
         ax = self.centre[0] + r * np.cos(angle)
         ay = self.centre[1] + r * np.sin(angle)
         near = np.hypot(self.x - np.float32(ax), self.y - np.float32(ay)) / np.float32(self.radius)
-        score = 0.42 * fractal(rng, size, size, 7, 3) - 1.5 * near
-        return cut(score, self.inside, share, soft) * self.alpha
+        # Regions shun each other, so that each one that is present can be seen.
+        score = 0.42 * fractal(rng, size, size, 7, 3) - 1.5 * near - 2 * self.taken
+        alpha = cut(score, self.inside, share * self.room, soft) * self.alpha
+        self.taken = np.maximum(self.taken, alpha)
+        return alpha
 
 
 @dataclass
@@ -100,7 +112,6 @@ class Canvas:
     image: Array
     lesion: Lesion
     masks: dict[str, Array] | None = None
-    covers: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def lay(self, name: str | None, alpha: Array, colour: Array, opaque: float = 1.0) -> None:
         """Paint `colour` with `alpha` and credit it to concept `name`; what lies below fades."""
@@ -129,7 +140,7 @@ def shape_lesion(scene: Scene, size: int) -> Lesion:
     aspect = rng.uniform(0.74, 0.98)
     axis = rng.uniform(0, np.pi)
     edge = rng.uniform(0.08, 0.22)
-    ragged = 0.022
+    ragged = rng.uniform(0.02, 0.045)
     theta = np.arange(BINS) / BINS * 2 * np.pi
     turned = theta - axis
     outline = 1 / np.hypot(np.cos(turned), np.sin(turned) / aspect)
@@ -186,8 +197,18 @@ def shape_lesion(scene: Scene, size: int) -> Lesion:
         radius=float(radius),
         slots=turn,
         tone=TONE[scene.skin_type],
-        axis=float(axis),
+        room=min(1.0, ROOM / max(_asked(scene), 1e-6)),
+        taken=np.zeros_like(alpha),
     )
+
+
+def _asked(scene: Scene) -> float:
+    """Share of the lesion that the scene's regions would take if each had its usual share."""
+    seen = scene.concepts
+    by_structure = {color for name, color in IMPLIES.items() if seen[name]}
+    names = [name for name in SLOTS[:-1] if seen[name] and name not in by_structure]
+    names += ["color_second"] * (sum(seen[name] for name in BASE_COLORS) - 1)
+    return sum(USUAL.get(name, 0.19) for name in names)
 
 
 def paint_base(canvas: Canvas) -> None:
@@ -226,7 +247,9 @@ def paint_base(canvas: Canvas) -> None:
             score = 0.35 * fractal(rng, size, size, 7, 3) + (
                 lesion.d if rng.random() < 0.5 else -lesion.d
             )
-            alpha = cut(score, lesion.inside, share, soft) * lesion.alpha
+            score = score - 2 * lesion.taken
+            alpha = cut(score, lesion.inside, share * lesion.room, soft) * lesion.alpha
+            lesion.taken = np.maximum(lesion.taken, np.float32(0.6) * alpha)
         else:
             alpha = lesion.region(rng, "color_second", share, soft)
         canvas.lay(name, alpha * np.float32(0.92), lesion.colour(name) * shade)

@@ -33,13 +33,23 @@ def paint_skin(scene: Scene, size: int) -> Array:
     # Erythema and pigment vary slowly over centimetres: red stays, green and blue follow.
     flush = fractal(rng, size, size, 3, 3)
     brown = fractal(rng, size, size, 5, 4)
+    # Blotches of a millimetre: paler and redder spots that make real skin look restless.
+    blotch = noise(rng, size, size, int(rng.integers(12, 20)))
+    shift_blotch = np.array([-0.008, 0.014, 0.010], dtype=np.float32) * np.float32(
+        rng.uniform(0.3, 2.2)
+    )
     shift_flush = np.array([0.006, 0.022, 0.018], dtype=np.float32) * np.float32(
         rng.uniform(0.4, 2.2)
     )
     shift_brown = np.array([0.014, 0.021, 0.026], dtype=np.float32) * np.float32(
         rng.uniform(0.4, 2.6)
     )
-    image = base * (1 - flush[..., None] * shift_flush - brown[..., None] * shift_brown)
+    image = base * (
+        1
+        - flush[..., None] * shift_flush
+        - brown[..., None] * shift_brown
+        - blotch[..., None] * shift_blotch
+    )
 
     # Furrows: two crossing families of fine, wavering lines.
     angle = rng.uniform(0, np.pi)

@@ -150,7 +150,7 @@ def veil(canvas: Canvas) -> None:
     area = lesion.region(rng, "blue_whitish_veil", rng.uniform(0.3, 0.5), 0.42)
     alpha = area * np.float32(rng.uniform(0.72, 0.88))
     film = ramp(fractal(rng, size, size, 6, 3), -0.8, 1.6)[..., None]
-    blue = lesion.colour("color_blue_gray") * np.array([0.85, 0.95, 1.12], dtype=np.float32)
+    blue = lesion.colour("color_blue_gray") * np.array([0.9, 0.97, 1.08], dtype=np.float32)
     colour = blue * (1 - 0.75 * film) + lesion.colour("veil") * np.float32(1.18) * 0.75 * film
     canvas.lay("blue_whitish_veil", alpha, colour)
     canvas.credit("color_blue_gray", alpha)
