@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,13 +10,17 @@ import typer
 
 from dermaudit.console import say, table
 
+_SHOWN = 20  # findings of one kind that are printed
+
 
 def convert(
     src: Annotated[Path, typer.Argument(help="a folder, or a .csv / .parquet / .jsonl table")],
     out: Annotated[Path, typer.Option(help="folder for the data set")],
     layout: Annotated[str, typer.Option(help="auto, native, dermoscopy, folder")] = "auto",
-    where: Annotated[str | None, typer.Option(help="""only these rows: "licence == 'CC0-1.0'" """)] = None,
-    link: Annotated[bool, typer.Option("--link/--copy", help="link to the images, or copy them")] = False,
+    where: Annotated[
+        str | None, typer.Option(help="only these rows, as SQL: \"licence == 'CC0-1.0'\"")
+    ] = None,
+    link: Annotated[bool, typer.Option("--link/--copy", help="link to the images or copy")] = False,
     strict: Annotated[bool, typer.Option(help="stop at the first bad image")] = False,
     force: Annotated[bool, typer.Option(help="replace the data set in --out")] = False,
     dry_run: Annotated[bool, typer.Option(help="say what would be done, write nothing")] = False,
@@ -44,11 +49,42 @@ def convert(
     }
 
 
+def check(
+    path: Annotated[Path, typer.Argument(help="a data set: folder or table")],
+    layout: Annotated[str, typer.Option(help="auto, native, dermoscopy, folder")] = "auto",
+) -> dict[str, Any]:
+    """Name what is wrong with a data set, row by row, and which images would be skipped."""
+    from .check import LEVELS, check_data
+
+    result = check_data(path, layout)
+    for level, meaning in LEVELS.items():
+        told = [f for f in result["findings"] if f["level"] == level]
+        if not told:
+            continue
+        say(f"\n{level}: {meaning} ({len(told)})")
+        per_kind: Counter[str] = Counter()
+        for finding in told:
+            per_kind[finding["kind"]] += 1
+            if per_kind[finding["kind"]] <= _SHOWN:
+                say(f"  {finding['kind']:<32} {finding['message']}")
+                if finding["hint"]:
+                    say(f"  {'':<32}   {finding['hint']}")
+        for kind, n in per_kind.items():
+            if n > _SHOWN:
+                say(f"  {kind:<32} ... and {n - _SHOWN} more (--json has them all)")
+    say(
+        f"\n{path}: {result['n_usable']} of {result['n_rows']} rows have an image that can be used; "
+        + (", ".join(f"{n} {kind}" for kind, n in result["counts"].items()) or "nothing is wrong")
+    )
+    return result
+
+
 def _print_counts(title: str, counts: dict[str, Any]) -> None:
     splits = ", ".join(f"{name} {n}" for name, n in counts["splits"].items())
     say(f"{title}\n  {counts['n_groups']} groups; {splits}")
     if counts["labels"]:
-        table("Labels", ("label", "images"), [(k or "(blank)", n) for k, n in counts["labels"].items()])
+        rows = [(label or "(blank)", n) for label, n in counts["labels"].items()]
+        table("Labels", ("label", "images"), rows)
     if counts["truth"]:
         table(
             "Truth (blank is unknown)", ("word", "type", "present", "absent", "unknown"),

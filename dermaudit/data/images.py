@@ -25,21 +25,25 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _PAD_COLOUR = (124, 116, 104)
 Mode = Literal["squash", "pad"]
 
-# `ImageLimits` decides; Pillow's own warning (at 89 Mpx) would only be printed into the run's output.
+# `ImageLimits` decides; Pillow's own warning (at 89 Mpx) would only clutter the output of a run.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class BadImage(UserInputError):
-    """An image file that cannot be used; `reason` says why without naming the file."""
+    """An image file that cannot be used; `reason` says why without naming the file, `kind` in one
+    word (missing, empty, huge, truncated, not_image, unreadable)."""
 
     code = "bad_image"
 
-    def __init__(self, reason: str, path: Path | str | None = None) -> None:
+    def __init__(
+        self, reason: str, path: Path | str | None = None, kind: str = "unreadable"
+    ) -> None:
         super().__init__(
             f"{path}: {reason}" if path is not None else reason,
             "repair or remove the file; without --strict it is skipped and counted",
         )
         self.reason = reason
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before it is decoded. `orientation` is the EXIF tag (1 = upright)."""
+    """What a file says of itself before it is decoded; `orientation` is EXIF's (1 = upright)."""
 
     width: int
     height: int
@@ -115,15 +119,15 @@ class _Opened:
             if not stat.S_ISREG(status.st_mode):
                 raise BadImage("not a file", self.path)
             if status.st_size == 0:
-                raise BadImage("the file is empty", self.path)
+                raise BadImage("the file is empty", self.path, "empty")
             if status.st_size > self.limits.max_bytes:
-                raise BadImage(f"{status.st_size / 1e6:.0f} MB, over the limit", self.path)
+                raise BadImage(f"{status.st_size / 1e6:.0f} MB, over the limit", self.path, "huge")
             self.image = Image.open(self.path, formats=_FORMATS)
             width, height = self.image.size
             if width * height > self.limits.max_pixels:
                 raise BadImage(
                     f"{width} x {height} pixels, more than the limit of "
-                    f"{self.limits.max_pixels / 1e6:g} million", self.path,
+                    f"{self.limits.max_pixels / 1e6:g} million", self.path, "huge",
                 )
         except Exception as error:
             self.__exit__(type(error), error, None)
@@ -136,26 +140,28 @@ class _Opened:
         # Decoders meet hostile bytes with any exception at all (struct.error, SyntaxError,
         # ValueError, ...); one file must never stop a run of thousands.
         if isinstance(error, Exception) and not isinstance(error, UserInputError):
-            raise BadImage(_reason(error), self.path) from error
+            reason, kind = _reason(error)
+            raise BadImage(reason, self.path, kind) from error
         if error is not None and trace is None:
             raise error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception) -> tuple[str, str]:
+    """(why, in one word) for whatever the file system or a decoder raised."""
     if isinstance(error, FileNotFoundError):
-        return "the file does not exist"
+        return "the file does not exist", "missing"
     if isinstance(error, PermissionError):
-        return "no permission to read the file"
+        return "no permission to read the file", "unreadable"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image (jpg, png, webp, bmp, tif)"
+        return "not an image (jpg, png, webp, bmp, tif)", "not_image"
     if isinstance(error, Image.DecompressionBombError):
-        return "more pixels than any limit allows"
+        return "more pixels than any limit allows", "huge"
     if isinstance(error, MemoryError):
-        return "not enough memory to decode it"
+        return "not enough memory to decode it", "huge"
     text = str(error).split("\n")[0]
     if "truncated" in text.lower() or isinstance(error, EOFError):
-        return "truncated: the file ends before the image does"
-    return f"cannot be decoded ({type(error).__name__}: {text})"
+        return "truncated: the file ends before the image does", "truncated"
+    return f"cannot be decoded ({type(error).__name__}: {text})", "unreadable"
 
 
 def _orientation(image: Image.Image) -> int:

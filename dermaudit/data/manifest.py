@@ -1,13 +1,14 @@
 """The manifest: the table of images of a data set, one row an image (docs/formats.md).
 
 A loaded manifest is complete: every row has an image_id, a group and a split, no group is in two
-splits, and truth is 1, 0, a probability or unknown (nan). Its rows count from 0 and keep their order.
+splits, and truth is 1, 0, a probability or unknown (nan). Rows count from 0 and keep their order.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -134,17 +135,22 @@ class Manifest:
         finally:
             connection.close()
         if len(found) == 0:
-            raise UserInputError(f"--where {expression!r} holds for none of {self.n} rows of {self.path}")
+            raise UserInputError(
+                f"--where {expression!r} holds for none of the {self.n} rows of {self.path}",
+                "names with a colon stand in double quotes, text in single quotes",
+            )
         return self.take(found)
 
     def _near(self, expression: str) -> str:
+        """The mend for an expression that cannot be read: the nearest column, or all of them."""
         names = self.table.column_names
-        for word in expression.replace('"', " ").replace("=", " ").split():
-            near = closest(word, names)
-            if near and near != word:
-                quoted = f'"{near}"' if ":" in near else near
-                return f"did you mean {quoted}? text stands in 'single quotes'"
-        return f"columns: {', '.join(names[:24])}; text stands in 'single quotes'"
+        quoted = {name: f'"{name}"' if ":" in name else name for name in names}
+        short = {name.split(":")[-1]: name for name in names}
+        for word in re.findall(r"[A-Za-z_]\w*", re.sub(r"'[^']*'|\"[^\"]*\"", " ", expression)):
+            near = closest(word, short)
+            if near and short[near] != word:
+                return f"did you mean {quoted[short[near]]}? text stands in 'single quotes'"
+        return f"columns: {', '.join(quoted[n] for n in names[:24])}; text in 'single quotes'"
 
     def sha256(self) -> str:
         """Hash of the columns' names and values (not of the image files), hexadecimal."""

@@ -1,4 +1,4 @@
-"""Tables from files: CSV, Parquet and JSONL read into pyarrow, with a clear sentence when they fail.
+"""Tables from files: CSV, Parquet and JSONL as pyarrow, with a clear sentence when they fail.
 
 Names and ids stay text ("0012" is not 12); truth columns are left as they are written, for
 `validate` to judge cell by cell. Rows count from 0 everywhere in the toolkit; for text files the

@@ -79,7 +79,8 @@ def complete(raw: RawTable) -> pa.Table:
     splits = texts(table, "split")
     if not any(splits):
         splits = assign(groups)
-    for name, values in (("image", images), ("image_id", ids), ("group", groups), ("split", splits)):
+    filled = {"image": images, "image_id": ids, "group": groups, "split": splits}
+    for name, values in filled.items():
         table = _put(table, name, pa.array(values, pa.string()))
     for name in table.column_names:
         if name == "label":
@@ -159,7 +160,8 @@ def _paths(raw: RawTable) -> Iterator[Finding]:
         elif image in first:
             yield Finding(
                 "duplicate_image", "error",
-                f"{_at(raw, row)}: column 'image': '{image}' was there before ({raw.at(first[image])})",
+                f"{_at(raw, row)}: column 'image': '{image}' was there before, at "
+                f"{raw.at(first[image])}",
                 hint="one row an image: remove one of the two", **where,
             )
         first.setdefault(image, row)
@@ -172,7 +174,8 @@ def _ids(raw: RawTable) -> Iterator[Finding]:
         if id_ is not None and id_ in first:
             yield Finding(
                 "duplicate_id", "error",
-                f"{_at(raw, row)}: column 'image_id': '{id_}' was there before ({raw.at(first[id_])})",
+                f"{_at(raw, row)}: column 'image_id': '{id_}' was there before, at "
+                f"{raw.at(first[id_])}",
                 row, raw.line(row), images[row], "image_id", "give every image its own id",
             )
         elif id_ is not None:
@@ -192,7 +195,7 @@ def _splits(raw: RawTable) -> Iterator[Finding]:
             yield Finding(
                 "unknown_split", "error",
                 f"{_at(raw, row)}: column 'split' "
-                + (f"says '{split}', which is no split" if split else "is blank while others are not"),
+                + (f"says '{split}'" if split else "is blank, but not in all rows"),
                 hint=(f"did you mean '{near}'? " if near else "")
                 + "write train, val or test, or remove the column: then the split is made by group",
                 **where,

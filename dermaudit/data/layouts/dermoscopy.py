@@ -90,7 +90,7 @@ def read(path: Path) -> RawTable:
 
 
 def _captions(row: dict, columns: dict) -> list[str]:
-    """[caption, subcaption, ...] of one image from what is known of it; blanks are not mentioned."""
+    """[caption, subcaption, ...] of one image from what is known; a blank is not mentioned."""
     diagnosis = f"dermoscopic image of {DIAGNOSES.get(row['dx'], row['dx'] or 'a skin lesion')}"
     site = f"on the {row['localization']}" if row.get("localization") else ""
     truth = {n.split(":")[1]: value for n, value in columns.items() if ":" in n}
