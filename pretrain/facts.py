@@ -37,8 +37,8 @@ def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
     facts = []
     for name, (_, values) in manifest.truth().items():
         said = tuple(wordings["present"].get(name, [name.replace("_", " ")]))
-        facts.append(Fact(name, np.asarray(values, dtype=np.float32), said, tuple(f"no {w}" for w in _bare(said))))
-    for column, kind in (("label", "label"), *((c, c) for c in columns)):
+        facts.append(Fact(name, np.asarray(values, dtype=np.float32), said, _denied(said)))
+    for column, kind in (("label", "label"), *((name, name) for name in columns)):
         raw = manifest.column(column, None)
         if raw is None:
             continue
@@ -51,8 +51,10 @@ def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
     return facts
 
 
-def _bare(said: tuple[str, ...]) -> list[str]:
-    return sorted({word.removeprefix("a ").removeprefix("an ") for word in said}, key=len)[:2]
+def _denied(said: tuple[str, ...]) -> tuple[str, ...]:
+    """"no …" before the two shortest wordings, without their article."""
+    bare = {word.removeprefix("a ").removeprefix("an ") for word in said}
+    return tuple(f"no {word}" for word in sorted(bare, key=lambda word: (len(word), word))[:2])
 
 
 def caption(facts: list[Fact], row: int, rng: random.Random, keep: float, deny: float) -> str:
