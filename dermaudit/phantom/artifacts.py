@@ -280,8 +280,10 @@ def _gel_border(height: int, width: int, rng: np.random.Generator) -> tuple[Arra
     )
     d = (np.hypot(x - cx, y - cy) - r - wave).astype(np.float32)
     thick = max(rng.uniform(0.014, 0.026), 1.6 / min(height, width))
-    strength = ramp(fractal(rng, height, width, 4, 2), -2.2, 0.4)
-    bright = ramp(np.abs(d), thick, thick * 0.25) * strength * rng.uniform(0.4, 0.8)
+    strength = np.float32(0.5) + np.float32(0.5) * ramp(
+        fractal(rng, height, width, 4, 2), -1.5, 0.4
+    )
+    bright = ramp(np.abs(d), thick, thick * 0.25) * strength * rng.uniform(0.5, 0.85)
     dark = ramp(np.abs(d - 1.9 * thick), thick * 1.2, 0) * strength * rng.uniform(0.35, 0.6)
     beyond = ramp(d, 0, thick) * rng.uniform(0.08, 0.2)
     shade = rng.uniform(0.3, 0.9)
