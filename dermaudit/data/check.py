@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from dermaudit.splits import assign
 
 from .duplicates import N_BITS, near_pairs, perceptual_hash
 from .images import DEFAULT_LIMITS, BadImage, Header, ImageLimits, read_header, read_image
-from .layouts import folder, read_layout
-from .tables import RawTable
+from .layouts import read_layout
+from .tables import IMAGE_SUFFIXES, RawTable
 from .validate import Finding, findings, path_problem, texts
 
 TINY = 32  # a short side below this many pixels: nothing is left to see
@@ -82,7 +82,7 @@ def _as_leak(finding: Finding) -> Finding:
 
 def _finding(raw: RawTable, kind: str, level: str, row: int, image: str, said: str) -> Finding:
     return Finding(
-        kind, level, f"{raw.file}, {raw.at(row)}: {image}: {said}",
+        kind, level, f"{raw.place(row, image)}: {said}",
         row=row, line=raw.line(row), image=image,
     )
 
@@ -123,32 +123,56 @@ def _duplicates(raw: RawTable, seen: list[Seen]) -> Iterator[Finding]:
     """At most one finding a row: its earlier twin, one in another split if there is any."""
     images = texts(raw.table, "image")
     splits = _splits(raw)
-    # For each row the earlier ones that are like it: (same split, bits, row), so that the least
-    # of them is the one that matters most.
-    like: dict[int, list[tuple[bool, int, int]]] = defaultdict(list)
-    by_bytes: dict[str, list[int]] = defaultdict(list)
+    labels = texts(raw.table, "label")
+    # The first row of each split with given bytes, and with a given perceptual hash: enough to
+    # find a twin, however many copies of one picture there are.
+    by_bytes = _first_rows({one.row: one.sha256 for one in seen}, splits)
+    by_phash = _first_rows({one.row: one.phash.tobytes() for one in seen}, splits)
+    near = _near(list(by_phash))
     for one in seen:
-        for other in by_bytes[one.sha256]:
-            like[one.row].append((splits[other] == splits[one.row], -1, other))
-        by_bytes[one.sha256].append(one.row)
-    # Pictures of equal bytes are compared once, by the first of them.
-    firsts = [one for one in seen if by_bytes[one.sha256][0] == one.row]
-    if firsts:
-        for i, j, bits in near_pairs(np.stack([one.phash for one in firsts])):
-            a, b = firsts[i].row, firsts[j].row
-            like[b].append((splits[a] == splits[b], bits, a))
-    for row, others in sorted(like.items()):
-        same_split, bits, other = min(others)
-        kind = "exact_duplicate" if bits < 0 else "near_duplicate"
-        said = "the same file as" if bits < 0 else (
-            f"nearly the same picture ({bits} of {N_BITS} bits differ) as"
-        )
-        said += f" {images[other]} ({raw.at(other)})"
-        if same_split:
-            yield _finding(raw, kind, "warning", row, images[row] or "", said)
-        else:
-            said += f", which is in {splits[other]}, this in {splits[row]}: give both one group"
-            yield _finding(raw, f"{kind}_across_splits", "leak", row, images[row] or "", said)
+        # (same split, bits, row): the least of them is the one that matters most.
+        like = [(splits[row] == splits[one.row], -1, row) for row in by_bytes[one.sha256]]
+        for phash, bits in near[one.phash.tobytes()]:
+            like += [(splits[row] == splits[one.row], bits, row) for row in by_phash[phash]]
+        like = [twin for twin in like if twin[2] < one.row]
+        if like:
+            yield _twin(raw, one.row, min(like), images, splits, labels)
+
+
+def _first_rows(keys: dict[int, Any], splits: list[str | None]) -> dict[Any, list[int]]:
+    """For each key the first row of each split that has it; `keys` is {row: key}, ascending."""
+    firsts: dict[Any, dict[str | None, int]] = defaultdict(dict)
+    for row, key in keys.items():
+        firsts[key].setdefault(splits[row], row)
+    return {key: list(rows.values()) for key, rows in firsts.items()}
+
+
+def _near(phashes: list[bytes]) -> dict[bytes, list[tuple[bytes, int]]]:
+    """For each hash the hashes near it and the bits that differ, itself (0) included."""
+    near = {phash: [(phash, 0)] for phash in phashes}
+    if phashes:
+        bits_of = np.stack([np.frombuffer(phash, dtype=bool) for phash in phashes])
+        for i, j, bits in near_pairs(bits_of):
+            near[phashes[i]].append((phashes[j], bits))
+            near[phashes[j]].append((phashes[i], bits))
+    return near
+
+
+def _twin(
+    raw: RawTable, row: int, twin: tuple[bool, int, int], images: list, splits: list, labels: list
+) -> Finding:
+    same_split, bits, other = twin
+    kind = "exact_duplicate" if bits < 0 else "near_duplicate"
+    said = "the same file as" if bits < 0 else (
+        f"nearly the same picture ({bits} of {N_BITS} bits differ) as"
+    )
+    said += f" {images[other]}" + ("" if raw.layout == "folder" else f" ({raw.at(other)})")
+    if labels[row] != labels[other]:
+        said += f", but labelled {labels[row]} here and {labels[other]} there"
+    if same_split:
+        return _finding(raw, kind, "warning", row, images[row], said)
+    said += f"; that is in {splits[other]}, this in {splits[row]}: give both one group"
+    return _finding(raw, f"{kind}_across_splits", "leak", row, images[row], said)
 
 
 def _splits(raw: RawTable) -> list[str | None]:
@@ -171,13 +195,18 @@ def _blank_labels(raw: RawTable) -> Iterator[Finding]:
 
 
 def _unlisted(raw: RawTable) -> Iterator[Finding]:
-    """Images beside the table that no row names: perhaps forgotten."""
+    """Images in the folders of listed ones that no row names: perhaps forgotten."""
     if raw.layout != "native":
         return
-    listed = set(texts(raw.table, "image"))
-    for image in folder.images_below(raw.root):
-        if str(image) not in listed:
-            yield Finding(
-                "unlisted", "warning", f"{raw.root / image}: no row of {raw.file.name} names it",
-                image=str(image),
-            )
+    listed = {image for image in texts(raw.table, "image") if image and not path_problem(image)}
+    for parent in sorted({PurePosixPath(image).parent for image in listed}):
+        if not (raw.root / parent).is_dir():
+            continue
+        for path in sorted((raw.root / parent).iterdir()):
+            image = (parent / path.name).as_posix()
+            named = path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
+            if named and image not in listed:
+                yield Finding(
+                    "unlisted", "warning", f"{path}: no row of {raw.file.name} names it",
+                    image=image,
+                )

@@ -28,8 +28,9 @@ def convert(
     """Make a data set with one split (train / val / test 70 / 10 / 20 by group) in a folder."""
     from .convert import plan, refuse_overwrite, summary, write
 
-    refuse_overwrite(out, force)
     planned = plan(src, layout, out, where)
+    if not dry_run:
+        refuse_overwrite(planned, out, force)
     if dry_run:
         counts = summary(planned.manifest)
         _print_counts(f"{out}: would hold {planned.manifest.n} images", counts)
@@ -73,7 +74,7 @@ def check(
             if n > _SHOWN:
                 say(f"  {kind:<32} ... and {n - _SHOWN} more (--json has them all)")
     say(
-        f"\n{path}: {result['n_usable']} of {result['n_rows']} rows have an image that can be used; "
+        f"\n{path}: {result['n_usable']} of {result['n_rows']} images can be used; "
         + (", ".join(f"{n} {kind}" for kind, n in result["counts"].items()) or "nothing is wrong")
     )
     return result

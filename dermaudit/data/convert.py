@@ -1,7 +1,7 @@
 """Make a data set that stands alone: manifest.parquet, data.json and images/ in one folder.
 
-The manifest is written last, so that a killed conversion is seen as unfinished; done again, it
-keeps every image that is already there whole.
+While it runs the folder holds `unfinished.json`, and nobody reads such a folder as a data set. The
+same command again goes on where it stopped and keeps every image that is already there whole.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import pyarrow as pa
 from dermaudit.console import track
 from dermaudit.errors import UserInputError
 from dermaudit.failpoints import hit
-from dermaudit.files import whole_file, write_json, write_parquet
+from dermaudit.files import read_json, whole_file, write_json, write_parquet
 
 from .images import BadImage, read_image
 from .layouts import read_layout
 from .manifest import Manifest
-from .tables import RawTable
+from .tables import UNFINISHED, RawTable
 from .validate import check_table, complete
 
 FORMAT_VERSION = 1
@@ -37,6 +37,13 @@ class Plan:
     manifest: Manifest
     raw: RawTable
     where: str | None
+
+    def identity(self) -> dict[str, Any]:
+        """What tells one conversion from another when it is gone on with."""
+        return {
+            "layout": self.raw.layout, "source": str(self.raw.file.resolve()),
+            "where": self.where, "manifest_sha256": self.manifest.sha256(),
+        }
 
 
 def plan(src: Path, layout: str, out: Path, where: str | None) -> Plan:
@@ -53,23 +60,27 @@ def plan(src: Path, layout: str, out: Path, where: str | None) -> Plan:
     return Plan(manifest.where(where) if where else manifest, raw, where)
 
 
-def refuse_overwrite(out: Path, force: bool) -> None:
-    """UserInputError when `out` holds a data set or foreign files and `force` is not given.
+def refuse_overwrite(planned: Plan, out: Path, force: bool) -> None:
+    """UserInputError when `out` holds something and `force` is not given.
 
-    An unfinished conversion (images but no manifest) is gone on with.
+    This very conversion, stopped half way, is gone on with.
     """
     if out.exists() and not out.is_dir():
         raise UserInputError(f"--out {out} is a file", "choose a folder")
     if force or not out.exists():
         return
-    if (out / "manifest.parquet").exists():
+    if (out / UNFINISHED).exists():
+        if read_json(out / UNFINISHED) != planned.identity():
+            raise UserInputError(
+                f"{out} holds an unfinished conversion of another source",
+                "use --force to begin again, or another --out",
+            )
+        return
+    held = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))
+    if held:
+        what = "a data set" if "manifest.parquet" in held else f"files ({held[0]})"
         raise UserInputError(
-            f"{out} already holds a data set", "use --force to make it again, or another --out"
-        )
-    foreign = [p.name for p in out.iterdir() if p.name != "images" and not p.name.endswith(".tmp")]
-    if foreign:
-        raise UserInputError(
-            f"{out} is not empty (it holds {foreign[0]})", "choose another folder, or use --force"
+            f"{out} already holds {what}", "use --force to replace it, or another --out"
         )
 
 
@@ -77,6 +88,9 @@ def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manife
     """Copy or link the images, then write the tables. Returns the manifest and the skipped rows
     [{row, image, reason}] (`row` of the source)."""
     manifest = planned.manifest
+    write_json(out / UNFINISHED, planned.identity())
+    # A table of other images beside these would be a lie, should this be stopped half way.
+    (out / "manifest.parquet").unlink(missing_ok=True)
     images = [_target(image) for image in manifest.column("image")]
     kept: list[int] = []
     skipped: list[dict] = []
@@ -119,6 +133,7 @@ def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manife
         "manifest_sha256": done.sha256(),
     })
     write_parquet(out / "manifest.parquet", done.table)
+    (out / UNFINISHED).unlink()
     return done, skipped
 
 

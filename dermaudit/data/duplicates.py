@@ -34,6 +34,7 @@ def near_pairs(
     two such hashes agree in at least one band whole.
     """
     n, bits = hashes.shape
+    packed = np.packbits(hashes, axis=1)
     found: dict[tuple[int, int], int] = {}
     for band in np.array_split(np.arange(bits), max_distance + 1):
         keys = np.packbits(hashes[:, band], axis=1)
@@ -42,16 +43,16 @@ def near_pairs(
             buckets[keys[i].tobytes()].append(i)
         for members in buckets.values():
             if len(members) > 1:
-                _compare(hashes, np.array(members), max_distance, found)
+                _compare(packed, np.array(members), max_distance, found)
     for (j, i), distance in sorted(found.items()):
         yield i, j, distance
 
 
 def _compare(
-    hashes: np.ndarray, members: np.ndarray, max_distance: int, found: dict[tuple[int, int], int]
+    packed: np.ndarray, members: np.ndarray, max_distance: int, found: dict[tuple[int, int], int]
 ) -> None:
-    own = hashes[members]
+    own = packed[members]
     for k in range(1, len(members)):
-        distances = np.count_nonzero(own[:k] != own[k], axis=1)
+        distances = np.bitwise_count(own[:k] ^ own[k]).sum(axis=1, dtype=np.int64)
         for i in np.flatnonzero(distances <= max_distance):
             found[int(members[k]), int(members[i])] = int(distances[i])

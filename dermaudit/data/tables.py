@@ -21,6 +21,7 @@ from dermaudit.errors import UserInputError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
 TRUTH_PREFIXES = ("concept:", "artifact:")
+UNFINISHED = "unfinished.json"  # what a conversion that was stopped leaves beside its images
 _TEXT = {
     "image", "image_id", "split", "label", "group", "caption", "ontology", "skin_tone",
     "lesion_id", "patient_id", "group_id", "licence", "license", "sha256",
@@ -43,8 +44,14 @@ class RawTable:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def at(self, row: int) -> str:
-        """Where a row is, for messages: `line 4` of a text file, otherwise `row 2`."""
+        """Which row, for messages: `line 4` of a text file, otherwise `row 2`."""
         return f"row {row}" if self.first_line is None else f"line {row + self.first_line}"
+
+    def place(self, row: int, image: str | None) -> str:
+        """A row in front of what is said of it: the table and the row, or just the file."""
+        if self.layout == "folder":
+            return f"{self.root / (image or '')}"
+        return f"{self.file}, {self.at(row)}" + (f": {image}" if image else "")
 
     def line(self, row: int) -> int | None:
         return None if self.first_line is None else row + self.first_line

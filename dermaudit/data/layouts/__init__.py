@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dermaudit.errors import UserInputError, unknown
 
-from ..tables import RawTable
+from ..tables import UNFINISHED, RawTable
 from . import dermoscopy, folder, native
 
 # In the order in which they are tried.
@@ -20,6 +20,11 @@ def detect(path: Path) -> str:
     """The name of the first layout that `path` looks like. UserInputError when there is none."""
     if not path.exists():
         raise UserInputError(f"{path} does not exist")
+    if (path / UNFINISHED).is_file():
+        raise UserInputError(
+            f"{path} is an unfinished conversion: {UNFINISHED} is in it",
+            "run the same `dermaudit data convert` again; it goes on where it stopped",
+        )
     for name, layout in LAYOUTS.items():
         if layout.matches(path):
             return name

@@ -16,7 +16,7 @@ from ..tables import IMAGE_SUFFIXES, RawTable
 _SPLIT_FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
 
 
-def images_below(root: Path) -> Iterator[PurePosixPath]:
+def _images(root: Path) -> Iterator[PurePosixPath]:
     """Paths below `root` of files named as images, hidden ones left out, sorted within folders."""
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -26,14 +26,14 @@ def images_below(root: Path) -> Iterator[PurePosixPath]:
 
 
 def matches(path: Path) -> bool:
-    return path.is_dir() and next(images_below(path), None) is not None
+    return path.is_dir() and next(_images(path), None) is not None
 
 
 def read(path: Path) -> RawTable:
     """Errors: UserInputError when the folder holds no image."""
     if not path.is_dir():
         raise UserInputError(f"{path} is not a folder", "name the folder that holds the images")
-    images = sorted(images_below(path))
+    images = sorted(_images(path))
     if not images:
         raise UserInputError(
             f"{path} holds no image", f"names must end in {', '.join(IMAGE_SUFFIXES)}"
