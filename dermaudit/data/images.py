@@ -155,7 +155,7 @@ def _reason(error: Exception) -> tuple[str, str]:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image (jpg, png, webp, bmp, tif)", "not_image"
     if isinstance(error, Image.DecompressionBombError):
-        return "more pixels than any limit allows", "huge"
+        return "more than 178 million pixels", "huge"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it", "huge"
     text = str(error).split("\n")[0]
