@@ -24,6 +24,8 @@ BATCH = 64
 def default_sites(tower: Any) -> list[str]:
     """The pooled embedding and the patch tokens of the last block but one (the last tokens of a
     CLS-pooled tower never get a gradient, and those of a mean-pooled one are nearly the answer)."""
+    if tower.n_blocks == 0:
+        return [POOLED]
     block = max(0, tower.n_blocks - 2)
     return [POOLED, f"visual.blocks.{block}.hook_resid_post"]
 
@@ -81,7 +83,7 @@ def embed_run(
 
 def _store(run: Run, tower: Any, site: str, key: dict[str, str]) -> ActivationStore:
     pooled = site == POOLED
-    grid = None if pooled else list(tower.patch_grid)
+    grid = None if pooled else list(tower.site_grid(site))
     meta = {
         **key, "site": site, "d": tower.site_width(site), "grid": grid,
         "tokens": 1 if pooled else grid[0] * grid[1], "dtype": "float32" if pooled else "float16",

@@ -142,7 +142,17 @@ class HookedTower(HookedRootModule):
     def site_width(self, site: str) -> int:
         """The last dimension of the activation at an image site."""
         self.check_site(site)
+        if site in self._visual_taps.stages:
+            return self._visual_taps.stages[site][0]
         return self.d_pooled if site in ("visual.pooled", "visual.embedding") else self.d_block
+
+    def site_grid(self, site: str) -> tuple[int, int]:
+        """Rows and columns of the cells at an image site (a convolutional stage has its own)."""
+        self.check_site(site)
+        if site in self._visual_taps.stages:
+            step = self._visual_taps.stages[site][1]
+            return tuple(math.ceil(side / step) for side in self.preprocess.size)
+        return self.patch_grid
 
     def check_site(self, site: str) -> None:
         """Errors: UserInputError with the nearest site when there is no such hook point."""
@@ -254,10 +264,12 @@ class HookedTower(HookedRootModule):
             """None when no hook changed anything, so that torch keeps the very same object."""
             tensor = value[0] if isinstance(value, tuple) else value
             seen = tensor.transpose(0, 1) if tap.swap else tensor
+            seen = tensor.flatten(2).transpose(1, 2) if tap.cells else seen
             given = self._fire(tap.site, seen)
             if given is seen:
                 return None
             given = given.transpose(0, 1) if tap.swap else given
+            given = given.transpose(1, 2).reshape(tensor.shape) if tap.cells else given
             return (given, *value[1:]) if isinstance(value, tuple) else given
 
         def enter(module: nn.Module, args: tuple, kwargs: dict) -> Any:

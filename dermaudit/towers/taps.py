@@ -4,6 +4,8 @@ A tap is (site, module, in or out, layout). The names are those of transformer-l
 and `text.`; what a family does not have as a module has no tap (a native open_clip block keeps its
 attention heads inside `nn.MultiheadAttention`, whose parts never fire a hook).
 
+A convolutional timm trunk has `blocks.i.hook_resid_post` alone, one block a stage.
+
 | site | native open_clip | timm trunk | PanDerm | HF text |
 |---|---|---|---|---|
 | embed | ln_pre out | norm_pre or pos_drop out | embed out | embeddings out |
@@ -27,12 +29,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Tap:
-    """One hook point. `swap`: the module runs (token, item, d), the hook sees (item, token, d)."""
+    """One hook point. `swap`: the module runs (token, item, d), the hook sees (item, token, d).
+    `cells`: the module gives a map (item, d, rows, columns), the hook sees (item, cell, d)."""
 
     site: str
     module: nn.Module
     where: Literal["in", "out"] = "out"
     swap: bool = False
+    cells: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,12 @@ class TowerTaps:
     d_block: int | None = None
     n_prefix_tokens: int = 0
     grid: tuple[int, int] | None = None
+    # Stages of a convolutional trunk differ: site -> width, and reduction in pixels a cell.
+    stages: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def visual_taps(model: nn.Module) -> TowerTaps:
-    """The taps of `model.visual`. A convolutional tower has none: only embedding and pooled."""
+    """The taps of `model.visual`; a kind that is not known has none: only embedding and pooled."""
     visual = model.visual
     if hasattr(visual, "scaled_tokens"):
         return _panderm(visual)
@@ -129,7 +135,7 @@ def _native_visual(visual: nn.Module) -> TowerTaps:
 def _timm(trunk: nn.Module) -> TowerTaps:
     blocks = getattr(trunk, "blocks", None)
     if blocks is None or not hasattr(trunk, "patch_embed") or not hasattr(trunk, "embed_dim"):
-        return TowerTaps("opaque")
+        return _convolutional(trunk)
     embed = getattr(trunk, "norm_pre", None) or getattr(trunk, "pos_drop", None)
     # BEiT and EVA scale a branch by a bare parameter (gamma_1): only what follows it is a module.
     names = [("drop_path1", "drop_path2"), ("ls1", "ls2")]
@@ -145,6 +151,30 @@ def _timm(trunk: nn.Module) -> TowerTaps:
         trunk.embed_dim,
         getattr(trunk, "num_prefix_tokens", 1),
         tuple(trunk.patch_embed.grid_size),
+    )
+
+
+def _convolutional(trunk: nn.Module) -> TowerTaps:
+    """A timm trunk of stages (RegNet, ResNet): each stage of `feature_info` after the stem is a
+    block, its map presented as one token a cell, row by row."""
+    stages = [
+        (trunk.get_submodule(info["module"]), info["num_chs"], info["reduction"])
+        for info in getattr(trunk, "feature_info", [])
+        if info.get("module", "").startswith(("s", "layer", "stages"))
+        and "stem" not in info["module"]
+    ]
+    if not stages:
+        return TowerTaps("opaque")
+    names = [f"visual.blocks.{i}.hook_resid_post" for i in range(len(stages))]
+    return TowerTaps(
+        "timm convolutional",
+        [
+            Tap(name, module, cells=True)
+            for name, (module, _, _) in zip(names, stages, strict=True)
+        ],
+        len(stages),
+        stages[-1][1],
+        stages={name: (d, step) for name, (_, d, step) in zip(names, stages, strict=True)},
     )
 
 
