@@ -47,7 +47,7 @@ class Problem:
 
 def doctor(
     deep: Annotated[bool, typer.Option(help="import every package, read every weight")] = False,
-    runs: Annotated[Path, typer.Option(help="where the runs are; the newest is seen")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="the folder of the runs")] = Path("runs"),
 ) -> dict[str, Any]:
     """Print versions, device, disk, data, checkpoints, the newest run, and what is broken."""
     from dermaudit import __version__

@@ -30,14 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = _run(args)
         if isinstance(result, int):
-            return result
+            # typer turns Ctrl-C into the plain exit code; it is told and printed as any error.
+            return _fail(_Interrupted(), as_json) if result == _Interrupted.exit_code else result
         if as_json:
             print(json.dumps({"schema_version": SCHEMA_VERSION, **result}, allow_nan=False))
         return 0
     except DermauditError as error:
         return _fail(error, as_json)
     except KeyboardInterrupt:
-        return _fail(_Interrupted("interrupted: what was finished is kept"), as_json)
+        return _fail(_Interrupted(), as_json)
     except BrokenPipeError:
         return 0
     except Exception as error:
@@ -60,6 +61,9 @@ class _Interrupted(DermauditError):
     exit_code = 130
     code = "interrupted"
 
+    def __init__(self) -> None:
+        super().__init__("interrupted: what was finished is kept")
+
 
 def _take(args: list[str], flag: str) -> bool:
     found = flag in args
@@ -70,7 +74,11 @@ def _take(args: list[str], flag: str) -> bool:
 
 def _run(args: list[str]) -> dict[str, Any] | int:
     if not args or args[0] in ("--help", "-h", "help"):
-        _print_help()
+        _print_help(VERBS)
+        return 0
+    members = {verb: said for verb, said in VERBS.items() if verb.split()[0] == args[0]}
+    if args[0] not in VERBS and members and args[1:] in (["--help"], ["-h"]):
+        _print_help(members)
         return 0
     if args[0] in ("--version", "version"):
         from dermaudit import __version__
@@ -98,14 +106,15 @@ def _split_verb(args: list[str]) -> tuple[str, list[str]]:
         raise unknown(f"command of {args[0]}", args[1], members)
     if members:
         raise UserInputError(
-            f"'{args[0]}' needs one of: {', '.join(members)}", f"for example: dermaudit {args[0]} {members[0]}"
+            f"'{args[0]}' needs one of: {', '.join(members)}",
+            f"for example: dermaudit {args[0]} {members[0]}",
         )
     raise unknown("command", args[0], VERBS)
 
 
-def _print_help() -> None:
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
+def _print_help(verbs: dict[str, tuple[str, str]]) -> None:
+    width = max(map(len, verbs))
+    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in verbs.items()]
     print(
         "Usage: dermaudit COMMAND [OPTIONS]\n\n"
         "Opens dermatology vision-language models and shows what they look at.\n\nCommands:\n"
