@@ -53,7 +53,9 @@ def whole_file(path: Path | str) -> Iterator[Path]:
                 "free some space (or point --run / --out to another disk) and run the same "
                 "command again with --resume: what was finished is kept",
             ) from error
-        if isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError)):
+        if isinstance(
+            error, (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+        ):
             raise UserInputError(
                 f"cannot write {path}: {error.strerror}", "choose a folder that you may write to"
             ) from error

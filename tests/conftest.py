@@ -1,0 +1,110 @@
+"""What many tests need: the real command line, real data when it is there, small image folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended: `rc`, `stdout`, `stderr`."""
+
+    rc: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> dict[str, Any]:
+        """The one object on stdout; fails when there is none or more than one."""
+        return json.loads(self.stdout)
+
+
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment of a subprocess: one thread, no failpoint left over from elsewhere, and the
+    same dermaudit as this process has, installed or not."""
+    import dermaudit
+
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("DERMAUDIT_")}
+    root = str(Path(dermaudit.__file__).parent.parent)
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {
+        **kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "100", **(extra or {})
+    }
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., Finished]:
+    """`run_python(*argv, cwd=..., env=..., file_limit_kb=...)`: Python in a real subprocess.
+
+    `file_limit_kb` is `ulimit -f`: a file that grows over it meets a full disk (EFBIG).
+    """
+
+    def run(
+        *argv: str | Path,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+        file_limit_kb: int | None = None,
+        timeout: float = 120,
+    ) -> Finished:
+        command = [sys.executable, *map(str, argv)]
+        if file_limit_kb is not None:
+            command = ["bash", "-c", f'ulimit -f {file_limit_kb}; exec "$@"', "bash", *command]
+        done = subprocess.run(
+            command, cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=timeout
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cli(run_python: Callable[..., Finished]) -> Callable[..., Finished]:
+    """`cli("data", "check", folder, "--json")`: the dermaudit command in a real subprocess."""
+
+    def run(*argv: str | Path, **options: Any) -> Finished:
+        return run_python("-m", "dermaudit", *argv, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """$DERMAUDIT_DATA, the folder of real data; the test is skipped where it is absent."""
+    value = os.environ.get("DERMAUDIT_DATA")
+    if not value:
+        pytest.skip("DERMAUDIT_DATA is not set: no real data here")
+    if not (Path(value) / "dermoscopy" / "metadata.csv").is_file():
+        pytest.skip("no dermoscopy/metadata.csv in DERMAUDIT_DATA")
+    return Path(value).absolute()
+
+
+def smooth_image(seed: int, side: int = 48) -> Image.Image:
+    """A picture of a few soft blobs; different seeds give pictures that are not near duplicates."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """`image_folder("a.png", "mel/b.jpg", name="images")`: a folder with those images below it."""
+
+    def make(*names: str, name: str = "images", side: int = 48) -> Path:
+        root = tmp_path / name
+        for seed, image in enumerate(names):
+            path = root / image
+            path.parent.mkdir(parents=True, exist_ok=True)
+            smooth_image(seed, side).save(path)
+        return root
+
+    return make
