@@ -7,6 +7,7 @@ flow to the input. Names, signatures and verbs are those of transformer-lens and
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
