@@ -10,8 +10,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
-    # safetensors raises its own class, with the operating system's words inside.
+    # safetensors raises its own class, with the operating system's words inside; numpy an OSError
+    # without a number: "50000 requested and 12784 written".
     text = str(error).lower()
+    if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", text):
+        return True
     return any(
         word in text
-        for word in ("no space left", "file too large", "quota exceeded", "os error 28", "os error 27")
+        for word in (
+            "no space left", "file too large", "quota exceeded", "os error 28", "os error 27"
+        )
     )
 
 
@@ -61,7 +67,9 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             ) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where the folder could not be made there is nothing to remove.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
