@@ -1,0 +1,215 @@
+"""The floors of the house (design §2): imports go down only, and their spelling says where to.
+
+Every import statement counts, also inside functions and under TYPE_CHECKING. What is named by text
+in the table of verbs is loaded when a verb is used, and is the one way up.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dermaudit
+
+MAY_IMPORT = {
+    "dashboards": {"dashboards", "concepts", "sae", "ground"},
+    "concepts": {"concepts", "sae", "ground"},
+    "sae": {"sae", "ground"},
+    "pretrain": {"pretrain", "ground"},
+    "ground": {"ground"},
+}
+ROOMS = [room for room in MAY_IMPORT if room != "ground"]
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "ground"
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """{dotted name: file} of every module, through the links of a checkout or in a wheel."""
+    found = {}
+    folders = [package]
+    while folders:
+        folder = folders.pop()
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and path.name != "__pycache__":
+                folders.append(path)
+            elif path.suffix == ".py":
+                parts = [package.name, *path.relative_to(package).with_suffix("").parts]
+                found[".".join(p for p in parts if p != "__init__")] = path
+    return found
+
+
+Found = tuple[str, list[str], int, int]
+
+
+def imports(name: str, path: Path, *, top_only: bool = False) -> Iterator[Found]:
+    """(module, names taken from it, level of relativity, line) of each import of one module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in _at_top(tree) if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, [], 0, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module, [alias.name for alias in node.names], node.level, node.lineno
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("import_module", "__import__")
+        ):
+            first = node.args[0] if node.args else None
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                yield first.value, [], 0, node.lineno
+
+
+def _at_top(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run when the module is imported."""
+    pending: list[ast.stmt] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending.extend(node.orelse)
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            inner = ast.iter_child_nodes(node)
+            pending.extend(child for child in inner if isinstance(child, ast.stmt))
+
+
+def targets(module: str, names: list[str], known: dict[str, Path]) -> list[str]:
+    """The modules that `from module import names` reaches: `from . import x` means the module x."""
+    inner = [f"{module}.{name}" for name in names if f"{module}.{name}" in known]
+    return inner + [module] * (len(inner) < max(1, len(names)))
+
+
+def violations(package: Path) -> list[str]:
+    known = modules(package)
+    found = []
+    for name, path in known.items():
+        here = room_of(name)
+        # Streamlit resolves links and runs these as scripts: only absolute imports work there.
+        script = here == "dashboards" and (path.name == "app.py" or path.parent.name == "pages")
+        for module, names, level, line in imports(name, path):
+            said = f"{name}, line {line}: "
+            if module.split(".")[0] in ROOMS:
+                found.append(said + f"bare import of '{module}', write dermaudit.{module}")
+                continue
+            if module.split(".")[0] != package.name:
+                continue
+            for target in targets(module, names, known):
+                there = room_of(target)
+                if there not in MAY_IMPORT[here]:
+                    found.append(said + f"{here} imports {there} ({target})")
+                elif here == there != "ground" and not level and not script:
+                    found.append(said + f"absolute import of its own room ({target})")
+                elif here != there and level:
+                    found.append(said + f"relative import across rooms ({target})")
+    return found
+
+
+def circle(package: Path) -> list[str]:
+    """A circle of imports that run at import time, or []."""
+    known = modules(package)
+    graph = {
+        name: {
+            target
+            for module, names, _, _ in imports(name, path, top_only=True)
+            for target in targets(module, names, known)
+            if target in known and target != name
+        }
+        for name, path in known.items()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+PACKAGE = Path(dermaudit.__file__).parent
+
+
+def test_every_room_is_read():
+    rooms = {room_of(name) for name in modules(PACKAGE)}
+    assert rooms >= {"pretrain", "sae", "concepts", "ground"}
+    assert "dermaudit.data.manifest" in modules(PACKAGE)
+
+
+def test_imports_go_down_only():
+    assert violations(PACKAGE) == []
+
+
+def test_no_circle_at_import_time():
+    assert circle(PACKAGE) == []
+
+
+def test_no_module_is_called_like_a_standard_one_in_the_dashboards():
+    # Streamlit puts the app's folder on sys.path: html.py there would shadow the real one.
+    import sys
+
+    clashes = [
+        name for name, path in modules(PACKAGE).items()
+        if room_of(name) == "dashboards" and path.stem in sys.stdlib_module_names
+    ]
+    assert clashes == []
+
+
+# ---- negative control: a house in which every rule is broken once
+
+BROKEN = {
+    "sae/fit.py": "from dermaudit.concepts.naming import name\n",
+    "sae/lazy.py": "def f():\n    import dermaudit.dashboards.app\n",
+    "sae/typed.py": "import typing\nif typing.TYPE_CHECKING:\n    from dermaudit.pretrain import x\n",
+    "sae/own.py": "from dermaudit.sae.fit import fit\n",
+    "sae/literal.py": "import importlib\nimportlib.import_module('dermaudit.concepts')\n",
+    "pretrain/side.py": "from dermaudit.sae import topk\n",
+    "pretrain/dots.py": "from ..errors import E\n",
+    "concepts/bare.py": "from sae.fit import fit\n",
+    "data/up.py": "from dermaudit import sae\n",
+    "data/up2.py": "from ..concepts import x\n",
+}
+SOUND = {
+    "errors.py": "class E(Exception): ...\n",
+    "sae/topk.py": "from dermaudit.errors import E\nfrom .part import p\nfrom . import part\n",
+    "sae/part.py": "p = 1\n",
+    "concepts/naming.py": "from dermaudit.sae.topk import p\n",
+    "dashboards/app.py": "from dermaudit.dashboards.table import t\nfrom dermaudit.sae import part\n",
+    "dashboards/table.py": "t = 1\n",
+    "data/a.py": "from ..errors import E\nfrom dermaudit.data.b import c\n",
+    "data/b.py": "def c():\n    from .a import E\n    return E\n",
+}
+
+
+def build(root: Path, files: dict[str, str]) -> Path:
+    package = root / "dermaudit"
+    for name, text in files.items():
+        path = package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        for folder in (package, path.parent):
+            (folder / "__init__.py").touch()
+    return package
+
+
+def test_a_sound_house_passes(tmp_path):
+    package = build(tmp_path, SOUND)
+    assert violations(package) == []
+    assert circle(package) == []
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_each_broken_rule_is_seen(tmp_path, broken):
+    package = build(tmp_path, {**SOUND, broken: BROKEN[broken]})
+    name = "dermaudit." + broken.removesuffix(".py").replace("/", ".")
+    found = violations(package)
+    assert len(found) == 1 and found[0].startswith(f"{name}, line "), found
+
+
+def test_a_circle_is_seen(tmp_path):
+    package = build(tmp_path, {**SOUND, "errors.py": "from dermaudit.data import a\n"})
+    assert {"dermaudit.errors", "dermaudit.data.a"} <= set(circle(package))
