@@ -39,8 +39,14 @@ class Bottleneck:
 
 
 def compare(
-    data: RunData, vocabulary: Vocabulary, vectors: np.ndarray, distractors: np.ndarray,
-    *, task: str = "mel", nec: int = NEC, seed: int = 0,
+    data: RunData,
+    vocabulary: Vocabulary,
+    vectors: np.ndarray,
+    distractors: np.ndarray,
+    *,
+    task: str = "mel",
+    nec: int = NEC,
+    seed: int = 0,
 ) -> list[Bottleneck]:
     """Bottlenecks for `task` (a label) against the rest. EvidenceError when test is too small."""
     y = np.where(data.labels == "", np.nan, (data.labels == task).astype(float))
@@ -52,7 +58,8 @@ def compare(
         raise EvidenceError(
             f"too few images for the bottlenecks of '{task}': {n_pos} of {len(test)} in test, "
             f"{int(y[train].sum())} of {len(train)} in train",
-            f"at least {MIN_CELL} of each kind are needed", {"n": len(test), "n_pos": n_pos},
+            f"at least {MIN_CELL} of each kind are needed",
+            {"n": len(test), "n_pos": n_pos},
         )
     bare = [i for i, concept in enumerate(vocabulary.concepts) if concept.type != "diagnosis"]
     names = [vocabulary.concepts[i].id for i in bare]
@@ -92,13 +99,21 @@ def compare(
     probe = fit_probe(data.pooled[train], y[train], groups[train], seed=seed)
     score = probe_score(probe, data.pooled[test])
     low, high = auroc_interval(y[test], score, groups[test], seed=seed)
-    rows.append(Bottleneck(task, "probe", None, auroc(y[test], score), low, high, len(test), n_pos, "{}"))
+    rows.append(
+        Bottleneck(task, "probe", None, auroc(y[test], score), low, high, len(test), n_pos, "{}")
+    )
     return rows
 
 
 def sparse_head(
-    features: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray, groups: np.ndarray,
-    *, nec: int, seed: int,
+    features: np.ndarray,
+    y: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    groups: np.ndarray,
+    *,
+    nec: int,
+    seed: int,
 ) -> tuple[np.ndarray, list[tuple[int, float]]]:
     """Scores on test of a logistic head with exactly `nec` features, and (feature, weight) pairs."""
     from sklearn.linear_model import LogisticRegression
@@ -114,7 +129,11 @@ def sparse_head(
     for _ in range(60):
         c *= 1.15
         model = LogisticRegression(
-            C=c, l1_ratio=1.0, solver="liblinear", intercept_scaling=10.0, max_iter=400,
+            C=c,
+            l1_ratio=1.0,
+            solver="liblinear",
+            intercept_scaling=10.0,
+            max_iter=400,
             random_state=seed,
         ).fit(z[train], target)
         weight = np.abs(model.coef_[0])

@@ -35,7 +35,9 @@ class Chosen:
     tried: int
 
 
-def suppress_rows(sae: ThresholdSAE, latents: list[int], x: np.ndarray, mode: str = "subtract") -> np.ndarray:
+def suppress_rows(
+    sae: ThresholdSAE, latents: list[int], x: np.ndarray, mode: str = "subtract"
+) -> np.ndarray:
     """Rows x (n, d) with latents suppressed, float32."""
     if not latents:
         return x
@@ -72,7 +74,8 @@ def choose_latents(
     if not ranked:
         raise EvidenceError(
             "no latent ranks the concept's images above chance on the rows of choice",
-            "the SAE may be too small, or the model may not see the concept", {"candidates": 0},
+            "the SAE may be too small, or the model may not see the concept",
+            {"candidates": 0},
         )
     y = trap.y[rows]
     best_set: list[int] = []
@@ -87,10 +90,13 @@ def choose_latents(
         top = ", ".join(f"{j} (AUPRC {w['auprc']:.2f})" for j, w in ranked[:3])
         raise EvidenceError(
             f"suppressing the best latents does not lift the worst group on the rows of choice: {top}",
-            "the head may not lean on this concept", {"candidates": len(ranked)},
+            "the head may not lean on this concept",
+            {"candidates": len(ranked)},
         )
     why = dict(ranked)
-    return Chosen(best_set, [{k: round(v, 6) for k, v in why[j].items()} for j in best_set], len(ranked))
+    return Chosen(
+        best_set, [{k: round(v, 6) for k, v in why[j].items()} for j in best_set], len(ranked)
+    )
 
 
 def _choice_score(head, sae, latents, x, y, trap: Trap, rows) -> float:
@@ -170,8 +176,17 @@ def matched_random_sets(active: np.ndarray, latents: list[int], *, seed: int) ->
 
 
 def evaluate(
-    sae: ThresholdSAE, head: LinearHead, x: np.ndarray, trap: Trap, chosen: Chosen,
-    *, active: np.ndarray, clean: np.ndarray, groups: np.ndarray, seed: int, n_draws: int = 1000,
+    sae: ThresholdSAE,
+    head: LinearHead,
+    x: np.ndarray,
+    trap: Trap,
+    chosen: Chosen,
+    *,
+    active: np.ndarray,
+    clean: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    n_draws: int = 1000,
 ) -> dict[str, Any]:
     """The figures of `suppression` (docs/formats.md) on the test rows. `clean` (m,) are test rows
     without artifacts; `active` (d_sae,) how often each latent fires."""
@@ -197,17 +212,27 @@ def evaluate(
     ]
     out: dict[str, Any] = {
         "latents": chosen.latents,
-        "worst_group_before": before.worst, "worst_group_after": after.worst,
-        "worst_group_lift": lift, "ci": list(spans[2]),
-        "worst_group_before_ci": list(spans[0]), "worst_group_after_ci": list(spans[1]),
+        "worst_group_before": before.worst,
+        "worst_group_after": after.worst,
+        "worst_group_lift": lift,
+        "ci": list(spans[2]),
+        "worst_group_before_ci": list(spans[0]),
+        "worst_group_after_ci": list(spans[1]),
         "worst_group_after_fixed_threshold": fixed.worst,
-        "groups_before": before.groups, "groups_after": after.groups,
-        "threshold_before": before.threshold, "threshold_after": after.threshold,
-        "auroc_before": auroc(y, before.score), "auroc_after": auroc(y, after.score),
-        "random_sets": len(lifts), "random_sets_beaten": int(sum(lift > other for other in lifts)),
+        "groups_before": before.groups,
+        "groups_after": after.groups,
+        "threshold_before": before.threshold,
+        "threshold_after": after.threshold,
+        "auroc_before": auroc(y, before.score),
+        "auroc_after": auroc(y, after.score),
+        "random_sets": len(lifts),
+        "random_sets_beaten": int(sum(lift > other for other in lifts)),
         "random_lifts": lifts,
         "n": {name: len(rows) for name, rows in trap.cells(trap.test).items()},
-        "n_fit": len(trap.fit), "n_choose": len(trap.choose), "n_test": len(trap.test),
+        "test_is": trap.test_is,
+        "n_fit": len(trap.fit),
+        "n_choose": len(trap.choose),
+        "n_test": len(trap.test),
     }
     out.update(_collateral(sae, head, x, trap, chosen.latents, clean))
     return out
@@ -224,7 +249,9 @@ def _collateral(sae, head, x, trap: Trap, latents: list[int], clean: np.ndarray)
     return {**n, "clean_auroc_delta": auroc(y, after) - auroc(y, before)}
 
 
-def refit_worst(sae: ThresholdSAE, latents: list[int], x: np.ndarray, trap: Trap, groups: np.ndarray, seed: int) -> float:
+def refit_worst(
+    sae: ThresholdSAE, latents: list[int], x: np.ndarray, trap: Trap, groups: np.ndarray, seed: int
+) -> float:
     """Worst group when the head is fitted again on suppressed rows (`--refit-head`, facts §0.4)."""
     edited = suppress_rows(sae, latents, x)
     head = fit_probe(edited[trap.fit], trap.y[trap.fit], groups[trap.fit], seed=seed)

@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 
 from dermaudit.errors import EvidenceError, UserInputError, unknown
 from dermaudit.heads import LinearHead, fit_probe, probe_score
+from dermaudit.sae import LatentSuppressor
 
 from .effects import Chosen, choose_latents, evaluate, refit_worst, suppress_rows
 from .recipe import Recipe, rounded, sae_hash
@@ -22,39 +25,54 @@ INSERTIONS = 60
 
 
 def make_recipe(
-    data: RunData, concept: str, *, target: str = "mel", strength: float = 0.9, tower: Any = None,
-    seed: int = 0, vocabulary_sha256: str | None = None,
-) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe for `concept` and its figures (docs/formats.md, `suppression`).
+    data: RunData,
+    concept: str,
+    *,
+    target: str = "mel",
+    strength: float = 0.9,
+    tower: Any = None,
+    seed: int = 0,
+    vocabulary_sha256: str | None = None,
+) -> tuple[Recipe, dict[str, Any], pa.Table | None]:
+    """The recipe for `concept`, its figures, and one row a test image (docs/formats.md).
 
     Errors: UserInputError for a concept that neither labels nor vocabulary know (the nearest is
     offered); EvidenceError with the scores when no latent qualifies or n is too small.
     """
     run = data.run
     if POOLED not in data.sites:
-        raise UserInputError(f"the run {run.path} has no SAE at {POOLED}", f"run: dermaudit fit --run {run.path}")
+        raise UserInputError(
+            f"the run {run.path} has no SAE at {POOLED}", f"run: dermaudit fit --run {run.path}"
+        )
     truth = data.truth.get(concept)
     sae = data.sae(POOLED)
+    rows = None
     if truth is not None and target in data.labels:
-        figures, why, mode = _measured(data, truth.values, concept, target, strength, tower, seed)
+        figures, why, rows = _measured(data, truth.values, concept, target, strength, tower, seed)
     else:
-        figures, why, mode = _by_name(data, concept)
+        figures, why = _by_name(data, concept)
     body = {
-        "concept": concept, "target": target,
+        "concept": concept,
+        "target": target,
         "model": {k: run.meta["model"][k] for k in ("name", "fingerprint", "preprocess")},
         "sae": {"site": POOLED, "weights_sha256": sae_hash(run, POOLED), "d_sae": sae.d_sae},
         "vocabulary_sha256": vocabulary_sha256,
         "data": {"images_sha256": run.meta["stages"]["images"]["outputs"]["images.parquet"]},
-        "latents": [{"latent": j, "why": reason} for j, reason in zip(figures["latents"], why, strict=True)],
-        "operation": {"mode": mode, "renormalise": True, "error_term": "kept"},
+        "latents": [
+            {"latent": j, "why": reason} for j, reason in zip(figures["latents"], why, strict=True)
+        ],
+        "operation": {"mode": "subtract", "renormalise": True, "error_term": "kept"},
         "protocol": {"trap_strength": strength, "seed": seed},
         "effects": {k: v for k, v in figures.items() if k not in ("latents", "random_lifts")},
-        "limits": _limits(figures), "parent": None,
+        "limits": _limits(figures),
+        "parent": None,
     }
-    return Recipe(rounded(body)), rounded(figures)
+    return Recipe(rounded(body)), rounded(figures), rows
 
 
-def _measured(data: RunData, a: np.ndarray, concept: str, target: str, strength: float, tower: Any, seed: int):
+def _measured(
+    data: RunData, a: np.ndarray, concept: str, target: str, strength: float, tower: Any, seed: int
+):
     sae, x, groups = data.sae(POOLED), data.pooled, data.groups
     y = np.where(data.labels == "", np.nan, (data.labels == target).astype(float))
     trap = make_trap(y, a, data.splits, strength=strength, seed=seed)
@@ -63,15 +81,50 @@ def _measured(data: RunData, a: np.ndarray, concept: str, target: str, strength:
     chosen = choose_latents(sae, head, x, trap, codes)
     clean, clean_is = artifact_free(data, concept)
     figures = evaluate(
-        sae, head, x, trap, chosen, active=(codes > 0).sum(0), clean=clean, groups=groups, seed=seed,
+        sae,
+        head,
+        x,
+        trap,
+        chosen,
+        active=(codes > 0).sum(0),
+        clean=clean,
+        groups=groups,
+        seed=seed,
     )
     figures.update(
-        site=POOLED, clean_is=clean_is, strength=strength, target=target,
+        site=POOLED,
+        clean_is=clean_is,
+        strength=strength,
+        target=target,
         worst_group_after_refit=refit_worst(sae, chosen.latents, x, trap, groups, seed),
         identity_rows=_identity_rows(sae, chosen, x),
     )
     figures.update(_insertion(data, head, sae, chosen, concept, trap, tower, seed))
-    return figures, chosen.why, "subtract"
+    return figures, chosen.why, _image_rows(data, head, sae, chosen, trap, figures)
+
+
+def _image_rows(
+    data: RunData, head: LinearHead, sae: Any, chosen: Chosen, trap: Trap, figures: dict[str, Any]
+) -> pa.Table:
+    """What happened to every test image of the trap: group, probability of the target, decision."""
+    rows = np.sort(trap.test)
+    x = data.pooled[rows]
+    z = LatentSuppressor(sae, chosen.latents).encode(torch.from_numpy(x)).numpy()
+    before, after = probe_score(head, x), probe_score(head, suppress_rows(sae, chosen.latents, x))
+    decided = [before > figures["threshold_before"], after > figures["threshold_after"]]
+    words = np.array(["rest", figures["target"]])
+    return pa.table(
+        {
+            "row": rows.astype(np.int64),
+            "group4": [f"y={int(trap.y[r])} a={int(trap.a[r])}" for r in rows],
+            "p_before": _sigmoid(before),
+            "p_after": _sigmoid(after),
+            "top1_before": words[decided[0].astype(int)],
+            "top1_after": words[decided[1].astype(int)],
+            "flipped": decided[0] != decided[1],
+            "fired": (z > 0).any(1),
+        }
+    )
 
 
 def artifact_free(data: RunData, concept: str) -> tuple[np.ndarray, str]:
@@ -92,21 +145,37 @@ def _identity_rows(sae: Any, chosen: Chosen, x: np.ndarray) -> int:
     return int((after.view(np.uint32) == x.view(np.uint32)).all(1).sum())
 
 
-def _insertion(data: RunData, head: LinearHead, sae: Any, chosen: Chosen, concept: str, trap: Trap, tower: Any, seed: int) -> dict[str, Any]:
+def _insertion(
+    data: RunData,
+    head: LinearHead,
+    sae: Any,
+    chosen: Chosen,
+    concept: str,
+    trap: Trap,
+    tower: Any,
+    seed: int,
+) -> dict[str, Any]:
     """Draw the artifact onto test images that lack it: mean |Δp| before and after suppression.
 
     `insertion_residual` = after / before, 1 = nothing gained, 0 = the artifact moves nothing."""
     from dermaudit.phantom import ARTIFACTS
 
     if tower is None or concept not in ARTIFACTS:
-        return {"insertion_residual": None, "insertion_residual_reason": f"{concept} cannot be drawn" if tower is not None else "no model at hand"}
+        return {
+            "insertion_residual": None,
+            "insertion_residual_reason": f"{concept} cannot be drawn"
+            if tower is not None
+            else "no model at hand",
+        }
     from dermaudit.data import read_image
     from dermaudit.phantom import draw_artifact
     from dermaudit.sae.embed import activations
 
     free = trap.test[trap.a[trap.test] == 0][:INSERTIONS]
     drawn = [
-        draw_artifact(concept, read_image(data.image_path(row)), seed=seed * 1_000_003 + int(row))[0]
+        draw_artifact(concept, read_image(data.image_path(row)), seed=seed * 1_000_003 + int(row))[
+            0
+        ]
         for row in free
     ]
     inserted = np.concatenate(
@@ -119,7 +188,11 @@ def _insertion(data: RunData, head: LinearHead, sae: Any, chosen: Chosen, concep
         return np.abs(_sigmoid(with_artifact) - _sigmoid(without))
 
     before, after = moved([]), moved(chosen.latents)
-    out = {"insertion_n": len(free), "insertion_before": float(before.mean()), "insertion_after": float(after.mean())}
+    out = {
+        "insertion_n": len(free),
+        "insertion_before": float(before.mean()),
+        "insertion_after": float(after.mean()),
+    }
     if before.mean() < 0.005:
         reason = f"drawing {concept} moves the prediction by {before.mean():.4f} only"
         return {**out, "insertion_residual": None, "insertion_residual_reason": reason}
@@ -127,7 +200,7 @@ def _insertion(data: RunData, head: LinearHead, sae: Any, chosen: Chosen, concep
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+    return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
 
 
 def _by_name(data: RunData, concept: str):
@@ -138,7 +211,10 @@ def _by_name(data: RunData, concept: str):
 
     path = data.run.file("concepts.parquet")
     if not path.is_file():
-        raise UserInputError(f"the run {data.run.path} has no names yet", f"run: dermaudit name --run {data.run.path}")
+        raise UserInputError(
+            f"the run {data.run.path} has no names yet",
+            f"run: dermaudit name --run {data.run.path}",
+        )
     known = {c.id for c in Vocabulary.load().concepts} | set(data.truth)
     if concept not in known:
         raise unknown("concept", concept, sorted(known))
@@ -147,25 +223,41 @@ def _by_name(data: RunData, concept: str):
     if not named:
         scores = _best_scores(rows, concept)
         raise EvidenceError(
-            f"no latent of {POOLED} is named '{concept}'" + (f"; best scores: {scores}" if scores else ""),
+            f"no latent of {POOLED} is named '{concept}'"
+            + (f"; best scores: {scores}" if scores else ""),
             "without labels only a named latent can be suppressed; label some images, or fit a wider SAE",
             {"named": 0, "latents": len(rows)},
         )
     why = "the concept has no labels here, or the target class is absent: chosen by name, effect not measured"
     figures = {
-        "latents": [r["latent"] for r in named], "site": POOLED, "reason": why,
+        "latents": [r["latent"] for r in named],
+        "site": POOLED,
+        "reason": why,
         **dict.fromkeys(
-            ("worst_group_before", "worst_group_after", "ci", "clean_auroc_delta", "insertion_residual",
-             "random_sets", "random_sets_beaten", "n")
+            (
+                "worst_group_before",
+                "worst_group_after",
+                "ci",
+                "clean_auroc_delta",
+                "insertion_residual",
+                "random_sets",
+                "random_sets_beaten",
+                "n",
+            )
         ),
     }
-    return figures, [{"z": round(r["z"], 6), "q": round(r["q"], 6)} for r in named], "subtract"
+    return figures, [{"z": round(r["z"], 6), "q": round(r["q"], 6)} for r in named]
 
 
 def _best_scores(rows: list[dict], concept: str) -> str:
     import json
 
-    scored = [(score, r["latent"]) for r in rows for word, score in json.loads(r["rivals"]) if word == concept]
+    scored = [
+        (score, r["latent"])
+        for r in rows
+        for word, score in json.loads(r["rivals"])
+        if word == concept
+    ]
     return ", ".join(f"latent {j} {s:.2f}" for s, j in sorted(scored, reverse=True)[:3])
 
 

@@ -36,8 +36,13 @@ class Names:
 
 
 def name_latents(
-    codes: np.ndarray, pooled: np.ndarray, vectors: np.ndarray, distractors: np.ndarray,
-    vocabulary: Vocabulary, *, seed: int = 0,
+    codes: np.ndarray,
+    pooled: np.ndarray,
+    vectors: np.ndarray,
+    distractors: np.ndarray,
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
 ) -> Names:
     """Name the latents of codes (n, d_sae) over images with unit embeddings pooled (n, d).
 
@@ -76,9 +81,13 @@ def name_latents(
             reason[j] = "a word that names nothing in these images scores best"
     named = np.array([why is None for why in reason])
     return Names(
-        np.where(named, word, -1), np.where(alive, best, np.nan), np.where(alive, p, np.nan), q,
+        np.where(named, word, -1),
+        np.where(alive, best, np.nan),
+        np.where(alive, p, np.nan),
+        q,
         [_rivals(observed[j], vocabulary) if alive[j] else "[]" for j in range(d_sae)],
-        reason, _named_under_permutation(shuffled, alive),
+        reason,
+        _named_under_permutation(shuffled, alive),
     )
 
 

@@ -41,7 +41,9 @@ class Recipe:
         write_json(
             path,
             {
-                "format_version": FORMAT_VERSION, "body": self.body, "body_sha256": self.sha256,
+                "format_version": FORMAT_VERSION,
+                "body": self.body,
+                "body_sha256": self.sha256,
                 "envelope": {"author": None, "date": None, "signature": None},
             },
         )
@@ -49,7 +51,11 @@ class Recipe:
     @classmethod
     def load(cls, path: Path) -> Recipe:
         raw = read_json(path, "recipe")
-        if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION or "body" not in raw:
+        if (
+            not isinstance(raw, dict)
+            or raw.get("format_version") != FORMAT_VERSION
+            or "body" not in raw
+        ):
             raise ForeignArtifactError(f"{path} is not a recipe of this version")
         recipe = cls(raw["body"])
         if recipe.sha256 != raw.get("body_sha256"):

@@ -61,7 +61,9 @@ class SuppressedModel:
     """A model under suppression. `encode_image(x)` gives edited unit embeddings of prepared images;
     `predict(images)` takes uint8 arrays or image paths and gives a `Prediction`."""
 
-    def __init__(self, tower: Any, head: LinearHead | ZeroShotHead, suppressor: LatentSuppressor, target: str) -> None:
+    def __init__(
+        self, tower: Any, head: LinearHead | ZeroShotHead, suppressor: LatentSuppressor, target: str
+    ) -> None:
         self.tower, self.head, self.suppressor, self.target = tower, head, suppressor, target
 
     def encode_image(self, x: torch.Tensor) -> torch.Tensor:
@@ -78,7 +80,9 @@ class SuppressedModel:
                 for image in images[start : start + batch]
             ]
             with torch.no_grad():
-                rows.append(self.tower.encode_image(self.tower.preprocess(part), normalize=True).numpy())
+                rows.append(
+                    self.tower.encode_image(self.tower.preprocess(part), normalize=True).numpy()
+                )
         return self.predict_rows(np.concatenate(rows))
 
     def predict_rows(self, x: np.ndarray) -> Prediction:
@@ -86,8 +90,12 @@ class SuppressedModel:
         edited = self.suppressor.apply_to(torch.from_numpy(x))
         after = edited.x.numpy()
         return Prediction(
-            self.head.classes, self.head.probs(x), self.head.probs(after), edited.z.numpy(),
-            edited.fired.numpy(), self._delta_logit(x),
+            self.head.classes,
+            self.head.probs(x),
+            self.head.probs(after),
+            edited.z.numpy(),
+            edited.fired.numpy(),
+            self._delta_logit(x),
         )
 
     def _delta_logit(self, x: np.ndarray) -> np.ndarray:
@@ -97,13 +105,17 @@ class SuppressedModel:
         parts = []
         for i in range(len(self.suppressor.latents)):
             one = _one_latent(self.suppressor, i)
-            parts.append(self.head.logits(one.apply_to(torch.from_numpy(x)).x.numpy())[:, column] - base)
+            parts.append(
+                self.head.logits(one.apply_to(torch.from_numpy(x)).x.numpy())[:, column] - base
+            )
         return np.stack(parts, 1)
 
 
 def _one_latent(module: LatentSuppressor, i: int) -> LatentSuppressor:
     sae = ThresholdSAE(module.W_enc, module.W_dec, module.b_enc, module.b_dec, module.threshold)
-    return LatentSuppressor(sae, [i], mode=module.mode, level=module.level[i : i + 1], renormalise=module.renormalise)
+    return LatentSuppressor(
+        sae, [i], mode=module.mode, level=module.level[i : i + 1], renormalise=module.renormalise
+    )
 
 
 def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHead:
@@ -112,7 +124,11 @@ def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHe
         return ZeroShotHead(tower)
     have = sorted(path.stem for path in run.path.glob("heads/*.safetensors"))
     if name is None:
-        return LinearHead.load(run.file("heads", f"{have[0]}.safetensors")) if have else ZeroShotHead(tower)
+        return (
+            LinearHead.load(run.file("heads", f"{have[0]}.safetensors"))
+            if have
+            else ZeroShotHead(tower)
+        )
     if name not in have:
         raise UserInputError(
             f"the run {run.path} has no head '{name}'", "known: " + ", ".join([*have, "zeroshot"])
@@ -124,25 +140,39 @@ def pick_target(classes: list[str], wanted: str | None) -> str:
     """The class whose Δlogit is logged: the one asked for, melanoma, or the last."""
     if wanted is not None:
         if wanted not in classes:
-            raise UserInputError(f"the head has no class '{wanted}'", f"known: {', '.join(classes)}")
+            raise UserInputError(
+                f"the head has no class '{wanted}'", f"known: {', '.join(classes)}"
+            )
         return wanted
     return "mel" if "mel" in classes else classes[-1]
 
 
-def build(run: Run, recipe: Recipe, tower: Any, *, head: str | None = None, target: str | None = None, mode: str | None = None) -> SuppressedModel:
+def build(
+    run: Run,
+    recipe: Recipe,
+    tower: Any,
+    *,
+    head: str | None = None,
+    target: str | None = None,
+    mode: str | None = None,
+) -> SuppressedModel:
     """The suppressed model of a recipe; another model than the run's is refused."""
     run.check_model(tower.fingerprint)
     sae = ThresholdSAE.load(run.file("sae", recipe.site))
     chosen = pick_head(run, tower, head)
     suppressor = LatentSuppressor(
-        sae, recipe.latents, mode=mode or recipe.body["operation"]["mode"],
+        sae,
+        recipe.latents,
+        mode=mode or recipe.body["operation"]["mode"],
         renormalise=recipe.body["operation"]["renormalise"],
     )
     return SuppressedModel(tower, chosen, suppressor, pick_target(chosen.classes, target))
 
 
 @contextmanager
-def suppressed(run: Run, concept: str, model: Any, *, head: str | None = None, target: str | None = None) -> Iterator[SuppressedModel]:
+def suppressed(
+    run: Run, concept: str, model: Any, *, head: str | None = None, target: str | None = None
+) -> Iterator[SuppressedModel]:
     """`with run.suppress("ruler", model) as m: m.predict(images)`. The model itself is not changed."""
     recipe = load_recipe(run, concept)
     yield build(run, recipe, model, head=head, target=target)
@@ -152,10 +182,13 @@ def load_recipe(run: Run, concept: str) -> Recipe:
     """The run's recipe for a concept, checked against its model and SAE."""
     path = run.file("recipes", f"{concept}.recipe.json")
     if not path.is_file():
-        have = sorted(p.name.removesuffix(".recipe.json") for p in run.path.glob("recipes/*.recipe.json"))
+        have = sorted(
+            p.name.removesuffix(".recipe.json") for p in run.path.glob("recipes/*.recipe.json")
+        )
         raise UserInputError(
             f"the run {run.path} has no recipe for '{concept}'",
-            (f"it has: {', '.join(have)}; " if have else "") + f"make it: dermaudit recipe make --concept {concept}",
+            (f"it has: {', '.join(have)}; " if have else "")
+            + f"make it: dermaudit recipe make --concept {concept}",
         )
     recipe = Recipe.load(path)
     recipe.check(run, path)

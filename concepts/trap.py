@@ -17,11 +17,14 @@ from dermaudit.stats import MIN_CELL
 @dataclass(frozen=True)
 class Trap:
     """Row numbers. `fit`: head training; `choose`: rows for every choice (val, and train rows that
-    the head does not see), correlated as in `fit`; `test`: swapped. `y`, `a` are (n,) over all rows."""
+    the head does not see), correlated as in `fit`; `test`: swapped where that leaves enough in every
+    group, else every labelled test image (the accuracy of a group does not depend on how many of
+    each there are); `test_is` says which. `y`, `a` are (n,) over all rows."""
 
     fit: np.ndarray
     choose: np.ndarray
     test: np.ndarray
+    test_is: str
     y: np.ndarray
     a: np.ndarray
 
@@ -29,7 +32,8 @@ class Trap:
         """The four groups of `rows` by label and artifact."""
         return {
             f"y={i} a={j}": rows[(self.y[rows] == i) & (self.a[rows] == j)]
-            for i in (0, 1) for j in (0, 1)
+            for i in (0, 1)
+            for j in (0, 1)
         }
 
 
@@ -44,22 +48,28 @@ def make_trap(
     spare = np.setdiff1d(np.flatnonzero(known & (splits == "train")), fit)
     pool = np.concatenate([np.flatnonzero(known & (splits == "val")), spare])
     choose = _draw(y, a, pool, strength, generator)
-    test = _draw(y, a, np.flatnonzero(known & (splits == "test")), 1 - strength, generator)
-    trap = Trap(np.sort(fit), np.sort(choose), np.sort(test), y, a)
+    every = np.flatnonzero(known & (splits == "test"))
+    test, test_is = _draw(y, a, every, 1 - strength, generator), "swapped"
+    if min(((y[test] == i) & (a[test] == j)).sum() for i in (0, 1) for j in (0, 1)) < MIN_CELL:
+        test, test_is = every, "every labelled test image"
+    trap = Trap(np.sort(fit), np.sort(choose), np.sort(test), test_is, y, a)
     counts = {name: len(rows) for name, rows in trap.cells(trap.test).items()}
     small = {name: n for name, n in counts.items() if n < MIN_CELL}
     if small:
         raise EvidenceError(
-            "n too small for worst groups: " + ", ".join(f"{k}: {n}" for k, n in small.items())
+            "n too small for worst groups: "
+            + ", ".join(f"{k}: {n}" for k, n in small.items())
             + f" test images (at least {MIN_CELL} in every cell)",
-            "give more images, or a weaker --strength", counts,
+            "give more images, or a weaker --strength",
+            counts,
         )
     for value in (0, 1):
         if (y[trap.fit] == value).sum() < MIN_CELL or (y[trap.choose] == value).sum() < 10:
             raise EvidenceError(
                 f"too few images of class {value} to fit a head and to choose latents: "
                 f"{int((y[trap.fit] == value).sum())} and {int((y[trap.choose] == value).sum())}",
-                "give more images", counts,
+                "give more images",
+                counts,
             )
     return trap
 

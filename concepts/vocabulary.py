@@ -62,7 +62,7 @@ class Vocabulary:
         for key, entry in raw.get("concepts", {}).items():
             terms, kind = entry.get("terms"), entry.get("type")
             if not isinstance(terms, list) or not terms:
-                raise UserInputError(f"{path}: concept '{key}' has no terms", "add terms = [\"…\"]")
+                raise UserInputError(f"{path}: concept '{key}' has no terms", 'add terms = ["…"]')
             if kind not in TYPES:
                 raise UserInputError(
                     f"{path}: concept '{key}' has type '{kind}'", f"one of: {', '.join(TYPES)}"
@@ -74,7 +74,9 @@ class Vocabulary:
         if any("{}" not in template for template in templates):
             raise UserInputError(f"{path}: every template needs {{}}")
         return cls(
-            raw.get("name", path.stem), tuple(concepts), templates,
+            raw.get("name", path.stem),
+            tuple(concepts),
+            templates,
             tuple(raw.get("distractors", {}).get("words", ())),
         )
 
@@ -91,7 +93,8 @@ class Vocabulary:
                 "concepts": {
                     c.id: [c.type, list(c.terms), list(c.opposites)] for c in self.concepts
                 },
-                "templates": list(self.templates), "distractors": list(self.distractors),
+                "templates": list(self.templates),
+                "distractors": list(self.distractors),
             }
         )
 
@@ -105,7 +108,9 @@ class Vocabulary:
         empty = _mean_vector(tower, [t.replace("{}", "").strip() or "skin" for t in self.templates])
         rows = []
         for concept in self.concepts:
-            positive = _mean_vector(tower, [t.replace("{}", w) for w in concept.terms for t in self.templates])
+            positive = _mean_vector(
+                tower, [t.replace("{}", w) for w in concept.terms for t in self.templates]
+            )
             reference = empty
             if concept.opposites:
                 reference = _mean_vector(

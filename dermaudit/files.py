@@ -32,7 +32,11 @@ def _is_full(error: Exception) -> bool:
     return any(
         word in text
         for word in (
-            "no space left", "file too large", "quota exceeded", "os error 28", "os error 27"
+            "no space left",
+            "file too large",
+            "quota exceeded",
+            "os error 28",
+            "os error 27",
         )
     )
 

@@ -57,8 +57,11 @@ class LinearHead:
             for name in ("weight", "bias", "mean", "scale")
         }
         meta = {
-            "classes": json.dumps(self.classes), "C": repr(self.C), "site": self.site,
-            "n_train": str(self.n_train), "format_version": "1",
+            "classes": json.dumps(self.classes),
+            "C": repr(self.C),
+            "site": self.site,
+            "n_train": str(self.n_train),
+            "format_version": "1",
         }
         write_safetensors(path, tensors, meta)
 
@@ -74,12 +77,15 @@ class LinearHead:
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
             return cls(
                 **{name: tensors[name] for name in ("weight", "bias", "mean", "scale")},
-                classes=json.loads(meta["classes"]), C=float(meta["C"]), site=meta["site"],
+                classes=json.loads(meta["classes"]),
+                C=float(meta["C"]),
+                site=meta["site"],
                 n_train=int(meta["n_train"]),
             )
         except (SafetensorError, KeyError) as error:
             raise ForeignArtifactError(
-                f"{path} is not a head of dermaudit ({error})", "fit it again: dermaudit heads --force"
+                f"{path} is not a head of dermaudit ({error})",
+                "fit it again: dermaudit heads --force",
             ) from error
 
 
@@ -109,8 +115,14 @@ def fit_head(
     if len(classes) == 2:
         weight, bias = np.vstack([-weight / 2, weight / 2]), np.array([-bias[0] / 2, bias[0] / 2])
     return LinearHead(
-        weight.astype(np.float32), bias.astype(np.float32), mean.astype(np.float32),
-        scale.astype(np.float32), classes, float(best), site, len(labels),
+        weight.astype(np.float32),
+        bias.astype(np.float32),
+        mean.astype(np.float32),
+        scale.astype(np.float32),
+        classes,
+        float(best),
+        site,
+        len(labels),
     )
 
 
@@ -122,7 +134,9 @@ def choose_c(
     from sklearn.model_selection import StratifiedGroupKFold
 
     folds = list(
-        StratifiedGroupKFold(3, shuffle=True, random_state=seed).split(z, labels, np.asarray(groups))
+        StratifiedGroupKFold(3, shuffle=True, random_state=seed).split(
+            z, labels, np.asarray(groups)
+        )
     )
     classes = sorted(set(labels.tolist()))
     scores = []
@@ -146,8 +160,9 @@ def fit_probe(
 
 
 def probe_score(head: LinearHead, x: np.ndarray) -> np.ndarray:
-    """The logit of the second class ("present") of a two-class head: (n,)."""
-    return head.logits(x)[:, 1]
+    """The logit of "present" against "absent" of a two-class head: (n,)."""
+    logits = head.logits(x)
+    return logits[:, 1] - logits[:, 0]
 
 
 def _logistic(c: float):

@@ -27,10 +27,14 @@ def ingest(
     `strict` and one does not, or when a labelled test image is a training image of the model."""
     root = os.path.relpath(manifest.root)
     run.meta["data"] = {
-        "root": root, "manifest": Path(manifest.path).name, "manifest_sha256": manifest.sha256(),
+        "root": root,
+        "manifest": Path(manifest.path).name,
+        "manifest_sha256": manifest.sha256(),
     }
     run.meta["model"] = {
-        "name": tower.name, "fingerprint": tower.fingerprint, "preprocess": tower.preprocess_config,
+        "name": tower.name,
+        "fingerprint": tower.fingerprint,
+        "preprocess": tower.preprocess_config,
     }
     inputs = {"manifest": manifest.sha256(), "model": tower.fingerprint}
     summary = run.stage(
@@ -41,7 +45,9 @@ def ingest(
     return summary
 
 
-def _decode(run: Run, manifest: Manifest, tower: Any, strict: bool) -> tuple[list[Path], dict[str, Any]]:
+def _decode(
+    run: Run, manifest: Manifest, tower: Any, strict: bool
+) -> tuple[list[Path], dict[str, Any]]:
     import pyarrow as pa
 
     from dermaudit.data import BadImage, read_image
@@ -70,7 +76,9 @@ def _decode(run: Run, manifest: Manifest, tower: Any, strict: bool) -> tuple[lis
     _refuse_training_images(tower, manifest, kept, hashes)
     table = manifest.take(kept).table
     for name, values in (
-        ("sha256", hashes), ("width", [s[1] for s in sizes]), ("height", [s[0] for s in sizes]),
+        ("sha256", hashes),
+        ("width", [s[1] for s in sizes]),
+        ("height", [s[0] for s in sizes]),
     ):
         if name in table.column_names:
             table = table.drop_columns([name])
@@ -86,13 +94,17 @@ def _decode(run: Run, manifest: Manifest, tower: Any, strict: bool) -> tuple[lis
         ),
     )
     if skipped:
-        say(f"  {len(skipped)} images cannot be read and are left out (skipped.parquet), the first: "
-            f"{skipped[0][0]}: {skipped[0][1]}")
+        say(
+            f"  {len(skipped)} images cannot be read and are left out (skipped.parquet), the first: "
+            f"{skipped[0][0]}: {skipped[0][1]}"
+        )
     outputs = [run.file("images.parquet"), run.file("skipped.parquet")]
     return outputs, {"n": len(kept), "n_skipped": len(skipped)}
 
 
-def _refuse_training_images(tower: Any, manifest: Manifest, kept: list[int], hashes: list[str]) -> None:
+def _refuse_training_images(
+    tower: Any, manifest: Manifest, kept: list[int], hashes: list[str]
+) -> None:
     """Scores come from the test split: none of it may be an image the model was trained on."""
     seen = tower.training_hashes()
     if not seen or not _has_labels(manifest):
@@ -100,7 +112,8 @@ def _refuse_training_images(tower: Any, manifest: Manifest, kept: list[int], has
     digits = len(next(iter(seen)))
     splits, names = manifest.splits, manifest.column("image")
     found = [
-        names[row] for row, digest in zip(kept, hashes, strict=True)
+        names[row]
+        for row, digest in zip(kept, hashes, strict=True)
         if splits[row] == "test" and digest[:digits] in seen
     ]
     if found:

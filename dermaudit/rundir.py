@@ -32,7 +32,9 @@ class Run:
         self.meta = meta
 
     @classmethod
-    def create(cls, path: Path | str, *, seed: int = 0, threads: int = 1, force: bool = False) -> Run:
+    def create(
+        cls, path: Path | str, *, seed: int = 0, threads: int = 1, force: bool = False
+    ) -> Run:
         """Open the run at `path` for writing, or start it. `force` forgets all its stages."""
         path = Path(path)
         if (path / "run.json").exists():
@@ -163,8 +165,12 @@ class Run:
         started = time.monotonic()
         outputs, summary = make()
         self.record(
-            name, full, outputs, upstream=upstream,
-            seconds=time.monotonic() - started, summary=summary,
+            name,
+            full,
+            outputs,
+            upstream=upstream,
+            seconds=time.monotonic() - started,
+            summary=summary,
         )
         return summary
 
@@ -184,7 +190,9 @@ class Run:
         """
         from dermaudit.cli.table import load_function
 
-        return load_function("dermaudit.concepts.suppress:suppressed")(self, concept, model, **options)
+        return load_function("dermaudit.concepts.suppress:suppressed")(
+            self, concept, model, **options
+        )
 
     def check_model(self, fingerprint: str) -> None:
         """ForeignArtifactError unless `fingerprint` is the model this run was made with."""

@@ -165,7 +165,12 @@ def auroc_weighted(truth: np.ndarray, score: np.ndarray, weight: np.ndarray) -> 
 
 
 def auroc_interval(
-    truth: np.ndarray, score: np.ndarray, groups: Sequence[object], *, n_draws: int = 1000, seed: int = 0
+    truth: np.ndarray,
+    score: np.ndarray,
+    groups: Sequence[object],
+    *,
+    n_draws: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """95 % interval of the AUROC by bootstrap over groups."""
     bootstrap = GroupBootstrap(groups, n_draws, seed)

@@ -50,7 +50,9 @@ def build_and_train(
     say(f"  {len(kept)} train images, {len(skipped)} skipped, {len(facts)} facts")
     text_cfg = recipe.model.text_cfg
     tokens = build_word_tokenizer(
-        _KEPT_WORDS, corpus(facts), context_length=text_cfg["context_length"],
+        _KEPT_WORDS,
+        corpus(facts),
+        context_length=text_cfg["context_length"],
         vocab_size=recipe.model.vocab_size,
     )
     model_cfg = {
@@ -64,10 +66,18 @@ def build_and_train(
     minutes = (time.monotonic() - started) / 60
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in subset.take(kept).paths()]
     preprocess = {
-        "size": recipe.image_size, "mean": list(recipe.model.mean), "std": list(recipe.model.std),
-        "interpolation": "bicubic", "resize_mode": "squash",
+        "size": recipe.image_size,
+        "mean": list(recipe.model.mean),
+        "std": list(recipe.model.std),
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
     }
-    save = {"model_cfg": model_cfg, "preprocess_cfg": preprocess, "tokenizer": tokens, "training_hashes": hashes}
+    save = {
+        "model_cfg": model_cfg,
+        "preprocess_cfg": preprocess,
+        "tokenizer": tokens,
+        "training_hashes": hashes,
+    }
     save_local_dir(out, model, card="", overwrite=True, **save)
     figures = measure(load_model(f"local-dir:{out}"), manifest)
     licences = sorted({str(w) for w in manifest.column("licence", "unknown") if w})
@@ -77,9 +87,15 @@ def build_and_train(
     shutil.rmtree(work, ignore_errors=True)
     n_parameters = sum(p.numel() for p in model.parameters())
     return {
-        "out": str(out), "recipe": recipe.name, "seed": recipe.seed, "n_train": len(kept),
-        "n_skipped": len(skipped), "minutes": round(minutes, 2), "threads": threads,
-        "parameters": n_parameters, "test": figures,
+        "out": str(out),
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "n_train": len(kept),
+        "n_skipped": len(skipped),
+        "minutes": round(minutes, 2),
+        "threads": threads,
+        "parameters": n_parameters,
+        "test": figures,
     }
 
 
@@ -102,32 +118,53 @@ def _model(recipe: Recipe, model_cfg: dict[str, Any], tokens: Any, work: Path):
 
 
 def _card(
-    recipe: Recipe, n: int, licences: list[str], minutes: float, threads: int, figures: dict[str, Any]
+    recipe: Recipe,
+    n: int,
+    licences: list[str],
+    minutes: float,
+    threads: int,
+    figures: dict[str, Any],
 ) -> str:
     # The strictest licence of the training images goes to the weights.
     non_commercial = any("NC" in licence for licence in licences)
     licence = "cc-by-nc-4.0" if non_commercial else "apache-2.0"
     lines = [
-        "---", f"license: {licence}", "library_name: open_clip", "tags: [dermatology, dermoscopy]", "---",
-        f"# {recipe.name}", "",
+        "---",
+        f"license: {licence}",
+        "library_name: open_clip",
+        "tags: [dermatology, dermoscopy]",
+        "---",
+        f"# {recipe.name}",
+        "",
         "A small image–text model of dermoscopy for tests, tutorials and audits of the toolkit itself.",
-        "Research use, not a medical device: it must not be used to decide about a person.", "",
+        "Research use, not a medical device: it must not be used to decide about a person.",
+        "",
         f"- Trained on {n} images (train split only; hashes in `training_images.json`); image licences: "
-        + (", ".join(licences) or "unknown") + ".",
+        + (", ".join(licences) or "unknown")
+        + ".",
         f"- Weights under {'CC BY-NC 4.0' if non_commercial else 'Apache-2.0'}, float16; load as float32.",
         f"- Recipe `{recipe.name}`, seed {recipe.seed}, {recipe.masked.epochs:g} epochs masked latent "
         f"prediction, {recipe.contrastive.epochs:g} epochs contrastive; {minutes:.1f} minutes on {threads} threads.",
         f"- Reproduce: `dermaudit pretrain {recipe.name} --data DATA --out OUT --seed {recipe.seed} --threads {threads}`.",
-        f"- Input {recipe.image_size} × {recipe.image_size} px, squashed (borders are kept).", "",
+        f"- Input {recipe.image_size} × {recipe.image_size} px, squashed (borders are kept).",
+        "",
         "Measured on the reloaded float16 file, test split, 95 % intervals by bootstrap over groups. Probe:",
         "logistic regression on the embedding, fitted on train. Prompted: text only, but the captions of",
-        "training said these words, so it is caption-supervised.", "",
-        "| label | n | positive | probe AUROC | prompted AUROC |", "|---|---|---|---|---|",
+        "training said these words, so it is caption-supervised.",
+        "",
+        "| label | n | positive | probe AUROC | prompted AUROC |",
+        "|---|---|---|---|---|",
     ]
     for name, row in figures.items():
         lines.append(
             "| {} | {} | {} | {:.3f} [{:.3f}, {:.3f}] | {:.3f} [{:.3f}, {:.3f}] |".format(
-                name, row["n"], row["n_pos"], row["probe"], *row["probe_ci"], row["prompt"], *row["prompt_ci"]
+                name,
+                row["n"],
+                row["n_pos"],
+                row["probe"],
+                *row["probe_ci"],
+                row["prompt"],
+                *row["prompt_ci"],
             )
         )
     return "\n".join(lines) + "\n"

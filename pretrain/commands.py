@@ -12,10 +12,19 @@ from dermaudit.errors import EvidenceError, UserInputError
 
 
 def pretrain(
-    recipe: Annotated[str, typer.Argument(help="a bundled recipe (phantom-vit, dermoscopy-small) or a TOML file")],
-    data: Annotated[Path, typer.Option(help="data set with a split (dermaudit data convert | phantom)")],
-    out: Annotated[Path, typer.Option(help="folder for the checkpoint, in open_clip's local-dir format")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="override: key=value, e.g. contrastive.epochs=5")] = None,
+    recipe: Annotated[
+        str, typer.Argument(help="a bundled recipe (phantom-vit, dermoscopy-small) or a TOML file")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="data set with a split (dermaudit data convert | phantom)")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="folder for the checkpoint, in open_clip's local-dir format")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="override: key=value, e.g. contrastive.epochs=5"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="instead of the recipe's seed")] = None,
     threads: Annotated[int, typer.Option(help="torch threads")] = 2,
     resume: Annotated[bool, typer.Option(help="go on where a stopped run was")] = False,
@@ -28,7 +37,9 @@ def pretrain(
     overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
     plan = load_recipe(recipe, overrides)
     if out.exists() and any(out.iterdir()) and not force:
-        raise UserInputError(f"{out} already holds a checkpoint", "use --force to replace it, or another --out")
+        raise UserInputError(
+            f"{out} already holds a checkpoint", "use --force to replace it, or another --out"
+        )
     from dermaudit.data import Manifest
 
     manifest = Manifest.load(data)
@@ -44,7 +55,9 @@ def pretrain(
 
 
 def bench_probe(
-    model: Annotated[list[str], typer.Option("--model", help="model name; give it again for several")],
+    model: Annotated[
+        list[str], typer.Option("--model", help="model name; give it again for several")
+    ],
     data: Annotated[Path, typer.Option(help="data set with labels and a split")],
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option()] = 1,
@@ -72,7 +85,9 @@ def bench_probe(
             ("label", "n", "n_pos", "probe AUROC", "prompted AUROC"),
             [
                 (
-                    key, row["n"], row["n_pos"],
+                    key,
+                    row["n"],
+                    row["n_pos"],
                     "{:.3f} [{:.3f}, {:.3f}]".format(row["probe"], *row["probe_ci"]),
                     "{:.3f} [{:.3f}, {:.3f}]".format(row["prompt"], *row["prompt_ci"]),
                 )

@@ -24,7 +24,9 @@ class AspectLoss(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
-    def forward(self, images: torch.Tensor, said: torch.Tensor, denied: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, images: torch.Tensor, said: torch.Tensor, denied: torch.Tensor, truth: torch.Tensor
+    ) -> torch.Tensor:
         """images (n, d), said and denied (f, d) unit rows; truth (n, f) 1, 0 or nan."""
         known = torch.isfinite(truth)
         scale = self.log_scale.clamp(max=4.6).exp()
@@ -38,7 +40,9 @@ def aspect_sentences(facts: list[Fact], rng: random.Random) -> tuple[list[str], 
     return [rng.choice(fact.said) for fact in facts], [absent_sentence(fact, rng) for fact in facts]
 
 
-def caption_loss(kind: str, images: torch.Tensor, texts: torch.Tensor, model: nn.Module) -> torch.Tensor:
+def caption_loss(
+    kind: str, images: torch.Tensor, texts: torch.Tensor, model: nn.Module
+) -> torch.Tensor:
     """open_clip's ClipLoss or SigLipLoss on unit rows (n, d)."""
     from open_clip.loss import ClipLoss, SigLipLoss
 

@@ -52,7 +52,7 @@ def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
 
 
 def _denied(said: tuple[str, ...]) -> tuple[str, ...]:
-    """"no …" before the two shortest wordings, without their article."""
+    """ "no …" before the two shortest wordings, without their article."""
     bare = {word.removeprefix("a ").removeprefix("an ") for word in said}
     return tuple(f"no {word}" for word in sorted(bare, key=lambda word: (len(word), word))[:2])
 

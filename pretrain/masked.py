@@ -24,7 +24,11 @@ def patch_tokens(visual: nn.Module, x: torch.Tensor) -> torch.Tensor:
             return features.flatten(2).transpose(1, 2)
         return features[:, getattr(visual.trunk, "num_prefix_tokens", 0) :]
     out = visual.forward_intermediates(
-        x, indices=1, stop_early=False, intermediates_only=True, output_fmt="NLC",
+        x,
+        indices=1,
+        stop_early=False,
+        intermediates_only=True,
+        output_fmt="NLC",
         normalize_intermediates=True,
     )
     return out["image_intermediates"][-1]
@@ -48,7 +52,13 @@ def paint(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 class MaskedLatent(nn.Module):
     """The objective: holds the predictor and the EMA teacher of `visual` (or a frozen `teacher`)."""
 
-    def __init__(self, visual: nn.Module, d: int, d_teacher: int | None = None, teacher: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        visual: nn.Module,
+        d: int,
+        d_teacher: int | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.predictor = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d_teacher or d))
         self.is_ema = teacher is None

@@ -75,7 +75,8 @@ def measure(tower: Any, manifest: Manifest, *, seed: int = 0) -> dict[str, dict[
         denied = tower.encode_text(list(fact.denied) or ["a lesion"]).mean(0)
         prompt = x[seen] @ (said - denied).detach().numpy()
         found[fact.name] = {
-            "n": len(seen), "n_pos": n_pos,
+            "n": len(seen),
+            "n_pos": n_pos,
             "probe": auroc(y[seen], score),
             "probe_ci": auroc_interval(y[seen], score, groups[seen], seed=seed),
             "prompt": auroc(y[seen], prompt),

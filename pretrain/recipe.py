@@ -112,7 +112,9 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
 def _override(raw: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals:
-        raise UserInputError(f"--set {text}: expected key=value", "for example --set contrastive.epochs=5")
+        raise UserInputError(
+            f"--set {text}: expected key=value", "for example --set contrastive.epochs=5"
+        )
     try:
         parsed = tomllib.loads(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:

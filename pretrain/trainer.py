@@ -51,7 +51,13 @@ class State:
 
 
 def train(
-    recipe: Recipe, data: TrainingData, model: nn.Module, tokenize: Any, folder: Path, *, resume: bool = False
+    recipe: Recipe,
+    data: TrainingData,
+    model: nn.Module,
+    tokenize: Any,
+    folder: Path,
+    *,
+    resume: bool = False,
 ) -> nn.Module:
     """Train `model` (an open_clip model, changed in place) by the recipe; returns it, averaged.
 
@@ -63,10 +69,15 @@ def train(
     if n < recipe.batch:
         raise EvidenceError(
             f"{n} training images are fewer than one batch of {recipe.batch}",
-            "give more images, or --set batch=…", {"n": n, "batch": recipe.batch},
+            "give more images, or --set batch=…",
+            {"n": n, "batch": recipe.batch},
         )
     key = sha256_json(
-        {"recipe": recipe.model_dump(mode="json"), "n": n, "pixels": int(data.images.sum(dtype=torch.int64))}
+        {
+            "recipe": recipe.model_dump(mode="json"),
+            "n": n,
+            "pixels": int(data.images.sum(dtype=torch.int64)),
+        }
     )
     done = _read_progress(folder, key) if resume else None
     if recipe.masked.epochs and (done is None or done["stage"] == "masked"):
@@ -80,7 +91,9 @@ def train(
 # ---- stage 1
 
 
-def _masked(recipe: Recipe, data: TrainingData, model: nn.Module, folder: Path, key: str, done: dict | None) -> None:
+def _masked(
+    recipe: Recipe, data: TrainingData, model: nn.Module, folder: Path, key: str, done: dict | None
+) -> None:
     part = recipe.masked
     torch.manual_seed(_seed(recipe, "masked-init", 0))
     normal = _normaliser(recipe)
@@ -93,7 +106,9 @@ def _masked(recipe: Recipe, data: TrainingData, model: nn.Module, folder: Path, 
     if done:
         _restore(state, folder)
 
-    def step(rows: torch.Tensor, generator: torch.Generator, _: random.Random) -> dict[str, torch.Tensor]:
+    def step(
+        rows: torch.Tensor, generator: torch.Generator, _: random.Random
+    ) -> dict[str, torch.Tensor]:
         x = normal(augment(data.images[rows], recipe.augment, generator))
         mask = random_cells(len(rows), tokens.shape[1], part.mask, generator)
         return {"loss": objective(model.visual, x, mask)}
@@ -117,7 +132,7 @@ def _teacher(name: str, cells: int) -> tuple[nn.Module | None, int | None]:
     if tokens.shape[1] != cells:
         raise ForeignArtifactError(
             f"the teacher {name} has {tokens.shape[1]} cells, the student {cells}",
-            "choose a teacher with the student's grid, or teacher = \"ema\"",
+            'choose a teacher with the student\'s grid, or teacher = "ema"',
         )
     return visual, tokens.shape[2]
 
@@ -126,7 +141,13 @@ def _teacher(name: str, cells: int) -> tuple[nn.Module | None, int | None]:
 
 
 def _contrastive(
-    recipe: Recipe, data: TrainingData, model: nn.Module, tokenize: Any, folder: Path, key: str, done: dict | None
+    recipe: Recipe,
+    data: TrainingData,
+    model: nn.Module,
+    tokenize: Any,
+    folder: Path,
+    key: str,
+    done: dict | None,
 ) -> dict[str, torch.Tensor]:
     part = recipe.contrastive
     torch.manual_seed(_seed(recipe, "contrastive-init", 0))
@@ -138,7 +159,9 @@ def _contrastive(
     if done:
         _restore(state, folder)
 
-    def step(rows: torch.Tensor, generator: torch.Generator, rng: random.Random) -> dict[str, torch.Tensor]:
+    def step(
+        rows: torch.Tensor, generator: torch.Generator, rng: random.Random
+    ) -> dict[str, torch.Tensor]:
         images = model.encode_image(
             normal(augment(data.images[rows], recipe.augment, generator)), normalize=True
         )
@@ -148,7 +171,11 @@ def _contrastive(
         b, f = len(rows), len(said)
         clip = caption_loss(part.loss, images, texts[:b], model)
         sides = aspect(images, texts[b : b + f], texts[b + f :], truth[rows])
-        return {"loss": part.clip_weight * clip + part.aspect_weight * sides, "clip": clip, "aspect": sides}
+        return {
+            "loss": part.clip_weight * clip + part.aspect_weight * sides,
+            "clip": clip,
+            "aspect": sides,
+        }
 
     def after() -> None:
         with torch.no_grad():
@@ -225,7 +252,9 @@ def _optimizer(modules: list[nn.Module], lr: float, decay: float) -> torch.optim
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ],
-        lr=lr, betas=(0.9, 0.98), fused=True,
+        lr=lr,
+        betas=(0.9, 0.98),
+        fused=True,
     )
 
 
@@ -265,7 +294,9 @@ def _save(state: State, folder: Path, key: str) -> None:
     # One file holds all: weights of one epoch can never stand beside the optimizer of another.
     progress = json.dumps({"stage": state.stage, "epoch": state.epoch, "key": key})
     write_safetensors(
-        folder / "state.safetensors", {k: v.clone() for k, v in _tensors(state).items()}, {"progress": progress}
+        folder / "state.safetensors",
+        {k: v.clone() for k, v in _tensors(state).items()},
+        {"progress": progress},
     )
 
 
@@ -279,7 +310,8 @@ def _read_progress(folder: Path, key: str) -> dict[str, Any] | None:
         progress = json.loads((handle.metadata() or {}).get("progress", "{}"))
     if progress.get("key") != key:
         raise ForeignArtifactError(
-            f"{path} belongs to another recipe or other images", "resume with the same ones, or use --force"
+            f"{path} belongs to another recipe or other images",
+            "resume with the same ones, or use --force",
         )
     return progress
 
@@ -292,7 +324,9 @@ def _restore(state: State, folder: Path) -> None:
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     for part, module in state.modules.items():
         prefix = f"{part}."
-        module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        module.load_state_dict(
+            {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        )
     state.average = {
         k[len("average.") :]: v for k, v in tensors.items() if k.startswith("average.")
     }

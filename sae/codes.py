@@ -53,9 +53,12 @@ def write_codes(folder: Path, sae: ThresholdSAE, acts: np.ndarray, site: str) ->
     )
     csc = csr.tocsc()
     arrays = {
-        "indptr": csr.indptr.astype(np.int64), "indices": csr.indices.astype(np.int32),
-        "values": csr.data.astype(np.float32), "csc_indptr": csc.indptr.astype(np.int64),
-        "csc_indices": csc.indices.astype(np.int32), "csc_values": csc.data.astype(np.float32),
+        "indptr": csr.indptr.astype(np.int64),
+        "indices": csr.indices.astype(np.int32),
+        "values": csr.data.astype(np.float32),
+        "csc_indptr": csc.indptr.astype(np.int64),
+        "csc_indices": csc.indices.astype(np.int32),
+        "csc_values": csc.data.astype(np.float32),
     }
     if tokens:
         arrays["argmax"] = np.concatenate(tokens)
@@ -72,7 +75,9 @@ class Codes:
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "codes.json").is_file():
-            raise UserInputError(f"there are no codes at {folder}", "make them: dermaudit fit --run RUN")
+            raise UserInputError(
+                f"there are no codes at {folder}", "make them: dermaudit fit --run RUN"
+            )
         meta = read_json(folder / "codes.json", "codes")
         self.site: str = meta["site"]
         self.shape: tuple[int, int] = tuple(meta["shape"])

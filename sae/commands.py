@@ -16,13 +16,19 @@ def embed(
     data: Annotated[Path, typer.Argument(help="a data set, a manifest, or a folder of images")],
     model: Annotated[str, typer.Option(help="model name (dermaudit models)")],
     run: RunOption,
-    site: Annotated[list[str] | None, typer.Option("--site", help="hook points instead of the default two")] = None,
-    where: Annotated[str | None, typer.Option(help="SQL condition on the manifest's columns")] = None,
+    site: Annotated[
+        list[str] | None, typer.Option("--site", help="hook points instead of the default two")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="SQL condition on the manifest's columns")
+    ] = None,
     strict: Annotated[bool, typer.Option(help="a bad image is fatal")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
     force: Annotated[bool, typer.Option(help="make every stage again")] = False,
-    resume: Annotated[bool, typer.Option(help="go on where a stopped run was (always done)")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="go on where a stopped run was (always done)")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="say what would be done")] = False,
 ) -> dict[str, Any]:
     """Decode the images and store their activations at the run's sites."""
@@ -59,9 +65,16 @@ def embed(
     kept = pq.read_table(target.file("images.parquet"))
     root = Path(target.meta["data"]["root"])
     paths = [root / image for image in kept["image"].to_pylist()]
-    groups = kept["group"].to_pylist() if "group" in kept.column_names else kept["image"].to_pylist()
+    groups = (
+        kept["group"].to_pylist() if "group" in kept.column_names else kept["image"].to_pylist()
+    )
     done = embed_run(target, tower, paths, [str(g) for g in groups], sites, force=force)
-    return {"run": str(run), "n_images": summary["n"], "n_skipped": summary["n_skipped"], "sites": done["sites"]}
+    return {
+        "run": str(run),
+        "n_images": summary["n"],
+        "n_skipped": summary["n_skipped"],
+        "sites": done["sites"],
+    }
 
 
 def fit(
@@ -72,7 +85,9 @@ def fit(
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
     force: Annotated[bool, typer.Option(help="fit again")] = False,
-    resume: Annotated[bool, typer.Option(help="go on where a stopped run was (always done)")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="go on where a stopped run was (always done)")
+    ] = False,
 ) -> dict[str, Any]:
     """Fit a BatchTopK sparse autoencoder on each stored site (train rows), measured on test rows."""
     from dermaudit.console import table
@@ -80,7 +95,9 @@ def fit(
 
     target = open_run(run)
     if d_sae is not None and k is not None and k > d_sae:
-        raise UserInputError(f"--k {k:g} is larger than --d-sae {d_sae}", "choose k well below d-sae")
+        raise UserInputError(
+            f"--k {k:g} is larger than --d-sae {d_sae}", "choose k well below d-sae"
+        )
     import numpy as np
     import pyarrow.parquet as pq
     import torch
@@ -89,8 +106,14 @@ def fit(
 
     torch.set_num_threads(threads)
     target.require("embed", "embed")
-    splits = np.array(pq.read_table(target.file("images.parquet"))["split"].to_pylist(), dtype=object)
-    overrides = {name: value for name, value in (("d_sae", d_sae), ("k", k), ("samples", samples)) if value is not None}
+    splits = np.array(
+        pq.read_table(target.file("images.parquet"))["split"].to_pylist(), dtype=object
+    )
+    overrides = {
+        name: value
+        for name, value in (("d_sae", d_sae), ("k", k), ("samples", samples))
+        if value is not None
+    }
     metrics = fit_run(target, splits, seed=seed, overrides=overrides, force=force)
     table(
         "sparse autoencoders (held-out test rows)",
@@ -104,7 +127,9 @@ def fit(
 
 
 def show(
-    folder: Annotated[Path, typer.Argument(help="folder with cfg.json and sae_weights.safetensors")],
+    folder: Annotated[
+        Path, typer.Argument(help="folder with cfg.json and sae_weights.safetensors")
+    ],
 ) -> dict[str, Any]:
     """Say what a sparse autoencoder on disk is."""
     if not folder.is_dir():
@@ -115,9 +140,12 @@ def show(
 
     sae = ThresholdSAE.load(folder)
     facts = {
-        "d_in": sae.d_in, "d_sae": sae.d_sae, "hook_name": sae.hook_name,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "hook_name": sae.hook_name,
         "threshold": round(float(sae.threshold.mean()), 6),
-        "decoder_norm": round(float(sae.W_dec.norm(dim=1).mean()), 6), "metadata": sae.metadata,
+        "decoder_norm": round(float(sae.W_dec.norm(dim=1).mean()), 6),
+        "metadata": sae.metadata,
     }
     for name, value in facts.items():
         say(f"  {name}: {value}")

@@ -46,7 +46,13 @@ def activations(tower: Any, images: list[np.ndarray], sites: list[str]) -> dict[
 
 
 def embed_run(
-    run: Run, tower: Any, paths: list[Path], groups: list[str], sites: list[str], *, force: bool = False
+    run: Run,
+    tower: Any,
+    paths: list[Path],
+    groups: list[str],
+    sites: list[str],
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write the store of every site; a stopped run goes on with its next shard."""
     images = sha256_file(run.file("images.parquet"))
@@ -55,10 +61,12 @@ def embed_run(
     def make() -> tuple[list[Path], dict[str, Any]]:
         stores = {site: _store(run, tower, site, key) for site in sites}
         starts = range(0, len(paths), SHARD)
-        work = [(i, s) for i, s in enumerate(starts) if not all(store.has_shard(i) for store in stores.values())]
-        batches = [
-            (i, s, b) for i, s in work for b in range(s, min(s + SHARD, len(paths)), BATCH)
+        work = [
+            (i, s)
+            for i, s in enumerate(starts)
+            if not all(store.has_shard(i) for store in stores.values())
         ]
+        batches = [(i, s, b) for i, s in work for b in range(s, min(s + SHARD, len(paths)), BATCH)]
         parts: dict[str, list[np.ndarray]] = {site: [] for site in sites}
         for i, start, at in track(batches, "embedding batches"):
             stop = min(start + SHARD, len(paths))
@@ -85,7 +93,11 @@ def _store(run: Run, tower: Any, site: str, key: dict[str, str]) -> ActivationSt
     pooled = site == POOLED
     grid = None if pooled else list(tower.site_grid(site))
     meta = {
-        **key, "site": site, "d": tower.site_width(site), "grid": grid,
-        "tokens": 1 if pooled else grid[0] * grid[1], "dtype": "float32" if pooled else "float16",
+        **key,
+        "site": site,
+        "d": tower.site_width(site),
+        "grid": grid,
+        "tokens": 1 if pooled else grid[0] * grid[1],
+        "dtype": "float32" if pooled else "float16",
     }
     return ActivationStore.create(run.file("embeddings", site), meta)

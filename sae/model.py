@@ -99,7 +99,9 @@ class ThresholdSAE:
         try:
             tensors = load_file(weights_path)
         except SafetensorError as error:
-            raise ForeignArtifactError(f"{weights_path} is cut off or not safetensors ({error})") from error
+            raise ForeignArtifactError(
+                f"{weights_path} is cut off or not safetensors ({error})"
+            ) from error
         if kind == "standard":
             tensors["threshold"] = torch.zeros_like(tensors["b_enc"])
         names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")

@@ -73,7 +73,9 @@ class ActivationStore:
         name = _shard_name(index)
         return name in self.meta["shards"] and (self.folder / name).is_file()
 
-    def write_shard(self, index: int, acts: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> None:
+    def write_shard(
+        self, index: int, acts: np.ndarray, rows: np.ndarray, groups: np.ndarray
+    ) -> None:
         import torch
 
         path = self.folder / _shard_name(index)

@@ -62,8 +62,13 @@ def fit_sae(
     scale = math.sqrt(d) / float((x[:65_536].float() - mean).norm(dim=1).mean() + 1e-12)
     sae = BatchTopKTrainingSAE(
         BatchTopKTrainingSAEConfig(
-            d_in=d, d_sae=recipe.d_sae, k=recipe.k, device="cpu", dtype="float32",
-            aux_loss_coefficient=recipe.aux_coefficient, rescale_acts_by_decoder_norm=True,
+            d_in=d,
+            d_sae=recipe.d_sae,
+            k=recipe.k,
+            device="cpu",
+            dtype="float32",
+            aux_loss_coefficient=recipe.aux_coefficient,
+            rescale_acts_by_decoder_norm=True,
         )
     )
     with torch.no_grad():
@@ -84,8 +89,11 @@ def fit_sae(
             group["lr"] = recipe.lr * _schedule(step, steps, recipe.warmup)
         output = sae.training_forward_pass(
             TrainStepInput(
-                sae_in=rows, coefficients={}, dead_neuron_mask=silent > recipe.dead_window,
-                n_training_steps=step, is_logging_step=False,
+                sae_in=rows,
+                coefficients={},
+                dead_neuron_mask=silent > recipe.dead_window,
+                n_training_steps=step,
+                is_logging_step=False,
             )
         )
         optimizer.zero_grad(set_to_none=True)
@@ -137,8 +145,11 @@ def _fold(sae, scale: float, site: str, model_name: str) -> ThresholdSAE:
         b_dec=sae.b_dec.detach() / scale,
         threshold=torch.zeros_like(norm),
         metadata={
-            "hook_name": site, "model_name": model_name, "training_architecture": "batchtopk",
-            "k": sae.cfg.k, "sae_lens_version": _version("sae-lens"),
+            "hook_name": site,
+            "model_name": model_name,
+            "training_architecture": "batchtopk",
+            "k": sae.cfg.k,
+            "sae_lens_version": _version("sae-lens"),
             "sae_lens_training_version": _version("sae-lens"),
         },
     )

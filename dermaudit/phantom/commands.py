@@ -13,13 +13,26 @@ from dermaudit.errors import UserInputError, unknown
 def phantom(
     out: Annotated[Path, typer.Option(help="folder of the new data set")],
     n: Annotated[int, typer.Option(help="how many images", min=1)] = 1000,
-    seed: Annotated[int, typer.Option(help="0–999 for pretraining, 1000 and up for audits", min=0)] = 1000,
+    seed: Annotated[
+        int, typer.Option(help="0–999 for pretraining, 1000 and up for audits", min=0)
+    ] = 1000,
     size: Annotated[int, typer.Option(help="side in pixels", min=32, max=2048)] = 96,
-    bias_table: Annotated[Path | None, typer.Option(help="TOML or JSON: P(concept | diagnosis), P(artifact | diagnosis)")] = None,
-    masks: Annotated[bool, typer.Option(help="write the mask of everything that is present")] = False,
-    without: Annotated[list[str] | None, typer.Option(help="also write each image without this artifact")] = None,
-    force: Annotated[bool, typer.Option(help="go on in a folder that already holds a finished set")] = False,
-    resume: Annotated[bool, typer.Option(help="go on where a stopped run was (always done)")] = False,
+    bias_table: Annotated[
+        Path | None,
+        typer.Option(help="TOML or JSON: P(concept | diagnosis), P(artifact | diagnosis)"),
+    ] = None,
+    masks: Annotated[
+        bool, typer.Option(help="write the mask of everything that is present")
+    ] = False,
+    without: Annotated[
+        list[str] | None, typer.Option(help="also write each image without this artifact")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option(help="go on in a folder that already holds a finished set")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option(help="go on where a stopped run was (always done)")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="say what would be written")] = False,
 ) -> dict[str, Any]:
     """Render phantoms: dermoscopic images whose concepts, masks and artifacts are known exactly."""
@@ -27,7 +40,9 @@ def phantom(
 
     table = load_bias_table(bias_table)
     if (out / "manifest.parquet").exists() and not force:
-        raise UserInputError(f"{out} already holds a data set", "use --force to go on in it, or another --out")
+        raise UserInputError(
+            f"{out} already holds a data set", "use --force to go on in it, or another --out"
+        )
     if dry_run:
         return {"out": str(out), "n": n, "seed": seed, "size": size, "dry_run": True}
     from dermaudit.console import say
@@ -41,10 +56,16 @@ def phantom(
 
 def render(
     images: Annotated[Path, typer.Argument(help="a folder of images, or a data set")],
-    artifact: Annotated[str, typer.Option(help="ruler, ink, hair, gel_bubble, gel_border, dark_corner or patch")],
-    out: Annotated[Path, typer.Option(help="folder for the images with the artifact drawn on them")],
+    artifact: Annotated[
+        str, typer.Option(help="ruler, ink, hair, gel_bubble, gel_border, dark_corner or patch")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="folder for the images with the artifact drawn on them")
+    ],
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    size: Annotated[int | None, typer.Option(help="resize to this side first (squashed)", min=32)] = None,
+    size: Annotated[
+        int | None, typer.Option(help="resize to this side first (squashed)", min=32)
+    ] = None,
     force: Annotated[bool, typer.Option(help="overwrite images in --out")] = False,
 ) -> dict[str, Any]:
     """Draw an artifact onto any images; the exact alpha goes beside them (alpha/, 255 = opaque)."""
@@ -56,7 +77,9 @@ def render(
 
     manifest = Manifest.load(images)
     if (out / "images").exists() and not force:
-        raise UserInputError(f"{out} already holds images", "use --force to overwrite them, or another --out")
+        raise UserInputError(
+            f"{out} already holds images", "use --force to overwrite them, or another --out"
+        )
     from .make import render_onto
 
     done, skipped = render_onto(manifest, artifact, out, seed=seed, size=size)

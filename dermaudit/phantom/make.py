@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 
 
 def make_data_set(
-    out: Path, n: int, seed: int, size: int, table: BiasTable, *,
-    masks: bool = False, without: tuple[str, ...] = (),
+    out: Path,
+    n: int,
+    seed: int,
+    size: int,
+    table: BiasTable,
+    *,
+    masks: bool = False,
+    without: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Images, `manifest.parquet` and `data.json` of phantoms 0 … n−1. Finished images are kept."""
     import pyarrow as pa
@@ -38,8 +44,13 @@ def make_data_set(
     write_json(
         out / "data.json",
         {
-            "format_version": 1, "layout": "phantom", "licence": "Apache-2.0", "n_images": n, "n_skipped": 0,
-            "phantom_seed": seed, "purpose": "pretraining" if seed in PRETRAIN_SEEDS else "audit",
+            "format_version": 1,
+            "layout": "phantom",
+            "licence": "Apache-2.0",
+            "n_images": n,
+            "n_skipped": 0,
+            "phantom_seed": seed,
+            "purpose": "pretraining" if seed in PRETRAIN_SEEDS else "audit",
         },
     )
     columns = {name: [entry[name] for entry in entries] for name in entries[0]}
@@ -81,5 +92,7 @@ def render_onto(
                 Image.fromarray(image).save(temporary, format="PNG", compress_level=3)
         done += 1
     if not done:
-        raise UserInputError(f"none of the images of {manifest.path} can be read", skipped[0]["reason"])
+        raise UserInputError(
+            f"none of the images of {manifest.path} can be read", skipped[0]["reason"]
+        )
     return done, skipped
