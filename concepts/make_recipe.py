@@ -270,7 +270,5 @@ def _limits(figures: dict[str, Any]) -> list[str]:
             f"only {figures['random_sets_beaten']} of {figures['random_sets']} random sets are beaten: "
             "the effect may not be specific"
         )
-    for key in ("clean_auroc_delta", "insertion_residual"):
-        if figures.get(key + "_reason"):
-            limits.append(f"{key}: {figures[key + '_reason']}")
-    return limits
+    keys = [k for k in ("clean_auroc_delta", "insertion_residual") if figures.get(f"{k}_reason")]
+    return [*limits, *(f"{key}: {figures[f'{key}_reason']}" for key in keys)]

@@ -72,7 +72,7 @@ def _recipe(run: Run, concept: str, tower: Any, vocabulary: Vocabulary, seed: in
         known = read_json(reason)
         raise EvidenceError(
             f"{concept}: {known['reason']}",
-            f"nothing is suppressed without evidence; try again with: dermaudit recipe make --concept {concept} --force",
+            f"nothing is suppressed without evidence; again: dermaudit recipe make --concept {concept} --force",
             known.get("numbers"),
         )
     recipe_run(run, concept, tower, seed=seed, vocabulary=vocabulary)
@@ -176,7 +176,8 @@ def _print(
     )
     if summary["n_skipped"]:
         say(
-            f"  {summary['n_skipped']} images cannot be read: {summary['skipped'][0]['image']}: {summary['skipped'][0]['reason']}"
+            f"  {summary['n_skipped']} images cannot be read: "
+            f"{summary['skipped'][0]['image']}: {summary['skipped'][0]['reason']}"
         )
     flipped = np.flatnonzero(prediction.flipped)[:10]
     if len(flipped):

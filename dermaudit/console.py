@@ -30,7 +30,7 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     say(f"\n{title}")
     for i, row in enumerate(cells):
-        say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         if i == 0:
             say("  " + "  ".join("-" * width for width in widths))
 

@@ -145,7 +145,8 @@ def _card(
         f"- Weights under {'CC BY-NC 4.0' if non_commercial else 'Apache-2.0'}, float16; load as float32.",
         f"- Recipe `{recipe.name}`, seed {recipe.seed}, {recipe.masked.epochs:g} epochs masked latent "
         f"prediction, {recipe.contrastive.epochs:g} epochs contrastive; {minutes:.1f} minutes on {threads} threads.",
-        f"- Reproduce: `dermaudit pretrain {recipe.name} --data DATA --out OUT --seed {recipe.seed} --threads {threads}`.",
+        f"- Reproduce: `dermaudit pretrain {recipe.name} --data DATA --out OUT --seed {recipe.seed} "
+        f"--threads {threads}`.",
         f"- Input {recipe.image_size} × {recipe.image_size} px, squashed (borders are kept).",
         "",
         "Measured on the reloaded float16 file, test split, 95 % intervals by bootstrap over groups. Probe:",

@@ -1,0 +1,34 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DERMAUDIT_DATA ?= $(wildcard ../shared)
+export DERMAUDIT_DATA
+
+.PHONY: install demo test lint bench check clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/dermaudit demo --force
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+
+bench: install
+	$(BIN)/python tests/benchmarks/bench_phantom.py
+	$(BIN)/python tests/benchmarks/bench_cli.py
+	$(BIN)/python tests/benchmarks/bench_demo.py
+	$(BIN)/python tests/benchmarks/bench_trap.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
