@@ -27,6 +27,8 @@ Mode = Literal["squash", "pad"]
 
 # `ImageLimits` decides; Pillow's own warning (at 89 Mpx) would only clutter the output of a run.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# So would its remarks on broken metadata beside sound pixels.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BadImage(UserInputError):
