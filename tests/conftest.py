@@ -77,6 +77,31 @@ def cli(run_python: Callable[..., Finished]) -> Callable[..., Finished]:
     return run
 
 
+@pytest.fixture
+def main(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Finished]:
+    """The same as `cli` in this process: `main(*argv, cwd=..., env=...)`. Saves a start of Python
+    where a test asks for many endings; the kills and limits need `cli`."""
+    from dermaudit.cli import main as run_main
+
+    def run(
+        *argv: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> Finished:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            # main sets it for --quiet; so it is put back.
+            patch.setenv("DERMAUDIT_QUIET", "")
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            if cwd is not None:
+                patch.chdir(cwd)
+            rc = run_main([str(arg) for arg in argv])
+        return Finished(rc, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """$DERMAUDIT_DATA, the folder of real data; the test is skipped where it is absent."""
@@ -88,11 +113,15 @@ def data_dir() -> Path:
     return Path(value).absolute()
 
 
-def smooth_image(seed: int, side: int = 48) -> Image.Image:
-    """A picture of a few soft blobs; different seeds give pictures that are not near duplicates."""
+def picture(seed: int, side: int = 48) -> Image.Image:
+    """Random colours at every scale, as in a photograph: two seeds are never near duplicates."""
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+    pixels = np.full((side, side, 3), 128.0)
+    for grid in (3, 6, 12, 24):
+        coarse = rng.integers(0, 256, (grid, grid, 3), dtype=np.uint8)
+        fine = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+        pixels += (np.asarray(fine) - 128.0) * 2 / grid
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture
@@ -104,7 +133,7 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
         for seed, image in enumerate(names):
             path = root / image
             path.parent.mkdir(parents=True, exist_ok=True)
-            smooth_image(seed, side).save(path)
+            picture(seed, side).save(path)
         return root
 
     return make

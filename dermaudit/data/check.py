@@ -89,9 +89,11 @@ def _finding(raw: RawTable, kind: str, level: str, row: int, image: str, said: s
 
 def _images(raw: RawTable, limits: ImageLimits, seen: list[Seen]) -> Iterator[Finding]:
     images = texts(raw.table, "image")
+    names: set[str] = set()
     for row, image in enumerate(track(images, "checking images")):
-        if image is None or path_problem(image):
+        if image is None or path_problem(image) or image in names:
             continue  # the table's findings name it
+        names.add(image)
         path = raw.root / image
         try:
             header = read_header(path, limits)

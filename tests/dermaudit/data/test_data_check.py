@@ -1,0 +1,179 @@
+"""`dermaudit data check`: every fault named, leaks across splits first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dermaudit.data.check import check_data
+from dermaudit.data.duplicates import near_pairs, perceptual_hash
+
+# ---- duplicates
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(0, 6))
+def test_near_pairs_are_those_of_all_pairs(seed, n, max_distance):
+    """Against the comparison of all pairs, on hashes that lie close together."""
+    rng = np.random.default_rng(seed)
+    hashes = rng.random((n, 64)) < 0.5
+    for i in range(1, n):
+        if rng.random() < 0.6:
+            flips = rng.choice(64, rng.integers(0, 9), replace=False)
+            hashes[i] = hashes[rng.integers(0, i)]
+            hashes[i, flips] ^= True
+    distance = (hashes[:, None] != hashes[None]).sum(axis=2)
+    expected = [
+        (i, j, int(distance[i, j])) for j in range(n) for i in range(j)
+        if distance[i, j] <= max_distance
+    ]
+    assert list(near_pairs(hashes, max_distance)) == expected
+
+
+def test_a_smaller_and_a_brighter_copy_are_near_and_another_picture_is_not(image_folder):
+    root = image_folder("a.png", "b.png", side=200)
+    a, b = (Image.open(root / name) for name in ("a.png", "b.png"))
+    hashes = np.stack([
+        perceptual_hash(np.array(image))
+        for image in (a, a.resize((100, 90)), a.point(lambda v: v * 0.9), b)
+    ])
+    pairs = {(i, j) for i, j, _ in near_pairs(hashes)}
+    assert pairs >= {(0, 1), (0, 2)} and not any(3 in pair for pair in pairs)
+
+
+# ---- the whole check
+
+
+def kinds(answer) -> dict[str, list]:
+    found: dict[str, list] = {}
+    for finding in answer["findings"]:
+        found.setdefault(finding["kind"], []).append(finding)
+    return found
+
+
+def test_a_sound_folder_has_no_finding(cli, image_folder):
+    done = cli("data", "check", image_folder("mel/a.png", "nv/b.png"), "--json")
+    answer = done.json()
+    assert (done.rc, answer["findings"], answer["n_usable"]) == (0, [], 2)
+    assert "nothing is wrong" in done.stderr
+
+
+@pytest.fixture
+def spoiled(image_folder):
+    """One sound image and one of each fault, in a table with a split."""
+    root = image_folder("sound.png", "big.png", side=120)
+    sound = Image.open(root / "sound.png")
+    (root / "copy.png").write_bytes((root / "sound.png").read_bytes())
+    sound.resize((100, 100)).save(root / "near.jpg", quality=90)
+    (root / "text.jpg").write_text("hello")
+    (root / "cut.png").write_bytes((root / "big.png").read_bytes()[:2000])
+    Image.new("1", (12_000, 12_000)).save(root / "huge.png")
+    big = Image.open(root / "big.png")
+    big.rotate(90).resize((20, 20)).save(root / "tiny.png")
+    big.rotate(180).convert("L").save(root / "grey.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    big.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / "turned.png", exif=exif)
+    names = ["sound.png", "copy.png", "near.jpg", "text.jpg", "cut.png", "huge.png", "tiny.png",
+             "grey.png", "turned.png", "gone.png"]
+    splits = ["train", "test", "val"] + ["train"] * 7
+    labels = ["mel", "nv", "mel", "mel", "mel", "mel", "", "mel", "mel", "mel"]
+    rows = [f"{n},{s},{lab}" for n, s, lab in zip(names, splits, labels, strict=True)]
+    (root / "manifest.csv").write_text("\n".join(["image,split,label", *rows]) + "\n")
+    return root
+
+
+def test_every_fault_is_named_with_its_line(cli, spoiled):
+    done = cli("data", "check", spoiled, "--json")
+    assert done.rc == 0, done.stderr
+    answer = done.json()
+    found = kinds(answer)
+    assert {kind: [f["image"] for f in fs] for kind, fs in found.items()} == {
+        "exact_duplicate_across_splits": ["copy.png"],
+        "near_duplicate_across_splits": ["near.jpg"],
+        "huge": ["huge.png"], "missing": ["gone.png"], "not_image": ["text.jpg"],
+        "truncated": ["cut.png"], "tiny": ["tiny.png"], "not_rgb": ["grey.png"],
+        "exif_rotated": ["turned.png"], "blank_label": ["tiny.png"], "unlisted": ["big.png"],
+    }
+    assert (answer["n_rows"], answer["n_usable"]) == (10, 6)
+    assert answer["levels"] == {"leak": 2, "error": 0, "skip": 4, "warning": 5}
+    copy = found["exact_duplicate_across_splits"][0]
+    assert (copy["row"], copy["line"]) == (1, 3)
+    for said in ("manifest.csv, line 3: copy.png", "sound.png (line 2)", "in train, this in test",
+                 "labelled nv here and mel there", "give both one group"):
+        assert said in copy["message"]
+    for finding in answer["findings"]:
+        assert finding["message"] in done.stderr
+
+
+def test_leaks_come_first(main, spoiled):
+    levels = [f["level"] for f in main("data", "check", spoiled, "--json").json()["findings"]]
+    assert levels == sorted(levels, key=["leak", "error", "skip", "warning"].index)
+    assert levels[0] == "leak"
+
+
+def test_duplicates_within_a_split_are_only_told(image_folder):
+    root = image_folder("a.png", "b.png")
+    (root / "c.png").write_bytes((root / "a.png").read_bytes())
+    (root / "manifest.csv").write_text("image,group\na.png,G\nb.png,G\nc.png,G\n")
+    found = kinds(check_data(root))
+    assert list(found) == ["exact_duplicate"]
+    assert found["exact_duplicate"][0]["level"] == "warning"
+
+
+def test_of_many_copies_each_is_told_once_and_the_other_split_wins(image_folder):
+    root = image_folder("a.png")
+    rows = ["image,split", "a.png,train"]
+    for k in range(6):
+        (root / f"copy{k}.png").write_bytes((root / "a.png").read_bytes())
+        rows.append(f"copy{k}.png,{'test' if k >= 3 else 'train'}")
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
+    found = check_data(root)["findings"]
+    assert [(f["image"], f["kind"]) for f in found] == [
+        *((f"copy{k}.png", "exact_duplicate_across_splits") for k in (3, 4, 5)),
+        *((f"copy{k}.png", "exact_duplicate") for k in (0, 1, 2)),
+    ]
+
+
+def test_faults_of_the_table_are_findings_not_failures(main, image_folder):
+    root = image_folder("a.png", "b.png", "c.png")
+    (root / "manifest.csv").write_text(
+        "image,group,split,artifact:ruler\n"
+        "a.png,G,train,1\nb.png,G,test,maybe\n../x.png,,train,\nc.png,,dev,0\nc.png,,train,2\n"
+    )
+    done = main("data", "check", root, "--json")
+    assert done.rc == 0
+    found = kinds(done.json())
+    assert set(found) == {
+        "group_across_splits", "bad_path", "bad_value", "duplicate_image", "unknown_split",
+    }
+    assert done.json()["findings"][0]["level"] == "leak"
+    assert [f["line"] for f in found["bad_value"]] == [3, 6]
+    assert all(f["hint"] for kind in ("bad_path", "bad_value") for f in found[kind])
+
+
+@pytest.mark.parametrize(("table", "kind"), [("label\nmel\n", "missing_column"),
+                                             ("image\n", "empty")])
+def test_a_table_of_nothing_is_a_finding(main, image_folder, table, kind):
+    root = image_folder("a.png")
+    (root / "manifest.csv").write_text(table)
+    answer = main("data", "check", root, "--json").json()
+    assert answer["counts"] == {kind: 1} and answer["n_usable"] == 0
+
+
+def test_many_findings_of_a_kind_are_cut_on_the_screen_and_whole_in_json(main, tmp_path):
+    rows = "\n".join(f"gone{k}.png" for k in range(30))
+    (tmp_path / "manifest.csv").write_text(f"image\n{rows}\n")
+    done = main("data", "check", tmp_path, "--json")
+    assert done.json()["counts"] == {"missing": 30}
+    assert len(done.json()["findings"]) == 30
+    assert "gone19.png" in done.stderr and "gone20.png" not in done.stderr
+    assert "10 more" in done.stderr
+
+
+def test_nothing_to_check_is_bad_input(main, tmp_path):
+    done = main("data", "check", tmp_path / "nowhere", "--json")
+    assert done.rc == 2 and "does not exist" in done.json()["error"]["message"]
