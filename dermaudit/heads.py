@@ -7,6 +7,7 @@ ceiling for one concept. Fitted on the train split only; the choice of C never s
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class LinearHead:
                 site=meta["site"],
                 n_train=int(meta["n_train"]),
             )
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, ValueError) as error:
             raise ForeignArtifactError(
                 f"{path} is not a head of dermaudit ({error})",
                 "fit it again: dermaudit heads --force",
@@ -133,17 +134,21 @@ def choose_c(
     from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedGroupKFold
 
-    folds = list(
-        StratifiedGroupKFold(3, shuffle=True, random_state=seed).split(
-            z, labels, np.asarray(groups)
-        )
-    )
-    classes = sorted(set(labels.tolist()))
+    groups = np.asarray(groups)
+    classes, counts = np.unique(labels, return_counts=True)
+    n_folds = min(3, len(np.unique(groups)), int(counts.max()))
+    if n_folds < 2:
+        return c_grid[0]  # one group only: nothing can be held out
+    kfold = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with fewer members than folds is left to the check below.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        folds = list(kfold.split(z, labels, groups))
     scores = []
     for c in c_grid:
         losses = []
         for fit, held in folds:
-            if len(set(labels[fit].tolist())) < len(classes):
+            if not len(held) or len(set(labels[fit].tolist())) < len(classes):
                 continue
             model = _logistic(c).fit(z[fit], labels[fit])
             losses.append(-log_loss(labels[held], model.predict_proba(z[held]), labels=classes))

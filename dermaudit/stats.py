@@ -36,26 +36,6 @@ def auprc(truth: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None
     return _ap_ordered(np.asarray(truth, dtype=np.float64), order, last, weight)
 
 
-def auprc_many(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Average precision of every column of `scores` (n, m) against 0/1 `truth` (n,)."""
-    scores = np.asarray(scores, dtype=np.float64)
-    truth = np.asarray(truth, dtype=np.float64)
-    n, m = scores.shape
-    total = truth.sum()
-    if total == 0:
-        return np.full(m, np.nan)
-    order = np.argsort(-scores, axis=0, kind="stable")
-    ordered = np.take_along_axis(scores, order, axis=0)
-    hits = truth[order].cumsum(0)
-    # A tie group counts once, at its last member: precision there, recall gained over the group.
-    last = np.ones((n, m), dtype=bool)
-    last[:-1] = ordered[:-1] != ordered[1:]
-    precision = hits / np.arange(1, n + 1)[:, None]
-    at_last = np.where(last, hits, 0.0)
-    before = np.maximum.accumulate(np.vstack([np.zeros((1, m)), at_last[:-1]]), axis=0)
-    return np.where(last, precision * (hits - before), 0.0).sum(0) / total
-
-
 def auprc_table(scores: np.ndarray, truths: np.ndarray) -> np.ndarray:
     """Average precision of every score column for every truth column: (truths, scores).
 
