@@ -1,0 +1,111 @@
+"""The verbs `explore` and `report`. Input is validated before anything heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dermaudit.errors import DermauditError, UserInputError
+
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="folder of the run (default: the newest)")
+]
+
+
+def explore(
+    run: RunOption = None,
+    port: Annotated[int, typer.Option(help="port on 127.0.0.1", min=1, max=65535)] = 8501,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open the web browser")] = True,
+) -> dict[str, Any]:
+    """Open the web explorer of a run; it ends with Ctrl-C."""
+    target = _readable(run)
+    _check_port(port)
+    import os
+    import subprocess
+    import sys
+
+    from dermaudit.console import say
+
+    url = f"http://127.0.0.1:{port}"
+    app = Path(__file__).with_name("app.py")
+    say(f"explorer of {target}: {url}   (Ctrl-C ends it)")
+    # Streamlit's telemetry is off, it listens on this machine alone, and what it says is no result.
+    command = [
+        sys.executable, "-m", "streamlit", "run", str(app), "--server.address", "127.0.0.1",
+        "--server.port", str(port), "--server.headless", "false" if browser else "true",
+        "--browser.gatherUsageStats", "false", "--server.fileWatcherType", "none",
+        "--theme.primaryColor", "#0072B2", "--client.toolbarMode", "minimal",
+        "--client.showErrorDetails", "none", "--logger.level", "warning",
+    ]
+    done = subprocess.Popen(command, env=_environment(os.environ, target), stdout=sys.stderr)
+    try:
+        code = done.wait()
+    except KeyboardInterrupt:
+        done.terminate()
+        done.wait()
+        return {"run": str(target), "url": url}
+    if code not in (0, 130, -2, -15):
+        raise DermauditError(f"the explorer ended with code {code}", "its own words stand above")
+    return {"run": str(target), "url": url}
+
+
+def report(
+    run: RunOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file (default: report/index.html in the run)")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="write it again, over a file that is there")] = False,
+) -> dict[str, Any]:
+    """Write the report of a run: one HTML file that needs no network."""
+    target = _readable(run)
+    if out is not None and out.is_dir():
+        raise UserInputError(f"{out} is a folder", "name an .html file with --out")
+    if out is not None and out.exists() and not force:
+        raise UserInputError(f"{out} exists", "use --force to overwrite it, or another --out")
+    from dermaudit.console import say
+
+    from .report import write_report
+
+    path, size = write_report(target, out, force=force)
+    say(f"  report: {path} ({size / 1e6:.1f} MB, self-contained)")
+    return {"report": str(path), "bytes": size}
+
+
+def _readable(run: Path | None) -> Path:
+    """The run to read, checked: it is one, and its images and codes are known."""
+    from dermaudit.rundir import newest_run, open_run
+
+    target = run or newest_run()
+    stages = open_run(target).meta.get("stages")
+    if not isinstance(stages, dict) or "images" not in stages:
+        raise UserInputError(
+            f"the run {target} has no images yet: there is nothing to show",
+            f"run: dermaudit audit IMAGES --model NAME --run {target}",
+        )
+    return target
+
+
+def _check_port(port: int) -> None:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserInputError(
+                f"port {port} of 127.0.0.1 cannot be used ({error.strerror})", "choose another with --port"
+            ) from error
+
+
+def _environment(inherited: Any, target: Path) -> dict[str, str]:
+    """The child's environment: the run, and where this package lies (it may not be installed)."""
+    import os
+
+    import dermaudit
+
+    root = str(Path(dermaudit.__file__).parent.parent)
+    paths = [root, *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**inherited, "DERMAUDIT_RUN": str(target), "PYTHONPATH": os.pathsep.join(paths)}

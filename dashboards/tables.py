@@ -1,0 +1,73 @@
+"""Tables as they are shown: columns with a meaning, numbers formatted in one place.
+
+A `Table` goes to `st.dataframe` (its raw values, sortable) and to HTML (its formatted words). An
+`Exhibit` is a figure with its table, its caption (definition, n, interval) and its alt text; the
+explorer and the report show the same exhibits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """`header` words; `rows` raw values: str, int, float, bool, None, or a (low, high) interval."""
+
+    header: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    digits: int = 3
+    shares: frozenset[str] = frozenset()  # columns printed as per cent
+
+    def words(self) -> list[list[str]]:
+        return [
+            [word(v, self.digits, share=h in self.shares) for h, v in zip(self.header, row, strict=True)]
+            for row in self.rows
+        ]
+
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers (they are set flush right)."""
+        return [
+            any(isinstance(row[i], (int, float, tuple)) and not isinstance(row[i], bool) for row in self.rows)
+            for i in range(len(self.header))
+        ]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """`figure` is a plotly Figure or None; `alt` says in words what it shows, with numbers."""
+
+    title: str
+    caption: str
+    table: Table
+    figure: Any = None
+    alt: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def word(value: Any, digits: int = 3, *, share: bool = False) -> str:
+    """One cell: `–` for what is not known, `[low, high]` for an interval."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (tuple, list)):
+        if any(v is None or not math.isfinite(v) for v in value):
+            return NOTHING
+        return "[" + ", ".join(word(v, digits, share=share) for v in value) + "]"
+    if isinstance(value, float):
+        return f"{100 * value:.1f} %" if share else f"{value:.{digits}f}"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ")
+    return str(value)
+
+
+def span(low: Any, high: Any) -> tuple[float, float] | None:
+    """An interval, or None where either end is missing."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    return float(low), float(high)
