@@ -86,7 +86,7 @@ def refuse_overwrite(planned: Plan, out: Path, force: bool) -> None:
 
 def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manifest, list[dict]]:
     """Copy or link the images, then write the tables. Returns the manifest and the skipped rows
-    [{row, image, reason}] (`row` of the source)."""
+    [{row, image, reason}] (`row` among the rows that `where` left)."""
     manifest = planned.manifest
     write_json(out / UNFINISHED, planned.identity())
     # A table of other images beside these would be a lie, should this be stopped half way.

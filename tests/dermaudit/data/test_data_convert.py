@@ -143,12 +143,12 @@ def test_stopped_half_way_it_is_gone_on_with(cli, main, image_folder, tmp_path, 
     foreign = main("data", "convert", other, "--out", out)
     assert foreign.rc == 2 and "unfinished conversion of another source" in foreign.stderr
     first = (out / "images" / "mel" / "a.png").stat().st_mtime_ns
-    assert cli("data", "convert", source, "--out", out).rc == 0
+    assert main("data", "convert", source, "--out", out).rc == 0
     assert (out / "images" / "mel" / "a.png").stat().st_mtime_ns == first, "copied twice"
     assert contents(out) == contents(whole)
 
 
-def test_a_full_disk_is_one_sentence_and_nothing_is_lost(cli, tmp_path):
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(cli, main, tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (2, 200, 200, 3), dtype=np.uint8)
@@ -159,7 +159,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(cli, tmp_path):
     assert full.json()["error"]["code"] == "no_space"
     assert "no space left to write" in full.stderr and "b.png" in full.stderr
     assert [p.name for p in (out / "images").iterdir()] == ["a.png"], "no half file is left"
-    assert cli("data", "convert", source, "--out", out).rc == 0
+    assert main("data", "convert", source, "--out", out).rc == 0
     assert Manifest.load(out).n == 2
 
 
