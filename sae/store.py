@@ -42,12 +42,25 @@ class ActivationStore:
         if (folder / "store.json").is_file():
             old = read_json(folder / "store.json", "store")
             if all(old.get(name) == value for name, value in meta.items()):
-                return cls(folder, old)
+                return cls(folder, old)._without_damaged()
             for shard in folder.glob("shard-*.safetensors"):
                 shard.unlink()
         store = cls(folder, {**meta, "shards": {}, "n": 0})
         write_json(folder / "store.json", store.meta)
         return store
+
+    def _without_damaged(self) -> ActivationStore:
+        """Forget shards that are missing or were altered, so that they are made again."""
+        shards = {
+            name: digest
+            for name, digest in self.meta["shards"].items()
+            if (self.folder / name).is_file() and sha256_file(self.folder / name) == digest
+        }
+        if shards != self.meta["shards"]:
+            self.meta["shards"] = shards
+            self.meta["n"] = sum(_rows_of(self.folder / name) for name in shards)
+            write_json(self.folder / "store.json", self.meta)
+        return self
 
     @classmethod
     def open(cls, folder: Path, *, check: bool = False) -> ActivationStore:
@@ -106,6 +119,13 @@ class ActivationStore:
         if np.array_equal(order, np.arange(len(order))):
             return acts, rows
         return acts[order], rows[order]
+
+
+def _rows_of(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as handle:
+        return handle.get_slice("row").get_shape()[0]
 
 
 def _shard_name(index: int) -> str:
