@@ -96,20 +96,29 @@ class ThresholdSAE:
                 f"{cfg_path} is a '{kind}' SAE; 'jumprelu' and 'standard' can be opened",
                 "codes of a per-sample TopK are not pointwise: convert it to a threshold first",
             )
+        scaling = cfg.get("normalize_activations") or "none"
+        if scaling != "none":
+            raise ForeignArtifactError(
+                f"{cfg_path} scales its input (normalize_activations = '{scaling}'); its codes would be wrong here",
+                "fold the scale into the weights first (sae-lens: fold_activation_norm_scaling_factor)",
+            )
         try:
             tensors = load_file(weights_path)
         except SafetensorError as error:
             raise ForeignArtifactError(
                 f"{weights_path} is cut off or not safetensors ({error})"
             ) from error
-        if kind == "standard":
+        if kind == "standard" and "b_enc" in tensors:
             tensors["threshold"] = torch.zeros_like(tensors["b_enc"])
         names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
         missing = [name for name in names if name not in tensors]
-        if missing or tensors["W_enc"].shape != (cfg.get("d_in"), cfg.get("d_sae")):
+        d, h = cfg.get("d_in"), cfg.get("d_sae")
+        wanted = dict(zip(names, ((d, h), (h, d), (h,), (d,), (h,)), strict=True))
+        bad = [name for name in names if name in tensors and tensors[name].shape != wanted[name]]
+        if missing or bad:
             raise ForeignArtifactError(
-                f"{weights_path} does not fit {cfg_path}: missing {missing or 'nothing'}, "
-                f"W_enc {tuple(tensors.get('W_enc', torch.empty(0)).shape)}"
+                f"{weights_path} does not fit {cfg_path} (d_in {d}, d_sae {h}): "
+                f"missing {', '.join(missing) or 'nothing'}, of another shape {', '.join(bad) or 'nothing'}"
             )
         if not cfg.get("apply_b_dec_to_input", True):
             # The same map with the subtraction folded into the encoder bias.

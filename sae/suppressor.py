@@ -53,6 +53,8 @@ class LatentSuppressor(nn.Module):
                 f"latents {latents} are not all within this SAE's 0 … {sae.d_sae - 1}"
             )
         self.mode, self.renormalise, self.latents = mode, renormalise, latents
+        if len(set(latents)) < len(latents):
+            raise UserInputError(f"latents {latents} name one twice: it would be taken off twice")
         index = torch.tensor(latents)
         self.register_buffer("W_enc", sae.W_enc[:, index].contiguous())
         self.register_buffer("W_dec", sae.W_dec[index].contiguous())
@@ -82,7 +84,8 @@ class LatentSuppressor(nn.Module):
             delta = torch.minimum(self.level - z, torch.zeros(())) * (z > 0)
         edited = x + delta @ self.W_dec
         if self.renormalise:
-            edited = edited * (x.norm(dim=-1, keepdim=True) / edited.norm(dim=-1, keepdim=True))
+            length = edited.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # nothing left: stays 0
+            edited = edited * (x.norm(dim=-1, keepdim=True) / length)
         # Selecting, not adding zero: x + 0.0 and a re-normalised unit row are not the same bits.
         fired = (delta != 0).any(-1)
         return Suppressed(torch.where(fired[..., None], edited, x), z, fired)
