@@ -1,0 +1,58 @@
+"""Codes on disk: CSR, CSC and the token of the maximum agree with the dense encode."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sae_rows import random_sae
+
+from dermaudit.errors import UserInputError
+from dermaudit.sae import Codes
+from dermaudit.sae.codes import write_codes
+
+
+def make(folder, shape, seed=0, threshold=1.0):
+    sae = random_sae(8, 12, seed=seed, threshold=threshold)
+    acts = np.random.default_rng(seed).normal(size=shape).astype(np.float16).astype(np.float32)
+    files = write_codes(folder, sae, acts, "visual.pooled")
+    dense = sae.encode(torch.from_numpy(acts)).numpy()
+    return Codes(folder), dense, files
+
+
+@given(st.integers(0, 1000), st.integers(1, 600), st.sampled_from([0.0, 1.0, 50.0]))
+@settings(max_examples=15, deadline=None)
+def test_pooled__csr_and_csc_equal_dense(tmp_path_factory, seed, n, threshold):
+    codes, dense, _ = make(tmp_path_factory.mktemp("codes"), (n, 8), seed, threshold)
+    np.testing.assert_array_equal(codes.csr().toarray(), dense)
+    for latent in range(12):
+        np.testing.assert_array_equal(codes.column(latent), dense[:, latent])
+    for image in (0, n - 1):
+        latents, values = codes.row(image)
+        np.testing.assert_array_equal(latents, np.flatnonzero(dense[image]))
+        np.testing.assert_array_equal(values, dense[image][latents])
+    np.testing.assert_array_equal(codes.n_active(), (dense > 0).sum(0))
+    assert codes.argmax is None and codes.shape == (n, 12)
+
+
+def test_patches__maximum_over_tokens_and_where_it_was(tmp_path):
+    codes, dense, _ = make(tmp_path / "c", (300, 9, 8))  # more than one chunk
+    np.testing.assert_array_equal(codes.csr().toarray(), dense.max(1))
+    assert len(codes.argmax) == len(codes.values) and codes.argmax.dtype == np.uint16
+    image = np.repeat(np.arange(300), np.diff(codes.indptr))
+    np.testing.assert_array_equal(dense[image, codes.argmax, codes.indices], codes.values)
+
+
+def test_files__listed_and_the_same_bytes_again(tmp_path):
+    _, _, files = make(tmp_path / "a", (40, 4, 8))
+    _, _, again = make(tmp_path / "b", (40, 4, 8))
+    assert sorted(f.name for f in files) == sorted(f.name for f in (tmp_path / "a").iterdir())
+    for one, other in zip(files, again, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_open__absent(tmp_path):
+    with pytest.raises(UserInputError, match="there are no codes at"):
+        Codes(tmp_path)

@@ -1,0 +1,235 @@
+"""Fitting: L0 at the gate, determinism, the fold, files that stock sae-lens opens, metrics by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sae_rows import planted, random_sae
+
+from dermaudit.errors import ForeignArtifactError, UserInputError
+from dermaudit.files import sha256_file
+from dermaudit.sae import ThresholdSAE, fit_sae
+from dermaudit.sae.fit import site_recipe
+from dermaudit.sae.metrics import fvu, held_out_metrics
+from dermaudit.sae.train import SAERecipe, _fold, calibrate
+
+
+def test_fit__l0_on_the_calibration_rows_is_k(fitted, rows, recipe):
+    sae, summary = fitted
+    z = sae.encode(torch.from_numpy(rows["train"]))
+    assert float((z > 0).sum(1).double().mean()) == pytest.approx(recipe.k, rel=0.02)
+    assert summary["n_train"] == 2000
+
+
+def test_fit__reconstructs_held_out_rows(fitted, rows):
+    measured = held_out_metrics(fitted[0], torch.from_numpy(rows["test"]))
+    assert measured["fvu"] < 0.35 and measured["l0"] == pytest.approx(4.0, rel=0.15)
+    # A dictionary that knows nothing of the rows does not get near.
+    assert held_out_metrics(random_sae(24, 64), torch.from_numpy(rows["test"]))["fvu"] > 1
+
+
+def test_fit__decoder_rows_are_unit(fitted):
+    torch.testing.assert_close(fitted[0].W_dec.norm(dim=1), torch.ones(64), atol=1e-5, rtol=0)
+
+
+def test_fit__threshold_lies_in_a_gap(fitted, rows):
+    sae, _ = fitted
+    pre = sae.pre(torch.from_numpy(rows["train"]).float()).flatten()
+    value = sae.threshold[0]
+    assert (sae.threshold == value).all()
+    above, below = pre[pre > value].min(), pre[pre <= value].max()
+    assert above > value > below
+    assert float(value) == pytest.approx(float(above + below) / 2, rel=1e-4)
+
+
+def test_fit__same_seed_same_bytes(fitted, rows, recipe, tmp_path):
+    again, summary = fit_sae(
+        rows["train"], rows["val"], recipe, site="visual.pooled", model_name="toy", seed=3
+    )
+    fitted[0].save(tmp_path / "a")
+    again.save(tmp_path / "b")
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        assert sha256_file(tmp_path / "a" / name) == sha256_file(tmp_path / "b" / name)
+    assert summary == fitted[1]
+    short = SAERecipe(**{**vars(recipe), "samples": 2560})
+    one, other = (
+        fit_sae(rows["train"], rows["val"], short, site="s", model_name="t", seed=seed)[0]
+        for seed in (0, 1)
+    )
+    assert not torch.equal(one.W_enc, other.W_enc)
+
+
+def test_fit__early_stop_keeps_the_best(rows):
+    # Held-out rows of pure noise: what is learned makes them worse, and fitting ends before its time.
+    noise = np.random.default_rng(0).normal(size=(300, 24)).astype(np.float32)
+    recipe = SAERecipe(d_sae=48, k=4, samples=100_000, batch=256, checks=20, patience=2, lr=3e-3)
+    _, summary = fit_sae(rows["train"], noise, recipe, site="s", model_name="t")
+    assert summary["steps"] < 390
+
+
+def test_fold__reconstruction_and_codes_are_the_same():
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+
+    torch.manual_seed(0)
+    config = BatchTopKTrainingSAEConfig(
+        d_in=24, d_sae=48, k=48.0, device="cpu", dtype="float32", rescale_acts_by_decoder_norm=True
+    )
+    sae = BatchTopKTrainingSAE(config)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    x, scale = torch.from_numpy(planted(50)), 3.7
+    with torch.no_grad():
+        before = sae.decode(sae.encode(x * scale)) / scale
+        codes = sae.encode(x * scale) / scale
+    folded = _fold(sae, scale, "s", "m")
+    after = folded.decode(folded.encode(x))
+    torch.testing.assert_close(folded.encode(x), codes, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("k", [0.5, 3.0, 7.25])
+def test_calibrate__mean_l0_is_k(k):
+    sae = random_sae(8, 30, threshold=0.0)
+    x = torch.randn(5000, 8, generator=torch.Generator().manual_seed(0))
+    value = calibrate(sae, x, k, torch.Generator().manual_seed(0))
+    assert float((sae.encode(x) > 0).sum(1).double().mean()) == pytest.approx(k, rel=1e-3)
+    # Against the quantile over all pre-activations at once (calibrate streams them).
+    ordered = torch.relu(sae.pre(x)).flatten().sort(descending=True).values
+    target = round(k * 5000)
+    assert ordered[target] <= value <= ordered[target - 1]
+
+
+def test_calibrate__k_above_what_ever_fires():
+    sae = random_sae(8, 4)
+    assert calibrate(sae, torch.randn(100, 8), 4.0, torch.Generator().manual_seed(0)) == 0.0
+
+
+# ---- files
+
+
+def test_sae_lens__opens_it_and_gives_the_same_codes(fitted, rows, tmp_path):
+    from sae_lens import SAE
+
+    sae, _ = fitted
+    sae.save(tmp_path / "sae")
+    stock = SAE.load_from_disk(tmp_path / "sae")
+    assert stock.cfg.architecture() == "jumprelu"
+    x = torch.from_numpy(rows["test"])
+    far = (sae.pre(x) - sae.threshold).abs() > 1e-5  # away from the gate
+    ours, theirs = sae.encode(x), stock.encode(x).detach()
+    assert far.double().mean() > 0.999
+    torch.testing.assert_close(ours[far], theirs[far], atol=1e-5, rtol=0)
+    torch.testing.assert_close(sae.decode(ours), stock.decode(ours).detach(), atol=1e-5, rtol=0)
+
+
+def test_sae__save_load_equal(tmp_path):
+    sae = random_sae()
+    sae.save(tmp_path)
+    again = ThresholdSAE.load(tmp_path)
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
+        assert torch.equal(getattr(sae, name), getattr(again, name))
+    assert again.metadata == sae.metadata and again.hook_name == "visual.pooled"
+
+
+def rewrite(folder, **changes):
+    path = folder / "cfg.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("apply_b_dec", [True, False])
+def test_load__standard_of_sae_lens(tmp_path, apply_b_dec):
+    from sae_lens import SAE, StandardSAE, StandardSAEConfig
+
+    torch.manual_seed(0)
+    stock = StandardSAE(StandardSAEConfig(d_in=8, d_sae=12, apply_b_dec_to_input=apply_b_dec))
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    stock.save_model(tmp_path)
+    ours = ThresholdSAE.load(tmp_path)
+    x = torch.randn(20, 8)
+    torch.testing.assert_close(
+        ours.encode(x), SAE.load_from_disk(tmp_path).encode(x).detach(), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_load__another_architecture(tmp_path):
+    random_sae().save(tmp_path)
+    rewrite(tmp_path, architecture="topk")
+    with pytest.raises(ForeignArtifactError, match="is a 'topk' SAE") as refused:
+        ThresholdSAE.load(tmp_path)
+    assert "threshold" in refused.value.hint
+
+
+def test_load__scaled_inputs_are_refused(tmp_path):
+    random_sae().save(tmp_path)
+    rewrite(tmp_path, normalize_activations="layer_norm")
+    with pytest.raises(ForeignArtifactError, match="layer_norm"):
+        ThresholdSAE.load(tmp_path)
+
+
+def test_load__absent_cut_off_or_not_fitting(tmp_path):
+    with pytest.raises(UserInputError, match="there is no sparse autoencoder"):
+        ThresholdSAE.load(tmp_path)
+    random_sae().save(tmp_path)
+    rewrite(tmp_path, d_sae=13)
+    with pytest.raises(ForeignArtifactError, match="d_sae 13.*W_enc"):
+        ThresholdSAE.load(tmp_path)
+    rewrite(tmp_path, d_sae=12)
+    weights = tmp_path / "sae_weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-7])
+    with pytest.raises(ForeignArtifactError, match="cut off"):
+        ThresholdSAE.load(tmp_path)
+    weights.write_bytes(whole)
+    cfg = (tmp_path / "cfg.json").read_text()
+    (tmp_path / "cfg.json").write_text(cfg[: len(cfg) // 2])
+    with pytest.raises(UserInputError, match="not valid JSON"):
+        ThresholdSAE.load(tmp_path)
+
+
+# ---- metrics and widths
+
+
+def test_metrics__equal_a_dense_hand_computation():
+    sae = random_sae(8, 12, threshold=2.0)
+    x = torch.randn(9000, 8, generator=torch.Generator().manual_seed(1))  # more than one chunk
+    p = (x.numpy() - sae.b_dec.numpy()) @ sae.W_enc.numpy() + sae.b_enc.numpy()
+    z = np.where(p > 2.0, p, 0.0)
+    x_hat = z @ sae.W_dec.numpy() + sae.b_dec.numpy()
+    x64 = x.numpy().astype(np.float64)
+    expected = ((x64 - x_hat) ** 2).sum() / ((x64 - x64.mean(0)) ** 2).sum()
+    found = held_out_metrics(sae, x)
+    assert found["fvu"] == pytest.approx(expected, rel=1e-5)
+    assert found["l0"] == pytest.approx((z > 0).sum(1).mean(), rel=1e-5)
+    assert found["dead"] == pytest.approx((~(z > 0).any(0)).mean())
+    assert found["dense"] == pytest.approx(((z > 0).mean(0) > 0.1).mean())
+    assert found["n"] == 9000
+    assert fvu(x, torch.from_numpy(x_hat)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_metrics__a_latent_that_never_fires_is_dead():
+    sae = random_sae()
+    sae.threshold[3] = 1e6
+    assert held_out_metrics(sae, torch.randn(500, 8))["dead"] >= 1 / 12
+
+
+def test_fvu__by_hand():
+    x = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+    assert fvu(x, x) == 0.0
+    assert fvu(x, torch.ones(2, 2)) == 1.0  # the mean explains nothing
+    assert np.isnan(fvu(torch.ones(3, 2), torch.ones(3, 2)))
+
+
+def test_site_recipe__narrower_where_rows_are_few():
+    assert site_recipe(1, 10_000, {}).d_sae == 256 and site_recipe(64, 10_000, {}).d_sae == 512
+    few = site_recipe(1, 700, {})
+    assert few.d_sae == 64
+    assert site_recipe(1, 700, {"d_sae": 300}).d_sae == 300  # set by hand: kept
+    assert site_recipe(1, 70, {}).d_sae == 64
+    changed = site_recipe(1, 10_000, {"k": 3.0, "samples": None})
+    assert (changed.k, changed.samples) == (3.0, 300_000)
