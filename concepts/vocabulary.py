@@ -1,7 +1,7 @@
 """Typed vocabularies: concepts with synonyms and opposites, read from TOML or JSON.
 
-Text vectors are template ensembles with the empty template taken off (SemanticLens' null template),
-centred per type; diagnosis words are kept out of bottlenecks (they would leak the answer).
+Text vectors are template ensembles with the empty template, or the opposites, taken off
+(SemanticLens' null template); diagnosis words are kept out of bottlenecks (they would leak the answer).
 """
 
 from __future__ import annotations
@@ -52,17 +52,31 @@ class Vocabulary:
             raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except FileNotFoundError as error:
             raise UserInputError(f"vocabulary {path} does not exist") from error
+        except OSError as error:
+            raise UserInputError(f"vocabulary {path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserInputError(f"vocabulary {path} cannot be read: {error}") from error
         return cls._from(raw, path)
 
     @classmethod
     def _from(cls, raw: dict[str, Any], path: Path) -> Vocabulary:
+        tables = raw.get("concepts", {}) if isinstance(raw, dict) else None
+        if not isinstance(tables, dict):
+            raise UserInputError(f"{path} is not a vocabulary", "add a [concepts.<name>] table")
         concepts = []
-        for key, entry in raw.get("concepts", {}).items():
+        for key, entry in tables.items():
+            if not isinstance(entry, dict):
+                raise UserInputError(
+                    f"{path}: concept '{key}' is not a table", f"write [concepts.{key}]"
+                )
             terms, kind = entry.get("terms"), entry.get("type")
-            if not isinstance(terms, list) or not terms:
+            if not _is_words(terms) or not terms:
                 raise UserInputError(f"{path}: concept '{key}' has no terms", 'add terms = ["…"]')
+            if not _is_words(entry.get("opposites", [])):
+                raise UserInputError(
+                    f"{path}: the opposites of concept '{key}' are not a list of words",
+                    'write opposites = ["…"]',
+                )
             if kind not in TYPES:
                 raise UserInputError(
                     f"{path}: concept '{key}' has type '{kind}'", f"one of: {', '.join(TYPES)}"
@@ -70,14 +84,14 @@ class Vocabulary:
             concepts.append(Concept(key, kind, tuple(terms), tuple(entry.get("opposites", ()))))
         if not concepts:
             raise UserInputError(f"{path} has no concepts", "add a [concepts.<name>] table")
-        templates = tuple(raw.get("templates", ["{}"]))
+        templates, distractors = raw.get("templates", ["{}"]), raw.get("distractors", {})
+        words = distractors.get("words", []) if isinstance(distractors, dict) else None
+        if not _is_words(templates) or not templates or not _is_words(words):
+            raise UserInputError(f"{path}: templates and distractors.words are lists of words")
         if any("{}" not in template for template in templates):
             raise UserInputError(f"{path}: every template needs {{}}")
         return cls(
-            raw.get("name", path.stem),
-            tuple(concepts),
-            templates,
-            tuple(raw.get("distractors", {}).get("words", ())),
+            str(raw.get("name", path.stem)), tuple(concepts), tuple(templates), tuple(words)
         )
 
     def concept(self, word: str) -> Concept:
@@ -122,6 +136,10 @@ class Vocabulary:
             for word in self.distractors
         ]
         return np.stack(rows), np.stack(words) if words else np.zeros((0, rows[0].size))
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def _mean_vector(tower: Any, texts: list[str]) -> np.ndarray:
