@@ -22,11 +22,17 @@ BATCH = 64
 
 
 def default_sites(tower: Any) -> list[str]:
-    """The pooled embedding and the patch tokens of the last block but one (the last tokens of a
-    CLS-pooled tower never get a gradient, and those of a mean-pooled one are nearly the answer)."""
+    """The pooled embedding, and the patch tokens of the last block whose tokens are used: the last
+    where they are averaged into the embedding, the last but one of a class-token tower (its last
+    patch tokens go nowhere and get no gradient)."""
     if tower.n_blocks == 0:
         return [POOLED]
-    block = max(0, tower.n_blocks - 2)
+    visual = tower.model.visual
+    averaged = tower.family == "timm convolutional" or "avg" in (
+        getattr(visual, "pool_type", ""),
+        getattr(getattr(visual, "trunk", None), "global_pool", ""),
+    )
+    block = tower.n_blocks - 1 if averaged else max(0, tower.n_blocks - 2)
     return [POOLED, f"visual.blocks.{block}.hook_resid_post"]
 
 

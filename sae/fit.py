@@ -20,17 +20,19 @@ from .train import SAERecipe, fit_sae
 MIN_ROWS = 64
 
 
+ROWS_PER_LATENT = 16
+
+
 def site_recipe(tokens: int, n_train: int, overrides: dict[str, Any]) -> SAERecipe:
-    """Defaults by kind of site. With more latents than rows / 20 an SAE memorises its rows: the
-    width is halved until it fits, unless it was set by hand."""
-    pooled = tokens == 1
+    """Defaults by kind of site. With few rows to each latent an SAE memorises its rows: the width
+    is halved until every latent has ROWS_PER_LATENT of them (not below 64), unless set by hand."""
     base = (
-        {"d_sae": 256, "k": 8.0, "samples": 300_000}
-        if pooled
+        {"d_sae": 128, "k": 8.0, "samples": 250_000}
+        if tokens == 1
         else {"d_sae": 512, "k": 12.0, "samples": 400_000}
     )
     if "d_sae" not in overrides:
-        while base["d_sae"] > 64 and base["d_sae"] > n_train * tokens / 8:
+        while base["d_sae"] > 64 and base["d_sae"] * ROWS_PER_LATENT > n_train * tokens:
             base["d_sae"] //= 2
     return SAERecipe(
         **{**base, **{name: value for name, value in overrides.items() if value is not None}}
