@@ -7,6 +7,7 @@ Writes `images.parquet` (the manifest's rows in order, with `sha256`, `width`, `
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,11 @@ def _decode(
             f"none of the {len(paths)} images of {manifest.path} can be read",
             f"the first: {skipped[0][1]}" if skipped else None,
         )
-    _refuse_training_images(tower, manifest, kept, hashes)
+    if _has_labels(manifest):
+        splits, names = manifest.splits, manifest.column("image")
+        refuse_training_images(
+            tower, [splits[row] for row in kept], [names[row] for row in kept], hashes, manifest.path
+        )
     table = manifest.take(kept).table
     for name, values in (
         ("sha256", hashes),
@@ -102,23 +107,23 @@ def _decode(
     return outputs, {"n": len(kept), "n_skipped": len(skipped)}
 
 
-def _refuse_training_images(
-    tower: Any, manifest: Manifest, kept: list[int], hashes: list[str]
+def refuse_training_images(
+    tower: Any, splits: Sequence[str], names: Sequence[str], hashes: Sequence[str], where: Any
 ) -> None:
-    """Scores come from the test split: none of it may be an image the model was trained on."""
+    """Scores come from the test split: UserInputError when one of its files (sha256 `hashes`) is an
+    image that the model was trained on (design §4)."""
     seen = tower.training_hashes()
-    if not seen or not _has_labels(manifest):
+    if not seen:
         return
     digits = len(next(iter(seen)))
-    splits, names = manifest.splits, manifest.column("image")
     found = [
-        names[row]
-        for row, digest in zip(kept, hashes, strict=True)
-        if splits[row] == "test" and digest[:digits] in seen
+        name
+        for split, name, digest in zip(splits, names, hashes, strict=True)
+        if split == "test" and digest[:digits] in seen
     ]
     if found:
         raise UserInputError(
-            f"{len(found)} test images of {manifest.path} were training images of {tower.name}, "
+            f"{len(found)} test images of {where} were training images of {tower.name}, "
             f"the first: {found[0]}",
             "score the model on images it has not seen, with the split that it was trained with",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -15,6 +14,7 @@ import torch
 from dermaudit.console import say
 from dermaudit.data import Manifest, decode_all
 from dermaudit.errors import EvidenceError
+from dermaudit.files import sha256_file
 from dermaudit.towers import build_word_tokenizer, load_model, save_local_dir
 
 from .facts import Fact, corpus, facts_of
@@ -64,7 +64,7 @@ def build_and_train(
     started = time.monotonic()
     train(recipe, data, model, tokenize, work, resume=resume)
     minutes = (time.monotonic() - started) / 60
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in subset.take(kept).paths()]
+    hashes = [sha256_file(path) for path in subset.take(kept).paths()]
     preprocess = {
         "size": recipe.image_size,
         "mean": list(recipe.model.mean),

@@ -6,7 +6,6 @@ wordings that say a fact minus the mean of those that deny it. Intervals by boot
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ import torch
 
 from dermaudit.console import track
 from dermaudit.data import Manifest, read_image
-from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.errors import EvidenceError
+from dermaudit.files import sha256_file
 from dermaudit.heads import fit_probe, probe_score
+from dermaudit.ingest import refuse_training_images
 from dermaudit.stats import MIN_CELL, auroc, auroc_interval
 
 from .facts import facts_of
@@ -34,26 +35,18 @@ def embed(tower: Any, paths: list[Path]) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def refuse_training_images(tower: Any, paths: list[Path]) -> None:
-    """UserInputError when one of `paths` is a training image of the model (design §4)."""
-    hashes = tower.training_hashes()
-    if not hashes:
-        return
-    digits = len(next(iter(hashes)))
-    for path in paths:
-        if hashlib.sha256(path.read_bytes()).hexdigest()[:digits] in hashes:
-            raise UserInputError(
-                f"{path} is in the test split but {tower.name} was trained on it",
-                "score the model on images it has not seen (its training_images.json lists the others)",
-            )
-
-
 def measure(tower: Any, manifest: Manifest, *, seed: int = 0) -> dict[str, dict[str, Any]]:
     """{label: {n, n_pos, probe, probe_ci, prompt, prompt_ci}} for labels with enough test images."""
     splits = np.asarray(manifest.splits)
     test, train = np.flatnonzero(splits == "test"), np.flatnonzero(splits == "train")
     paths = manifest.paths()
-    refuse_training_images(tower, [paths[i] for i in test])
+    refuse_training_images(
+        tower,
+        ["test"] * len(test),
+        [str(paths[i]) for i in test],
+        [sha256_file(paths[i]) for i in test],
+        manifest.path,
+    )
     rows = np.concatenate([train, test])
     x = np.zeros((len(paths), tower.d_pooled), dtype=np.float32)
     x[rows] = embed(tower, [paths[i] for i in rows])
