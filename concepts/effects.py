@@ -125,8 +125,9 @@ def operating_point(y: np.ndarray, score: np.ndarray) -> float:
     positives, negatives = max(1, (y == 1).sum()), max(1, (y == 0).sum())
     below_neg = np.concatenate([[0], (sorted_y == 0).cumsum()]) / negatives
     above_pos = 1 - np.concatenate([[0], (sorted_y == 1).cumsum()]) / positives
-    at = int(np.argmax(below_neg + above_pos))
     ordered = score[order]
+    between = np.concatenate([[True], ordered[1:] > ordered[:-1], [True]])  # not inside a tie
+    at = int(np.argmax(np.where(between, below_neg + above_pos, -np.inf)))
     if at == 0:
         return float(ordered[0] - 1e-6)
     if at == len(ordered):
@@ -201,8 +202,10 @@ def evaluate(
     draws = []
     for weight in bootstrap.weights():
         with np.errstate(invalid="ignore", divide="ignore"):
+            # np.min, not min: a draw that leaves a cell empty is nan whatever the order of cells.
             worst = [
-                min((weight[c] * ok[c]).sum() / weight[c].sum() for c in cells) for ok in right
+                np.min([(weight[c] * ok[c]).sum() / weight[c].sum() for c in cells])
+                for ok in right
             ]
         draws.append([worst[0], worst[1], worst[1] - worst[0]])
     spans = [percentile_interval(column) for column in np.array(draws).T]
