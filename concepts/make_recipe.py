@@ -75,7 +75,7 @@ def _measured(
 ):
     sae, x, groups = data.sae(POOLED), data.pooled, data.groups
     y = np.where(data.labels == "", np.nan, (data.labels == target).astype(float))
-    trap = make_trap(y, a, data.splits, strength=strength, seed=seed)
+    trap = make_trap(y, a, data.splits, groups=groups, strength=strength, seed=seed)
     head = fit_probe(x[trap.fit], y[trap.fit], groups[trap.fit], seed=seed)
     codes = data.codes[POOLED].csr().toarray()
     chosen = choose_latents(sae, head, x, trap, codes)

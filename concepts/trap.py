@@ -38,14 +38,23 @@ class Trap:
 
 
 def make_trap(
-    y: np.ndarray, a: np.ndarray, splits: np.ndarray, *, strength: float = 0.9, seed: int = 0
+    y: np.ndarray,
+    a: np.ndarray,
+    splits: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    strength: float = 0.9,
+    seed: int = 0,
 ) -> Trap:
-    """Draw the trap. EvidenceError with the counts when a test cell has under 30 images or the head
-    would be fitted on fewer than 30 of one kind."""
+    """Draw the trap. With `groups`, no train row of a group that the head sees is a row of choice.
+    EvidenceError with the counts when a test cell has under 30 images or the head would be fitted
+    on fewer than 30 of one kind."""
     generator = np.random.default_rng(seed)
     known = np.isfinite(y) & np.isfinite(a)
     fit = _draw(y, a, np.flatnonzero(known & (splits == "train")), strength, generator)
     spare = np.setdiff1d(np.flatnonzero(known & (splits == "train")), fit)
+    if groups is not None:
+        spare = spare[~np.isin(groups[spare].astype(str), groups[fit].astype(str))]
     pool = np.concatenate([np.flatnonzero(known & (splits == "val")), spare])
     choose = _draw(y, a, pool, strength, generator)
     every = np.flatnonzero(known & (splits == "test"))
