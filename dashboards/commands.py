@@ -23,6 +23,7 @@ def explore(
     target = _readable(run)
     _check_port(port)
     import os
+    import signal
     import subprocess
     import sys
 
@@ -39,6 +40,8 @@ def explore(
         "--theme.primaryColor", "#0072B2", "--client.toolbarMode", "minimal",
         "--client.showErrorDetails", "none", "--logger.level", "warning",
     ]
+    # A polite kill of this process must not leave the server behind it.
+    signal.signal(signal.SIGTERM, _interrupt)
     done = subprocess.Popen(command, env=_environment(os.environ, target), stdout=sys.stderr)
     try:
         code = done.wait()
@@ -71,6 +74,10 @@ def report(
     path, size = write_report(target, out, force=force)
     say(f"  report: {path} ({size / 1e6:.1f} MB, self-contained)")
     return {"report": str(path), "bytes": size}
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _readable(run: Path | None) -> Path:

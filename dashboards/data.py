@@ -226,8 +226,17 @@ class RunView:
 
     @cached_property
     def suppressions(self) -> list[str]:
-        """Concepts whose suppression was tried, artifacts first as the stages list them."""
-        return [stage.partition(":")[2] for stage in self.stages if stage.startswith("recipe:")]
+        """Concepts whose suppression was tried: those with a measured effect first, then those
+        chosen by name, then the refused."""
+        tried = [stage.partition(":")[2] for stage in self.stages if stage.startswith("recipe:")]
+        return sorted(
+            tried,
+            key=lambda c: (
+                self.owner(f"suppression/{c}.parquet") is None,
+                self.owner(f"recipes/{c}.recipe.json") is None,
+                c,
+            ),
+        )
 
     def suppression(self, concept: str) -> dict[str, Any]:
         """The figures of `suppression/<concept>.json`. EvidenceError with the reason when refused."""

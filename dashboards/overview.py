@@ -250,7 +250,10 @@ def unmeasured(view: RunView) -> list[tuple[str, str]]:
             missing.append((what, error.message))
             continue
         if make is found:
-            missing += [(f"concept {r['concept']}", r["reason"]) for r in view.label_rows if r["reason"]]
+            missing += [
+                (r["concept"] if r["auprc"] is None else f"lift share of {r['concept']}", r["reason"])
+                for r in view.label_rows if r["reason"]
+            ]
         if make is naming:
             if view.naming.get("wrong_among_named") is None:
                 missing.append(("wrong names", "no name has a label to be judged by"))
@@ -287,7 +290,12 @@ def do_not_use_if(view: RunView) -> list[str]:
         said.append("results by skin tone matter to you: the manifest records none")
     elif few:
         said.append(f"your patients have skin tone {', '.join(few)}: fewer than {MIN_CELL} test images each")
+    without = [c for c in view.suppressions if not view.owner(f"recipes/{c}.recipe.json")]
+    if without:
+        said.append(f"you need {', '.join(without)} suppressed: there was not enough evidence for a recipe")
     for concept in view.suppressions:
+        if concept in without:
+            continue
         try:
             limits = view.recipe(concept).body["limits"]
         except DermauditError as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dermaudit.dashboards import evidence, markup, pictures, session
-from dermaudit.dashboards.data import POOLED, RunView, latent_title
 from dermaudit.errors import DermauditError, UserInputError
+
+from . import evidence, markup, pictures, session
+from .data import POOLED, RunView, latent_title
 
 MAPS = 6
 
@@ -36,7 +37,7 @@ def _list(run: RunView) -> None:
         st.info("No latent fits this filter.")
         return
     chosen = session.table(evidence.concept_table(rows), alt="concepts", select=True, key=f"concepts-{kind}-{text}")
-    st.caption(evidence.CONCEPTS_CAPTION)
+    session.caption(evidence.CONCEPTS_CAPTION)
     if chosen is not None:
         st.query_params.from_dict({"latent": f"{rows[chosen]['site']}/{rows[chosen]['latent']}"})
         st.rerun()
@@ -58,7 +59,7 @@ def _concept(run: RunView) -> None:
     st.subheader("Images in which it fires most")
     found = evidence.active_rows(run, site, row["latent"])
     session.paged_grid(
-        run, [(i, tuple(x for x in (f"activation {value:.2f}", run.labels[i], run.splits[i]) if x)) for i, value in found],
+        run, [(i, tuple(x for x in (f"activation {value:.3g}", run.labels[i], run.splits[i]) if x)) for i, value in found],
         key=f"top-{site}-{row['latent']}",
     )
     left, right = st.columns(2, gap="large")
@@ -104,7 +105,7 @@ def _maps(run: RunView, site: str, latent: int, rows: list[int]) -> None:
     st.html(markup.grid(cards, width=220))
     if scale is not None:
         st.html(markup.scale(pictures.LEVELS, scale.edges, scale.top))
-        st.caption(
+        session.caption(
             f"Activation of each patch, from the stored activations and the SAE's weights. The scale is absolute: 0 to {scale.top:.2f}, the "
             f"largest in this run; the latent fires above its threshold of {scale.threshold:.2f}. Outlined: patches in which it fires; "
             "outlined twice as thick: 60 % of the largest and more. A patch has seen its neighbours, so a map shows where the model "

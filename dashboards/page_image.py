@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from dermaudit.dashboards import edit, figures, markup, measures, pictures, session
-from dermaudit.dashboards.data import POOLED, RunView
-from dermaudit.dashboards.tables import Exhibit, Table
 from dermaudit.errors import DermauditError, EvidenceError, UserInputError
+
+from . import edit, figures, markup, measures, pictures, session
+from .data import POOLED, RunView
+from .tables import Exhibit, Table
 
 CONCEPTS = 14
 
 
 def show() -> None:
     if "row" in st.query_params:
-        session.page("Image", _image)
+        session.page(f"Image {st.query_params['row']}", _image)
     else:
         session.page("Images", _browse)
 
@@ -52,7 +53,6 @@ def _image(run: RunView) -> None:
     if not said.isdecimal() or int(said) >= run.n:
         raise UserInputError(f"there is no image '{said}' in this run", f"the run has images 0 to {run.n - 1}")
     row = int(said)
-    st.header(f"Image {row}")
     left, right = st.columns([1, 2], gap="large")
     with left:
         blur = "<style>.da-grid img { filter: blur(9px); }</style>" if st.session_state.get("blur") else ""
@@ -73,7 +73,7 @@ def _image(run: RunView) -> None:
         run, [(i, tuple(x for x in (f"cosine {c:.3f}", run.labels[i], run.splits[i], "same group" if run.groups[i] == run.groups[row] else "") if x)) for i, c in near],
         key=f"near-{row}",
     )
-    st.caption("By cosine of the pooled embedding, over all splits.")
+    session.caption("By cosine of the pooled embedding, over all splits.")
 
 
 def _facts(run: RunView, row: int) -> None:
@@ -81,7 +81,7 @@ def _facts(run: RunView, row: int) -> None:
     facts += [(name, str(run.words(name)[row])) for name in ("label", "split", "group", "skin_tone") if run.words(name)[row]]
     present = [name for name, t in run.truth.items() if t.type != "diagnosis" and t.values[row] == 1]
     facts.append(("labelled with", ", ".join(present) or "nothing"))
-    session.table(Table(("what", "value"), facts), alt=f"facts of image {row}")
+    session.small_table(Table(("what", "value"), facts))
 
 
 def fired(run: RunView, row: int) -> list[dict]:
@@ -186,8 +186,8 @@ def _recipes(run: RunView, row: int) -> None:
     except DermauditError as error:
         session.tell(error)
         return
-    session.table(Table(("recipe", "fires here", "class", "p before", "p after", "top class", "its trap head, on test"), rows), alt="what each recipe changes")
-    st.caption(
+    session.small_table(Table(("recipe", "fires here", "class", "p before", "p after", "top class", "its trap head, on test"), rows))
+    session.caption(
         "p = probability of the class by the run's head on the stored embedding, before and after the recipe's latents are subtracted (error term "
         "kept). Where no latent of the recipe fires, the embedding is the same bit for bit. Last column: the stored result with the head on "
         "which the recipe was measured."
@@ -213,4 +213,4 @@ def _map(run: RunView, row: int) -> None:
         markup.Card(made.picture, f"Map of latent {chosen['latent']} over image {row}: {said}", (said,)),
     ], width=300))
     st.html(markup.scale(pictures.LEVELS, made.edges, made.top))
-    st.caption(f"Absolute scale, 0 to the latent's largest activation in this run ({made.top:.2f}); threshold {made.threshold:.2f}; outlined where it fires.")
+    session.caption(f"Absolute scale, 0 to the latent's largest activation in this run ({made.top:.2f}); threshold {made.threshold:.2f}; outlined where it fires.")

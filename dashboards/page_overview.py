@@ -6,9 +6,9 @@ from html import escape
 
 import streamlit as st
 
-from dermaudit.dashboards import evidence, overview, session
-from dermaudit.dashboards.data import RunView
-from dermaudit.dashboards.tables import Table
+from . import evidence, overview, session
+from .data import RunView
+from .tables import Table
 
 
 def show() -> None:
@@ -33,10 +33,10 @@ def _body(run: RunView) -> None:
         session.exhibit("Skin tones", lambda: overview.skin_tones(run), run)
     with right:
         st.subheader("Provenance")
-        session.table(overview.provenance(run), alt="provenance of the run")
+        session.small_table(overview.provenance(run))
     st.subheader("What could not be measured, and why")
     missing = session.computed(run, "unmeasured", (), lambda: overview.unmeasured(run))
-    session.table(Table(("what", "why"), list(missing)), alt="what could not be measured")
+    session.small_table(Table(("what", "why"), list(missing)))
     st.subheader("Do not use this run if")
     said = session.computed(run, "do not use", (), lambda: overview.do_not_use_if(run))
     st.html("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in said) + "</ul>")

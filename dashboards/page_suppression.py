@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dermaudit.dashboards import session, suppression
-from dermaudit.dashboards.data import RunView
 from dermaudit.errors import DermauditError
+
+from . import session, suppression
+from .data import RunView
 
 
 def show() -> None:

@@ -190,7 +190,7 @@ class _Page:
         best = f", best for {row['best_for']}" if row["best_for"] else ""
         self._heading(f"{latent_title(row)}: latent {latent} of {site}{best}")
         top = evidence.active_rows(view, site, latent)[:THUMBNAILS]
-        self.parts.append(markup.grid([self._card(i, f"activation {value:.2f}", view.labels[i]) for i, value in top], width=110))
+        self.parts.append(markup.grid([self._card(i, f"activation {value:.3g}", view.labels[i]) for i, value in top], width=110))
         if site != POOLED:
             self._maps(site, latent, [i for i, _ in top[:MAPS]])
         for title, make in (

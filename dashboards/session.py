@@ -16,16 +16,25 @@ from urllib.parse import urlencode
 import pyarrow as pa
 import streamlit as st
 
-from dermaudit.dashboards import markup, pictures
-from dermaudit.dashboards.data import RunView
-from dermaudit.dashboards.tables import Exhibit, Table, word
 from dermaudit.errors import DermauditError, UserInputError
+
+from . import markup, pictures
+from .data import RunView
+from .tables import Exhibit, Table, word
 
 RUN_VARIABLE = "DERMAUDIT_RUN"
 PER_PAGE = 24
+SMALL = 40
 
 _CSS = markup.GRID_CSS + """
 .da-banner { border-left: 4px solid #0072B2; padding: 4px 12px; font-size: 15px; }
+.da-caption { font-size: 14px; line-height: 1.5; max-width: 100ch; opacity: 0.9; }
+.wide { overflow-x: auto; }
+.wide table { border-collapse: collapse; font-size: 14px; line-height: 1.4; }
+.wide th, .wide td { padding: 4px 14px 4px 0; text-align: left; vertical-align: top;
+  border: 0; border-bottom: 1px solid rgba(128, 128, 128, 0.4); }
+.wide th { font-weight: 600; }
+.wide .num { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .da-links { font-size: 15px; line-height: 1.9; }
 .da-links a { margin-right: 14px; }
 """
@@ -71,22 +80,27 @@ def _computed(key: str, name: str, arguments: tuple[Any, ...], _make: Callable[[
         return error
 
 
+def _key(run: RunView) -> str:
+    """What a cache entry is valid for: this folder, with these stages."""
+    return f"{run.run.path.absolute()} {run.key}"
+
+
 def computed(run: RunView, name: str, arguments: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     """`make()`, kept for this run, name and arguments; an error of the family is raised again."""
-    found = _computed(run.key, name, arguments, make)
+    found = _computed(_key(run), name, arguments, make)
     if isinstance(found, DermauditError):
         raise found
     return found
 
 
 def patch_map(run: RunView, row: int, site: str, latent: int, opacity: float) -> pictures.PatchMap:
-    return _patch_map(run.key, row, site, latent, opacity, run)
+    return _patch_map(_key(run), row, site, latent, opacity, run)
 
 
 def page(title: str, body: Callable[[RunView], None]) -> None:
     """One page: style, banner, title, then `body`; a run that cannot be read is a sentence."""
     st.html(f"<style>{_CSS}</style>")
-    st.title(title)
+    st.title(_plain(title))
     try:
         run = view()
         st.html(f'<p class="da-banner">{markup.RESEARCH_USE}. Run <strong>{escape(str(run.run.meta.get("name")))}</strong>, {word(run.n)} images.</p>')
@@ -109,15 +123,27 @@ def exhibit(title: str, make: Callable[[], Exhibit], run: RunView, *arguments: A
         st.info(f"Not measured: {error.message}" if error.exit_code == 3 else error.message)
         return
     if made.figure is not None:
-        st.plotly_chart(made.figure, alt=made.alt, config={"displaylogo": False, "displayModeBar": False})
+        st.plotly_chart(_coloured(made.figure), theme=None, alt=made.alt, config={"displaylogo": False, "displayModeBar": False})
     for note in made.notes:
         st.markdown(f"**Note.** {_plain(note)}")
-    st.caption(_plain(made.caption))
+    caption(made.caption)
     if made.figure is None or open_table:
-        table(made.table, alt=made.title)
+        small_table(made.table)
     else:
         with st.expander("Table of this figure"):
             table(made.table, alt=made.title)
+
+
+def caption(text: str) -> None:
+    """A definition under a figure. Not st.caption: its grey keeps less than 4.5:1."""
+    st.html(f'<p class="da-caption">{escape(text)}</p>')
+
+
+def _coloured(figure: dict[str, Any]) -> dict[str, Any]:
+    """A figure with its words in the page's own ink (plotly's grey is too faint on either)."""
+    ink = "#FAFAFA" if st.context.theme.type == "dark" else "#1B1B1B"
+    layout = figure["layout"]
+    return {"data": figure["data"], "layout": {**layout, "font": {**layout["font"], "color": ink}}}
 
 
 def _plain(text: str) -> str:
@@ -139,6 +165,14 @@ def arrow(content: Table) -> pa.Table:
     return pa.table(columns)
 
 
+def small_table(content: Table) -> None:
+    """A table that is read, not sorted: plain HTML, its words wrap and nothing is cut off."""
+    if len(content.rows) > SMALL:
+        table(content, alt=", ".join(content.header))
+    else:
+        st.html(markup.table(content))
+
+
 def table(content: Table, *, alt: str, select: bool = False, key: str | None = None) -> int | None:
     """Show a sortable table; with `select` the chosen row's index is returned."""
     data = arrow(content)
@@ -146,7 +180,8 @@ def table(content: Table, *, alt: str, select: bool = False, key: str | None = N
         name: st.column_config.NumberColumn(format="percent" if name in content.shares else f"%.{content.digits}f")
         for name, kind in zip(data.column_names, data.schema.types, strict=True) if pa.types.is_floating(kind)
     }
-    options: dict[str, Any] = {"hide_index": True, "column_config": config, "alt": f"Table: {alt}", "placeholder": "–"}
+    height = 36 * (min(len(content.rows), 16) + 1) + 2
+    options: dict[str, Any] = {"height": height, "hide_index": True, "column_config": config, "alt": f"Table: {alt}", "placeholder": "–"}
     if not select:
         st.dataframe(data, **options)
         return None
@@ -162,7 +197,7 @@ def latent_link(site: str, latent: int) -> str:
 
 def card(run: RunView, row: int, *lines: str, side: int = pictures.SIDE, link: bool = True) -> markup.Card:
     """The card of image `row`: picture, alt text with what is known of it, and its lines."""
-    found = _thumbnail(run.key, row, side, run)
+    found = _thumbnail(_key(run), row, side, run)
     said = ", ".join([f"image {row}", *(x for x in (run.labels[row], run.splits[row]) if x), *lines])
     return markup.Card(
         found if isinstance(found, bytes) else None, f"Dermoscopic {said}", (f"image {row}", *lines),
@@ -179,7 +214,7 @@ def paged_grid(run: RunView, entries: Sequence[tuple[int, tuple[str, ...]]], key
         number = st.pagination(pages, key=f"{key}-page") if pages > 1 else 1
         part = entries[(number - 1) * PER_PAGE : number * PER_PAGE]
         blur = "<style>.da-grid img { filter: blur(9px); }</style>" if st.session_state.get("blur") else ""
-        st.html(blur + markup.grid([card(run, row, *lines) for row, lines in part]))
+        st.html(blur + markup.grid([card(run, row, *lines) for row, lines in part], width=140))
 
     if entries:
         show()

@@ -100,7 +100,7 @@ def cost(view: RunView, concept: str) -> Exhibit:
 
 def latents(view: RunView, concept: str) -> Exhibit:
     """Which latents the recipe suppresses, and why each is in."""
-    recipe = view.recipe(concept)
+    recipe = view.recipe(concept)  # also refuses a recipe of another model or SAE
     try:
         names = {(r["site"], r["latent"]): r["name"] for r in view.concepts}
     except DermauditError:

@@ -1,0 +1,117 @@
+"""What is computed while looking: φ, AUROC draws, group accuracy, flips, the closed-form edit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from toy_run import PATCHES, POOLED
+
+from dermaudit.dashboards import edit, measures
+from dermaudit.dashboards.data import RunView
+from dermaudit.errors import EvidenceError
+from dermaudit.stats import auroc_weighted
+
+
+def test_phi_by_hand() -> None:
+    # 2 x 2 table 30, 10 / 20, 40: (30*40 - 10*20) / sqrt(40*60*50*50)
+    found = measures.phi(np.array(30.0), np.array(40.0), np.array(50.0), np.array(100.0))
+    assert found == pytest.approx(1000 / np.sqrt(40 * 60 * 50 * 50))
+    assert np.isnan(measures.phi(np.array(0.0), np.array(0.0), np.array(5.0), np.array(9.0)))
+
+
+def test_prevalence_counts_are_those_of_the_manifest(whole_run) -> None:
+    view = RunView.open(whole_run)
+    cells = {(c.artifact, c.label): c for c in measures.prevalence(view)}
+    assert set(a for a, _ in cells) == {"ruler", "ink"}
+    ink = view.images["artifact:ink"].to_pylist()
+    mel = [value for value, label in zip(ink, view.labels, strict=True) if label == "mel" and value is not None]
+    cell = cells["ink", "mel"]
+    assert (cell.n, cell.n_pos) == (len(mel), int(sum(mel)))
+    ruler = cells["ruler", "mel"]
+    a, y = view.truth["ruler"].values, (view.labels == "mel").astype(float)
+    assert ruler.phi == pytest.approx(np.corrcoef(a, y)[0, 1])
+    assert ruler.lo < ruler.phi < ruler.hi
+
+
+def test_auroc_of_draws_is_the_weighted_auroc() -> None:
+    generator = np.random.default_rng(0)
+    y = (generator.random(50) < 0.4).astype(float)
+    score = np.round(generator.random(50), 1)  # with ties
+    weights = generator.integers(0, 3, (6, 50)).astype(float)
+    found = measures._auroc(y, score, weights)
+    assert found == pytest.approx([auroc_weighted(y, score, w) for w in weights])
+
+
+def test_latent_evidence_shows_labels_with_n_and_interval(whole_run) -> None:
+    rows = measures.latent_evidence(RunView.open(whole_run), POOLED, 0)
+    measured = [row for row in rows if row["auroc"] is not None]
+    assert measured and all(row["lo"] <= row["auroc"] <= row["hi"] and row["n"] >= 30 for row in measured)
+    assert all(row["reason"] for row in rows if row["auroc"] is None)
+
+
+def test_latent_evidence_without_labels_says_so(unlabelled_run) -> None:
+    with pytest.raises(EvidenceError, match="no labels: not measured"):
+        measures.latent_evidence(RunView.open(unlabelled_run), POOLED, 0)
+
+
+def test_group_accuracy_by_hand() -> None:
+    rows = [
+        {"row": i, "group4": "y=1 a=0", "top1_before": "mel" if i < 10 else "rest", "top1_after": "mel" if i < 25 else "rest",
+         "flipped": 10 <= i < 25, "fired": i >= 10}
+        for i in range(40)
+    ] + [{"row": 40, "group4": "y=0 a=1", "top1_before": "rest", "top1_after": "mel", "flipped": True, "fired": True}]
+    small, large = measures.group_accuracy(rows, np.arange(41).astype(str), "mel")
+    assert (large["group"], large["n"], large["before"], large["after"]) == ("y=1 a=0", 40, 0.25, 0.625)
+    assert large["flipped"] == 15 and large["fired"] == 30
+    assert large["change_ci"][0] < 0.375 < large["change_ci"][1]
+    assert small["reason"] == "n too small: 1 images" and small["before_ci"] is None
+    assert (small["before"], small["after"]) == (1.0, 0.0)
+
+
+def test_flipped_cases_put_missed_melanoma_first() -> None:
+    def row(i: int, group: str, before: str, after: str) -> dict:
+        return {"row": i, "group4": group, "p_before": 0.5, "p_after": 0.1 * i, "top1_before": before, "top1_after": after, "flipped": before != after}
+
+    rows = [
+        row(1, "y=0 a=0", "rest", "mel"), row(2, "y=1 a=0", "rest", "mel"), row(3, "y=0 a=1", "mel", "rest"),
+        row(4, "y=1 a=1", "mel", "rest"), row(5, "y=1 a=1", "mel", "mel"),
+    ]
+    found = measures.flipped_cases(rows, "mel")
+    assert [r["row"] for r in found] == [4, 3, 2, 1]
+    assert found[0]["kind"] == "mel missed after suppression"
+
+
+def test_edit_is_the_suppressor_of_the_sae_room(whole_run) -> None:
+    import torch
+
+    from dermaudit.sae import LatentSuppressor, ThresholdSAE
+
+    view = RunView.open(whole_run)
+    latents = [0, 3, 7]
+    after, fired = edit.suppress(view.sae_weights(POOLED), view.pooled, latents)
+    module = LatentSuppressor(ThresholdSAE.load(whole_run / "sae" / POOLED), latents)
+    expected = module.apply_to(torch.from_numpy(view.pooled))
+    assert 0 < fired.sum() < len(fired)
+    assert np.array_equal(fired, expected.fired.numpy())
+    assert after == pytest.approx(expected.x.numpy(), abs=1e-6)
+    assert np.array_equal(after[~fired].view(np.uint32), view.pooled[~fired].view(np.uint32))
+
+
+def test_codes_are_those_of_the_sae_room(whole_run) -> None:
+    from dermaudit.sae import Codes
+
+    view = RunView.open(whole_run)
+    for site in (POOLED, PATCHES):
+        expected = Codes(whole_run / "codes" / site)
+        assert np.array_equal(view.codes(site).column(2), expected.column(2))
+        for found, wanted in zip(view.codes(site).row(5), expected.row(5), strict=True):
+            assert np.array_equal(found, wanted)
+
+
+def test_nearest_leaves_the_image_itself_out(whole_run) -> None:
+    view = RunView.open(whole_run)
+    found = measures.nearest(view, 4)
+    cosine = view.pooled @ view.pooled[4]
+    cosine[4] = -2
+    assert found[0][0] == int(cosine.argmax()) and found[0][1] == pytest.approx(cosine.max(), abs=1e-6)
+    assert 4 not in [row for row, _ in found]

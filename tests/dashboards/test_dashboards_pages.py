@@ -1,0 +1,200 @@
+"""Every page of the explorer, run by Streamlit's own test driver; and what a bad run looks like."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+from toy_run import PATCHES, POOLED
+
+import dermaudit.dashboards
+from dermaudit.dashboards import evidence
+from dermaudit.dashboards.data import RunView
+from dermaudit.rundir import Run
+
+APP = Path(dermaudit.dashboards.__file__).with_name("app.py")
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """`page("concepts", run, latent="…")`: one page after its run."""
+
+    def run(name: str, path: Path, **query: str) -> AppTest:
+        monkeypatch.setenv("DERMAUDIT_RUN", str(path))
+        at = AppTest.from_string(
+            f"from dermaudit.dashboards import page_{name}\npage_{name}.show()\n", default_timeout=60
+        )
+        for key, value in query.items():
+            at.query_params[key] = value
+        at.run()
+        assert not at.exception, at.exception
+        return at
+
+    return run
+
+
+def shown(at: AppTest) -> str:
+    """Everything a page says: HTML pieces, Markdown, headings, warnings and notes."""
+    parts = [element.proto.body for element in at.get("html")]
+    for kind in (at.markdown, at.title, at.header, at.subheader, at.warning, at.info):
+        parts += [element.value for element in kind]
+    return "\n".join(parts)
+
+
+def test_app_opens_on_the_overview(whole_run, monkeypatch) -> None:
+    monkeypatch.setenv("DERMAUDIT_RUN", str(whole_run))
+    at = AppTest.from_file(str(APP), default_timeout=60).run()
+    assert not at.exception
+    assert [title.value for title in at.title] == ["Overview"]
+    assert "Research use, not a medical device" in shown(at)
+
+
+def test_overview(page, whole_run) -> None:
+    at = page("overview", whole_run)
+    said = shown(at)
+    assert "ruler" in said and "0.417" in said  # the FVU of the SAEs
+    assert "n too small: 2 of 48 labelled test images" in said
+    assert "drawing ruler moves the prediction by 0.0021 only" in said
+    assert "truncated" not in said and "1 images" in said
+    assert "fewer than 30" in said or "skin tone" in said
+    assert "<b>nv</b>" not in said and "&lt;b&gt;nv&lt;/b&gt;" in said
+    assert len(at.get("plotly_chart")) == 3
+    assert all(chart.proto.alt for chart in at.get("plotly_chart"))
+
+
+def test_concepts_table_and_filters(page, whole_run) -> None:
+    view = RunView.open(whole_run)
+    everything = evidence.concept_rows(view)
+    at = page("concepts", whole_run)
+    assert len(at.dataframe[0].value) == len(everything) == len(view.concepts)
+    for kind in ("unnamed", "artifact"):
+        at = page("concepts", whole_run, show=kind)
+        rows = evidence.concept_rows(view, kind)
+        assert 0 < len(rows) < len(everything)
+        assert len(at.dataframe[0].value) == len(rows)
+    assert all(row["name"] is None for row in evidence.concept_rows(view, "unnamed"))
+    assert "No latent fits this filter." in shown(page("concepts", whole_run, find="zebra"))
+
+
+def test_concept_page_of_a_patch_site(page, whole_run) -> None:
+    row = next(r for r in RunView.open(whole_run).concepts if r["site"] == PATCHES and r["name"])
+    at = page("concepts", whole_run, latent=f"{PATCHES}/{row['latent']}")
+    said = shown(at)
+    assert row["name"] in at.header[0].value
+    assert said.count("data:image/webp") == min(24, row["n_active"]) + 12  # top images; 6 pairs of map and plain
+    assert f"Map of latent {row['latent']} over image" in said and "da-scale" in said
+    assert 'alt="Dermoscopic image' in said
+    assert [h.value for h in at.subheader] == [
+        "Images in which it fires most", "Activations", "Rival names", "Evidence against labels", "Where it fires",
+    ]
+
+
+def test_concept_page_of_the_pooled_site_has_no_map(page, whole_run) -> None:
+    at = page("concepts", whole_run, latent=f"{POOLED}/0")
+    assert any("no patches" in info.value for info in at.info)
+    assert "On val, the best latent of the run for: **ruler**" in shown(at)
+
+
+@pytest.mark.parametrize("link", ["nonsense", f"{POOLED}/9999", "visual.nowhere/1"])
+def test_concept_page_of_a_wrong_link_is_a_sentence(page, whole_run, link) -> None:
+    assert len(page("concepts", whole_run, latent=link).warning) == 1
+
+
+def test_images_are_browsed_24_a_page(page, whole_run) -> None:
+    at = page("image", whole_run)
+    assert shown(at).count("data:image/webp") == 24
+    few = page("image", whole_run, split="val", label="mel")
+    view = RunView.open(whole_run)
+    assert shown(few).count("data:image/webp") == int(((view.splits == "val") & (view.labels == "mel")).sum())
+
+
+def test_image_page(page, whole_run) -> None:
+    view = RunView.open(whole_run)
+    row = int((view.splits == "test").argmax())
+    at = page("image", whole_run, row=str(row))
+    said = shown(at)
+    assert at.title[0].value == f"Image {row}"
+    p = view.head().probs(view.pooled[row : row + 1])[0]
+    tables = [frame.value for frame in at.dataframe]
+    assert any(sorted(t["probability"]) == pytest.approx(sorted(p)) for t in tables if "probability" in t)
+    assert "n too small for worst groups: y=1 a=1: 2" in said  # ink: refused
+    stored = next(r for r in view.suppressed_rows("ruler") if r["row"] == row)
+    assert f"{stored['p_before']:.3f} → {stored['p_after']:.3f}" in said
+
+
+@pytest.mark.parametrize("row", ["-1", "120", "x"])
+def test_image_page_of_a_wrong_link_is_a_sentence(page, whole_run, row) -> None:
+    at = page("image", whole_run, row=row)
+    assert "there is no image" in at.warning[0].value
+
+
+def test_suppression_page(page, whole_run) -> None:
+    at = page("suppression", whole_run)
+    said = shown(at)
+    assert at.selectbox[0].value == "ruler"
+    assert "19 of 20 are beaten" in said and "0.5837"[:5] in said and "n too small" in said
+    cases = [r for r in RunView.open(whole_run).suppressed_rows("ruler") if r["flipped"]]
+    assert said.count("data:image/webp") == len(cases)
+    assert said.index("mel missed after suppression") < said.index("new false alarm")
+
+
+def test_suppression_page_says_what_was_not_measured(page, whole_run) -> None:
+    assert "n too small for worst groups" in shown(page("suppression", whole_run, concept="ink"))
+    by_name = page("suppression", whole_run, concept="hair")
+    assert "chosen by name" in shown(by_name)
+    assert "The recipe" in [h.value for h in by_name.subheader]
+
+
+@pytest.mark.parametrize("name", ["overview", "concepts", "image", "suppression"])
+def test_run_without_labels(page, unlabelled_run, name) -> None:
+    said = shown(page(name, unlabelled_run))
+    if name == "overview":
+        assert "no labels: not measured" in said
+
+
+@pytest.mark.parametrize("name", ["overview", "concepts", "image", "suppression"])
+def test_empty_run_is_a_sentence(page, tmp_path, name) -> None:
+    Run.create(tmp_path / "empty")
+    at = page(name, tmp_path / "empty")
+    assert "has no images yet" in at.warning[0].value
+    at = page(name, tmp_path / "nothing")
+    assert "is not a run" in at.warning[0].value
+
+
+def test_damaged_names_are_told_and_the_rest_goes_on(page, own_run) -> None:
+    (own_run / "concepts.parquet").write_bytes(b"PAR1 no longer")
+    assert "was altered after the name stage" in page("concepts", own_run).warning[0].value
+    overview = page("overview", own_run)
+    assert "was altered after the name stage" in shown(overview)
+    assert "0.417" in shown(overview)
+    assert shown(page("image", own_run)).count("data:image/webp") == 24
+
+
+def test_run_json_that_is_not_json_is_a_sentence(page, own_run) -> None:
+    (own_run / "run.json").write_text("{", encoding="utf-8")
+    assert "not valid JSON" in page("overview", own_run).warning[0].value
+
+
+def test_stale_names_are_refused(page, own_run) -> None:
+    run = Run(own_run, RunView.open(own_run).run.meta)
+    run.meta["stages"]["embed"]["outputs"]["embeddings/new"] = "0" * 64
+    run.save()
+    assert "is stale" in page("concepts", own_run).warning[0].value
+
+
+def test_pages_load_no_model_library(whole_run, run_python) -> None:
+    code = (
+        "import os, sys\nfrom streamlit.testing.v1 import AppTest\n"
+        f"os.environ['DERMAUDIT_RUN'] = {str(whole_run)!r}\n"
+        "for name, query in (('overview', {}), ('concepts', {}), ('concepts', {'latent': %r}), ('image', {'row': '70'}), ('suppression', {})):\n"
+        "    at = AppTest.from_string(f'from dermaudit.dashboards import page_{name}\\npage_{name}.show()', default_timeout=60)\n"
+        "    for key, value in query.items(): at.query_params[key] = value\n"
+        "    at.run()\n    assert not at.exception, at.exception\n"
+        "print([m for m in ('torch', 'open_clip', 'sae_lens', 'transformer_lens') if m in sys.modules])\n"
+    ) % f"{PATCHES}/0"
+    done = run_python("-c", code, cwd=Path.cwd(), env={"OMP_NUM_THREADS": "1"})
+    assert done.rc == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+    assert "DERMAUDIT_RUN" not in os.environ or os.environ["DERMAUDIT_RUN"] != str(whole_run)
