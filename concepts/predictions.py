@@ -15,13 +15,20 @@ from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.failpoints import hit
 from dermaudit.files import write_text
 from dermaudit.rundir import Run
-from dermaudit.sae import LatentSuppressor, ThresholdSAE
+from dermaudit.sae import ThresholdSAE
 from dermaudit.sae.embed import POOLED, activations
 
 from .recipe import Recipe
 from .rundata import RunData
 from .stages import recipe_run
-from .suppress import Prediction, SuppressedModel, load_recipe, pick_head, pick_target
+from .suppress import (
+    Prediction,
+    SuppressedModel,
+    load_recipe,
+    make_suppressor,
+    pick_head,
+    pick_target,
+)
 from .vocabulary import Vocabulary
 
 BATCH = 64
@@ -48,9 +55,9 @@ def suppress_images(
     """
     recipes = [_recipe(run, concept, tower, vocabulary, seed) for concept in concepts]
     chosen = pick_head(run, tower, head)
-    latents = sorted({j for recipe in recipes for j in recipe.latents})
     sae = ThresholdSAE.load(run.file("sae", recipes[0].site))
-    suppressor = LatentSuppressor(sae, latents, mode=mode or "subtract")
+    suppressor = make_suppressor(run, recipes, sae, mode)
+    latents = suppressor.latents
     model = SuppressedModel(tower, chosen, suppressor, pick_target(chosen.classes, target))
     names, x, skipped = _embeddings(run, tower, manifest)
     prediction = model.predict_rows(x)

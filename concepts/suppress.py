@@ -27,8 +27,9 @@ class ZeroShotHead:
 
     def __init__(self, tower: Any) -> None:
         from dermaudit.towers import ZeroShot
+        from dermaudit.towers.prompts import ham_classes
 
-        self._model = ZeroShot.dermoscopy(tower)
+        self._model = ZeroShot(tower, ham_classes())
         self.classes = list(self._model.classes)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
@@ -111,6 +112,40 @@ class SuppressedModel:
         return np.stack(parts, 1)
 
 
+def reference_level(run: Run, concept: str, latents: list[int], mode: str) -> torch.Tensor:
+    """What the modes `mean` and `clamp` hold a latent to: mean, or 95 % quantile, of its code over
+    the train images known to lack the concept (all train images where none is labelled)."""
+    from .rundata import POOLED, RunData
+
+    data = RunData(run)
+    rows = data.rows("train")
+    truth = data.truth.get(concept)
+    if truth is not None and (rows & (truth.values == 0)).any():
+        rows = rows & (truth.values == 0)
+    codes = np.stack([data.codes[POOLED].column(j)[rows] for j in latents], 1)
+    level = codes.mean(0) if mode == "mean" else np.quantile(codes, 0.95, axis=0)
+    return torch.from_numpy(level.astype(np.float32))
+
+
+def make_suppressor(
+    run: Run, recipes: list[Recipe], sae: ThresholdSAE, mode: str | None
+) -> LatentSuppressor:
+    """One suppressor for all latents of the recipes; `mode` instead of the recipes' own."""
+    owner = {j: recipe.body["concept"] for recipe in recipes for j in recipe.latents}
+    latents = sorted(owner)
+    mode = mode or recipes[0].body["operation"]["mode"]
+    level = None
+    if mode in ("mean", "clamp"):
+        level = torch.cat([reference_level(run, owner[j], [j], mode) for j in latents])
+    return LatentSuppressor(
+        sae,
+        latents,
+        mode=mode,
+        level=level,
+        renormalise=recipes[0].body["operation"]["renormalise"],
+    )
+
+
 def _one_latent(module: LatentSuppressor, i: int) -> LatentSuppressor:
     sae = ThresholdSAE(module.W_enc, module.W_dec, module.b_enc, module.b_dec, module.threshold)
     return LatentSuppressor(
@@ -160,12 +195,7 @@ def build(
     run.check_model(tower.fingerprint)
     sae = ThresholdSAE.load(run.file("sae", recipe.site))
     chosen = pick_head(run, tower, head)
-    suppressor = LatentSuppressor(
-        sae,
-        recipe.latents,
-        mode=mode or recipe.body["operation"]["mode"],
-        renormalise=recipe.body["operation"]["renormalise"],
-    )
+    suppressor = make_suppressor(run, [recipe], sae, mode)
     return SuppressedModel(tower, chosen, suppressor, pick_target(chosen.classes, target))
 
 
