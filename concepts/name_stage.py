@@ -120,36 +120,47 @@ def _site_rows(
 
 def _judge(data: RunData, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Names against labels, on test: a name is wrong when its latent ranks another labelled concept
-    better (AUPRC above prevalence, as a share of what is possible), or its own no better than chance."""
+    better (AUPRC above prevalence, as a share of what is possible), or its own no better than chance.
+    The label shown beside a latent (`label_concept`) is chosen on train and val, scored on test."""
     truths = list(data.truth.values())
-    test = np.flatnonzero(data.rows("test"))
+    test, seen = (np.flatnonzero(data.rows(*s)) for s in (("test",), ("train", "val")))
     empty = {"n_judged": 0, "wrong_among_named": None}
     if not truths or not len(test):
         return empty
-    values = np.stack([truth.values[test] for truth in truths], 1)
-    with np.errstate(invalid="ignore"):
-        prevalence = np.nanmean(np.where(np.isfinite(values), values, np.nan), 0)
-    enough = np.nansum(values, 0) >= 5
-    by_site = {
-        site: auprc_table(data.codes[site].csr()[test].toarray(), values) for site in data.sites
-    }
+    table, lift = _auprc_and_lift(data, test)
+    _, choice = _auprc_and_lift(data, seen)
     index = {truth.name: i for i, truth in enumerate(truths)}
     judged = wrong = 0
     for row in rows:
-        above = np.where(
-            enough, (by_site[row["site"]][:, row["latent"]] - prevalence) / (1 - prevalence), np.nan
-        )
+        above = lift[row["site"]][:, row["latent"]]
         if not np.isfinite(above).any():
             continue
         best = int(np.nanargmax(above))
-        row["label_concept"] = truths[best].name
-        row["label_auprc"] = float(by_site[row["site"]][best, row["latent"]])
+        known = np.where(np.isfinite(above), choice[row["site"]][:, row["latent"]], np.nan)
+        if np.isfinite(known).any():
+            label = int(np.nanargmax(known))
+            row["label_concept"] = truths[label].name
+            row["label_auprc"] = float(table[row["site"]][label, row["latent"]])
         if row["name"] in index and np.isfinite(above[index[row["name"]]]):
             own = above[index[row["name"]]]
             row["wrong"] = bool(own <= 0 or own < above[best] - 1e-12)
             judged += 1
             wrong += row["wrong"]
     return {"n_judged": judged, "wrong_among_named": wrong / judged if judged else None}
+
+
+def _auprc_and_lift(data: RunData, rows: np.ndarray) -> tuple[dict, dict]:
+    """Per site (truths, d_sae): the AUPRC on `rows`, and how far above prevalence as a share of what
+    is possible (nan for truths with under 5 positives there)."""
+    values = np.stack([truth.values[rows] for truth in data.truth.values()], 1)
+    known, positives = np.isfinite(values).sum(0), np.nansum(values, 0)
+    prevalence = np.where(positives >= 5, positives / np.maximum(known, 1), np.nan)
+    table = {
+        site: auprc_table(data.codes[site].csr()[rows].toarray(), values) for site in data.sites
+    }
+    with np.errstate(invalid="ignore", divide="ignore"):
+        lift = {s: (ap - prevalence[:, None]) / (1 - prevalence[:, None]) for s, ap in table.items()}
+    return table, lift
 
 
 def _number(value: float) -> float | None:
