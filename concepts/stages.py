@@ -84,11 +84,9 @@ def annotate_run(run: Run, *, seed: int = 0, force: bool = False) -> dict[str, A
 def _label_line(row: dict[str, Any]) -> tuple:
     if row["auprc"] is None:
         return row["concept"], row["type"], row["n_pos"], "", "", "", "", row["reason"]
-    share = (
-        f"{row['lift_share']:.2f} [{row['lift_share_lo']:.2f}, {row['lift_share_hi']:.2f}]"
-        if row["lift_share"] is not None
-        else row["reason"]
-    )
+    share = row["reason"]
+    if row["lift_share"] is not None:
+        share = f"{row['lift_share']:.2f} {_span(row['lift_share_lo'], row['lift_share_hi'])}"
     return (
         row["concept"],
         row["type"],
@@ -99,6 +97,13 @@ def _label_line(row: dict[str, Any]) -> tuple:
         f"{row['probe_auprc']:.3f}",
         share,
     )
+
+
+def _span(low: float | None, high: float | None, digits: int = 2) -> str:
+    """An interval in words; None where too few draws were defined."""
+    if low is None or high is None:
+        return "[interval undefined]"
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _label_table(rows: list[dict[str, Any]]) -> pa.Table:
@@ -164,7 +169,7 @@ def compare_run(
                 (
                     kind,
                     f"{summary[kind]['auroc']:.3f}",
-                    "[{:.3f}, {:.3f}]".format(*summary[kind]["ci"]),
+                    _span(*summary[kind]["ci"], digits=3),
                 )
                 for kind in ("sae", "vocabulary", "random", "probe")
                 if kind in summary
@@ -185,7 +190,7 @@ def fit_heads(run: Run, *, seed: int = 0, force: bool = False) -> dict[str, Any]
         counts = {
             label: int((data.labels[train] == label).sum()) for label in set(data.labels[train])
         }
-        kept = np.array([row for row in train if counts[data.labels[row]] >= 3])
+        kept = np.array([row for row in train if counts[data.labels[row]] >= 3], dtype=int)
         head = fit_head(data.pooled[kept], data.labels[kept], data.groups[kept], seed=seed)
         path = run.file("heads", "label.safetensors")
         head.save(path)
@@ -316,9 +321,10 @@ def recipe_run(
         say(f"  {concept}: latents {figures['latents']} (by name); {figures['reason']}")
     else:
         low, high = figures["ci"]
+        span = "undefined" if low is None else f"[{low:+.2f}, {high:+.2f}]"
         say(
             f"  {concept}: {len(figures['latents'])} latents, worst group {figures['worst_group_before']:.2f} → "
-            f"{figures['worst_group_after']:.2f} (Δ [{low:+.2f}, {high:+.2f}]), beats "
+            f"{figures['worst_group_after']:.2f} (Δ {span}), beats "
             f"{figures['random_sets_beaten']} of {figures['random_sets']} random sets"
         )
     return figures
