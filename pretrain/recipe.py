@@ -6,7 +6,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from dermaudit.errors import UserInputError, closest, unknown
 
@@ -26,6 +33,14 @@ class ModelPart(_Part):
     vocab_size: int = Field(2000, gt=100)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @field_validator("vision_cfg", "text_cfg")
+    @classmethod
+    def _whole(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        key = "image_size" if info.field_name == "vision_cfg" else "context_length"
+        if not isinstance(value.get(key), int) or value[key] < 1:
+            raise ValueError(f"{key} must be a whole number above 0")
+        return value
 
 
 class AugmentPart(_Part):
@@ -99,6 +114,8 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserInputError(f"recipe {path} does not exist") from error
+    except OSError as error:
+        raise UserInputError(f"recipe {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserInputError(f"recipe {path} is not valid TOML: {error}") from error
     for text in overrides or []:
@@ -123,6 +140,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
     target = raw
     for part in path:
         target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise UserInputError(f"--set {text}: '{part}' is a value, it has no fields")
     target[last] = parsed
 
 
