@@ -106,7 +106,8 @@ class TextTower:
 
 
 def write_run(path: Path, w: SimpleNamespace, sae: ThresholdSAE | None = None, **columns) -> Run:
-    """A run on disk whose stages images, embed and fit:visual.pooled are done."""
+    """A run on disk whose stages images, embed and fit:visual.pooled are done. `columns` are added
+    to its table, or taken out where None."""
     sae = sae or basis_sae()
     run = Run.create(path)
     run.meta["model"] = {"name": "toy", "fingerprint": "f" * 64, "preprocess": {"size": 8}}
@@ -119,6 +120,7 @@ def write_run(path: Path, w: SimpleNamespace, sae: ThresholdSAE | None = None, *
         "artifact:ruler": w.a,
         **columns,
     }
+    table = {name: values for name, values in table.items() if values is not None}
     write_parquet(run.file("images.parquet"), pa.table(table))
     run.record("images", {}, [run.file("images.parquet")])
     store = ActivationStore.create(

@@ -1,0 +1,167 @@
+"""Recipes made and measured in a run on disk: hashes, refusals, the same bytes again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from concept_world import POOLED, RULER, basis_sae, open_data, world, write_run
+
+from dermaudit.concepts.make_recipe import make_recipe
+from dermaudit.concepts.recipe import Recipe, rounded
+from dermaudit.concepts.stages import recipe_run
+from dermaudit.concepts.vocabulary import Vocabulary
+from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
+from dermaudit.files import sha256_json
+
+
+@pytest.fixture(scope="module")
+def w():
+    return world(4000, seed=1)
+
+
+@pytest.fixture(scope="module")
+def run(w, tmp_path_factory):
+    run = write_run(tmp_path_factory.mktemp("runs") / "one", w)
+    recipe_run(run, "ruler", None, vocabulary=Vocabulary.load())
+    return run
+
+
+@pytest.fixture
+def path(run, tmp_path):
+    """A copy of the recipe, to be spoilt."""
+    copy = tmp_path / "ruler.recipe.json"
+    copy.write_bytes(run.file("recipes", "ruler.recipe.json").read_bytes())
+    return copy
+
+
+def test_recipe__says_what_it_does_and_how_well(run):
+    body = Recipe.load(run.file("recipes", "ruler.recipe.json")).body
+    assert [entry["latent"] for entry in body["latents"]][0] == RULER
+    assert body["sae"]["site"] == POOLED and body["model"]["fingerprint"] == "f" * 64
+    effects = body["effects"]
+    assert effects["worst_group_after"] - effects["worst_group_before"] >= 0.1
+    assert effects["random_sets_beaten"] == 20
+    assert effects["insertion_residual"] is None and effects["insertion_residual_reason"]
+    assert any("insertion_residual" in limit for limit in body["limits"])
+    assert "random_lifts" not in effects
+
+
+def test_figures_and_rows__agree(run, w):
+    figures = json.loads(run.file("suppression", "ruler.json").read_text())
+    rows = pq.read_table(run.file("suppression", "ruler.parquet")).to_pylist()
+    assert len(rows) == figures["n_test"]
+    for group, accuracy in figures["groups_after"].items():
+        mine = [r for r in rows if r["group4"] == group]
+        assert len(mine) == figures["n"][group]
+        right = np.mean([(r["top1_after"] == "mel") == (group[2] == "1") for r in mine])
+        assert accuracy == pytest.approx(right, abs=1e-6)
+    assert all((w.splits[r["row"]]) == "test" for r in rows)
+    silent = [r for r in rows if not r["fired"]]
+    assert silent and all(r["p_before"] == r["p_after"] for r in silent)
+    z = basis_sae().encode(torch.from_numpy(w.x))[:, figures["latents"]]
+    assert figures["identity_rows"] == int((~(z > 0).any(1)).sum())
+
+
+def test_hash__is_that_of_the_body(run):
+    raw = json.loads(run.file("recipes", "ruler.recipe.json").read_text())
+    assert raw["body_sha256"] == sha256_json(raw["body"]) == Recipe(raw["body"]).sha256
+    assert set(raw["envelope"]) == {"author", "date", "signature"}
+
+
+def test_recipe__save_load_equal(run, path, tmp_path):
+    recipe = Recipe.load(path)
+    recipe.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda body: body["latents"].append({"latent": 3, "why": {}}),
+        lambda body: body["effects"].update(worst_group_after=0.99),
+        lambda body: body["operation"].update(mode="clamp"),
+    ],
+)
+def test_tampered_body__refused(path, spoil):
+    raw = json.loads(path.read_text())
+    spoil(raw["body"])
+    path.write_text(json.dumps(raw))
+    with pytest.raises(StaleArtifactError, match=r"ruler\.recipe\.json was altered"):
+        Recipe.load(path)
+
+
+def test_envelope__is_not_hashed(path):
+    raw = json.loads(path.read_text())
+    raw["envelope"]["author"] = "someone"
+    path.write_text(json.dumps(raw))
+    assert Recipe.load(path).latents
+
+
+def test_foreign_files__refused(path):
+    path.write_text("[]")
+    with pytest.raises(ForeignArtifactError, match="not a recipe"):
+        Recipe.load(path)
+    path.write_text('{"format_version": 2, "body": {}}')
+    with pytest.raises(ForeignArtifactError):
+        Recipe.load(path)
+    path.write_text("{")
+    with pytest.raises(UserInputError, match="not valid JSON"):
+        Recipe.load(path)
+
+
+def test_other_sae_or_model__refused(run, w, path, tmp_path):
+    recipe = Recipe.load(path)
+    recipe.check(run, path)
+    other = write_run(tmp_path / "other", world(100), basis_sae(threshold=0.11))
+    with pytest.raises(StaleArtifactError, match="another SAE at visual.pooled"):
+        recipe.check(other, path)
+    other.meta["model"]["fingerprint"] = "0" * 64
+    with pytest.raises(ForeignArtifactError, match="was made for the model toy"):
+        recipe.check(other, path)
+
+
+def test_same_data_same_bytes(run, w, tmp_path):
+    other = write_run(tmp_path / "elsewhere" / "two", w)
+    recipe_run(other, "ruler", None, vocabulary=Vocabulary.load())
+    for part in (("recipes", "ruler.recipe.json"), ("suppression", "ruler.json"),
+                 ("suppression", "ruler.parquet")):
+        assert run.file(*part).read_bytes() == other.file(*part).read_bytes()
+
+
+def test_body__no_path_and_no_time(run):
+    text = run.file("recipes", "ruler.recipe.json").read_text()
+    assert str(run.path) not in text and "/" not in text.replace("\\/", "")
+
+
+def test_done__is_not_done_again(run):
+    before = run.file("recipes", "ruler.recipe.json").stat().st_mtime_ns
+    recipe_run(run, "ruler", None, vocabulary=Vocabulary.load())
+    assert run.file("recipes", "ruler.recipe.json").stat().st_mtime_ns == before
+
+
+def test_no_evidence__refused_with_numbers_or_said(w, tmp_path):
+    few = world(300, seed=2)
+    run = write_run(tmp_path / "few", few)
+    with pytest.raises(EvidenceError, match="ruler: n too small for worst groups") as refused:
+        recipe_run(run, "ruler", None, vocabulary=Vocabulary.load())
+    assert min(refused.value.numbers.values()) < 30
+    said = recipe_run(run, "ruler", None, vocabulary=Vocabulary.load(), refuse=False)
+    assert "n too small" in said["reason"]
+    assert not run.file("recipes", "ruler.recipe.json").exists()
+    assert json.loads(run.file("suppression", "ruler.reason.json").read_text())["numbers"]
+
+
+def test_without_labels_and_names__says_what_to_run(w, tmp_path):
+    small = world(200)
+    run = write_run(tmp_path / "bare", small, label=[None] * 200)
+    with pytest.raises(UserInputError, match="has no names yet"):
+        make_recipe(open_data(run), "ruler")
+
+
+def test_rounded():
+    value = {"a": [1.23456789, float("nan")], "b": (np.float64(0.1), 3, "x", None, True)}
+    assert rounded(value) == {"a": [1.234568, None], "b": [0.1, 3, "x", None, True]}

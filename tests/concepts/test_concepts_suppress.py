@@ -1,0 +1,296 @@
+"""Predictions under suppression with a real (tiny) tower: identity, Δlogit, modes, nothing left behind."""
+
+from __future__ import annotations
+
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from concept_world import POOLED, write_run
+
+from dermaudit.concepts import stages
+from dermaudit.concepts.predictions import suppress_images
+from dermaudit.concepts.recipe import Recipe, sae_hash
+from dermaudit.concepts.suppress import build, pick_target
+from dermaudit.concepts.vocabulary import Vocabulary
+from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
+from dermaudit.heads import LinearHead
+from dermaudit.sae import LatentSuppressor, ThresholdSAE
+from dermaudit.towers import build_word_tokenizer, load_model, save_local_dir
+
+D, H, N = 24, 20, 160
+S = [3, 7]
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory):
+    tokenizer = build_word_tokenizer(["ruler"], ["a dermoscopic image of hair"], context_length=12)
+    cfg = {
+        "embed_dim": D,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+        "text_cfg": {"width": 16, "heads": 2, "layers": 1, **tokenizer.text_cfg()},
+    }
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**cfg).eval().requires_grad_(False)
+    folder = save_local_dir(
+        tmp_path_factory.mktemp("towers") / "tiny", model, model_cfg=cfg, tokenizer=tokenizer,
+        preprocess_cfg={"size": 32, "mean": [0.5] * 3, "std": [0.2] * 3,
+                        "interpolation": "bicubic", "resize_mode": "squash"},
+        card="", training_hashes=[], half=False,
+    )
+    return load_model(str(folder))
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (N, 4, 4, 3), dtype=np.uint8)
+    return [np.kron(image, np.ones((8, 8, 1), np.uint8)) for image in coarse]
+
+
+@pytest.fixture(scope="module")
+def embedded(tower, images):
+    with torch.no_grad():
+        return tower.encode_image(tower.preprocess(images), normalize=True).numpy()
+
+
+@pytest.fixture(scope="module")
+def run(tower, embedded, tmp_path_factory):
+    """A run of these images with a three-class head and a recipe for latents S."""
+    rng = np.random.default_rng(1)
+    centre = embedded.mean(0)
+    W_enc = rng.normal(size=(D, H))
+    pre = (embedded - centre) @ W_enc
+    sae = ThresholdSAE(
+        torch.from_numpy(W_enc).float(),
+        torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(H, D))).float(), dim=1),
+        torch.zeros(H), torch.from_numpy(centre).float(),
+        torch.full((H,), float(np.quantile(pre, 0.7))), {"hook_name": POOLED},
+    )
+    w = SimpleNamespace(
+        n=N, x=embedded, y=rng.integers(0, 2, N), a=(pre[:, S[0]] > 0.05).astype(float),
+        groups=np.arange(N).astype(str), splits=np.array(["train", "val", "test", "train"] * (N // 4)),
+    )
+    run = write_run(tmp_path_factory.mktemp("runs") / "r", w, sae)
+    run.meta["model"].update(name=tower.name, fingerprint=tower.fingerprint)
+    run.save()
+    scale = embedded.std(0) + 1e-6
+    LinearHead(
+        rng.normal(size=(3, D)).astype(np.float32), rng.normal(size=3).astype(np.float32),
+        centre, scale, ["bkl", "mel", "nv"], 1.0, POOLED, 80,
+    ).save(run.file("heads", "label.safetensors"))
+    Recipe(
+        {
+            "concept": "ruler",
+            "target": "mel",
+            "model": {"name": tower.name, "fingerprint": tower.fingerprint},
+            "sae": {"site": POOLED, "weights_sha256": sae_hash(run, POOLED), "d_sae": H},
+            "latents": [{"latent": j, "why": {}} for j in S],
+            "operation": {"mode": "subtract", "renormalise": True, "error_term": "kept"},
+            "effects": {}, "limits": [], "parent": None,
+        }
+    ).save(run.file("recipes", "ruler.recipe.json"))
+    return run
+
+
+def test_predict__equal_where_nothing_fires_and_else_not(run, tower, images, embedded):
+    with run.suppress("ruler", tower) as model:
+        p = model.predict(images)
+    silent = ~p.fired
+    assert 10 < silent.sum() < N - 10
+    np.testing.assert_array_equal(p.p_before[silent], p.p_after[silent])
+    assert (p.p_before[~silent] != p.p_after[~silent]).any(1).all()
+    np.testing.assert_array_equal(p.delta_logit[silent], 0)
+    np.testing.assert_array_equal(p.z[silent], 0)
+    assert not p.flipped[silent].any()
+    head = LinearHead.load(run.file("heads", "label.safetensors"))
+    np.testing.assert_allclose(p.p_before, head.probs(embedded), atol=1e-4)
+    assert p.classes == head.classes
+
+
+def test_predict__from_paths_is_the_same(run, tower, images, tmp_path):
+    from PIL import Image
+
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, image in zip(paths, images, strict=False):
+        Image.fromarray(image).save(path)
+    with run.suppress("ruler", tower) as model:
+        np.testing.assert_array_equal(
+            model.predict(paths).p_after, model.predict(images[:5]).p_after
+        )
+
+
+def test_delta_logit__sums_to_the_change_without_renormalising(run, tower, embedded):
+    model = build(run, Recipe.load(run.file("recipes", "ruler.recipe.json")), tower)
+    model.suppressor.renormalise = False
+    p = model.predict_rows(embedded)
+    after = model.suppressor.apply_to(torch.from_numpy(embedded)).x.numpy()
+    column = p.classes.index("mel")
+    change = (model.head.logits(after) - model.head.logits(embedded))[:, column]
+    np.testing.assert_allclose(p.delta_logit.sum(1), change, atol=1e-4)
+    # Each part is −z_j (w_mel · d_j).
+    sae = ThresholdSAE.load(run.file("sae", POOLED))
+    direction = model.head.direction()[column]
+    by_hand = -p.z * (sae.W_dec[S].numpy() @ direction)
+    np.testing.assert_allclose(p.delta_logit, by_hand, atol=1e-4)
+
+
+def test_delta_logit__one_latent_is_the_whole_change(run, tower, embedded):
+    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
+    model = build(run, Recipe({**recipe.body, "latents": recipe.body["latents"][:1]}), tower)
+    p = model.predict_rows(embedded)
+    after = model.suppressor.apply_to(torch.from_numpy(embedded)).x.numpy()
+    change = (model.head.logits(after) - model.head.logits(embedded))[:, p.classes.index("mel")]
+    np.testing.assert_allclose(p.delta_logit[:, 0], change, atol=1e-5)
+
+
+def test_context_manager__leaves_the_model_untouched(run, tower, images):
+    x = tower.preprocess(images[:8])
+    weights = {name: value.clone() for name, value in tower.model.state_dict().items()}
+    with torch.no_grad():
+        before = tower.encode_image(x, normalize=True)
+        with run.suppress("ruler", tower) as model:
+            edited = model.encode_image(x)
+            model.predict(images[:8])
+        after = tower.encode_image(x, normalize=True)
+    assert torch.equal(before, after) and not torch.equal(before, edited)
+    assert tower.model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tower.model.state_dict()[name], weights[name]) for name in weights)
+
+
+def test_another_model_or_no_recipe__refused(run, tower):
+    stranger = SimpleNamespace(fingerprint="0" * 64)
+    with pytest.raises(ForeignArtifactError, match="was made with another model"), run.suppress(
+        "ruler", stranger
+    ):
+        pass
+    with pytest.raises(UserInputError, match="has no recipe for 'ink'") as refused, run.suppress(
+        "ink", tower
+    ):
+        pass
+    assert "it has: ruler" in refused.value.hint
+
+
+def test_head_and_target__named_or_refused(run, tower):
+    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
+    with pytest.raises(UserInputError, match="has no head 'skin'") as refused:
+        build(run, recipe, tower, head="skin")
+    assert "label" in refused.value.hint and "zeroshot" in refused.value.hint
+    with pytest.raises(UserInputError, match="has no class 'scc'"):
+        build(run, recipe, tower, target="scc")
+    assert pick_target(["a", "mel"], None) == "mel" and pick_target(["a", "b"], None) == "b"
+
+
+def test_zero_shot_head(run, tower, embedded):
+    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
+    p = build(run, recipe, tower, head="zeroshot").predict_rows(embedded)
+    np.testing.assert_allclose(p.p_before.sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(p.p_before[~p.fired], p.p_after[~p.fired])
+
+
+# ---- the table of `dermaudit suppress`
+
+
+def table(run, tower, tmp_path, mode=None, dry_run=False):
+    out = tmp_path / "predictions.csv"
+    summary = suppress_images(
+        run, ["ruler"], tower, None, out,
+        head=None, target=None, mode=mode, vocabulary=Vocabulary.load(), seed=0, dry_run=dry_run,
+    )
+    rows = list(csv.DictReader(out.open())) if out.exists() else None
+    return summary, rows
+
+
+def test_csv__documented_columns_and_the_summary_agree(run, tower, tmp_path):
+    summary, rows = table(run, tower, tmp_path)
+    classes = ["bkl", "mel", "nv"]
+    assert list(rows[0]) == [
+        "image", *(f"p:{c}" for c in classes), *(f"p_after:{c}" for c in classes),
+        "top1_before", "top1_after", "flipped", "fired",
+        *(f"delta_logit:mel:{j}" for j in S),
+    ]
+    assert len(rows) == N == summary["n_images"]
+    assert sum(int(r["fired"]) for r in rows) == summary["n_fired"]
+    assert sum(int(r["flipped"]) for r in rows) == summary["n_flipped"]
+    for r in rows:
+        assert (r["flipped"] == "1") == (r["top1_before"] != r["top1_after"])
+        if r["fired"] == "0":
+            assert all(r[f"p:{c}"] == r[f"p_after:{c}"] for c in classes)
+
+
+def test_dry_run__writes_nothing_and_says_the_same(run, tower, tmp_path):
+    dry, rows = table(run, tower, tmp_path, dry_run=True)
+    assert rows is None and "out" not in dry
+    wet, _ = table(run, tower, tmp_path)
+    assert dry["n_flipped"] == wet["n_flipped"] and dry["mean_change"] == wet["mean_change"]
+
+
+@pytest.mark.parametrize("mode", ["mean", "clamp"])
+def test_modes__hold_a_latent_to_what_it_is_without_the_artifact(run, tower, embedded, mode):
+    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
+    model = build(run, recipe, tower, mode=mode)
+    sae = ThresholdSAE.load(run.file("sae", POOLED))
+    import pyarrow.parquet as pq
+
+    t = pq.read_table(run.file("images.parquet"))
+    rows = (np.array(t["split"]) == "train") & (np.array(t["artifact:ruler"]) == 0)
+    z = sae.encode(torch.from_numpy(embedded))[:, S].numpy()[rows]
+    expected = z.mean(0) if mode == "mean" else np.quantile(z, 0.95, axis=0)
+    np.testing.assert_allclose(model.suppressor.level.numpy(), expected, rtol=1e-5)
+    assert (expected > 0).any()
+    plain = build(run, recipe, tower).predict_rows(embedded)
+    assert not np.array_equal(model.predict_rows(embedded).p_after, plain.p_after)
+    by_module = LatentSuppressor(sae, S, mode=mode, level=torch.from_numpy(expected).float())
+    np.testing.assert_allclose(
+        model.suppressor.apply_to(torch.from_numpy(embedded)).x,
+        by_module.apply_to(torch.from_numpy(embedded)).x, atol=1e-6,
+    )
+
+
+def test_unknown_mode__refused(run, tower, tmp_path):
+    with pytest.raises(UserInputError, match="unknown suppression mode 'zero'"):
+        table(run, tower, tmp_path, mode="zero")
+
+
+def test_known_concept(run):
+    vocabulary = Vocabulary.load()
+    assert stages.known_concept(run, vocabulary, "ruler") == "ruler"
+    assert stages.known_concept(run, vocabulary, "calibration scale") == "ruler"
+    with pytest.raises(UserInputError, match="unknown concept 'rular': did you mean 'ruler'?"):
+        stages.known_concept(run, vocabulary, "rular")
+
+
+# ---- heads and labels of a run
+
+
+def test_fit_heads__labels_in_test_only_are_a_reason_not_a_crash(tmp_path):
+    w = SimpleNamespace(
+        n=60, x=np.random.default_rng(0).normal(size=(60, D)).astype(np.float32),
+        y=np.zeros(60), a=np.zeros(60), groups=np.arange(60).astype(str),
+        splits=np.array(["train", "val", "test"] * 20),
+    )
+    sae = ThresholdSAE(
+        torch.randn(D, H), torch.randn(H, D), torch.zeros(H), torch.zeros(D), torch.zeros(H)
+    )
+    label = [None if s == "train" else "nv" for s in w.splits]
+    run = write_run(tmp_path / "r", w, sae, label=label)
+    assert "too little to fit a head: 0" in stages.fit_heads(run)["reason"]
+
+
+def test_suppress__a_concept_refused_before_is_refused_again(tower, embedded, tmp_path):
+    w = SimpleNamespace(
+        n=N, x=embedded, y=np.arange(N) % 2, a=np.arange(N) // 2 % 2, groups=np.arange(N).astype(str),
+        splits=np.array(["train", "val", "test", "train"] * (N // 4)),
+    )
+    sae = ThresholdSAE(
+        torch.randn(D, H), torch.randn(H, D), torch.zeros(H), torch.zeros(D), torch.zeros(H)
+    )
+    run = write_run(tmp_path / "r", w, sae)
+    run.meta["model"].update(name=tower.name, fingerprint=tower.fingerprint)
+    for _ in range(2):
+        with pytest.raises(EvidenceError, match="ruler: n too small") as refused:
+            table(run, tower, tmp_path)
+        assert refused.value.exit_code == 3 and refused.value.numbers
