@@ -1,0 +1,312 @@
+"""The pieces of training: facts and captions, views, masks, the masked latent and aspect losses."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from dermaudit.data import Manifest
+from dermaudit.pretrain.augment import augment
+from dermaudit.pretrain.contrastive import AspectLoss, aspect_sentences, caption_loss
+from dermaudit.pretrain.facts import Fact, absent_sentence, caption, corpus, facts_of
+from dermaudit.pretrain.masked import MaskedLatent, paint, patch_tokens, random_cells
+from dermaudit.pretrain.recipe import AugmentPart
+
+# ---- facts and captions
+
+
+def manifest(**columns) -> Manifest:
+    n = len(next(iter(columns.values())))
+    table = pa.table({"image": [f"{i}.png" for i in range(n)], **columns})
+    return Manifest(table, None, None)
+
+
+def test_facts__truth_labels_and_columns():
+    facts = facts_of(
+        manifest(
+            **{"artifact:ruler": [1.0, 0.0, None], "label": ["mel", None, "nv"],
+               "localization": ["back", "face", None]}
+        ),
+        ("localization", "absent_column"),
+    )
+    by_name = {f.name: f for f in facts}
+    assert set(by_name) == {"ruler", "label=mel", "label=nv", "localization=back", "localization=face"}
+    np.testing.assert_array_equal(by_name["ruler"].values, [1, 0, np.nan])
+    np.testing.assert_array_equal(by_name["label=mel"].values, [1, np.nan, 0])
+    np.testing.assert_array_equal(by_name["localization=back"].values, [1, 0, np.nan])
+    assert by_name["ruler"].denied and all(d.startswith("no ") for d in by_name["ruler"].denied)
+    assert by_name["label=mel"].denied == () and "melanoma" in " ".join(by_name["label=mel"].said)
+
+
+def three_facts(values) -> list[Fact]:
+    return [
+        Fact(name, np.array([value], dtype=np.float32), (f"{name}1", f"{name}2"), (f"not-{name}",))
+        for name, value in zip(("ruler", "ink", "hair"), values, strict=True)
+    ]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, math.nan]), min_size=3, max_size=3),
+    st.integers(0, 10_000),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+@settings(max_examples=150, deadline=None)
+def test_caption__says_nothing_false_and_nothing_unknown(values, seed, keep, deny):
+    facts = three_facts(values)
+    text = caption(facts, 0, random.Random(seed), keep, deny)
+    for fact, value in zip(facts, values, strict=True):
+        said = any(word in text for word in fact.said)
+        denied = fact.denied[0] in text
+        assert not (said and value != 1) and not (denied and value != 0)
+    assert text == caption(facts, 0, random.Random(seed), keep, deny)
+
+
+def test_caption__keep_and_deny_at_their_ends():
+    facts = three_facts([1.0, 0.0, math.nan])
+    for seed in range(20):
+        everything = caption(facts, 0, random.Random(seed), 1.0, 1.0)
+        assert "ruler" in everything and "not-ink" in everything and "hair" not in everything
+        nothing = caption(facts, 0, random.Random(seed), 0.0, 0.0)
+        assert "skin" in nothing and "ruler" not in nothing
+    no_denial = [Fact("label=mel", np.array([0.0]), ("melanoma",), ())]
+    assert "melanoma" not in caption(no_denial, 0, random.Random(0), 1.0, 1.0)
+
+
+def test_corpus__holds_every_word_a_caption_can_use():
+    facts = three_facts([1.0, 0.0, 1.0])
+    known = set(" ".join(corpus(facts)).replace(",", " ").split())
+    for seed in range(50):
+        text = caption(facts, 0, random.Random(seed), 0.8, 0.8).replace(",", " ")
+        assert set(text.split()) <= known | {"skin"}
+    said, denied = aspect_sentences(facts, random.Random(0))
+    assert set(said) | set(denied) <= set(corpus(facts))
+    assert absent_sentence(Fact("label=mel", np.zeros(1), ("melanoma",), ()), random.Random(0)) == "a lesion"
+
+
+# ---- views
+
+OFF = AugmentPart(
+    flip=False, rotate=0, scale=(1, 1), shift=0, brightness=0, contrast=0, colour=0
+)
+
+
+def pictures(n: int = 6, side: int = 16) -> torch.Tensor:
+    g = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 3, side, side), generator=g, dtype=torch.uint8)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_augment__shape_range_and_determinism():
+    x, part = pictures(), AugmentPart()
+    view = augment(x, part, generator())
+    assert view.shape == x.shape and view.dtype == torch.float32
+    assert view.min() >= 0 and view.max() <= 255
+    assert torch.equal(view, augment(x, part, generator()))
+    assert not torch.equal(view, augment(x, part, generator(1)))
+    assert x.dtype == torch.uint8 and torch.equal(x, pictures())  # the input is not touched
+
+
+def test_augment__off_is_the_image():
+    torch.testing.assert_close(augment(pictures(), OFF, generator()), pictures().float())
+
+
+def test_augment__flips_and_turns_move_pixels_only():
+    x = pictures()
+    seen = set()
+    for seed in range(30):
+        view = augment(x, OFF.model_copy(update={"flip": True}), generator(seed))
+        assert torch.equal(view.flatten(2).sort().values, x.float().flatten(2).sort().values)
+        seen.add(tuple(view[0, 0, 0, :4].tolist()))
+    assert len(seen) == 8
+
+
+def test_augment__borders_stay():
+    # Rulers live at the border: a shift reflects it, it does not bring in black.
+    x = torch.full((4, 3, 16, 16), 200, dtype=torch.uint8)
+    view = augment(x, OFF.model_copy(update={"rotate": 0.4, "shift": 0.2, "scale": (0.8, 1.2)}), generator())
+    torch.testing.assert_close(view, torch.full_like(view, 200.0), atol=1e-2, rtol=0)
+
+
+# ---- masks
+
+
+@given(st.integers(1, 9), st.integers(1, 80), st.floats(0.01, 0.99), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_random_cells__exact_counts(n, cells, share, seed):
+    mask = random_cells(n, cells, share, generator(seed))
+    assert mask.shape == (n, cells) and mask.dtype == torch.bool
+    assert (mask.sum(1) == max(1, round(share * cells))).all()
+
+
+def test_paint__only_the_masked_cells():
+    x = pictures(2, 16).float()
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, 5] = True  # row 1, column 1 of 4 × 4 cells of 4 px
+    painted = paint(x, mask)
+    inside = torch.zeros(16, 16, dtype=torch.bool)
+    inside[4:8, 4:8] = True
+    mean = x[0].mean((1, 2))
+    torch.testing.assert_close(painted[0][:, inside], mean[:, None].expand(3, 16))
+    assert torch.equal(painted[0][:, ~inside], x[0][:, ~inside])
+    assert torch.equal(painted[1], x[1])
+
+
+# ---- masked latent prediction
+
+
+class Fixed(nn.Module):
+    """An image tower (like timm's) with `tokens` as its only parameters, whatever it is shown."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        super().__init__()
+        self.trunk = nn.Module()
+        self.trunk.tokens = nn.Parameter(tokens)
+        self.trunk.forward_features = lambda x: self.trunk.tokens
+
+
+def tokens(seed: int = 0) -> torch.Tensor:
+    return torch.randn(2, 16, 8, generator=generator(seed))
+
+
+def test_masked__loss_is_zero_on_a_perfect_prediction():
+    teacher = Fixed(tokens())
+    target = nn.functional.layer_norm(tokens(), (8,))
+    student = Fixed(target - target.mean((0, 1)))
+    objective = MaskedLatent(student, 8, teacher=teacher)
+    objective.predictor = nn.Identity()
+    x, mask = torch.zeros(2, 3, 16, 16), random_cells(2, 16, 0.5, generator())
+    assert float(objective(student, x, mask).detach()) == pytest.approx(0, abs=1e-6)
+    opposite = Fixed(-student.trunk.tokens.detach())
+    assert float(objective(opposite, x, mask).detach()) == pytest.approx(2, abs=1e-6)
+    # Cells that are not masked do not count.
+    spoilt = student.trunk.tokens.detach().clone()
+    spoilt[~mask] = torch.randn_like(spoilt[~mask])
+    assert float(objective(Fixed(spoilt), x, mask).detach()) == pytest.approx(0, abs=1e-6)
+
+
+def test_masked__a_constant_answer_scores_nothing():
+    objective = MaskedLatent(Fixed(tokens()), 8, teacher=Fixed(tokens() + 5))
+    objective.predictor = nn.Identity()
+    constant = torch.randn(8, generator=generator(3)).expand(2, 16, 8).contiguous()
+    mask = torch.ones(2, 16, dtype=torch.bool)
+    loss = float(objective(Fixed(constant), torch.zeros(2, 3, 16, 16), mask).detach())
+    assert loss == pytest.approx(1, abs=0.15)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    torch.manual_seed(0)
+    return open_clip.model.CLIP(
+        embed_dim=16,
+        vision_cfg={"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+        text_cfg={"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
+    )
+
+
+def test_patch_tokens__one_a_cell_and_no_cls(clip):
+    x = torch.randn(3, 3, 32, 32)
+    found = patch_tokens(clip.visual.eval(), x)
+    assert found.shape == (3, 16, 32)
+    last = clip.visual.forward_intermediates(x, indices=1, output_fmt="NLC", normalize_intermediates=True)
+    torch.testing.assert_close(found, last["image_intermediates"][-1])
+
+
+def test_masked__gradient_to_student_and_predictor_only(clip):
+    student = copy.deepcopy(clip.visual)
+    objective = MaskedLatent(student, 32)
+    assert objective.is_ema and all(not p.requires_grad for p in objective.teacher.parameters())
+    before = {k: v.clone() for k, v in objective.teacher.state_dict().items()}
+    x, mask = torch.randn(2, 3, 32, 32), random_cells(2, 16, 0.5, generator())
+    objective(student.train(), x, mask).backward()
+    assert all(p.grad is None for p in objective.teacher.parameters())
+    assert student.conv1.weight.grad.abs().sum() > 0
+    assert all(p.grad.abs().sum() > 0 for p in objective.predictor.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in objective.teacher.state_dict().items())
+
+
+def test_masked__the_student_does_not_see_what_it_predicts(clip):
+    student = copy.deepcopy(clip.visual).eval()
+    x = torch.randn(1, 3, 32, 32)
+    mask = torch.zeros(1, 16, dtype=torch.bool)
+    mask[0, 0] = True
+    other = x.clone()
+    other[0, :, :8, :8] = x[0, :, :8, :8].flip(-1)  # the same mean, other pixels
+    a, b = (patch_tokens(student, paint(v, mask)) for v in (x, other))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_ema__by_hand_and_never_for_a_frozen_teacher():
+    student = Fixed(torch.ones(2, 16, 8))
+    objective = MaskedLatent(student, 8)
+    with torch.no_grad():
+        student.trunk.tokens.fill_(3.0)
+        objective.teacher.trunk.tokens.fill_(1.0)
+    objective.update(student, 0.75)
+    assert torch.equal(objective.teacher.trunk.tokens, torch.full((2, 16, 8), 1.5))
+    frozen = MaskedLatent(student, 8, teacher=Fixed(torch.zeros(2, 16, 8)))
+    frozen.update(student, 0.5)
+    assert not frozen.teacher.trunk.tokens.any()
+
+
+# ---- aspects and captions
+
+
+def test_aspect__by_hand():
+    loss = AspectLoss()
+    image, said, denied = (torch.eye(3)[i : i + 1] for i in (0, 0, 1))
+    for truth, logit in ((1.0, 10.0), (0.0, 10.0)):
+        expected = math.log1p(math.exp(-logit)) if truth else math.log1p(math.exp(logit))
+        got = loss(image, said, denied, torch.tensor([[truth]]))
+        assert float(got.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_aspect__unknown_facts_are_left_out():
+    loss = AspectLoss()
+    g = generator()
+    images, said, denied = (nn.functional.normalize(torch.randn(n, 8, generator=g), dim=1) for n in (4, 3, 3))
+    truth = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]])
+    hidden = truth.clone()
+    hidden[:, 1] = math.nan
+    torch.testing.assert_close(
+        loss(images, said, denied, hidden), loss(images, said[[0, 2]], denied[[0, 2]], truth[:, [0, 2]])
+    )
+    images.requires_grad_(True)
+    nothing = loss(images, said, denied, torch.full((4, 3), math.nan))
+    nothing.backward()
+    assert float(nothing.detach()) == 0 and not images.grad.any()
+
+
+def test_aspect__temperature_is_capped():
+    loss = AspectLoss()
+    with torch.no_grad():
+        loss.log_scale.fill_(50.0)
+    x = torch.eye(2)
+    assert torch.isfinite(loss(x, x, x.flip(0), torch.eye(2)))
+
+
+def test_caption_loss__by_hand(clip):
+    g = generator()
+    a, b = (nn.functional.normalize(torch.randn(5, 16, generator=g), dim=1) for _ in range(2))
+    logits = clip.logit_scale.exp() * a @ b.T
+    rows = torch.arange(5)
+    expected = (nn.functional.cross_entropy(logits, rows) + nn.functional.cross_entropy(logits.T, rows)) / 2
+    torch.testing.assert_close(caption_loss("clip", a, b, clip), expected)
+    model = copy.deepcopy(clip)
+    model.logit_bias = nn.Parameter(torch.tensor(-10.0))
+    signs = 2 * torch.eye(5) - 1
+    pairs = -nn.functional.logsigmoid(signs * (logits - 10)).sum() / 5
+    torch.testing.assert_close(caption_loss("siglip", a, b, model), pairs)
