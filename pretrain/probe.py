@@ -6,6 +6,7 @@ wordings that say a fact minus the mean of those that deny it. Intervals by boot
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from dermaudit.console import track
-from dermaudit.data import Manifest, read_image
+from dermaudit.data import BadImage, Manifest, read_image
 from dermaudit.errors import EvidenceError
 from dermaudit.files import sha256_file
 from dermaudit.heads import fit_probe, probe_score
@@ -27,12 +28,17 @@ _BATCH = 64
 
 @torch.no_grad()
 def embed(tower: Any, paths: list[Path]) -> np.ndarray:
-    """Unit embeddings (n, d) of image files."""
-    rows = []
+    """Unit embeddings (n, d) of image files; rows of nan for files that cannot be read."""
+    x = np.full((len(paths), tower.d_pooled), np.nan, dtype=np.float32)
     for start in track(range(0, len(paths), _BATCH), "embedding"):
-        images = [read_image(path) for path in paths[start : start + _BATCH]]
-        rows.append(tower.encode_image(tower.preprocess(images), normalize=True).numpy())
-    return np.concatenate(rows)
+        images, rows = [], []
+        for row, path in enumerate(paths[start : start + _BATCH], start):
+            with suppress(BadImage):
+                images.append(read_image(path))
+                rows.append(row)
+        if images:
+            x[rows] = tower.encode_image(tower.preprocess(images), normalize=True).numpy()
+    return x
 
 
 def measure(tower: Any, manifest: Manifest, *, seed: int = 0) -> dict[str, dict[str, Any]]:
@@ -44,12 +50,13 @@ def measure(tower: Any, manifest: Manifest, *, seed: int = 0) -> dict[str, dict[
         tower,
         ["test"] * len(test),
         [str(paths[i]) for i in test],
-        [sha256_file(paths[i]) for i in test],
+        [sha256_file(paths[i]) if paths[i].is_file() else "" for i in test],
         manifest.path,
     )
     rows = np.concatenate([train, test])
     x = np.zeros((len(paths), tower.d_pooled), dtype=np.float32)
     x[rows] = embed(tower, [paths[i] for i in rows])
+    test, train = (part[np.isfinite(x[part]).all(1)] for part in (test, train))
     groups = np.asarray(manifest.groups, dtype=str)
     found = {}
     for fact in facts_of(manifest):
