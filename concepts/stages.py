@@ -38,12 +38,18 @@ def finished_fits(run: Run) -> list[str]:
 
 
 def _refusing(
-    make: Callable[[], tuple[list[Path], dict[str, Any]]], path: Path
+    make: Callable[[], tuple[list[Path], dict[str, Any]]], path: Path, *results: Path
 ) -> tuple[list[Path], dict[str, Any]]:
-    """`make`, with a lack of evidence kept as the stage's result: its reason, in a file."""
+    """`make`, with a lack of evidence kept as the stage's result: its reason, in a file.
+
+    Whichever of the two is written, what an earlier run left of the other (`results`) goes."""
     try:
-        return make()
+        made = make()
+        path.unlink(missing_ok=True)
+        return made
     except EvidenceError as error:
+        for old in results:
+            old.unlink(missing_ok=True)
         write_json(path, {"reason": error.message, "numbers": rounded(error.numbers)})
         return [path], {"reason": error.message, "numbers": rounded(error.numbers)}
 
@@ -155,7 +161,9 @@ def compare_run(
     summary = run.stage(
         "compare",
         {"seed": seed, "task": task, "nec": nec, "vocabulary": vocabulary.sha256()},
-        lambda: _refusing(make, run.file("bottlenecks.reason.json")),
+        lambda: _refusing(
+            make, run.file("bottlenecks.reason.json"), run.file("bottlenecks.parquet")
+        ),
         upstream=["images", "embed", *fits],
         force=force,
     )
@@ -206,7 +214,9 @@ def fit_heads(run: Run, *, seed: int = 0, force: bool = False) -> dict[str, Any]
     return run.stage(
         "heads",
         {"seed": seed},
-        lambda: _refusing(make, run.file("heads", "label.reason.json")),
+        lambda: _refusing(
+            make, run.file("heads", "label.reason.json"), run.file("heads", "label.safetensors")
+        ),
         upstream=["images", "embed"],
         force=force,
     )
@@ -290,24 +300,25 @@ def recipe_run(
             seed=seed,
             vocabulary_sha256=vocabulary.sha256(),
         )
-        files = [
-            run.file("recipes", f"{concept}.recipe.json"),
-            run.file("suppression", f"{concept}.json"),
-        ]
-        recipe.save(files[0])
-        write_json(files[1], figures)
+        recipe.save(results[0])
+        write_json(results[1], figures)
         if rows is not None:
-            files.append(run.file("suppression", f"{concept}.parquet"))
-            write_parquet(files[-1], rows)
+            write_parquet(results[2], rows)
         hit("recipe")
-        return files, figures
+        return results[: 2 if rows is None else 3], figures
+
+    results = [
+        run.file("recipes", f"{concept}.recipe.json"),
+        run.file("suppression", f"{concept}.json"),
+        run.file("suppression", f"{concept}.parquet"),
+    ]
 
     reason_file = run.file("suppression", f"{concept}.reason.json")
     upstream = ["images", "embed", *fits, *(["name"] if "name" in run.meta["stages"] else [])]
     figures = run.stage(
         f"recipe:{concept}",
         {"seed": seed, "target": target, "strength": strength, "vocabulary": vocabulary.sha256()},
-        lambda: _refusing(make, reason_file),
+        lambda: _refusing(make, reason_file, *results),
         upstream=upstream,
         force=force,
     )

@@ -158,6 +158,8 @@ def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHe
     if name == "zeroshot":
         return ZeroShotHead(tower)
     have = sorted(path.stem for path in run.path.glob("heads/*.safetensors"))
+    if have:
+        _refuse_stale(run, "heads", "heads")
     if name is None:
         return (
             LinearHead.load(run.file("heads", f"{have[0]}.safetensors"))
@@ -222,4 +224,11 @@ def load_recipe(run: Run, concept: str) -> Recipe:
         )
     recipe = Recipe.load(path)
     recipe.check(run, path)
+    _refuse_stale(run, f"recipe:{concept}", f"recipe make --concept {concept} --force")
     return recipe
+
+
+def _refuse_stale(run: Run, stage: str, verb: str) -> None:
+    """A file that a stage of this run made is used only while what it stands on is unchanged."""
+    if stage in run.meta["stages"]:
+        run.require(stage, verb)
