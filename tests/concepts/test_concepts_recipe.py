@@ -13,6 +13,7 @@ from concept_world import POOLED, RULER, basis_sae, open_data, world, write_run
 from dermaudit.concepts.make_recipe import make_recipe
 from dermaudit.concepts.recipe import Recipe, rounded
 from dermaudit.concepts.stages import recipe_run
+from dermaudit.concepts.suppress import load_recipe
 from dermaudit.concepts.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.files import sha256_json
@@ -165,3 +166,39 @@ def test_without_labels_and_names__says_what_to_run(w, tmp_path):
 def test_rounded():
     value = {"a": [1.23456789, float("nan")], "b": (np.float64(0.1), 3, "x", None, True)}
     assert rounded(value) == {"a": [1.234568, None], "b": [0.1, 3, "x", None, True]}
+
+
+def test_refused_later__nothing_of_the_earlier_recipe_is_left(w, tmp_path):
+    run = write_run(tmp_path / "r", w)
+    recipe_run(run, "ruler", None, vocabulary=Vocabulary.load())
+    files = [
+        run.file("recipes", "ruler.recipe.json"),
+        run.file("suppression", "ruler.json"),
+        run.file("suppression", "ruler.parquet"),
+    ]
+    reason = run.file("suppression", "ruler.reason.json")
+    assert all(f.is_file() for f in files) and not reason.exists()
+
+    def refuse(*args, **options):
+        raise EvidenceError("nothing left", None, {"n": 0})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dermaudit.concepts.make_recipe.make_recipe", refuse)
+        recipe_run(run, "ruler", None, vocabulary=Vocabulary.load(), force=True, refuse=False)
+    assert reason.is_file() and not any(f.exists() for f in files)
+    with pytest.raises(UserInputError, match="has no recipe for 'ruler'"):
+        load_recipe(run, "ruler")
+    recipe_run(run, "ruler", None, vocabulary=Vocabulary.load(), force=True)
+    assert all(f.is_file() for f in files) and not reason.exists()
+
+
+def test_stale_recipe__refused_with_the_mend(w, tmp_path):
+    run = write_run(tmp_path / "r", w)
+    recipe_run(run, "ruler", None, vocabulary=Vocabulary.load())
+    assert load_recipe(run, "ruler").latents
+    table = pq.read_table(run.file("images.parquet"))
+    pq.write_table(table.slice(0, 10), run.file("images.parquet"))
+    run.record("images", {"other": 1}, [run.file("images.parquet")])
+    with pytest.raises(StaleArtifactError, match="recipe:ruler stage .* is stale: images") as stale:
+        load_recipe(run, "ruler")
+    assert "dermaudit recipe make --concept ruler" in stale.value.hint

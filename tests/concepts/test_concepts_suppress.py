@@ -14,9 +14,9 @@ from concept_world import POOLED, write_run
 from dermaudit.concepts import stages
 from dermaudit.concepts.predictions import suppress_images
 from dermaudit.concepts.recipe import Recipe, sae_hash
-from dermaudit.concepts.suppress import build, pick_target
+from dermaudit.concepts.suppress import build, pick_head, pick_target
 from dermaudit.concepts.vocabulary import Vocabulary
-from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
+from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.heads import LinearHead
 from dermaudit.sae import LatentSuppressor, ThresholdSAE
 from dermaudit.towers import build_word_tokenizer, load_model, save_local_dir
@@ -294,3 +294,23 @@ def test_suppress__a_concept_refused_before_is_refused_again(tower, embedded, tm
         with pytest.raises(EvidenceError, match="ruler: n too small") as refused:
             table(run, tower, tmp_path)
         assert refused.value.exit_code == 3 and refused.value.numbers
+
+
+def test_stale_or_altered_head__refused(run, tower, embedded, tmp_path):
+    import shutil
+
+    from dermaudit.rundir import open_run
+
+    shutil.copytree(run.path, tmp_path / "r")
+    copy = open_run(tmp_path / "r")
+    path = copy.file("heads", "label.safetensors")
+    copy.record("heads", {}, [path], upstream=["images", "embed"])
+    assert pick_head(copy, tower, None).classes == ["bkl", "mel", "nv"]
+    copy.record("embed", {"again": 1}, [copy.file("images.parquet")])
+    with pytest.raises(StaleArtifactError, match="heads stage .* is stale: embed was made again"):
+        pick_head(copy, tower, "label")
+    copy.record("heads", {}, [path], upstream=["images", "embed"])
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(StaleArtifactError, match=r"label\.safetensors is missing or was altered"):
+        pick_head(copy, tower, None)
+    assert pick_head(copy, tower, "zeroshot").classes
