@@ -17,7 +17,9 @@ RunOption = Annotated[
 def explore(
     run: RunOption = None,
     port: Annotated[int, typer.Option(help="port on 127.0.0.1", min=1, max=65535)] = 8501,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open the web browser")] = True,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="open the web browser")
+    ] = True,
 ) -> dict[str, Any]:
     """Open the web explorer of a run; it ends with Ctrl-C."""
     target = _readable(run)
@@ -34,11 +36,32 @@ def explore(
     say(f"explorer of {target}: {url}   (Ctrl-C ends it)")
     # Streamlit's telemetry is off, it listens on this machine alone, and what it says is no result.
     command = [
-        sys.executable, "-m", "streamlit", "run", str(app), "--server.address", "127.0.0.1",
-        "--server.port", str(port), "--server.headless", "false" if browser else "true",
-        "--browser.gatherUsageStats", "false", "--server.fileWatcherType", "none",
-        "--theme.primaryColor", "#0072B2", "--client.toolbarMode", "minimal",
-        "--client.showErrorDetails", "none", "--logger.level", "warning",
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        str(app),
+        "--server.address",
+        "127.0.0.1",
+        "--server.port",
+        str(port),
+        "--server.headless",
+        "false" if browser else "true",
+        "--browser.gatherUsageStats",
+        "false",
+        "--server.fileWatcherType",
+        "none",
+        # Both palettes: with one alone Streamlit pins the page to light, whatever the reader set.
+        "--theme.light.primaryColor",
+        "#0072B2",
+        "--theme.dark.primaryColor",
+        "#56B4E9",
+        "--client.toolbarMode",
+        "minimal",
+        "--client.showErrorDetails",
+        "none",
+        "--logger.level",
+        "warning",
     ]
     # A polite kill of this process must not leave the server behind it.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -103,7 +126,8 @@ def _check_port(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise UserInputError(
-                f"port {port} of 127.0.0.1 cannot be used ({error.strerror})", "choose another with --port"
+                f"port {port} of 127.0.0.1 cannot be used ({error.strerror})",
+                "choose another with --port",
             ) from error
 
 

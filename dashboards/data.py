@@ -25,8 +25,14 @@ from dermaudit.rundir import Run, open_run
 POOLED = "visual.pooled"
 # Which verb makes the stages again: said in the sentence when one is missing or stale.
 _VERBS = {
-    "images": "embed", "embed": "embed", "fit": "fit", "annotate": "annotate", "name": "name",
-    "compare": "compare", "heads": "heads", "recipe": "recipe make",
+    "images": "embed",
+    "embed": "embed",
+    "fit": "fit",
+    "annotate": "annotate",
+    "name": "name",
+    "compare": "compare",
+    "heads": "heads",
+    "recipe": "recipe make",
 }
 
 
@@ -56,7 +62,9 @@ class SiteCodes:
     def row(self, image: int) -> tuple[np.ndarray, np.ndarray]:
         """(latents, values) that fire in one image."""
         start, stop = self.arrays["indptr"][image : image + 2]
-        return np.asarray(self.arrays["indices"][start:stop]), np.asarray(self.arrays["values"][start:stop])
+        return np.asarray(self.arrays["indices"][start:stop]), np.asarray(
+            self.arrays["values"][start:stop]
+        )
 
 
 class RunView:
@@ -85,7 +93,9 @@ class RunView:
     @cached_property
     def key(self) -> str:
         """A hash of what the stages wrote: caches are keyed by it, so that a refit empties them."""
-        return sha256_json({name: record["outputs"] for name, record in self.stages.items() if name != "report"})
+        return sha256_json(
+            {name: record["outputs"] for name, record in self.stages.items() if name != "report"}
+        )
 
     # ---- checked access
 
@@ -98,7 +108,9 @@ class RunView:
 
     def owner(self, name: str) -> str | None:
         """The stage that wrote a file of the run (path relative to it), or None."""
-        return next((stage for stage, record in self.stages.items() if name in record["outputs"]), None)
+        return next(
+            (stage for stage, record in self.stages.items() if name in record["outputs"]), None
+        )
 
     def checked(self, name: str, stage: str) -> Path:
         """The path of a file of the run, once the stage that wrote it is found whole and fresh.
@@ -115,7 +127,9 @@ class RunView:
             # Not pq.read_table: that loads pyarrow.dataset and pandas, seconds for nothing.
             return pq.ParquetFile(path).read()
         except (pa.ArrowException, OSError) as error:
-            raise ForeignArtifactError(f"{path} is not a readable Parquet file ({error})") from error
+            raise ForeignArtifactError(
+                f"{path} is not a readable Parquet file ({error})"
+            ) from error
 
     def _json(self, name: str, stage: str) -> dict[str, Any]:
         found = read_json(self.checked(name, stage))
@@ -138,7 +152,8 @@ class RunView:
         if column not in self.images.column_names:
             return np.full(self.n, "", dtype=object)
         return np.array(
-            ["" if value is None else str(value) for value in self.images[column].to_pylist()], dtype=object
+            ["" if value is None else str(value) for value in self.images[column].to_pylist()],
+            dtype=object,
         )
 
     @cached_property
@@ -312,7 +327,9 @@ class RunView:
     @cached_property
     def heads(self) -> list[str]:
         return sorted(
-            Path(name).stem for record in self.stages.values() for name in record["outputs"]
+            Path(name).stem
+            for record in self.stages.values()
+            for name in record["outputs"]
             if name.startswith("heads/") and name.endswith(".safetensors")
         )
 
@@ -333,4 +350,6 @@ def rivals_of(row: dict[str, Any]) -> list[tuple[str, float]]:
     try:
         return [(str(word), float(score)) for word, score in json.loads(row["rivals"] or "[]")]
     except (ValueError, TypeError) as error:
-        raise UserInputError(f"the rivals of latent {row['latent']} cannot be read ({error})") from error
+        raise UserInputError(
+            f"the rivals of latent {row['latent']} cannot be read ({error})"
+        ) from error

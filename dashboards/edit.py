@@ -19,7 +19,11 @@ def encode(weights: dict[str, np.ndarray], x: np.ndarray, latents: Sequence[int]
 
 
 def suppress(
-    weights: dict[str, np.ndarray], x: np.ndarray, latents: Sequence[int], *, renormalise: bool = True
+    weights: dict[str, np.ndarray],
+    x: np.ndarray,
+    latents: Sequence[int],
+    *,
+    renormalise: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rows after, fired (n,)) of rows x (n, d); a row in which nothing fires comes back unchanged."""
     z = encode(weights, x, latents)

@@ -29,11 +29,22 @@ def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[dict[
             continue
         if kind == "clinical" and not types & {"clinical", "concept", "colour", "anatomy"}:
             continue
-        words = f"{row['name'] or 'unnamed'} {row['label_concept'] or ''} {label['concept'] if label else ''} {row['site']} {row['latent']}"
+        best = label["concept"] if label else ""
+        words = (
+            f"{latent_title(row)} {row['label_concept'] or ''} {best} {row['site']} {row['latent']}"
+        )
         if text.strip().lower() not in words.lower():
             continue
         kept.append({**row, "best_for": label["concept"] if label else None})
-    return sorted(kept, key=lambda r: (r["name"] is None, -(r["z"] if r["z"] is not None else -9), r["site"], r["latent"]))
+    return sorted(
+        kept,
+        key=lambda r: (
+            r["name"] is None,
+            -(r["z"] if r["z"] is not None else -9),
+            r["site"],
+            r["latent"],
+        ),
+    )
 
 
 def label_choices(view: RunView) -> list[dict[str, Any]]:
@@ -46,11 +57,34 @@ def label_choices(view: RunView) -> list[dict[str, Any]]:
 
 def concept_table(rows: list[dict[str, Any]]) -> Table:
     return Table(
-        ("name", "type", "site", "latent", "z", "q", "frequency", "fires on", "best labelled", "its AUPRC", "chosen for", "unnamed because"),
+        (
+            "name",
+            "type",
+            "site",
+            "latent",
+            "z",
+            "q",
+            "frequency",
+            "fires on",
+            "best labelled",
+            "its AUPRC",
+            "chosen for",
+            "unnamed because",
+        ),
         [
             (
-                latent_title(r), r["type"], r["site"], r["latent"], r["z"], r["q"], r["frequency"], r["n_active"],
-                r["label_concept"], r["label_auprc"], r.get("best_for"), r["reason"],
+                latent_title(r),
+                r["type"],
+                r["site"],
+                r["latent"],
+                r["z"],
+                r["q"],
+                r["frequency"],
+                r["n_active"],
+                r["label_concept"],
+                r["label_auprc"],
+                r.get("best_for"),
+                r["reason"],
             )
             for r in rows
         ],
@@ -59,9 +93,12 @@ def concept_table(rows: list[dict[str, Any]]) -> Table:
 
 
 CONCEPTS_CAPTION = (
-    "One row a latent that fires. z = text score of the name; q = its false-discovery rate against the permutation "
-    "null; frequency = share of images in which the latent fires; best labelled = the labelled concept that it ranks best on "
-    "test, with its average precision; chosen for = the labelled concept for which it is the best latent on val."
+    "One row a latent that fires. z = text score of the name; q = its false-discovery rate "
+    "against the permutation "
+    "null; frequency = share of images in which the latent fires; best labelled = the labelled "
+    "concept that it ranks best on "
+    "test, with its average precision; chosen for = the labelled concept for which it is the "
+    "best latent on val."
 )
 
 
@@ -71,7 +108,8 @@ def find_concept(view: RunView, site: str, latent: int) -> dict[str, Any]:
         if row["site"] == site and row["latent"] == latent:
             return row
     raise UserInputError(
-        f"latent {latent} of {site} is not in this run, or it never fires", "choose one from the table of concepts"
+        f"latent {latent} of {site} is not in this run, or it never fires",
+        "choose one from the table of concepts",
     )
 
 
@@ -91,23 +129,35 @@ def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
     fires = column > 0
     if not fires.any():
         raise EvidenceError(f"latent {latent} of {site} fires in no image")
-    concept = next((r["concept"] for r in label_choices(view) if (r["site"], r["latent"]) == (site, latent)), row["label_concept"])
+    concept = next(
+        (r["concept"] for r in label_choices(view) if (r["site"], r["latent"]) == (site, latent)),
+        row["label_concept"],
+    )
     truth = view.truth.get(concept) if concept else None
     series = {"fires": column[fires]}
     if truth is not None:
-        parts = {f"{concept}: yes": truth.values == 1, f"{concept}: no": truth.values == 0, "not labelled": np.isnan(truth.values)}
+        parts = {
+            f"{concept}: yes": truth.values == 1,
+            f"{concept}: no": truth.values == 0,
+            "not labelled": np.isnan(truth.values),
+        }
         series = {name: column[fires & at] for name, at in parts.items() if (fires & at).any()}
     quantiles = np.quantile(column[fires], [0, 0.25, 0.5, 0.75, 1])
-    lines = [(name, len(values), float(np.median(values)), float(values.max())) for name, values in series.items()]
+    lines = [
+        (name, len(values), float(np.median(values)), float(values.max()))
+        for name, values in series.items()
+    ]
     lines.append(("does not fire", int((~fires).sum()), 0.0, 0.0))
     patch = " (patch site: the maximum over the patches)" if site != "visual.pooled" else ""
     return Exhibit(
         "Activations",
-        f"Activation of the latent in the images in which it fires{patch}, all splits; it fires only above its "
+        f"Activation of the latent in the images in which it fires{patch}, all splits; it fires "
+        "only above its "
         f"threshold. Quartiles of the firing images: {', '.join(f'{q:.3f}' for q in quantiles)}.",
         Table(("images", "n", "median", "largest"), lines),
         figures.histogram({k: v.tolist() for k, v in series.items()}, threshold, axis="activation"),
-        f"Histogram of {int(fires.sum())} firing images of {len(column)}, median {quantiles[2]:.2f}, largest {quantiles[4]:.2f}, "
+        f"Histogram of {int(fires.sum())} firing images of {len(column)}, median "
+        f"{quantiles[2]:.2f}, largest {quantiles[4]:.2f}, "
         f"threshold {threshold:.2f}.",
     )
 
@@ -119,16 +169,24 @@ def rival_names(row: dict[str, Any]) -> Exhibit:
         raise EvidenceError(row["reason"] or "no word was scored for this latent")
     words = [w for w, _ in rivals]
     verdict = (
-        f"named {row['name']}: z {row['z']:.2f}, p {row['p_null']:.3f}, q {row['q']:.3f}" if row["name"]
+        f"named {row['name']}: z {row['z']:.2f}, p {row['p_null']:.3f}, q {row['q']:.3f}"
+        if row["name"]
         else f"unnamed: {row['reason']}"
     )
     return Exhibit(
         "Rival names",
-        f"Text scores of the five best words ({verdict}). A score is how much more the word fits the images in which the "
-        "latent fires than all images, in standard deviations; hatched, in brackets: words that name nothing in these images. "
+        f"Text scores of the five best words ({verdict}). A score is how much more the word fits "
+        "the images in which the "
+        "latent fires than all images, in standard deviations; hatched, in brackets: words that "
+        "name nothing in these images. "
         "Close rivals mean that the word is uncertain.",
         Table(("word", "score"), [tuple(r) for r in rivals]),
-        figures.scores(words, [s for _, s in rivals], axis="text score (standard deviations)", hatched=[w.startswith("(") for w in words]),
+        figures.scores(
+            words,
+            [s for _, s in rivals],
+            axis="text score (standard deviations)",
+            hatched=[w.startswith("(") for w in words],
+        ),
         "; ".join(f"{w} {s:.2f}" for w, s in rivals),
     )
 
@@ -139,18 +197,53 @@ def against_labels(view: RunView, row: dict[str, Any]) -> Exhibit:
     shown = [r for r in rows if r["auroc"] is not None]
     if not shown:
         raise EvidenceError("; ".join(f"{r['concept']}: {r['reason']}" for r in rows))
+    mine = (row["site"], row["latent"])
+    best = [r["concept"] for r in label_choices(view) if (r["site"], r["latent"]) == mine]
+    chosen = (
+        f"Of all latents it was chosen on val for {', '.join(best)}."
+        if best
+        else "It is the chosen latent of no label; Overview holds those that are."
+    )
     return Exhibit(
         "Evidence against labels",
-        f"The {len(rows)} labels that this latent ranks best on val, scored on test: AUROC with a 95 % interval (bootstrap over groups, "
-        f"{measures.DRAWS} draws), and average precision beside the prevalence. The latent was not chosen for these labels; "
-        "Overview holds the latents that were.",
+        f"The {len(rows)} labels that this latent ranks best on val, scored on test: AUROC with "
+        "a 95 % interval (bootstrap over groups, "
+        f"{measures.DRAWS} draws), and average precision beside the prevalence. " + chosen,
         Table(
-            ("label", "type", "AUROC", "95 % interval", "AUPRC", "prevalence", "n+", "n", "not measured because"),
-            [(r["concept"], r["type"], r["auroc"], span(r["lo"], r["hi"]), r["auprc"], r["prevalence"], r["n_pos"], r["n"], r["reason"]) for r in rows],
+            (
+                "label",
+                "type",
+                "AUROC",
+                "95 % interval",
+                "AUPRC",
+                "prevalence",
+                "n+",
+                "n",
+                "not measured because",
+            ),
+            [
+                (
+                    r["concept"],
+                    r["type"],
+                    r["auroc"],
+                    span(r["lo"], r["hi"]),
+                    r["auprc"],
+                    r["prevalence"],
+                    r["n_pos"],
+                    r["n"],
+                    r["reason"],
+                )
+                for r in rows
+            ],
         ),
         figures.ranked(
-            [r["concept"] for r in shown], [r["auroc"] for r in shown], [span(r["lo"], r["hi"]) for r in shown],
-            axis="AUROC on test", label="AUROC", bounds=(0, 1.02), reference=(0.5, "chance"),
+            [r["concept"] for r in shown],
+            [r["auroc"] for r in shown],
+            [span(r["lo"], r["hi"]) for r in shown],
+            axis="AUROC on test",
+            label="AUROC",
+            bounds=(0, 1.02),
+            reference=(0.5, "chance"),
         ),
         "; ".join(f"{r['concept']} {r['auroc']:.2f}" for r in shown),
     )

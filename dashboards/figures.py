@@ -20,9 +20,18 @@ _FONT = {"family": "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif",
 _CLEAR = "rgba(0, 0, 0, 0)"
 
 
+def _plain(text: str) -> str:
+    """A word of the data as plotly's text: plotly reads tags in it, so that they are written out."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def _axis(title: str | None = None, **more: Any) -> dict[str, Any]:
     axis: dict[str, Any] = {
-        "automargin": True, "zeroline": False, "gridcolor": _GRID, "tickfont": {"size": 14}, **more,
+        "automargin": True,
+        "zeroline": False,
+        "gridcolor": _GRID,
+        "tickfont": {"size": 14},
+        **more,
     }
     if title:
         axis["title"] = {"text": title, "font": {"size": 14}}
@@ -35,33 +44,64 @@ def _rows(**more: Any) -> dict[str, Any]:
 
 
 def _figure(
-    data: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any], height: int, *,
-    legend: bool = False, lines: Sequence[tuple[float, str]] = (), **layout: Any,
+    data: list[dict[str, Any]],
+    x: dict[str, Any],
+    y: dict[str, Any],
+    height: int,
+    *,
+    legend: bool = False,
+    lines: Sequence[tuple[float, str]] = (),
+    **layout: Any,
 ) -> Figure:
     """Put the parts together; `lines` are vertical references (at, what it says)."""
     shapes = [
         {
-            "type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper",
+            "type": "line",
+            "x0": at,
+            "x1": at,
+            "y0": 0,
+            "y1": 1,
+            "yref": "paper",
             "line": {"dash": "dot", "color": GREY, "width": 2},
         }
         for at, _ in lines
     ]
     notes = [
         {
-            "x": at, "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "bottom", "xshift": -2,
-            "text": text, "showarrow": False, "font": {"size": 14},
+            "x": at,
+            "y": 1,
+            "yref": "paper",
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "xshift": -2,
+            "text": text,
+            "showarrow": False,
+            "font": {"size": 14},
         }
-        for at, text in lines if text
+        for at, text in lines
+        if text
     ]
     return {
         "data": data,
         "layout": {
-            "xaxis": x, "yaxis": y, "height": height, "font": _FONT, "showlegend": legend,
-            "hovermode": "closest", "bargap": 0.25, "shapes": shapes, "annotations": notes,
-            "paper_bgcolor": _CLEAR, "plot_bgcolor": _CLEAR,
+            "xaxis": x,
+            "yaxis": y,
+            "height": height,
+            "font": _FONT,
+            "showlegend": legend,
+            "hovermode": "closest",
+            "bargap": 0.25,
+            "shapes": shapes,
+            "annotations": notes,
+            "paper_bgcolor": _CLEAR,
+            "plot_bgcolor": _CLEAR,
             "margin": {"l": 8, "r": 16, "t": 38 if legend or notes else 12, "b": 8},
             "legend": {
-                "orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom",
+                "orientation": "h",
+                "x": 0,
+                "xanchor": "left",
+                "y": 1.0,
+                "yanchor": "bottom",
                 "font": {"size": 14},
             },
             **layout,
@@ -70,19 +110,37 @@ def _figure(
 
 
 def _dots(
-    name: str, x: Sequence[float | None], y: Sequence[str], symbol: str, colour: str,
-    spans: Sequence[Interval] | None = None, size: int = 11,
+    name: str,
+    x: Sequence[float | None],
+    y: Sequence[str],
+    symbol: str,
+    colour: str,
+    spans: Sequence[Interval] | None = None,
+    size: int = 11,
 ) -> dict[str, Any]:
     """Markers with their intervals, one series."""
     trace: dict[str, Any] = {
-        "type": "scatter", "mode": "markers", "name": name, "x": list(x), "y": list(y),
-        "marker": {"symbol": symbol, "size": size, "color": colour, "line": {"width": 2, "color": colour}},
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": list(x),
+        "y": list(y),
+        "marker": {
+            "symbol": symbol,
+            "size": size,
+            "color": colour,
+            "line": {"width": 2, "color": colour},
+        },
         "hovertemplate": f"%{{y}}: %{{x:.3f}}<extra>{name}</extra>",
     }
     if spans is not None:
         both = list(zip(x, spans, strict=True))
         trace["error_x"] = {
-            "type": "data", "symmetric": False, "thickness": 1.6, "width": 4, "color": colour,
+            "type": "data",
+            "symmetric": False,
+            "thickness": 1.6,
+            "width": 4,
+            "color": colour,
             "array": [s[1] - v if s and v is not None else 0 for v, s in both],
             "arrayminus": [v - s[0] if s and v is not None else 0 for v, s in both],
         }
@@ -93,23 +151,42 @@ def phi_grid(
     rows: list[str], columns: list[str], phi: list[list[float | None]], text: list[list[str]]
 ) -> Figure:
     """φ of each row with each column, the number in every cell; orange with, blue against."""
+    rows, columns = [_plain(r) for r in rows], [_plain(c) for c in columns]
     bound = max([0.1, *(abs(v) for line in phi for v in line if v is not None)])
     grid = {
-        "type": "heatmap", "z": phi, "x": columns, "y": rows, "text": text, "texttemplate": "%{text}",
-        "zmin": -bound, "zmax": bound, "xgap": 2, "ygap": 2, "textfont": {"size": 14},
+        "type": "heatmap",
+        "z": phi,
+        "x": columns,
+        "y": rows,
+        "text": text,
+        "texttemplate": "%{text}",
+        "zmin": -bound,
+        "zmax": bound,
+        "xgap": 2,
+        "ygap": 2,
+        "textfont": {"size": 14},
         "colorscale": [[0, BLUE], [0.5, "#F2F2F2"], [1, ORANGE]],
         "hovertemplate": "%{y}, %{x}: φ %{text}<extra></extra>",
-        "colorbar": {"title": {"text": "φ"}, "thickness": 12, "outlinewidth": 0},
+        "showscale": False,  # the number stands in every cell
     }
-    return _figure([grid], _axis(side="top", showgrid=False), _rows(showgrid=False), 70 + 34 * len(rows))
+    return _figure(
+        [grid], _axis(side="top", showgrid=False), _rows(showgrid=False), 70 + 34 * len(rows)
+    )
 
 
 def ranked(
-    names: list[str], values: list[float | None], spans: list[Interval], *, axis: str, label: str,
-    marks: dict[str, list[float | None]] | None = None, bounds: tuple[float, float] | None = None,
+    names: list[str],
+    values: list[float | None],
+    spans: list[Interval],
+    *,
+    axis: str,
+    label: str,
+    marks: dict[str, list[float | None]] | None = None,
+    bounds: tuple[float, float] | None = None,
     reference: tuple[float, str] | None = None,
 ) -> Figure:
     """One dot with its interval a row, with other marks beside it (a diamond, then a bar)."""
+    names, axis = [_plain(n) for n in names], _plain(axis)
     shapes = (("diamond-open", ORANGE), ("line-ns-open", GREY))
     data = [
         _dots(name, at, names, symbol, colour, size=12)
@@ -118,7 +195,11 @@ def ranked(
     data.append(_dots(label, values, names, "circle", BLUE, spans, size=9))
     x = _axis(axis, **({"range": list(bounds)} if bounds else {}))
     return _figure(
-        data, x, _rows(), 90 + 30 * len(names) + (30 if marks else 0), legend=bool(marks),
+        data,
+        x,
+        _rows(),
+        90 + 30 * len(names) + (30 if marks else 0),
+        legend=bool(marks),
         lines=[reference] if reference else [],
     )
 
@@ -131,18 +212,25 @@ def histogram(
     size = max(top, 1e-9) / bins
     data = [
         {
-            "type": "histogram", "x": [round(float(v), 6) for v in values], "name": f"{name} (n = {len(values)})",
+            "type": "histogram",
+            "x": [round(float(v), 6) for v in values],
+            "name": _plain(f"{name} (n = {len(values)})"),
             "xbins": {"start": 0, "end": top + size, "size": size},
             "marker": {"color": colour, "pattern": {"shape": pattern}, "line": {"width": 0}},
-            "hovertemplate": f"%{{x}}: %{{y}} images<extra>{name}</extra>",
+            "hovertemplate": f"%{{x}}: %{{y}} images<extra>{_plain(name)}</extra>",
         }
         for (name, values), colour, pattern in zip(
             series.items(), (BLUE, ORANGE, GREY), ("", "/", "."), strict=False
         )
     ]
     figure = _figure(
-        data, _axis(axis, range=[0, top + size]), _axis("images"), 300, legend=len(series) > 1,
-        lines=[(threshold, f"threshold {threshold:.3g}")] if threshold > 0 else [], barmode="stack",
+        data,
+        _axis(axis, range=[0, top + size]),
+        _axis("images"),
+        300,
+        legend=len(series) > 1,
+        lines=[(threshold, f"threshold {threshold:.3g}")] if threshold > 0 else [],
+        barmode="stack",
     )
     if len(series) > 1:
         # Two lines over the plot: the legend above, the threshold's word below it.
@@ -155,10 +243,17 @@ def scores(
     names: list[str], values: list[float], *, axis: str, hatched: Sequence[bool] = ()
 ) -> Figure:
     """Horizontal bars, the number at each; `hatched` bars are of another kind."""
+    names = [_plain(n) for n in names]
     marks = ["/" if h else "" for h in hatched] or ["" for _ in names]
     bars = {
-        "type": "bar", "orientation": "h", "x": values, "y": names, "text": [f"{v:.2f}" for v in values],
-        "textposition": "outside", "cliponaxis": False, "textfont": {"size": 14},
+        "type": "bar",
+        "orientation": "h",
+        "x": values,
+        "y": names,
+        "text": [f"{v:.2f}" for v in values],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "textfont": {"size": 14},
         "marker": {"color": [ORANGE if m else BLUE for m in marks], "pattern": {"shape": marks}},
         "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
     }
@@ -169,11 +264,18 @@ def scores(
 
 
 def before_after(
-    names: list[str], before: list[float], after: list[float], before_ci: list[Interval],
-    after_ci: list[Interval], *, axis: str, bounds: tuple[float, float] | None = None,
+    names: list[str],
+    before: list[float],
+    after: list[float],
+    before_ci: list[Interval],
+    after_ci: list[Interval],
+    *,
+    axis: str,
+    bounds: tuple[float, float] | None = None,
 ) -> Figure:
     """Two dots a row: an open square before, a full circle after, each with its interval, set a
     little apart so that overlapping intervals are told from each other."""
+    names = [_plain(n) for n in names]
     at = list(range(len(names)))
     data = [
         _dots("before", before, [i - 0.14 for i in at], "square-open", ORANGE, before_ci),

@@ -39,7 +39,9 @@ def grid(cards: Iterable[Card], *, width: int = 160) -> str:
         else:
             shown = f'<img src="{data_uri(card.picture)}" alt="{escape(card.alt)}">'
         if card.link:
-            shown = f'<a href="{escape(card.link)}" target="_self" title="Open this image">{shown}</a>'
+            shown = (
+                f'<a href="{escape(card.link)}" target="_self" title="Open this image">{shown}</a>'
+            )
         lines = "<br>".join(escape(line) for line in card.lines)
         items.append(f"<figure>{shown}<figcaption>{lines}</figcaption></figure>")
     return f'<div class="da-grid" style="--da-card:{width}px">{"".join(items)}</div>'
@@ -81,7 +83,8 @@ def table(content: Table, *, caption: str = "") -> str:
 
     head = "".join(cell("th", h, i) for i, h in enumerate(content.header))
     body = "".join(
-        "<tr>" + "".join(cell("td", text, i) for i, text in enumerate(row)) + "</tr>" for row in content.words()
+        "<tr>" + "".join(cell("td", text, i) for i, text in enumerate(row)) + "</tr>"
+        for row in content.words()
     )
     said = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f'<div class="wide"><table>{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

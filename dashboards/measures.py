@@ -65,7 +65,8 @@ def prevalence(view: RunView, *, seed: int = 0) -> list[Cell]:
         counts = np.hstack([np.ones((len(a), 1)), a[:, None], y, a[:, None] * y])
         draws = (
             np.stack([w @ counts for w in GroupBootstrap(view.groups[both], DRAWS, seed).weights()])
-            if len(a) else np.zeros((0, counts.shape[1]))
+            if len(a)
+            else np.zeros((0, counts.shape[1]))
         )
         for i, label in enumerate(labels):
             n, n_pos = int(y[:, i].sum()), int((a * y[:, i]).sum())
@@ -82,7 +83,9 @@ def prevalence(view: RunView, *, seed: int = 0) -> list[Cell]:
     return cells
 
 
-def latent_evidence(view: RunView, site: str, latent: int, *, seed: int = 0) -> list[dict[str, Any]]:
+def latent_evidence(
+    view: RunView, site: str, latent: int, *, seed: int = 0
+) -> list[dict[str, Any]]:
     """How one latent ranks the labels: the SHOWN_LABELS that it ranks best on val (by AUPRC above
     prevalence), scored on test with intervals. EvidenceError without labels, or without a val."""
     truths = list(view.truth.values())
@@ -97,21 +100,34 @@ def latent_evidence(view: RunView, site: str, latent: int, *, seed: int = 0) -> 
         known = np.isfinite(values[val])
         share = np.where(known, values[val], 0).sum(0) / np.maximum(known.sum(0), 1)
         above = auprc_table(code[val][:, None], values[val])[:, 0] - share
-    order = [i for i in np.argsort(-np.nan_to_num(above, nan=-9), kind="stable") if np.isfinite(above[i])]
+    order = [
+        i for i in np.argsort(-np.nan_to_num(above, nan=-9), kind="stable") if np.isfinite(above[i])
+    ]
     rows = []
     for i in order[:SHOWN_LABELS]:
         test = np.flatnonzero((view.splits == "test") & np.isfinite(values[:, i]))
         y, score = values[test, i], code[test]
         row: dict[str, Any] = {
-            "concept": truths[i].name, "type": truths[i].type, "n": len(test), "n_pos": int(y.sum()),
-            "auroc": None, "lo": None, "hi": None, "auprc": None, "prevalence": None, "reason": None,
+            "concept": truths[i].name,
+            "type": truths[i].type,
+            "n": len(test),
+            "n_pos": int(y.sum()),
+            "auroc": None,
+            "lo": None,
+            "hi": None,
+            "auprc": None,
+            "prevalence": None,
+            "reason": None,
         }
         if len(test) < MIN_CELL or row["n_pos"] < 5 or row["n_pos"] == len(test):
             row["reason"] = f"n too small: {row['n_pos']} of {len(test)} labelled test images"
         else:
             low, high = auroc_span(y, score, _draws(view, test, seed))
             row |= {
-                "auroc": float(_auroc(y, score, np.ones((1, len(y))))[0]), "lo": low, "hi": high, "auprc": auprc(y, score),
+                "auroc": float(_auroc(y, score, np.ones((1, len(y))))[0]),
+                "lo": low,
+                "hi": high,
+                "auprc": auprc(y, score),
                 "prevalence": float(y.mean()),
             }
         rows.append(row)
@@ -159,13 +175,22 @@ def group_accuracy(
         part = [row for row, at in zip(rows, names, strict=True) if at == name]
         truth = name.startswith("y=1")
         right = np.array(
-            [[(row[key] == target) == truth for key in ("top1_before", "top1_after")] for row in part],
+            [
+                [(row[key] == target) == truth for key in ("top1_before", "top1_after")]
+                for row in part
+            ],
             dtype=float,
         )
         entry: dict[str, Any] = {
-            "group": name, "n": len(part), "before": float(right[:, 0].mean()), "after": float(right[:, 1].mean()),
-            "before_ci": None, "after_ci": None, "change_ci": None,
-            "flipped": int(sum(row["flipped"] for row in part)), "fired": int(sum(row["fired"] for row in part)),
+            "group": name,
+            "n": len(part),
+            "before": float(right[:, 0].mean()),
+            "after": float(right[:, 1].mean()),
+            "before_ci": None,
+            "after_ci": None,
+            "change_ci": None,
+            "flipped": int(sum(row["flipped"] for row in part)),
+            "fired": int(sum(row["fired"] for row in part)),
             "reason": None if len(part) >= MIN_CELL else f"n too small: {len(part)} images",
         }
         if entry["reason"] is None:
@@ -190,9 +215,12 @@ def flipped_cases(rows: list[dict[str, Any]], target: str) -> list[dict[str, Any
         lost = row["top1_before"] == target
         true = row["group4"].startswith("y=1")
         kind = (
-            f"{target} missed after suppression" if lost and true
-            else "false alarm gone" if lost
-            else f"{target} found after suppression" if true
+            f"{target} missed after suppression"
+            if lost and true
+            else "false alarm gone"
+            if lost
+            else f"{target} found after suppression"
+            if true
             else "new false alarm"
         )
         found.append({**row, "kind": kind, "order": (not lost, not (lost and true), not true)})

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import numpy as np
-
-from dermaudit.errors import DermauditError, EvidenceError
+from dermaudit.errors import EvidenceError
 from dermaudit.stats import MIN_CELL
 
 from . import figures, measures
@@ -15,7 +13,9 @@ from .data import RunView
 from .tables import NOTHING, Exhibit, Table, span, word
 
 KINDS = {
-    "sae": "SAE latents", "vocabulary": "predefined vocabulary", "random": "random words",
+    "sae": "SAE latents",
+    "vocabulary": "predefined vocabulary",
+    "random": "random words",
     "probe": "full linear probe",
 }
 
@@ -74,7 +74,11 @@ def skin_tones(view: RunView) -> Exhibit:
         (tone or "not recorded", n, int((test & (view.words("skin_tone") == tone)).sum()))
         for tone, n in sorted(tones.items())
     ]
-    return Exhibit("Skin tones", "Images by the manifest's skin_tone.", Table(("skin tone", "all", "test"), rows))
+    return Exhibit(
+        "Skin tones",
+        "Images by the manifest's skin_tone.",
+        Table(("skin tone", "all", "test"), rows),
+    )
 
 
 def artifact_prevalence(view: RunView) -> Exhibit:
@@ -91,27 +95,41 @@ def artifact_prevalence(view: RunView) -> Exhibit:
         return f"{c.phi:+.2f}" + ("*" if sure else "")
 
     figure = figures.phi_grid(
-        names, labels, [[at[a, y].phi for y in labels] for a in names],
+        names,
+        labels,
+        [[at[a, y].phi for y in labels] for a in names],
         [[text(at[a, y]) for y in labels] for a in names],
     )
-    rows = [(c.artifact, c.label, c.n_pos, c.n, c.n_pos / c.n if c.n else None, c.phi, span(c.lo, c.hi)) for c in cells]
+    rows = [
+        (c.artifact, c.label, c.n_pos, c.n, c.n_pos / c.n if c.n else None, c.phi, span(c.lo, c.hi))
+        for c in cells
+    ]
     known = [c for c in cells if c.phi is not None]
     most = max(known, key=lambda c: abs(c.phi), default=None)
     alt = (
         f"Grid of φ for {len(names)} artifacts and {len(labels)} labels; the largest is "
         f"{most.artifact} with {most.label}, φ {most.phi:+.2f} [{most.lo:.2f}, {most.hi:.2f}]."
-        if most else "Every cell has too few images."
+        if most
+        else "Every cell has too few images."
     )
     return Exhibit(
         "Artifacts by label",
-        "φ = correlation of having the artifact with having the label, against all other labels, over the "
-        "images for which both are known (all splits: this describes the data, not the model). Intervals: "
-        f"95 %, bootstrap over groups, {measures.DRAWS} draws; * = the interval leaves out 0. Cells with fewer than "
-        f"{MIN_CELL} images of the label carry no φ. Where φ is not 0, a model can learn the artifact instead "
+        "φ = correlation of having the artifact with having the label, against all other "
+        "labels, over the "
+        "images for which both are known (all splits: this describes the data, not the model). "
+        "Intervals: "
+        f"95 %, bootstrap over groups, {measures.DRAWS} draws; * = the interval leaves out 0. "
+        "Cells with fewer than "
+        f"{MIN_CELL} images of the label carry no φ. Where φ is not 0, a model can learn the "
+        "artifact instead "
         "of the lesion.",
-        Table(("artifact", "label", "with artifact", "n", "prevalence", "φ", "95 % interval"), rows,
-              shares=frozenset({"prevalence"})),
-        figure, alt,
+        Table(
+            ("artifact", "label", "with artifact", "n", "prevalence", "φ", "95 % interval"),
+            rows,
+            shares=frozenset({"prevalence"}),
+        ),
+        figure,
+        alt,
     )
 
 
@@ -120,14 +138,30 @@ def sae(view: RunView) -> Exhibit:
     rows = []
     for site in view.sites:
         m = view.sae_metrics(site)
-        rows.append((site, m.get("d_in"), m.get("d_sae"), m.get("k"), m.get("l0"), m.get("fvu"), m.get("dead"), m.get("n_train")))
+        rows.append(
+            (
+                site,
+                m.get("d_in"),
+                m.get("d_sae"),
+                m.get("k"),
+                m.get("l0"),
+                m.get("fvu"),
+                m.get("dead"),
+                m.get("n_train"),
+            )
+        )
     if not rows:
         raise EvidenceError("the run has no sparse autoencoder yet")
     return Exhibit(
         "Sparse autoencoders",
-        "On test rows. L0 = active latents a row; FVU = fraction of variance unexplained; dead = latents that "
+        "On test rows. L0 = active latents a row; FVU = fraction of variance unexplained; dead "
+        "= latents that "
         "fire on no test row; n = rows it was fitted on (train).",
-        Table(("site", "d_in", "d_sae", "k", "L0", "FVU", "dead", "n"), rows, shares=frozenset({"dead"})),
+        Table(
+            ("site", "d_in", "d_sae", "k", "L0", "FVU", "dead", "n"),
+            rows,
+            shares=frozenset({"dead"}),
+        ),
     )
 
 
@@ -139,30 +173,70 @@ def found(view: RunView) -> Exhibit:
         reasons = sorted({row["reason"] for row in everything if row["reason"]})
         raise EvidenceError("; ".join(reasons) or "no labels: not measured")
     figure = figures.ranked(
-        [r["concept"] for r in rows], [r["auprc"] for r in rows],
-        [span(r["auprc_lo"], r["auprc_hi"]) for r in rows], axis="average precision on test",
-        label="best single latent", bounds=(0, 1.02),
-        marks={"linear probe (ceiling)": [r["probe_auprc"] for r in rows], "prevalence (chance)": [r["prevalence"] for r in rows]},
+        [r["concept"] for r in rows],
+        [r["auprc"] for r in rows],
+        [span(r["auprc_lo"], r["auprc_hi"]) for r in rows],
+        axis="average precision on test",
+        label="best single latent",
+        bounds=(0, 1.02),
+        marks={
+            "linear probe (ceiling)": [r["probe_auprc"] for r in rows],
+            "prevalence (chance)": [r["prevalence"] for r in rows],
+        },
     )
     table = [
         (
-            r["concept"], r["type"], r["site"], r["latent"], r["n_pos"], r["n"], r["auprc"], span(r["auprc_lo"], r["auprc_hi"]),
-            r["auroc"], span(r["auroc_lo"], r["auroc_hi"]), r["probe_auprc"], r["prevalence"], r["lift_share"],
-            span(r["lift_share_lo"], r["lift_share_hi"]), r["reason"],
+            r["concept"],
+            r["type"],
+            r["site"],
+            r["latent"],
+            r["n_pos"],
+            r["n"],
+            r["auprc"],
+            span(r["auprc_lo"], r["auprc_hi"]),
+            r["auroc"],
+            span(r["auroc_lo"], r["auroc_hi"]),
+            r["probe_auprc"],
+            r["prevalence"],
+            r["lift_share"],
+            span(r["lift_share_lo"], r["lift_share_hi"]),
+            r["reason"],
         )
         for r in everything
     ]
     best = max(rows, key=lambda r: r["auprc"] - r["prevalence"])
     return Exhibit(
         "Concepts with a label: the best single latent",
-        "Average precision (AUPRC) on test of the one latent that ranks the concept's images best; the latent is "
-        "short-listed on train and chosen on val. Diamond: a supervised linear probe on the embedding. Bar: "
-        "prevalence, what chance gives. Lift share = (latent − prevalence) / (probe − prevalence). Intervals: 95 %, "
+        "Average precision (AUPRC) on test of the one latent that ranks the concept's images "
+        "best; the latent is "
+        "short-listed on train and chosen on val. Diamond: a supervised linear probe on the "
+        "embedding. Bar: "
+        "prevalence, what chance gives. Lift share = (latent − prevalence) / (probe − "
+        "prevalence). Intervals: 95 %, "
         "bootstrap over groups.",
-        Table(("concept", "type", "site", "latent", "n+", "n", "AUPRC", "AUPRC 95 %", "AUROC", "AUROC 95 %", "probe AUPRC",
-               "prevalence", "lift share", "lift share 95 %", "not measured because"), table),
+        Table(
+            (
+                "concept",
+                "type",
+                "site",
+                "latent",
+                "n+",
+                "n",
+                "AUPRC",
+                "AUPRC 95 %",
+                "AUROC",
+                "AUROC 95 %",
+                "probe AUPRC",
+                "prevalence",
+                "lift share",
+                "lift share 95 %",
+                "not measured because",
+            ),
+            table,
+        ),
         figure,
-        f"{len(rows)} concepts; the clearest is {best['concept']}: AUPRC {best['auprc']:.2f} at a prevalence of {best['prevalence']:.2f}.",
+        f"{len(rows)} concepts; the clearest is {best['concept']}: AUPRC {best['auprc']:.2f} at "
+        f"a prevalence of {best['prevalence']:.2f}.",
     )
 
 
@@ -171,16 +245,20 @@ def naming(view: RunView) -> Exhibit:
     m = view.naming
     judged = m.get("n_judged")
     rows = [
-        ("named latents", m.get("named")), ("unnamed latents", m.get("unnamed")),
-        ("coverage (named / alive)", m.get("coverage")), ("names that labels can judge", judged),
+        ("named latents", m.get("named")),
+        ("unnamed latents", m.get("unnamed")),
+        ("coverage (named / alive)", m.get("coverage")),
+        ("names that labels can judge", judged),
         ("wrong among those", m.get("wrong_among_named")),
         ("latents that would be named with activations permuted", m.get("named_under_permutation")),
         ("vocabulary", m.get("vocabulary")),
     ]
     return Exhibit(
         "Names",
-        "A latent is named when its text score beats a permutation null (Benjamini–Hochberg over latents, q ≤ .05); "
-        "otherwise it stays unnamed. A name is wrong when, on test, its latent ranks another labelled concept "
+        "A latent is named when its text score beats a permutation null (Benjamini–Hochberg "
+        "over latents, q ≤ .05); "
+        "otherwise it stays unnamed. A name is wrong when, on test, its latent ranks another "
+        "labelled concept "
         "better. Names are not calibrated yet: read z and q, not the word alone.",
         Table(("figure", "value"), rows),
     )
@@ -194,17 +272,31 @@ def bottleneck(view: RunView) -> Exhibit:
     names = [KINDS.get(r["kind"], r["kind"]) for r in rows]
     task, nec = rows[0]["task"], next((r["nec"] for r in rows if r["nec"]), None)
     figure = figures.ranked(
-        names, [r["auroc"] for r in rows], [span(r["lo"], r["hi"]) for r in rows], axis=f"AUROC, {task} against the rest",
-        label="AUROC", reference=(0.5, "chance"),
+        names,
+        [r["auroc"] for r in rows],
+        [span(r["lo"], r["hi"]) for r in rows],
+        axis=f"AUROC, {task} against the rest",
+        label="AUROC",
+        reference=(0.5, "chance"),
     )
     table = [
-        (n, r["nec"], r["auroc"], span(r["lo"], r["hi"]), r["n_pos"], r["n"], _weights(r["concepts"]))
+        (
+            n,
+            r["nec"],
+            r["auroc"],
+            span(r["lo"], r["hi"]),
+            r["n_pos"],
+            r["n"],
+            _weights(r["concepts"]),
+        )
         for n, r in zip(names, rows, strict=True)
     ]
     return Exhibit(
         f"Concept bottlenecks: {task} against the rest",
-        f"A linear head on {nec} concepts of each kind, fitted on train, AUROC on test; for random words the mean of "
-        "ten draws (the words shown are the first draw's). The probe uses the whole embedding. Intervals: 95 %, "
+        f"A linear head on {nec} concepts of each kind, fitted on train, AUROC on test; for "
+        "random words the mean of "
+        "ten draws (the words shown are the first draw's). The probe uses the whole embedding. "
+        "Intervals: 95 %, "
         "bootstrap over groups.",
         Table(("kind", "concepts", "AUROC", "95 % interval", "n+", "n", "weights"), table),
         figure,
@@ -216,7 +308,10 @@ def _weights(raw: str) -> str:
     import json
 
     found = json.loads(raw or "{}")
-    return ", ".join(f"{k} {v:+.2f}" for k, v in sorted(found.items(), key=lambda kv: -abs(kv[1]))) or NOTHING
+    return (
+        ", ".join(f"{k} {v:+.2f}" for k, v in sorted(found.items(), key=lambda kv: -abs(kv[1])))
+        or NOTHING
+    )
 
 
 def head(view: RunView) -> Exhibit:
@@ -224,85 +319,22 @@ def head(view: RunView) -> Exhibit:
     fitted = view.head()
     test = dict((view.stages.get("heads") or {}).get("summary", {}).get("test") or {})
     rows: list[tuple[Any, ...]] = [
-        (key.removeprefix("auroc:"), value[0], span(value[1], value[2])) for key, value in test.items() if key.startswith("auroc:")
+        (key.removeprefix("auroc:"), value[0], span(value[1], value[2]))
+        for key, value in test.items()
+        if key.startswith("auroc:")
     ]
     if not rows:
         raise EvidenceError(f"the head on test: {test.get('reason', 'n too small')}")
-    extra = f" Accuracy {word(test['accuracy'])}, balanced accuracy {word(test['balanced_accuracy'])}." if "accuracy" in test else ""
+    extra = (
+        f" Accuracy {word(test['accuracy'])}, balanced accuracy {word(test['balanced_accuracy'])}."
+        if "accuracy" in test
+        else ""
+    )
     return Exhibit(
         "The run's head",
-        f"A logistic head on the pooled embedding, fitted on {fitted.n_train} train images (C = {fitted.C:g}); AUROC of each "
-        f"class against the rest on {test.get('n')} test images, 95 % interval by bootstrap over groups.{extra}",
+        f"A logistic head on the pooled embedding, fitted on {fitted.n_train} train images (C = "
+        f"{fitted.C:g}); AUROC of each "
+        f"class against the rest on {test.get('n')} test images, 95 % interval by bootstrap over "
+        f"groups.{extra}",
         Table(("class", "AUROC", "95 % interval"), rows),
     )
-
-
-def unmeasured(view: RunView) -> list[tuple[str, str]]:
-    """(what, why) of everything that has no number in this run."""
-    missing: list[tuple[str, str]] = []
-    for what, make in (
-        ("artifacts by label", artifact_prevalence), ("skin tones", skin_tones), ("sparse autoencoders", sae), ("names", naming),
-        ("concepts with a label", found), ("bottlenecks", bottleneck), ("the run's head", head),
-    ):
-        try:
-            make(view)
-        except DermauditError as error:
-            missing.append((what, error.message))
-            continue
-        if make is found:
-            missing += [
-                (r["concept"] if r["auprc"] is None else f"lift share of {r['concept']}", r["reason"])
-                for r in view.label_rows if r["reason"]
-            ]
-        if make is naming:
-            if view.naming.get("wrong_among_named") is None:
-                missing.append(("wrong names", "no name has a label to be judged by"))
-            missing.append(("probability that a name is correct", "names are not calibrated in this version"))
-    if not view.suppressions:
-        missing.append(("suppression", "no recipe was made in this run (dermaudit recipe make)"))
-    for concept in view.suppressions:
-        try:
-            figures_of = view.suppression(concept)
-        except DermauditError as error:
-            missing.append((f"suppression of {concept}", error.message))
-            continue
-        if figures_of.get("worst_group_before") is None:
-            missing.append((f"effect of suppressing {concept}", str(figures_of.get("reason"))))
-        missing += [
-            (f"{key.removesuffix('_reason').replace('_', ' ')} of {concept}", str(why))
-            for key, why in figures_of.items() if key.endswith("_reason") and why
-        ]
-    skipped = (view.run.meta.get("data") or {}).get("n_skipped")
-    if skipped:
-        missing.append((f"{skipped} images", "could not be decoded (skipped.parquet names them)"))
-    return missing
-
-
-def do_not_use_if(view: RunView) -> list[str]:
-    """When the findings of this run must not be leaned on, from its own numbers."""
-    said = [
-        "a decision about a patient depends on it: this is research software, not a medical device",
-        "your images come from another camera, site or population than the images of this run: nothing here was measured on them",
-    ]
-    tones = Counter(view.words("skin_tone")[view.splits == "test"])
-    few = sorted(t for t, n in tones.items() if t and n < MIN_CELL)
-    if set(tones) <= {""}:
-        said.append("results by skin tone matter to you: the manifest records none")
-    elif few:
-        said.append(f"your patients have skin tone {', '.join(few)}: fewer than {MIN_CELL} test images each")
-    without = [c for c in view.suppressions if not view.owner(f"recipes/{c}.recipe.json")]
-    if without:
-        said.append(f"you need {', '.join(without)} suppressed: there was not enough evidence for a recipe")
-    for concept in view.suppressions:
-        if concept in without:
-            continue
-        try:
-            limits = view.recipe(concept).body["limits"]
-        except DermauditError as error:
-            said.append(f"you need {concept} suppressed: {error.message}")
-            continue
-        said += [f"you rely on the recipe for {concept}: {limit}" for limit in limits]
-    test = int(np.sum(view.splits == "test"))
-    if test < MIN_CELL:
-        said.append(f"you need an error bar: the run has {test} test images")
-    return said

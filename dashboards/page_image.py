@@ -40,7 +40,8 @@ def _browse(run: RunView) -> None:
     rows = np.flatnonzero(keep)
     st.markdown(f"{len(rows)} of {run.n} images. Choose one to open it.")
     session.paged_grid(
-        run, [(int(i), tuple(x for x in (run.labels[i], run.splits[i]) if x)) for i in rows],
+        run,
+        [(int(i), tuple(x for x in (run.labels[i], run.splits[i]) if x)) for i in rows],
         key=f"browse-{split}-{label}-{concept}",
     )
 
@@ -51,11 +52,17 @@ def _image(run: RunView) -> None:
         st.rerun()
     said = st.query_params["row"]
     if not said.isdecimal() or int(said) >= run.n:
-        raise UserInputError(f"there is no image '{said}' in this run", f"the run has images 0 to {run.n - 1}")
+        raise UserInputError(
+            f"there is no image '{said}' in this run", f"the run has images 0 to {run.n - 1}"
+        )
     row = int(said)
     left, right = st.columns([1, 2], gap="large")
     with left:
-        blur = "<style>.da-grid img { filter: blur(9px); }</style>" if st.session_state.get("blur") else ""
+        blur = (
+            "<style>.da-grid img { filter: blur(9px); }</style>"
+            if st.session_state.get("blur")
+            else ""
+        )
         st.html(blur + markup.grid([session.card(run, row, side=480, link=False)], width=320))
         _facts(run, row)
     with right:
@@ -70,7 +77,23 @@ def _image(run: RunView) -> None:
         session.tell(error)
         return
     session.paged_grid(
-        run, [(i, tuple(x for x in (f"cosine {c:.3f}", run.labels[i], run.splits[i], "same group" if run.groups[i] == run.groups[row] else "") if x)) for i, c in near],
+        run,
+        [
+            (
+                i,
+                tuple(
+                    x
+                    for x in (
+                        f"cosine {c:.3f}",
+                        run.labels[i],
+                        run.splits[i],
+                        "same group" if run.groups[i] == run.groups[row] else "",
+                    )
+                    if x
+                ),
+            )
+            for i, c in near
+        ],
         key=f"near-{row}",
     )
     session.caption("By cosine of the pooled embedding, over all splits.")
@@ -78,8 +101,14 @@ def _image(run: RunView) -> None:
 
 def _facts(run: RunView, row: int) -> None:
     facts = [("file", str(run.images["image"][row].as_py()))]
-    facts += [(name, str(run.words(name)[row])) for name in ("label", "split", "group", "skin_tone") if run.words(name)[row]]
-    present = [name for name, t in run.truth.items() if t.type != "diagnosis" and t.values[row] == 1]
+    facts += [
+        (name, str(run.words(name)[row]))
+        for name in ("label", "split", "group", "skin_tone")
+        if run.words(name)[row]
+    ]
+    present = [
+        name for name, t in run.truth.items() if t.type != "diagnosis" and t.values[row] == 1
+    ]
     facts.append(("labelled with", ", ".join(present) or "nothing"))
     session.small_table(Table(("what", "value"), facts))
 
@@ -92,7 +121,15 @@ def fired(run: RunView, row: int) -> list[dict]:
         codes = run.codes(site)
         for latent, value in zip(*codes.row(row), strict=True):
             top = float(codes.column(int(latent)).max())
-            found.append({**known.get((site, int(latent)), {"name": None}), "site": site, "latent": int(latent), "value": float(value), "share": float(value) / max(top, 1e-12)})
+            found.append(
+                {
+                    **known.get((site, int(latent)), {"name": None}),
+                    "site": site,
+                    "latent": int(latent),
+                    "value": float(value),
+                    "share": float(value) / max(top, 1e-12),
+                }
+            )
     return sorted(found, key=lambda r: (-r["share"], r["site"], r["latent"]))
 
 
@@ -102,14 +139,30 @@ def concepts(run: RunView, row: int) -> Exhibit:
     if not found:
         raise EvidenceError("no latent fires in this image")
     shown = found[:CONCEPTS]
-    names = [f"{r['name'] or 'unnamed'} ({r['site'].removeprefix('visual.').replace('.hook_resid_post', '')}/{r['latent']})" for r in shown]
+    names = [
+        f"{r['name'] or 'unnamed'} "
+        f"({r['site'].removeprefix('visual.').replace('.hook_resid_post', '')}/{r['latent']})"
+        for r in shown
+    ]
     return Exhibit(
         "Concepts in this image",
-        f"The {len(shown)} strongest of {len(found)} latents that fire, by activation as a share of the latent's largest in this run; "
+        f"The {len(shown)} strongest of {len(found)} latents that fire, by activation as a share "
+        "of the latent's largest in this run; "
         "hatched: unnamed.",
-        Table(("name", "site", "latent", "activation", "share of its largest"),
-              [(r["name"] or "unnamed", r["site"], r["latent"], r["value"], r["share"]) for r in found], shares=frozenset({"share of its largest"})),
-        figures.scores(names, [r["share"] for r in shown], axis="share of the latent's largest activation", hatched=[not r["name"] for r in shown]),
+        Table(
+            ("name", "site", "latent", "activation", "share of its largest"),
+            [
+                (r["name"] or "unnamed", r["site"], r["latent"], r["value"], r["share"])
+                for r in found
+            ],
+            shares=frozenset({"share of its largest"}),
+        ),
+        figures.scores(
+            names,
+            [r["share"] for r in shown],
+            axis="share of the latent's largest activation",
+            hatched=[not r["name"] for r in shown],
+        ),
         "; ".join(f"{n} {r['share']:.2f}" for n, r in zip(names, shown, strict=True)),
     )
 
@@ -121,11 +174,17 @@ def prediction(run: RunView, row: int) -> Exhibit:
     order = np.argsort(-p, kind="stable")
     names = [head.classes[i] for i in order]
     split = run.splits[row]
-    note = f" This image is in {split}." + (" The head was fitted on train images: its confidence here says little." if split == "train" else "")
+    note = f" This image is in {split}." + (
+        " The head was fitted on train images: its confidence here says little."
+        if split == "train"
+        else ""
+    )
     return Exhibit(
         "Prediction of the run's head",
         f"Logistic head on the pooled embedding, fitted on {head.n_train} train images.{note}",
-        Table(("class", "probability"), [(n, float(p[i])) for n, i in zip(names, order, strict=True)]),
+        Table(
+            ("class", "probability"), [(n, float(p[i])) for n, i in zip(names, order, strict=True)]
+        ),
         figures.scores(names, [float(p[i]) for i in order], axis="probability"),
         "; ".join(f"{n} {p[i]:.2f}" for n, i in zip(names, order, strict=True)),
     )
@@ -142,18 +201,50 @@ def recipe_changes(run: RunView, row: int) -> list[tuple]:
         try:
             recipe = run.recipe(concept)
         except DermauditError as error:
-            out.append((concept, None, None, None, None, None, f"no recipe: {_why(run, concept, error)}"))
+            out.append(
+                (concept, None, None, None, None, None, f"no recipe: {_why(run, concept, error)}")
+            )
             continue
         if recipe.site != POOLED or recipe.body["operation"]["mode"] != "subtract":
-            out.append((concept, None, None, None, None, None, f"{recipe.body['operation']['mode']} at {recipe.site} needs the model: dermaudit suppress"))
+            out.append(
+                (
+                    concept,
+                    None,
+                    None,
+                    None,
+                    None,
+                    None,
+                    f"{recipe.body['operation']['mode']} at {recipe.site} needs the model: "
+                    "dermaudit suppress",
+                )
+            )
             continue
-        after_x, fires = edit.suppress(run.sae_weights(POOLED), x, recipe.latents, renormalise=recipe.body["operation"]["renormalise"])
+        after_x, fires = edit.suppress(
+            run.sae_weights(POOLED),
+            x,
+            recipe.latents,
+            renormalise=recipe.body["operation"]["renormalise"],
+        )
         after = head.probs(after_x)[0]
         target = recipe.body["target"]
         at = head.classes.index(target) if target in head.classes else int(before.argmax())
-        flip = f"{head.classes[before.argmax()]} → {head.classes[after.argmax()]}" if before.argmax() != after.argmax() else "unchanged"
+        flip = (
+            f"{head.classes[before.argmax()]} → {head.classes[after.argmax()]}"
+            if before.argmax() != after.argmax()
+            else "unchanged"
+        )
         stored = _stored(run, concept, row)
-        out.append((concept, bool(fires[0]), head.classes[at], float(before[at]), float(after[at]), flip, stored))
+        out.append(
+            (
+                concept,
+                bool(fires[0]),
+                head.classes[at],
+                float(before[at]),
+                float(after[at]),
+                flip,
+                stored,
+            )
+        )
     return out
 
 
@@ -172,7 +263,11 @@ def _stored(run: RunView, concept: str, row: int) -> str:
         return error.message
     if found is None:
         return "not among its test images"
-    flip = f"{found['top1_before']} → {found['top1_after']}" if found["flipped"] else f"{found['top1_before']}, unchanged"
+    flip = (
+        f"{found['top1_before']} → {found['top1_after']}"
+        if found["flipped"]
+        else f"{found['top1_before']}, unchanged"
+    )
     return f"{found['p_before']:.3f} → {found['p_after']:.3f}, {flip}"
 
 
@@ -186,10 +281,25 @@ def _recipes(run: RunView, row: int) -> None:
     except DermauditError as error:
         session.tell(error)
         return
-    session.small_table(Table(("recipe", "fires here", "class", "p before", "p after", "top class", "its trap head, on test"), rows))
+    session.small_table(
+        Table(
+            (
+                "recipe",
+                "fires here",
+                "class",
+                "p before",
+                "p after",
+                "top class",
+                "its trap head, on test",
+            ),
+            rows,
+        )
+    )
     session.caption(
-        "p = probability of the class by the run's head on the stored embedding, before and after the recipe's latents are subtracted (error term "
-        "kept). Where no latent of the recipe fires, the embedding is the same bit for bit. Last column: the stored result with the head on "
+        "p = probability of the class by the run's head on the stored embedding, before and "
+        "after the recipe's latents are subtracted (error term "
+        "kept). Where no latent of the recipe fires, the embedding is the same bit for bit. "
+        "Last column: the stored result with the head on "
         "which the recipe was measured."
     )
 
@@ -207,10 +317,22 @@ def _map(run: RunView, row: int) -> None:
     except DermauditError as error:
         session.tell(error)
         return
-    said = f"largest {made.values.max():.2f}, fires in {int((made.values > 0).sum())} of {made.values.size} patches"
-    st.html(markup.grid([
-        markup.Card(made.plain, f"Image {row} without its map"),
-        markup.Card(made.picture, f"Map of latent {chosen['latent']} over image {row}: {said}", (said,)),
-    ], width=300))
+    said = made.in_words
+    st.html(
+        markup.grid(
+            [
+                markup.Card(made.plain, f"Image {row} without its map"),
+                markup.Card(
+                    made.picture,
+                    f"Map of latent {chosen['latent']} over image {row}: {said}",
+                    (said,),
+                ),
+            ],
+            width=300,
+        )
+    )
     st.html(markup.scale(pictures.LEVELS, made.edges, made.top))
-    session.caption(f"Absolute scale, 0 to the latent's largest activation in this run ({made.top:.2f}); threshold {made.threshold:.2f}; outlined where it fires.")
+    session.caption(
+        f"Absolute scale, 0 to the latent's largest activation in this run ({made.top:.2f}); "
+        f"threshold {made.threshold:.2f}; outlined where it fires."
+    )

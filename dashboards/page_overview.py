@@ -6,7 +6,7 @@ from html import escape
 
 import streamlit as st
 
-from . import evidence, overview, session
+from . import evidence, limits, overview, session
 from .data import RunView
 from .tables import Table
 
@@ -16,16 +16,18 @@ def show() -> None:
 
 
 def _body(run: RunView) -> None:
-    session.exhibit("Concepts with a label: the best single latent", lambda: overview.found(run), run)
+    session.exhibit(
+        "Concepts with a label: the best single latent", lambda: overview.found(run), run
+    )
     _links(run)
     left, right = st.columns(2, gap="large")
     with left:
         session.exhibit("Names", lambda: overview.naming(run), run)
-        session.exhibit("Sparse autoencoders", lambda: overview.sae(run), run)
     with right:
         bottleneck = "Concept bottlenecks"
         session.exhibit(bottleneck, lambda: overview.bottleneck(run), run)
         session.exhibit("The run's head", lambda: overview.head(run), run)
+    session.exhibit("Sparse autoencoders", lambda: overview.sae(run), run)
     session.exhibit("Artifacts by label", lambda: overview.artifact_prevalence(run), run)
     left, right = st.columns(2, gap="large")
     with left:
@@ -35,10 +37,10 @@ def _body(run: RunView) -> None:
         st.subheader("Provenance")
         session.small_table(overview.provenance(run))
     st.subheader("What could not be measured, and why")
-    missing = session.computed(run, "unmeasured", (), lambda: overview.unmeasured(run))
+    missing = session.computed(run, "unmeasured", (), lambda: limits.unmeasured(run))
     session.small_table(Table(("what", "why"), list(missing)))
     st.subheader("Do not use this run if")
-    said = session.computed(run, "do not use", (), lambda: overview.do_not_use_if(run))
+    said = session.computed(run, "do not use", (), lambda: limits.do_not_use_if(run))
     st.html("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in said) + "</ul>")
 
 

@@ -16,7 +16,10 @@ def show() -> None:
 
 def _body(run: RunView) -> None:
     if not run.suppressions:
-        st.info(f"The run has no recipe yet. Make one: dermaudit recipe make --concept ruler --run {run.run.path}")
+        st.info(
+            "The run has no recipe yet. Make one: dermaudit recipe make --concept ruler --run "
+            f"{run.run.path}"
+        )
         return
     concept = session.choice("Concept", run.suppressions, "concept")
     try:
@@ -26,19 +29,38 @@ def _body(run: RunView) -> None:
         if run.owner(f"recipes/{concept}.recipe.json"):
             session.exhibit("The recipe", lambda: suppression.latents(run, concept), run, concept)
         return
-    session.exhibit("Before and after, by group", lambda: suppression.groups(run, concept), run, concept, open_table=True)
+    session.exhibit(
+        "Before and after, by group",
+        lambda: suppression.groups(run, concept),
+        run,
+        concept,
+        open_table=True,
+    )
     left, right = st.columns(2, gap="large")
     with left:
-        session.exhibit("Against random latents", lambda: suppression.null(run, concept), run, concept)
+        session.exhibit(
+            "Against random latents", lambda: suppression.null(run, concept), run, concept
+        )
         session.exhibit("The recipe", lambda: suppression.latents(run, concept), run, concept)
     with right:
-        session.exhibit("What it does and what it costs", lambda: suppression.cost(run, concept), run, concept)
+        session.exhibit(
+            "What it does and what it costs", lambda: suppression.cost(run, concept), run, concept
+        )
     session.exhibit("Flipped cases", lambda: suppression.flips(run, concept)[1], run, concept)
     cases = suppression.flips(run, concept)[0]
     session.paged_grid(
         run,
         [
-            (c["row"], (c["kind"], f"p {c['p_before']:.2f} to {c['p_after']:.2f}", suppression.group_words(c["group4"], concept, suppression.measured(run, concept)["target"])))
+            (
+                c["row"],
+                (
+                    c["kind"],
+                    f"p {c['p_before']:.2f} to {c['p_after']:.2f}",
+                    suppression.group_words(
+                        c["group4"], concept, suppression.measured(run, concept)["target"]
+                    ),
+                ),
+            )
             for c in cases
         ],
         key=f"flips-{concept}",

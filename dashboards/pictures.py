@@ -36,6 +36,12 @@ class PatchMap:
     threshold: float
 
     @property
+    def in_words(self) -> str:
+        """What the map shows, in numbers: its alt text."""
+        fires = int((self.values > 0).sum())
+        return f"largest {self.values.max():.2f}, fires in {fires} of {self.values.size} patches"
+
+    @property
     def edges(self) -> list[float]:
         return [self.top * i / len(LEVELS) for i in range(len(LEVELS))]
 
@@ -79,7 +85,9 @@ def patch_values(view: RunView, row: int, site: str, latent: int) -> np.ndarray:
     acts, grid = view.patch_acts(site, row)
     values = edit.encode(view.sae_weights(site), acts, [latent])[:, 0]
     if values.size != grid[0] * grid[1]:
-        raise EvidenceError(f"{site} stores {values.size} tokens, not a grid of {grid[0]} x {grid[1]}")
+        raise EvidenceError(
+            f"{site} stores {values.size} tokens, not a grid of {grid[0]} x {grid[1]}"
+        )
     return values.reshape(grid)
 
 

@@ -17,7 +17,7 @@ from dermaudit import __version__
 from dermaudit.errors import DermauditError
 from dermaudit.files import sha256_file, write_text
 
-from . import evidence, markup, overview, pictures, suppression
+from . import evidence, limits, markup, overview, pictures, suppression
 from .data import POOLED, RunView, latent_title
 from .tables import Exhibit, Table
 
@@ -26,15 +26,20 @@ CONCEPT_SECTIONS = 24
 THUMBNAILS = 8
 MAPS = 3
 FLIPS = 24
-_WIDTH = 900
+_WIDTH = 690  # fits a printed A4 page at its own size
 _MAP_SIDE, _THUMB_SIDE = 224, 128
 _DRAW = (
     "function draw(id, figure) { Plotly.newPlot(id, figure.data, figure.layout, "
-    "{displaylogo: false, displayModeBar: false}); }"
+    "{displaylogo: false, displayModeBar: false}); }\n"
+    # On paper nothing can be unfolded: every figure goes with its table.
+    'addEventListener("beforeprint", () => '
+    'document.querySelectorAll("details").forEach(d => { d.open = true; }));'
 )
 
 
-def write_report(run: Path | str, out: Path | None = None, *, force: bool = False) -> tuple[Path, int]:
+def write_report(
+    run: Path | str, out: Path | None = None, *, force: bool = False
+) -> tuple[Path, int]:
     """Write the report of a run and enter it as its stage `report`; returns (path, bytes).
 
     A report written elsewhere (`out`) is not entered: the run's record names only its own files.
@@ -60,7 +65,10 @@ def _inputs() -> dict[str, Any]:
     """What the report is made from beside the run's stages: this package's own files."""
     here = Path(__file__).parent
     names = sorted(p.name for p in here.iterdir() if p.suffix in (".py", ".css"))
-    return {"format_version": FORMAT_VERSION, "code": {name: sha256_file(here / name) for name in names}}
+    return {
+        "format_version": FORMAT_VERSION,
+        "code": {name: sha256_file(here / name) for name in names},
+    }
 
 
 def build(view: RunView) -> str:
@@ -74,10 +82,13 @@ def build(view: RunView) -> str:
     page.limits()
     name = escape(str(view.run.meta.get("name")))
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    contents = "".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title in page.contents)
+    contents = "".join(
+        f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title in page.contents
+    )
     licence = view.data_facts.get("licence")
     licence_line = (
-        f"Licence of the images: {escape(str(licence))}." if licence
+        f"Licence of the images: {escape(str(licence))}."
+        if licence
         else "Licence of the images: not stated beside the manifest; ask before you pass this file on."
     )
     model = view.run.meta.get("model") or {}
@@ -91,11 +102,12 @@ def build(view: RunView) -> str:
         f"<script>{plotly.offline.get_plotlyjs()}</script>\n<script>{_DRAW}</script>\n</head>\n<body>\n<main>\n"
         f"<h1>Audit of {name}</h1>\n"
         f"<p>Model {escape(str(model.get('name')))}, {view.n} images.</p>\n"
-        f'<p class="banner"><strong>{markup.RESEARCH_USE}.</strong> Every number is from the test split unless it says otherwise; '
-        "what could not be measured is listed with its reason.</p>\n"
+        f'<p class="banner"><strong>{markup.RESEARCH_USE}.</strong> Every number is from the test '
+        "split unless it says otherwise; what could not be measured is listed with its reason.</p>\n"
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>\n'
         + "\n".join(page.parts)
-        + f"\n<footer><p>{licence_line}</p><p>{markup.RESEARCH_USE}. Written by dermaudit {escape(__version__)} from the run "
+        + f"\n<footer><p>{licence_line}</p><p>{markup.RESEARCH_USE}. "
+        f"Written by dermaudit {escape(__version__)} from the run "
         f"{name} (stages {view.key[:16]}).</p></footer>\n</main>\n</body>\n</html>\n"
     )
 
@@ -116,15 +128,19 @@ class _Page:
         self._section("What was found")
         view = self.view
         for title, make in (
-            ("Concepts with a label: the best single latent", overview.found), ("Names", overview.naming),
-            ("Concept bottlenecks", overview.bottleneck), ("The run's head", overview.head),
+            ("Concepts with a label: the best single latent", overview.found),
+            ("Names", overview.naming),
+            ("Concept bottlenecks", overview.bottleneck),
+            ("The run's head", overview.head),
         ):
             self._exhibit(title, functools.partial(make, view))
         self._section("The images and the model")
         self._heading("Provenance")
         self.parts.append(markup.table(overview.provenance(view)))
         for title, make in (
-            ("Images", overview.counts), ("Skin tones", overview.skin_tones), ("Artifacts by label", overview.artifact_prevalence),
+            ("Images", overview.counts),
+            ("Skin tones", overview.skin_tones),
+            ("Artifacts by label", overview.artifact_prevalence),
             ("Sparse autoencoders", overview.sae),
         ):
             self._exhibit(title, functools.partial(make, view))
@@ -139,11 +155,13 @@ class _Page:
         named = sum(bool(r["name"]) for r in rows)
         shown = self._chosen(rows)
         self.parts.append(
-            f"<p>{len(rows)} latents fire, {named} of them are named. {len(shown)} are shown below: those that are the best latent of a "
+            f"<p>{len(rows)} latents fire, {named} of them are named. {len(shown)} are shown "
+            "below: those that are the best latent of a "
             "label, then the named ones with the highest z. The table holds all.</p>"
         )
         self.parts.append(
-            f'<p class="caption">{escape(evidence.CONCEPTS_CAPTION)}</p>' + _folded(f"All {len(rows)} latents", markup.table(evidence.concept_table(rows)))
+            f'<p class="caption">{escape(evidence.CONCEPTS_CAPTION)}</p>'
+            + _folded(f"All {len(rows)} latents", markup.table(evidence.concept_table(rows)))
         )
         for row in shown:
             self._concept(row)
@@ -160,20 +178,24 @@ class _Page:
             except DermauditError as error:
                 self._absent(error)
                 if view.owner(f"recipes/{concept}.recipe.json"):
-                    self._exhibit("The recipe", functools.partial(suppression.latents, view, concept), level=4)
+                    self._exhibit(
+                        "The recipe", functools.partial(suppression.latents, view, concept), level=4
+                    )
                 continue
             for title, make in (
-                ("Before and after, by group", suppression.groups), ("Against random latents", suppression.null),
-                ("What it does and what it costs", suppression.cost), ("The recipe", suppression.latents),
+                ("Before and after, by group", suppression.groups),
+                ("Against random latents", suppression.null),
+                ("What it does and what it costs", suppression.cost),
+                ("The recipe", suppression.latents),
             ):
                 self._exhibit(title, functools.partial(make, view, concept), level=4)
             self._flips(concept)
 
     def limits(self) -> None:
         self._section("What could not be measured, and why")
-        self.parts.append(markup.table(Table(("what", "why"), list(overview.unmeasured(self.view)))))
+        self.parts.append(markup.table(Table(("what", "why"), list(limits.unmeasured(self.view)))))
         self._section("Do not use this run if")
-        items = "".join(f"<li>{escape(line)}</li>" for line in overview.do_not_use_if(self.view))
+        items = "".join(f"<li>{escape(line)}</li>" for line in limits.do_not_use_if(self.view))
         self.parts.append(f"<ul>{items}</ul>")
 
     # ---- pieces
@@ -190,11 +212,17 @@ class _Page:
         best = f", best for {row['best_for']}" if row["best_for"] else ""
         self._heading(f"{latent_title(row)}: latent {latent} of {site}{best}")
         top = evidence.active_rows(view, site, latent)[:THUMBNAILS]
-        self.parts.append(markup.grid([self._card(i, f"activation {value:.3g}", view.labels[i]) for i, value in top], width=110))
+        self.parts.append(
+            markup.grid(
+                [self._card(i, f"activation {value:.3g}", view.labels[i]) for i, value in top],
+                width=110,
+            )
+        )
         if site != POOLED:
             self._maps(site, latent, [i for i, _ in top[:MAPS]])
         for title, make in (
-            ("Activations", functools.partial(evidence.activations, view, row)), ("Rival names", functools.partial(evidence.rival_names, row)),
+            ("Activations", functools.partial(evidence.activations, view, row)),
+            ("Rival names", functools.partial(evidence.rival_names, row)),
             ("Evidence against labels", functools.partial(evidence.against_labels, view, row)),
         ):
             self._exhibit(title, make, level=4)
@@ -207,14 +235,16 @@ class _Page:
             except DermauditError as error:
                 cards.append(markup.Card(None, "", (f"image {i}",), missing=error.message))
                 continue
-            said = f"image {i}: largest {last.values.max():.2f}, fires in {int((last.values > 0).sum())} of {last.values.size} patches"
+            said = f"image {i}: {last.in_words}"
             cards.append(markup.Card(last.picture, f"Map of latent {latent} over {said}", (said,)))
         self.parts.append(markup.grid(cards, width=220))
         if last is not None:
             self.parts.append(markup.scale(pictures.LEVELS, last.edges, last.top))
             self.parts.append(
-                f'<p class="caption">Activation of each patch on an absolute scale, 0 to {last.top:.2f}, the latent\'s largest in this run; threshold '
-                f"{last.threshold:.2f}. Outlined: patches in which it fires; twice as thick: 60 % of the largest and more.</p>"
+                '<p class="caption">Activation of each patch on an absolute scale, 0 to '
+                f"{last.top:.2f}, the latent's largest in this run; threshold "
+                f"{last.threshold:.2f}. Outlined: patches in which it fires; twice as thick: 60 "
+                "% of the largest and more.</p>"
             )
 
     def _flips(self, concept: str) -> None:
@@ -227,11 +257,19 @@ class _Page:
         self._show(made, 4)
         shown = cases[:FLIPS]
         if len(cases) > len(shown):
-            self.parts.append(f"<p>The first {len(shown)} of {len(cases)} are shown; suppression/{escape(concept)}.parquet holds all.</p>")
+            self.parts.append(
+                f"<p>The first {len(shown)} of {len(cases)} are shown; "
+                f"suppression/{escape(concept)}.parquet holds all.</p>"
+            )
         self.parts.append(
             markup.grid(
                 [
-                    self._card(c["row"], c["kind"], f"p {c['p_before']:.2f} to {c['p_after']:.2f}", suppression.group_words(c["group4"], concept, target))
+                    self._card(
+                        c["row"],
+                        c["kind"],
+                        f"p {c['p_before']:.2f} to {c['p_after']:.2f}",
+                        suppression.group_words(c["group4"], concept, target),
+                    )
                     for c in shown
                 ],
                 width=110,
@@ -273,7 +311,8 @@ class _Page:
         self._heading(made.title, level)
         if made.figure is not None:
             self.parts.append(self._figure(made))
-        self.parts += [f"<p><strong>Note.</strong> {escape(note)}</p>" for note in made.notes]
+        if made.notes:
+            self.parts.append(f"<p><strong>Note.</strong> {escape('; '.join(made.notes))}.</p>")
         self.parts.append(f'<p class="caption">{escape(made.caption)}</p>')
         body = markup.table(made.table)
         self.parts.append(body if made.figure is None else _folded("Table of this figure", body))
@@ -283,7 +322,8 @@ class _Page:
         self._figures += 1
         spec = json.dumps(
             {"data": made.figure["data"], "layout": {**made.figure["layout"], "width": _WIDTH}},
-            ensure_ascii=False, separators=(",", ":"),
+            ensure_ascii=False,
+            separators=(",", ":"),
         )
         # "</script>" in a label must not end the script.
         spec = spec.replace("<", "\\u003c")

@@ -26,7 +26,9 @@ RUN_VARIABLE = "DERMAUDIT_RUN"
 PER_PAGE = 24
 SMALL = 40
 
-_CSS = markup.GRID_CSS + """
+_CSS = (
+    markup.GRID_CSS
+    + """
 .da-banner { border-left: 4px solid #0072B2; padding: 4px 12px; font-size: 15px; }
 .da-caption { font-size: 14px; line-height: 1.5; max-width: 100ch; opacity: 0.9; }
 .wide { overflow-x: auto; }
@@ -36,8 +38,9 @@ _CSS = markup.GRID_CSS + """
 .wide th { font-weight: 600; }
 .wide .num { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .da-links { font-size: 15px; line-height: 1.9; }
-.da-links a { margin-right: 14px; }
+.da-links a { margin-right: 14px; color: inherit; text-decoration: underline; }
 """
+)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the run …")
@@ -50,7 +53,9 @@ def view() -> RunView:
     """The run that is explored."""
     path = os.environ.get(RUN_VARIABLE)
     if not path:
-        raise UserInputError("no run was named", "start the explorer with: dermaudit explore --run RUN")
+        raise UserInputError(
+            "no run was named", "start the explorer with: dermaudit explore --run RUN"
+        )
     file = Path(path) / "run.json"
     stat = file.stat() if file.is_file() else None
     return _open(path, (stat.st_mtime_ns, stat.st_size) if stat else (0, 0))
@@ -103,7 +108,11 @@ def page(title: str, body: Callable[[RunView], None]) -> None:
     st.title(_plain(title))
     try:
         run = view()
-        st.html(f'<p class="da-banner">{markup.RESEARCH_USE}. Run <strong>{escape(str(run.run.meta.get("name")))}</strong>, {word(run.n)} images.</p>')
+        name = run.run.meta.get("name")
+        st.html(
+            f'<p class="da-banner">{markup.RESEARCH_USE}. Run <strong>{escape(str(name))}</strong>, '
+            f"{word(run.n)} images.</p>"
+        )
         body(run)
     except DermauditError as error:
         tell(error)
@@ -114,7 +123,9 @@ def tell(error: DermauditError) -> None:
     st.warning(error.message + (f"  \n{error.hint}" if error.hint else ""))
 
 
-def exhibit(title: str, make: Callable[[], Exhibit], run: RunView, *arguments: Any, open_table: bool = False) -> None:
+def exhibit(
+    title: str, make: Callable[[], Exhibit], run: RunView, *arguments: Any, open_table: bool = False
+) -> None:
     """Show an exhibit under its title: figure, caption, notes, table; or why there is none."""
     st.subheader(title)
     try:
@@ -123,9 +134,14 @@ def exhibit(title: str, make: Callable[[], Exhibit], run: RunView, *arguments: A
         st.info(f"Not measured: {error.message}" if error.exit_code == 3 else error.message)
         return
     if made.figure is not None:
-        st.plotly_chart(_coloured(made.figure), theme=None, alt=made.alt, config={"displaylogo": False, "displayModeBar": False})
-    for note in made.notes:
-        st.markdown(f"**Note.** {_plain(note)}")
+        st.plotly_chart(
+            _coloured(made.figure),
+            theme=None,
+            alt=made.alt,
+            config={"displaylogo": False, "displayModeBar": False},
+        )
+    if made.notes:
+        st.markdown("**Note.** " + _plain("; ".join(made.notes)) + ".")
     caption(made.caption)
     if made.figure is None or open_table:
         small_table(made.table)
@@ -161,7 +177,9 @@ def arrow(content: Table) -> pa.Table:
             kind = pa.float64() if any(isinstance(v, float) for v in numbers) else pa.int64()
             columns[name] = pa.array(values, kind)
         else:
-            columns[name] = pa.array([None if v is None else word(v, content.digits) for v in values], pa.string())
+            columns[name] = pa.array(
+                [None if v is None else word(v, content.digits) for v in values], pa.string()
+            )
     return pa.table(columns)
 
 
@@ -177,11 +195,20 @@ def table(content: Table, *, alt: str, select: bool = False, key: str | None = N
     """Show a sortable table; with `select` the chosen row's index is returned."""
     data = arrow(content)
     config = {
-        name: st.column_config.NumberColumn(format="percent" if name in content.shares else f"%.{content.digits}f")
-        for name, kind in zip(data.column_names, data.schema.types, strict=True) if pa.types.is_floating(kind)
+        name: st.column_config.NumberColumn(
+            format="percent" if name in content.shares else f"%.{content.digits}f"
+        )
+        for name, kind in zip(data.column_names, data.schema.types, strict=True)
+        if pa.types.is_floating(kind)
     }
     height = 36 * (min(len(content.rows), 16) + 1) + 2
-    options: dict[str, Any] = {"height": height, "hide_index": True, "column_config": config, "alt": f"Table: {alt}", "placeholder": "–"}
+    options: dict[str, Any] = {
+        "height": height,
+        "hide_index": True,
+        "column_config": config,
+        "alt": f"Table: {alt}",
+        "placeholder": "–",
+    }
     if not select:
         st.dataframe(data, **options)
         return None
@@ -195,13 +222,20 @@ def latent_link(site: str, latent: int) -> str:
     return "concepts?" + urlencode({"latent": f"{site}/{latent}"})
 
 
-def card(run: RunView, row: int, *lines: str, side: int = pictures.SIDE, link: bool = True) -> markup.Card:
+def card(
+    run: RunView, row: int, *lines: str, side: int = pictures.SIDE, link: bool = True
+) -> markup.Card:
     """The card of image `row`: picture, alt text with what is known of it, and its lines."""
     found = _thumbnail(_key(run), row, side, run)
-    said = ", ".join([f"image {row}", *(x for x in (run.labels[row], run.splits[row]) if x), *lines])
+    said = ", ".join(
+        [f"image {row}", *(x for x in (run.labels[row], run.splits[row]) if x), *lines]
+    )
     return markup.Card(
-        found if isinstance(found, bytes) else None, f"Dermoscopic {said}", (f"image {row}", *lines),
-        "image?" + urlencode({"row": row}) if link else None, found if isinstance(found, str) else "",
+        found if isinstance(found, bytes) else None,
+        f"Dermoscopic {said}",
+        (f"image {row}", *lines),
+        "image?" + urlencode({"row": row}) if link else None,
+        found if isinstance(found, str) else "",
     )
 
 
@@ -213,7 +247,11 @@ def paged_grid(run: RunView, entries: Sequence[tuple[int, tuple[str, ...]]], key
         pages = max(1, -(-len(entries) // PER_PAGE))
         number = st.pagination(pages, key=f"{key}-page") if pages > 1 else 1
         part = entries[(number - 1) * PER_PAGE : number * PER_PAGE]
-        blur = "<style>.da-grid img { filter: blur(9px); }</style>" if st.session_state.get("blur") else ""
+        blur = (
+            "<style>.da-grid img { filter: blur(9px); }</style>"
+            if st.session_state.get("blur")
+            else ""
+        )
         st.html(blur + markup.grid([card(run, row, *lines) for row, lines in part], width=140))
 
     if entries:
@@ -225,7 +263,9 @@ def paged_grid(run: RunView, entries: Sequence[tuple[int, tuple[str, ...]]], key
 def choice(label: str, options: Sequence[str], parameter: str) -> str:
     """A select box whose value stands in the link."""
     current = st.query_params.get(parameter)
-    chosen = st.selectbox(label, options, index=list(options).index(current) if current in options else 0)
+    chosen = st.selectbox(
+        label, options, index=list(options).index(current) if current in options else 0
+    )
     if chosen != (current or options[0]):
         st.query_params[parameter] = chosen
     return chosen

@@ -12,7 +12,7 @@ from .tables import Exhibit, Table, span, word
 
 
 def group_words(name: str, concept: str, target: str) -> str:
-    """"y=1 a=0" in words: "mel, no ruler"."""
+    """ "y=1 a=0" in words: "mel, no ruler"."""
     y, a = (part.endswith("1") for part in name.split(" "))
     return f"{target if y else 'not ' + target}, {'with' if a else 'no'} {concept}"
 
@@ -36,19 +36,53 @@ def groups(view: RunView, concept: str) -> Exhibit:
     notes = [f"{n}: {r['reason']}" for n, r in zip(names, rows, strict=True) if r["reason"]]
     return Exhibit(
         "Before and after, by group",
-        f"A head for {target} is fitted where {concept} predicts it (strength {found.get('strength')}) and tested where it predicts the "
-        f"opposite. Accuracy of each of the four groups on test, before and after suppression; 95 % intervals by bootstrap over "
-        f"groups, {measures.DRAWS} draws. Both decision thresholds were set on the rows of choice; at the unchanged threshold the "
+        f"A head for {target} is fitted where {concept} predicts it (strength "
+        f"{found.get('strength')}) and tested where it predicts the "
+        "opposite. Accuracy of each of the four groups on test, before and after suppression; "
+        "95 % intervals by bootstrap over "
+        f"groups, {measures.DRAWS} draws. Both decision thresholds were set on the rows of "
+        "choice; at the unchanged threshold the "
         f"worst group is {word(found.get('worst_group_after_fixed_threshold'))}.",
         Table(
-            ("group", "n", "before", "before 95 %", "after", "after 95 %", "change 95 %", "latents fire in", "flipped"),
-            [(n, r["n"], r["before"], r["before_ci"], r["after"], r["after_ci"], r["change_ci"], r["fired"], r["flipped"]) for n, r in zip(names, rows, strict=True)],
+            (
+                "group",
+                "n",
+                "before",
+                "before 95 %",
+                "after",
+                "after 95 %",
+                "change 95 %",
+                "latents fire in",
+                "flipped",
+            ),
+            [
+                (
+                    n,
+                    r["n"],
+                    r["before"],
+                    r["before_ci"],
+                    r["after"],
+                    r["after_ci"],
+                    r["change_ci"],
+                    r["fired"],
+                    r["flipped"],
+                )
+                for n, r in zip(names, rows, strict=True)
+            ],
         ),
         figures.before_after(
-            names, [r["before"] for r in rows], [r["after"] for r in rows], [r["before_ci"] for r in rows],
-            [r["after_ci"] for r in rows], axis="accuracy on test", bounds=(-0.02, 1.02),
+            names,
+            [r["before"] for r in rows],
+            [r["after"] for r in rows],
+            [r["before_ci"] for r in rows],
+            [r["after_ci"] for r in rows],
+            axis="accuracy on test",
+            bounds=(-0.02, 1.02),
         ),
-        "; ".join(f"{n} {r['before']:.2f} to {r['after']:.2f} (n {r['n']})" for n, r in zip(names, rows, strict=True)),
+        "; ".join(
+            f"{n} {r['before']:.2f} to {r['after']:.2f} (n {r['n']})"
+            for n, r in zip(names, rows, strict=True)
+        ),
         notes,
     )
 
@@ -59,17 +93,27 @@ def null(view: RunView, concept: str) -> Exhibit:
     lifts = [float(v) for v in found.get("random_lifts") or []]
     if not lifts:
         raise EvidenceError("no random sets were measured")
-    lift = float(found.get("worst_group_lift", found["worst_group_after"] - found["worst_group_before"]))
+    lift = float(
+        found.get("worst_group_lift", found["worst_group_after"] - found["worst_group_before"])
+    )
     interval = span(*found["ci"]) if found.get("ci") else None
     return Exhibit(
         "Against random latents",
-        f"Change in worst-group accuracy by this recipe ({len(found['latents'])} latents), beside {len(lifts)} sets of as many random "
-        f"latents that fire as often: {found['random_sets_beaten']} of {found['random_sets']} are beaten. If the recipe lay within "
+        f"Change in worst-group accuracy by this recipe ({len(found['latents'])} latents), "
+        f"beside {len(lifts)} sets of as many random "
+        f"latents that fire as often: {found['random_sets_beaten']} of {found['random_sets']} "
+        "are beaten. If the recipe lay within "
         "them, any edit would have done.",
-        Table(("set", "change in worst-group accuracy", "95 % interval"),
-              [("this recipe", lift, interval), *((f"random {i + 1}", v, None) for i, v in enumerate(lifts))]),
+        Table(
+            ("set", "change in worst-group accuracy", "95 % interval"),
+            [
+                ("this recipe", lift, interval),
+                *((f"random {i + 1}", v, None) for i, v in enumerate(lifts)),
+            ],
+        ),
         figures.null_strip(lifts, lift, interval, axis="change in worst-group accuracy on test"),
-        f"This recipe {lift:+.2f}; random sets from {min(lifts):+.2f} to {max(lifts):+.2f}; {found['random_sets_beaten']} of {found['random_sets']} beaten.",
+        f"This recipe {lift:+.2f}; random sets from {min(lifts):+.2f} to {max(lifts):+.2f}; "
+        f"{found['random_sets_beaten']} of {found['random_sets']} beaten.",
     )
 
 
@@ -78,17 +122,71 @@ def cost(view: RunView, concept: str) -> Exhibit:
     found = measured(view, concept)
     n_test = found.get("n_test")
     rows: list[tuple[Any, ...]] = [
-        ("worst group before", found["worst_group_before"], span(*(found.get("worst_group_before_ci") or (None, None))), n_test, None),
-        ("worst group after", found["worst_group_after"], span(*(found.get("worst_group_after_ci") or (None, None))), n_test, None),
-        ("change of the worst group", found.get("worst_group_lift"), span(*(found.get("ci") or (None, None))), n_test, None),
-        ("worst group after fitting the head again", found.get("worst_group_after_refit"), None, n_test, None),
+        (
+            "worst group before",
+            found["worst_group_before"],
+            span(*(found.get("worst_group_before_ci") or (None, None))),
+            n_test,
+            None,
+        ),
+        (
+            "worst group after",
+            found["worst_group_after"],
+            span(*(found.get("worst_group_after_ci") or (None, None))),
+            n_test,
+            None,
+        ),
+        (
+            "change of the worst group",
+            found.get("worst_group_lift"),
+            span(*(found.get("ci") or (None, None))),
+            n_test,
+            None,
+        ),
+        (
+            "worst group after fitting the head again",
+            found.get("worst_group_after_refit"),
+            None,
+            n_test,
+            None,
+        ),
         ("AUROC on the trap's test rows, before", found.get("auroc_before"), None, n_test, None),
         ("AUROC on the trap's test rows, after", found.get("auroc_after"), None, n_test, None),
-        (f"change of AUROC on {found.get('clean_is', 'artifact-free images')}", found.get("clean_auroc_delta"), None, found.get("clean_n"), found.get("clean_auroc_delta_reason")),
-        (f"{concept} drawn onto images: mean shift of p before", found.get("insertion_before"), None, found.get("insertion_n"), None),
-        (f"{concept} drawn onto images: mean shift of p after", found.get("insertion_after"), None, found.get("insertion_n"), None),
-        ("insertion residual (after / before; 0 = the drawn artifact moves nothing)", found.get("insertion_residual"), None, found.get("insertion_n"), found.get("insertion_residual_reason")),
-        ("images left bit for bit unchanged (no suppressed latent fires)", found.get("identity_rows"), None, view.n, None),
+        (
+            f"change of AUROC on {found.get('clean_is', 'artifact-free images')}",
+            found.get("clean_auroc_delta"),
+            None,
+            found.get("clean_n"),
+            found.get("clean_auroc_delta_reason"),
+        ),
+        (
+            f"{concept} drawn onto images: mean shift of p before",
+            found.get("insertion_before"),
+            None,
+            found.get("insertion_n"),
+            None,
+        ),
+        (
+            f"{concept} drawn onto images: mean shift of p after",
+            found.get("insertion_after"),
+            None,
+            found.get("insertion_n"),
+            None,
+        ),
+        (
+            "insertion residual (after / before; 0 = the drawn artifact moves nothing)",
+            found.get("insertion_residual"),
+            None,
+            found.get("insertion_n"),
+            found.get("insertion_residual_reason"),
+        ),
+        (
+            "images left bit for bit unchanged (no suppressed latent fires)",
+            found.get("identity_rows"),
+            None,
+            view.n,
+            None,
+        ),
     ]
     kept = [r for r in rows if r[1] is not None or r[4]]
     return Exhibit(
@@ -106,13 +204,18 @@ def latents(view: RunView, concept: str) -> Exhibit:
     except DermauditError:
         names = {}  # the names stage is absent or stale; the recipe stands without it
     rows = [
-        (e["latent"], names.get((recipe.site, e["latent"])) or "unnamed", ", ".join(f"{k} {v:.3f}" for k, v in (e.get("why") or {}).items()))
+        (
+            e["latent"],
+            names.get((recipe.site, e["latent"])) or "unnamed",
+            ", ".join(f"{k} {v:.3f}" for k, v in (e.get("why") or {}).items()),
+        )
         for e in recipe.body["latents"]
     ]
     limits = recipe.body["limits"]
     return Exhibit(
         "The recipe",
-        f"Operation: {recipe.body['operation']['mode']} at {recipe.site}, error term {recipe.body['operation'].get('error_term', 'kept')}. "
+        f"Operation: {recipe.body['operation']['mode']} at {recipe.site}, error term "
+        f"{recipe.body['operation'].get('error_term', 'kept')}. "
         f"Body hash {recipe.sha256[:16]}. Chosen on val, measured on test.",
         Table(("latent", "name", "why it is in"), rows),
         notes=[f"Limit: {limit}" for limit in limits],
@@ -129,8 +232,8 @@ def flips(view: RunView, concept: str) -> tuple[list[dict[str, Any]], Exhibit]:
     counted = [(k, sum(c["kind"] == k for c in cases)) for k in kinds]
     return cases, Exhibit(
         "Flipped cases",
-        f"{len(cases)} of {len(rows)} test images change their decision. First those in which a true {target} is no longer called: "
+        f"{len(cases)} of {len(rows)} test images change their decision. First those in which a "
+        f"true {target} is no longer called: "
         "look at each of them.",
         Table(("what changed", "images"), counted),
     )
-

@@ -25,14 +25,20 @@ class Table:
 
     def words(self) -> list[list[str]]:
         return [
-            [word(v, self.digits, share=h in self.shares) for h, v in zip(self.header, row, strict=True)]
+            [
+                word(v, self.digits, share=h in self.shares)
+                for h, v in zip(self.header, row, strict=True)
+            ]
             for row in self.rows
         ]
 
     def numeric(self) -> list[bool]:
         """Which columns hold numbers (they are set flush right)."""
         return [
-            any(isinstance(row[i], (int, float, tuple)) and not isinstance(row[i], bool) for row in self.rows)
+            any(
+                isinstance(row[i], (int, float, tuple)) and not isinstance(row[i], bool)
+                for row in self.rows
+            )
             for i in range(len(self.header))
         ]
 

@@ -23,8 +23,16 @@ from dermaudit.dashboards.data import RunView
 
 pytestmark = pytest.mark.browser
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1300,1400",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1300,1400",
 )
 
 
@@ -52,8 +60,20 @@ def explorer(whole_run: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "dermaudit", "explore", "--run", str(whole_run), "--port", str(port), "--no-browser"],
-        env={**os.environ, "PYTHONPATH": str(Path(dermaudit.__file__).parent.parent)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        [
+            sys.executable,
+            "-m",
+            "dermaudit",
+            "explore",
+            "--run",
+            str(whole_run),
+            "--port",
+            str(port),
+            "--no-browser",
+        ],
+        env={**os.environ, "PYTHONPATH": str(Path(dermaudit.__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -101,7 +121,9 @@ def test_overview_leads_to_a_concept_whose_images_load(browser: Any, explorer: s
     _loaded(browser)
 
 
-def test_concept_link_of_a_patch_site_opens_by_itself(browser: Any, explorer: str, whole_run: Path) -> None:
+def test_concept_link_of_a_patch_site_opens_by_itself(
+    browser: Any, explorer: str, whole_run: Path
+) -> None:
     row = next(r for r in RunView.open(whole_run).concepts if r["site"] == PATCHES and r["name"])
     browser.get(f"{explorer}/concepts?latent={quote(PATCHES + '/' + str(row['latent']), safe='')}")
     _wait(browser, "document.querySelectorAll('.da-scale').length === 1")
@@ -112,16 +134,29 @@ def test_concept_link_of_a_patch_site_opens_by_itself(browser: Any, explorer: st
 def _loaded(browser: Any) -> None:
     """Every picture of the grids is there, in pixels, with its words."""
     _wait(browser, "document.querySelectorAll('.da-grid img').length > 5")
-    _wait(browser, "[...document.querySelectorAll('.da-grid img')].every(i => i.complete && i.naturalWidth > 0)")
-    assert browser.execute_script("return [...document.querySelectorAll('.da-grid img')].every(i => i.alt.length > 10)")
+    _wait(
+        browser,
+        "[...document.querySelectorAll('.da-grid img')].every(i => i.complete && i.naturalWidth > 0)",
+    )
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('.da-grid img')].every(i => i.alt.length > 10)"
+    )
 
 
-def test_report_draws_itself_without_a_network(browser: Any, whole_run: Path, tmp_path: Path) -> None:
+def test_report_draws_itself_without_a_network(
+    browser: Any, whole_run: Path, tmp_path: Path
+) -> None:
     path, _ = report.write_report(whole_run, tmp_path / "report.html")
     browser.get(path.as_uri())
     figures = path.read_text(encoding="utf-8").count('class="figure"')
     _wait(browser, f"document.querySelectorAll('.figure .main-svg').length >= {figures}")
-    fetched = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    fetched = browser.execute_script(
+        "return performance.getEntriesByType('resource').map(e => e.name)"
+    )
     assert [name for name in fetched if not name.startswith("data:")] == []
-    assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
-    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert browser.execute_script(
+        "return [...document.images].every(i => i.complete && i.naturalWidth > 0)"
+    )
+    assert browser.execute_script(
+        "return document.documentElement.scrollWidth <= window.innerWidth"
+    )

@@ -24,7 +24,15 @@ def test_explore_on_a_port_in_use(main, whole_run) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        done = main("explore", "--run", whole_run, "--port", str(taken.getsockname()[1]), "--no-browser", "--json")
+        done = main(
+            "explore",
+            "--run",
+            whole_run,
+            "--port",
+            str(taken.getsockname()[1]),
+            "--no-browser",
+            "--json",
+        )
     assert done.rc == 2 and "cannot be used" in done.json()["error"]["message"]
 
 
@@ -40,7 +48,9 @@ def test_report_overwrites_only_by_force(main, own_run, tmp_path) -> None:
     out = tmp_path / "mine.html"
     out.write_text("precious")
     done = main("report", "--run", own_run, "--out", out, "--json")
-    assert done.rc == 2 and "--force" in done.json()["error"]["hint"] and out.read_text() == "precious"
+    assert (
+        done.rc == 2 and "--force" in done.json()["error"]["hint"] and out.read_text() == "precious"
+    )
     assert main("report", "--run", own_run, "--out", out, "--force").rc == 0
     assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert main("report", "--run", own_run, "--out", tmp_path).rc == 2

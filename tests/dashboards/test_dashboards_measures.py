@@ -24,7 +24,11 @@ def test_prevalence_counts_are_those_of_the_manifest(whole_run) -> None:
     cells = {(c.artifact, c.label): c for c in measures.prevalence(view)}
     assert set(a for a, _ in cells) == {"ruler", "ink"}
     ink = view.images["artifact:ink"].to_pylist()
-    mel = [value for value, label in zip(ink, view.labels, strict=True) if label == "mel" and value is not None]
+    mel = [
+        value
+        for value, label in zip(ink, view.labels, strict=True)
+        if label == "mel" and value is not None
+    ]
     cell = cells["ink", "mel"]
     assert (cell.n, cell.n_pos) == (len(mel), int(sum(mel)))
     ruler = cells["ruler", "mel"]
@@ -45,7 +49,9 @@ def test_auroc_of_draws_is_the_weighted_auroc() -> None:
 def test_latent_evidence_shows_labels_with_n_and_interval(whole_run) -> None:
     rows = measures.latent_evidence(RunView.open(whole_run), POOLED, 0)
     measured = [row for row in rows if row["auroc"] is not None]
-    assert measured and all(row["lo"] <= row["auroc"] <= row["hi"] and row["n"] >= 30 for row in measured)
+    assert measured and all(
+        row["lo"] <= row["auroc"] <= row["hi"] and row["n"] >= 30 for row in measured
+    )
     assert all(row["reason"] for row in rows if row["auroc"] is None)
 
 
@@ -56,12 +62,32 @@ def test_latent_evidence_without_labels_says_so(unlabelled_run) -> None:
 
 def test_group_accuracy_by_hand() -> None:
     rows = [
-        {"row": i, "group4": "y=1 a=0", "top1_before": "mel" if i < 10 else "rest", "top1_after": "mel" if i < 25 else "rest",
-         "flipped": 10 <= i < 25, "fired": i >= 10}
+        {
+            "row": i,
+            "group4": "y=1 a=0",
+            "top1_before": "mel" if i < 10 else "rest",
+            "top1_after": "mel" if i < 25 else "rest",
+            "flipped": 10 <= i < 25,
+            "fired": i >= 10,
+        }
         for i in range(40)
-    ] + [{"row": 40, "group4": "y=0 a=1", "top1_before": "rest", "top1_after": "mel", "flipped": True, "fired": True}]
+    ] + [
+        {
+            "row": 40,
+            "group4": "y=0 a=1",
+            "top1_before": "rest",
+            "top1_after": "mel",
+            "flipped": True,
+            "fired": True,
+        }
+    ]
     small, large = measures.group_accuracy(rows, np.arange(41).astype(str), "mel")
-    assert (large["group"], large["n"], large["before"], large["after"]) == ("y=1 a=0", 40, 0.25, 0.625)
+    assert (large["group"], large["n"], large["before"], large["after"]) == (
+        "y=1 a=0",
+        40,
+        0.25,
+        0.625,
+    )
     assert large["flipped"] == 15 and large["fired"] == 30
     assert large["change_ci"][0] < 0.375 < large["change_ci"][1]
     assert small["reason"] == "n too small: 1 images" and small["before_ci"] is None
@@ -70,11 +96,22 @@ def test_group_accuracy_by_hand() -> None:
 
 def test_flipped_cases_put_missed_melanoma_first() -> None:
     def row(i: int, group: str, before: str, after: str) -> dict:
-        return {"row": i, "group4": group, "p_before": 0.5, "p_after": 0.1 * i, "top1_before": before, "top1_after": after, "flipped": before != after}
+        return {
+            "row": i,
+            "group4": group,
+            "p_before": 0.5,
+            "p_after": 0.1 * i,
+            "top1_before": before,
+            "top1_after": after,
+            "flipped": before != after,
+        }
 
     rows = [
-        row(1, "y=0 a=0", "rest", "mel"), row(2, "y=1 a=0", "rest", "mel"), row(3, "y=0 a=1", "mel", "rest"),
-        row(4, "y=1 a=1", "mel", "rest"), row(5, "y=1 a=1", "mel", "mel"),
+        row(1, "y=0 a=0", "rest", "mel"),
+        row(2, "y=1 a=0", "rest", "mel"),
+        row(3, "y=0 a=1", "mel", "rest"),
+        row(4, "y=1 a=1", "mel", "rest"),
+        row(5, "y=1 a=1", "mel", "mel"),
     ]
     found = measures.flipped_cases(rows, "mel")
     assert [r["row"] for r in found] == [4, 3, 2, 1]
@@ -113,5 +150,7 @@ def test_nearest_leaves_the_image_itself_out(whole_run) -> None:
     found = measures.nearest(view, 4)
     cosine = view.pooled @ view.pooled[4]
     cosine[4] = -2
-    assert found[0][0] == int(cosine.argmax()) and found[0][1] == pytest.approx(cosine.max(), abs=1e-6)
+    assert found[0][0] == int(cosine.argmax()) and found[0][1] == pytest.approx(
+        cosine.max(), abs=1e-6
+    )
     assert 4 not in [row for row, _ in found]

@@ -70,5 +70,7 @@ def test_overlay_outlines_without_colour() -> None:
 def test_overlay_keeps_the_absolute_scale() -> None:
     """A weak activation is not stretched to look like a strong one."""
     image = np.full((32, 32, 3), 128, np.uint8)
-    weak, strong = (pictures.overlay(image, np.full((1, 1), v), 1.0, 1.0)[16, 16] for v in (0.1, 1.0))
+    weak, strong = (
+        pictures.overlay(image, np.full((1, 1), v), 1.0, 1.0)[16, 16] for v in (0.1, 1.0)
+    )
     assert tuple(weak) == pictures.LEVELS[0] and tuple(strong) == pictures.LEVELS[-1]

@@ -41,7 +41,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data) -> None:
-        where = {"script": self.scripts, "style": self.styles}.get(self.open[-1] if self.open else "", self.words)
+        where = {"script": self.scripts, "style": self.styles}.get(
+            self.open[-1] if self.open else "", self.words
+        )
         where.append(data)
 
     @property
@@ -62,7 +64,11 @@ def document(html) -> Page:
 def test_nothing_is_fetched(document) -> None:
     for tag, name, value in document.attributes:
         if name in ("src", "href", "data", "action", "poster", "srcset", "style"):
-            assert not re.search(r"(https?:)?//", value) or value.startswith("data:"), (tag, name, value[:80])
+            assert not re.search(r"(https?:)?//", value) or value.startswith("data:"), (
+                tag,
+                name,
+                value[:80],
+            )
     assert not [s for s in document.styles if "@import" in s or "url(" in s]
     assert [a for a in document.attributes if a[0] == "script" and a[1] == "src"] == []
 
@@ -82,8 +88,22 @@ def numbers(row: dict, keys: tuple[str, ...]) -> list[str]:
 def test_it_says_the_numbers_of_the_files(whole_run, document) -> None:
     text = document.text
     for row in pq.read_table(whole_run / "labels.parquet").to_pylist():
-        wanted = numbers(row, ("auprc", "auprc_lo", "auprc_hi", "auroc", "auroc_lo", "auroc_hi", "probe_auprc", "prevalence",
-                               "lift_share", "lift_share_lo", "lift_share_hi"))
+        wanted = numbers(
+            row,
+            (
+                "auprc",
+                "auprc_lo",
+                "auprc_hi",
+                "auroc",
+                "auroc_lo",
+                "auroc_hi",
+                "probe_auprc",
+                "prevalence",
+                "lift_share",
+                "lift_share_lo",
+                "lift_share_hi",
+            ),
+        )
         assert [n for n in wanted if n not in text] == []
         assert row["reason"] is None or row["reason"] in text
     for row in pq.read_table(whole_run / "bottlenecks.parquet").to_pylist():
@@ -92,8 +112,16 @@ def test_it_says_the_numbers_of_the_files(whole_run, document) -> None:
         assert [n for n in numbers(row, ("z", "q", "label_auprc")) if n not in text] == []
         assert f"{100 * row['frequency']:.1f} %" in text
     figures = json.loads((whole_run / "suppression" / "ruler.json").read_text())
-    for key in ("worst_group_before", "worst_group_after", "worst_group_lift", "auroc_before", "auroc_after", "clean_auroc_delta",
-                "worst_group_after_refit", "worst_group_after_fixed_threshold"):
+    for key in (
+        "worst_group_before",
+        "worst_group_after",
+        "worst_group_lift",
+        "auroc_before",
+        "auroc_after",
+        "clean_auroc_delta",
+        "worst_group_after_refit",
+        "worst_group_after_fixed_threshold",
+    ):
         assert f"{figures[key]:.3f}" in text, key
     assert [v for v in figures["random_lifts"] if f"{v:.3f}" not in text] == []
     assert figures["insertion_residual_reason"] in text
@@ -101,8 +129,15 @@ def test_it_says_the_numbers_of_the_files(whole_run, document) -> None:
 
 def test_it_says_what_it_must(document) -> None:
     text = document.text
-    for words in ("Research use, not a medical device", "Licence of the images: CC0-1.0", "What could not be measured, and why",
-                  "Do not use this run if", "n too small", "19 of 20 are beaten", "mel missed after suppression"):
+    for words in (
+        "Research use, not a medical device",
+        "Licence of the images: CC0-1.0",
+        "What could not be measured, and why",
+        "Do not use this run if",
+        "n too small",
+        "19 of 20 are beaten",
+        "mel missed after suppression",
+    ):
         assert words in text, words
 
 

@@ -29,15 +29,24 @@ def make_run(
     run = Run.create(folder / "run", seed=7)
     table = _images(folder / "data", labels)
     if licence:
-        write_json(folder / "data" / "data.json", {"layout": "phantom", "licence": licence, "n_images": N})
+        write_json(
+            folder / "data" / "data.json", {"layout": "phantom", "licence": licence, "n_images": N}
+        )
     run.meta["model"] = {"name": "toy", "fingerprint": "f" * 64, "preprocess": {"size": 48}}
     run.meta["data"] = {
-        "root": os.path.relpath(folder / "data"), "manifest": "manifest.parquet",
-        "manifest_sha256": "a" * 64, "n_images": N, "n_skipped": 1,
+        "root": os.path.relpath(folder / "data"),
+        "manifest": "manifest.parquet",
+        "manifest_sha256": "a" * 64,
+        "n_images": N,
+        "n_skipped": 1,
     }
     write_parquet(run.file("images.parquet"), table)
-    write_parquet(run.file("skipped.parquet"), pa.table({"image": ["bad.png"], "reason": ["truncated"]}))
-    run.record("images", {}, [run.file("images.parquet"), run.file("skipped.parquet")], summary={"n": N})
+    write_parquet(
+        run.file("skipped.parquet"), pa.table({"image": ["bad.png"], "reason": ["truncated"]})
+    )
+    run.record(
+        "images", {}, [run.file("images.parquet"), run.file("skipped.parquet")], summary={"n": N}
+    )
     _activations(run)
     _concepts(run, labels)
     if labels:
@@ -61,15 +70,23 @@ def _images(folder: Path, labels: bool) -> pa.Table:
     for scene, name in zip(scenes, names, strict=True):
         Image.fromarray(render(scene, 48).rgb).save(folder / name)
     columns: dict[str, Any] = {
-        "image": names, "split": SPLITS, "group": [f"g{i // 2}" for i in range(N)],
-        "sha256": [sha256_file(folder / name) for name in names], "width": [48] * N, "height": [48] * N,
+        "image": names,
+        "split": SPLITS,
+        "group": [f"g{i // 2}" for i in range(N)],
+        "sha256": [sha256_file(folder / name) for name in names],
+        "width": [48] * N,
+        "height": [48] * N,
     }
     if labels:
         # A label that is markup: other people's text must stay text.
-        columns["label"] = ["mel" if i % 3 == 0 else "<b>nv</b>" if i % 3 == 1 else "bkl" for i in range(N)]
+        columns["label"] = [
+            "mel" if i % 3 == 0 else "<b>nv</b>" if i % 3 == 1 else "bkl" for i in range(N)
+        ]
         columns["skin_tone"] = ["2" if i % 5 else None for i in range(N)]
         columns["artifact:ruler"] = [float(s.artifacts["ruler"]) for s in scenes]
-        columns["artifact:ink"] = [None if i % 4 == 0 else float(s.artifacts["ink"]) for i, s in enumerate(scenes)]
+        columns["artifact:ink"] = [
+            None if i % 4 == 0 else float(s.artifacts["ink"]) for i, s in enumerate(scenes)
+        ]
         columns["concept:streaks"] = [float(s.concepts["streaks"]) for s in scenes]
     return pa.table(columns)
 
@@ -88,8 +105,15 @@ def _activations(run: Run) -> None:
     for site, acts, tokens, grid in ((POOLED, pooled, 1, None), (PATCHES, patches, 16, list(GRID))):
         store = ActivationStore.create(
             run.file("embeddings", site),
-            {"site": site, "d": D, "tokens": tokens, "grid": grid, "dtype": str(acts.dtype),
-             "model_fingerprint": "f" * 64, "images_sha256": "x"},
+            {
+                "site": site,
+                "d": D,
+                "tokens": tokens,
+                "grid": grid,
+                "dtype": str(acts.dtype),
+                "model_fingerprint": "f" * 64,
+                "images_sha256": "x",
+            },
         )
         for index, rows in enumerate(np.array_split(np.arange(N), 2)):
             store.write_shard(index, acts[rows], rows, rows)
@@ -100,15 +124,30 @@ def _activations(run: Run) -> None:
         decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
         threshold = 0.35 if site == POOLED else 1.5
         sae = ThresholdSAE(
-            torch.from_numpy(decoder.T.copy()), torch.from_numpy(decoder), torch.zeros(D_SAE),
-            torch.zeros(D), torch.full((D_SAE,), threshold),
+            torch.from_numpy(decoder.T.copy()),
+            torch.from_numpy(decoder),
+            torch.zeros(D_SAE),
+            torch.zeros(D),
+            torch.full((D_SAE,), threshold),
         )
         files = sae.save(run.file("sae", site))
         write_json(
             run.file("sae", site, "metrics.json"),
-            {"d_in": D, "d_sae": D_SAE, "k": 4.0, "l0": 3.25, "fvu": 0.417, "dead": 0.05, "n_train": 36, "seed": 7},
+            {
+                "d_in": D,
+                "d_sae": D_SAE,
+                "k": 4.0,
+                "l0": 3.25,
+                "fvu": 0.417,
+                "dead": 0.05,
+                "n_train": 36,
+                "seed": 7,
+            },
         )
-        files += [run.file("sae", site, "metrics.json"), *write_codes(run.file("codes", site), sae, acts, site)]
+        files += [
+            run.file("sae", site, "metrics.json"),
+            *write_codes(run.file("codes", site), sae, acts, site),
+        ]
         run.record(f"fit:{site}", {}, files, upstream=["embed"])
 
 
@@ -121,25 +160,43 @@ def _concepts(run: Run, labels: bool) -> None:
             word = ("ruler", "streaks")[latent % 2] if named else None
             rows.append(
                 {
-                    "site": site, "latent": int(latent), "name": word,
+                    "site": site,
+                    "latent": int(latent),
+                    "name": word,
                     "type": {"ruler": "artifact", "streaks": "clinical"}[word] if word else None,
-                    "z": 2.5 - 0.05 * latent, "p_null": 0.005 if named else 0.4, "q": 0.012 if named else 0.4,
-                    "p_correct": None, "rivals": json.dumps([[word or "hair", 2.41], ["(sofa)", 1.93]]),
+                    "z": 2.5 - 0.05 * latent,
+                    "p_null": 0.005 if named else 0.4,
+                    "q": 0.012 if named else 0.4,
+                    "p_correct": None,
+                    "rivals": json.dumps([[word or "hair", 2.41], ["(sofa)", 1.93]]),
                     "n_active": int(indptr[latent + 1] - indptr[latent]),
-                    "frequency": float(indptr[latent + 1] - indptr[latent]) / N, "top_rows": [0, 1],
-                    "label_concept": "ruler" if labels else None, "label_auprc": 0.613 if labels else None,
-                    "wrong": None, "reason": None if named else "no word beats its null",
+                    "frequency": float(indptr[latent + 1] - indptr[latent]) / N,
+                    "top_rows": [0, 1],
+                    "label_concept": "ruler" if labels else None,
+                    "label_auprc": 0.613 if labels else None,
+                    "wrong": None,
+                    "reason": None if named else "no word beats its null",
                 }
             )
     write_parquet(run.file("concepts.parquet"), pa.Table.from_pylist(rows))
     named = sum(row["name"] is not None for row in rows)
     write_json(
         run.file("naming.json"),
-        {"named": named, "unnamed": len(rows) - named, "coverage": round(named / len(rows), 6), "n_judged": 4 if labels else 0,
-         "wrong_among_named": 0.25 if labels else None, "named_under_permutation": 1, "vocabulary": "toy", "vocabulary_sha256": "v"},
+        {
+            "named": named,
+            "unnamed": len(rows) - named,
+            "coverage": round(named / len(rows), 6),
+            "n_judged": 4 if labels else 0,
+            "wrong_among_named": 0.25 if labels else None,
+            "named_under_permutation": 1,
+            "vocabulary": "toy",
+            "vocabulary_sha256": "v",
+        },
     )
     run.record(
-        "name", {}, [run.file("concepts.parquet"), run.file("naming.json")],
+        "name",
+        {},
+        [run.file("concepts.parquet"), run.file("naming.json")],
         upstream=["images", "embed", f"fit:{POOLED}", f"fit:{PATCHES}"],
     )
 
@@ -149,37 +206,103 @@ def _labels(run: Run) -> None:
 
     rows = [
         LabelEvidence(
-            "ruler", "artifact", POOLED, 0, 0.7123, 0.6011, 0.8034, 0.8312, 0.7523, 0.9017, 0.8241, 0.9135,
-            0.2034, 64, 13, 0.8197, 0.6871, 0.9523,
+            "ruler",
+            "artifact",
+            POOLED,
+            0,
+            0.7123,
+            0.6011,
+            0.8034,
+            0.8312,
+            0.7523,
+            0.9017,
+            0.8241,
+            0.9135,
+            0.2034,
+            64,
+            13,
+            0.8197,
+            0.6871,
+            0.9523,
         ),
-        LabelEvidence("streaks", "clinical", PATCHES, 1, 0.4127, 0.3019, 0.5238, 0.6541, 0.5437, 0.7642, 0.4611, 0.7013, 0.3815, 64, 24,
-                      reason="lift share undefined: probe AUPRC − prevalence = 0.080 < 0.10"),
-        LabelEvidence("ink", "artifact", n=48, n_pos=2, reason="n too small: 2 of 48 labelled test images"),
+        LabelEvidence(
+            "streaks",
+            "clinical",
+            PATCHES,
+            1,
+            0.4127,
+            0.3019,
+            0.5238,
+            0.6541,
+            0.5437,
+            0.7642,
+            0.4611,
+            0.7013,
+            0.3815,
+            64,
+            24,
+            reason="lift share undefined: probe AUPRC − prevalence = 0.080 < 0.10",
+        ),
+        LabelEvidence(
+            "ink", "artifact", n=48, n_pos=2, reason="n too small: 2 of 48 labelled test images"
+        ),
     ]
     write_parquet(run.file("labels.parquet"), pa.Table.from_pylist([row.as_row() for row in rows]))
-    run.record("annotate", {}, [run.file("labels.parquet")], upstream=["images", "embed", f"fit:{POOLED}"])
+    run.record(
+        "annotate", {}, [run.file("labels.parquet")], upstream=["images", "embed", f"fit:{POOLED}"]
+    )
 
 
 def _bottlenecks_and_head(run: Run) -> None:
     from dermaudit.heads import LinearHead
 
-    kinds = {"sae": (0.7731, f"{POOLED}/0"), "vocabulary": (0.7412, "ruler"), "random": (0.6623, "sofa"), "probe": (0.8514, None)}
+    kinds = {
+        "sae": (0.7731, f"{POOLED}/0"),
+        "vocabulary": (0.7412, "ruler"),
+        "random": (0.6623, "sofa"),
+        "probe": (0.8514, None),
+    }
     rows = [
-        {"task": "mel", "kind": kind, "nec": None if word is None else 5, "auroc": at, "lo": at - 0.0511, "hi": at + 0.0413,
-         "n": 64, "n_pos": 21, "concepts": json.dumps({word: 1.25} if word else {})}
+        {
+            "task": "mel",
+            "kind": kind,
+            "nec": None if word is None else 5,
+            "auroc": at,
+            "lo": at - 0.0511,
+            "hi": at + 0.0413,
+            "n": 64,
+            "n_pos": 21,
+            "concepts": json.dumps({word: 1.25} if word else {}),
+        }
         for kind, (at, word) in kinds.items()
     ]
     write_parquet(run.file("bottlenecks.parquet"), pa.Table.from_pylist(rows))
     run.record("compare", {}, [run.file("bottlenecks.parquet")], upstream=["images"])
     weight = np.random.default_rng(5).normal(size=(3, D)).astype(np.float32)
     head = LinearHead(
-        weight, np.zeros(3, np.float32), np.zeros(D, np.float32), np.ones(D, np.float32),
-        ["<b>nv</b>", "bkl", "mel"], 0.1, POOLED, 36,
+        weight,
+        np.zeros(3, np.float32),
+        np.zeros(D, np.float32),
+        np.ones(D, np.float32),
+        ["<b>nv</b>", "bkl", "mel"],
+        0.1,
+        POOLED,
+        36,
     )
     head.save(run.file("heads", "label.safetensors"))
     run.record(
-        "heads", {}, [run.file("heads", "label.safetensors")], upstream=["embed"],
-        summary={"test": {"n": 64, "accuracy": 0.6094, "balanced_accuracy": 0.5871, "auroc:mel": [0.7919, 0.6812, 0.8925]}},
+        "heads",
+        {},
+        [run.file("heads", "label.safetensors")],
+        upstream=["embed"],
+        summary={
+            "test": {
+                "n": 64,
+                "accuracy": 0.6094,
+                "balanced_accuracy": 0.5871,
+                "auroc:mel": [0.7919, 0.6812, 0.8925],
+            }
+        },
     )
 
 
@@ -190,7 +313,10 @@ def _refused(run: Run) -> None:
     empty = pa.Table.from_pylist([LabelEvidence("x", "artifact").as_row()]).slice(0, 0)
     write_parquet(run.file("labels.parquet"), empty)
     run.record("annotate", {}, [run.file("labels.parquet")], upstream=["images"])
-    for stage, name in (("compare", "bottlenecks.reason.json"), ("heads", "heads/label.reason.json")):
+    for stage, name in (
+        ("compare", "bottlenecks.reason.json"),
+        ("heads", "heads/label.reason.json"),
+    ):
         write_json(run.file(name), {"reason": "no labels: not measured", "numbers": {}})
         run.record(stage, {}, [run.file(name)], upstream=["images"])
 
@@ -207,36 +333,117 @@ def _suppression(run: Run) -> None:
         before = ("mel", "rest")[k % 2] if flipped else ("mel" if truth[i] else "rest")
         after = {"mel": "rest", "rest": "mel"}[before] if flipped else before
         rows.append(
-            {"row": i, "group4": f"y={int(truth[i])} a={int(k % 16 == 3)}", "p_before": 0.31 + k / 200, "p_after": 0.22 + k / 300,
-             "top1_before": before, "top1_after": after, "flipped": flipped, "fired": flipped or k % 5 == 0}
+            {
+                "row": i,
+                "group4": f"y={int(truth[i])} a={int(k % 16 == 3)}",
+                "p_before": 0.31 + k / 200,
+                "p_after": 0.22 + k / 300,
+                "top1_before": before,
+                "top1_after": after,
+                "flipped": flipped,
+                "fired": flipped or k % 5 == 0,
+            }
         )
     figures = {
-        "site": POOLED, "latents": [0, 3], "target": "mel", "strength": 0.9, "clean_is": "test images without ruler",
-        "worst_group_before": 0.4213, "worst_group_after": 0.5837, "worst_group_lift": 0.1624, "ci": [0.0714, 0.2531],
-        "worst_group_before_ci": [0.3312, 0.5114], "worst_group_after_ci": [0.4925, 0.6718], "worst_group_after_fixed_threshold": 0.5519,
-        "groups_before": {}, "groups_after": {}, "auroc_before": 0.7016, "auroc_after": 0.7428, "random_sets": 20,
-        "random_sets_beaten": 19, "random_lifts": [round(-0.05 + 0.012 * i, 4) for i in range(20)], "n": {}, "n_test": 64,
-        "worst_group_after_refit": 0.6129, "identity_rows": 51, "clean_n": 44, "clean_n_pos": 13, "clean_auroc_delta": -0.0041,
-        "insertion_residual": None, "insertion_residual_reason": "drawing ruler moves the prediction by 0.0021 only",
+        "site": POOLED,
+        "latents": [0, 3],
+        "target": "mel",
+        "strength": 0.9,
+        "clean_is": "test images without ruler",
+        "worst_group_before": 0.4213,
+        "worst_group_after": 0.5837,
+        "worst_group_lift": 0.1624,
+        "ci": [0.0714, 0.2531],
+        "worst_group_before_ci": [0.3312, 0.5114],
+        "worst_group_after_ci": [0.4925, 0.6718],
+        "worst_group_after_fixed_threshold": 0.5519,
+        "groups_before": {},
+        "groups_after": {},
+        "auroc_before": 0.7016,
+        "auroc_after": 0.7428,
+        "random_sets": 20,
+        "random_sets_beaten": 19,
+        "random_lifts": [round(-0.05 + 0.012 * i, 4) for i in range(20)],
+        "n": {},
+        "n_test": 64,
+        "worst_group_after_refit": 0.6129,
+        "identity_rows": 51,
+        "clean_n": 44,
+        "clean_n_pos": 13,
+        "clean_auroc_delta": -0.0041,
+        "insertion_residual": None,
+        "insertion_residual_reason": "drawing ruler moves the prediction by 0.0021 only",
     }
-    _recipe(run, "ruler", figures, Recipe, sae_hash(run, POOLED), pa.Table.from_pylist(rows), ["insertion_residual: too small an effect"])
-    by_name = {"site": POOLED, "latents": [4], "reason": "the concept has no labels here: chosen by name, effect not measured"}
-    nothing = dict.fromkeys(("worst_group_before", "worst_group_after", "ci", "clean_auroc_delta", "insertion_residual", "random_sets", "n"))
-    _recipe(run, "hair", {**nothing, **by_name}, Recipe, sae_hash(run, POOLED), None, ["effect not measured: by name"])
-    write_json(run.file("suppression", "ink.reason.json"), {"reason": "n too small for worst groups: y=1 a=1: 2", "numbers": {"y=1 a=1": 2}})
+    _recipe(
+        run,
+        "ruler",
+        figures,
+        Recipe,
+        sae_hash(run, POOLED),
+        pa.Table.from_pylist(rows),
+        ["insertion_residual: too small an effect"],
+    )
+    by_name = {
+        "site": POOLED,
+        "latents": [4],
+        "reason": "the concept has no labels here: chosen by name, effect not measured",
+    }
+    nothing = dict.fromkeys(
+        (
+            "worst_group_before",
+            "worst_group_after",
+            "ci",
+            "clean_auroc_delta",
+            "insertion_residual",
+            "random_sets",
+            "n",
+        )
+    )
+    _recipe(
+        run,
+        "hair",
+        {**nothing, **by_name},
+        Recipe,
+        sae_hash(run, POOLED),
+        None,
+        ["effect not measured: by name"],
+    )
+    write_json(
+        run.file("suppression", "ink.reason.json"),
+        {"reason": "n too small for worst groups: y=1 a=1: 2", "numbers": {"y=1 a=1": 2}},
+    )
     run.record("recipe:ink", {}, [run.file("suppression", "ink.reason.json")], upstream=["images"])
 
 
-def _recipe(run: Run, concept: str, figures: dict, kind: type, weights: str, rows: pa.Table | None, limits: list[str]) -> None:
+def _recipe(
+    run: Run,
+    concept: str,
+    figures: dict,
+    kind: type,
+    weights: str,
+    rows: pa.Table | None,
+    limits: list[str],
+) -> None:
     body = {
-        "concept": concept, "target": "mel", "model": {"name": "toy", "fingerprint": "f" * 64, "preprocess": {}},
-        "sae": {"site": POOLED, "weights_sha256": weights, "d_sae": D_SAE}, "operation": {"mode": "subtract", "renormalise": True, "error_term": "kept"},
-        "latents": [{"latent": j, "why": {"auprc": 0.661}} for j in figures["latents"]], "effects": {}, "limits": limits, "parent": None,
+        "concept": concept,
+        "target": "mel",
+        "model": {"name": "toy", "fingerprint": "f" * 64, "preprocess": {}},
+        "sae": {"site": POOLED, "weights_sha256": weights, "d_sae": D_SAE},
+        "operation": {"mode": "subtract", "renormalise": True, "error_term": "kept"},
+        "latents": [{"latent": j, "why": {"auprc": 0.661}} for j in figures["latents"]],
+        "effects": {},
+        "limits": limits,
+        "parent": None,
     }
-    files = [run.file("recipes", f"{concept}.recipe.json"), run.file("suppression", f"{concept}.json")]
+    files = [
+        run.file("recipes", f"{concept}.recipe.json"),
+        run.file("suppression", f"{concept}.json"),
+    ]
     kind(body).save(files[0])
     write_json(files[1], figures)
     if rows is not None:
         files.append(run.file("suppression", f"{concept}.parquet"))
         write_parquet(files[-1], rows)
-    run.record(f"recipe:{concept}", {}, files, upstream=["images", "embed", f"fit:{POOLED}", "name"])
+    run.record(
+        f"recipe:{concept}", {}, files, upstream=["images", "embed", f"fit:{POOLED}", "name"]
+    )
