@@ -22,7 +22,9 @@ def patch_tokens(visual: nn.Module, x: torch.Tensor) -> torch.Tensor:
         features = visual.trunk.forward_features(x)
         if features.ndim == 4:
             return features.flatten(2).transpose(1, 2)
-        return features[:, getattr(visual.trunk, "num_prefix_tokens", 0) :]
+        # XCiT puts its class token in front after its blocks, without counting it as a prefix.
+        late = int(hasattr(visual.trunk, "cls_attn_blocks"))
+        return features[:, late or getattr(visual.trunk, "num_prefix_tokens", 0) :]
     out = visual.forward_intermediates(
         x,
         indices=1,

@@ -28,9 +28,11 @@ def default_sites(tower: Any) -> list[str]:
     if tower.n_blocks == 0:
         return [POOLED]
     visual = tower.model.visual
-    averaged = tower.family == "timm convolutional" or "avg" in (
-        getattr(visual, "pool_type", ""),
-        getattr(getattr(visual, "trunk", None), "global_pool", ""),
+    trunk = getattr(visual, "trunk", None)
+    averaged = (
+        tower.family == "timm convolutional"
+        or hasattr(trunk, "cls_attn_blocks")
+        or "avg" in (getattr(visual, "pool_type", ""), getattr(trunk, "global_pool", ""))
     )
     block = tower.n_blocks - 1 if averaged else max(0, tower.n_blocks - 2)
     return [POOLED, f"visual.blocks.{block}.hook_resid_post"]

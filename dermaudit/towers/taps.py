@@ -59,7 +59,7 @@ def visual_taps(model: nn.Module) -> TowerTaps:
     if hasattr(visual, "scaled_tokens"):
         return _panderm(visual)
     if hasattr(visual, "trunk"):
-        return _timm(visual.trunk)
+        return _timm(visual.trunk, getattr(visual, "image_size", None))
     if hasattr(getattr(visual, "transformer", None), "resblocks"):
         return _native_visual(visual)
     return TowerTaps("opaque")
@@ -132,7 +132,7 @@ def _native_visual(visual: nn.Module) -> TowerTaps:
     )
 
 
-def _timm(trunk: nn.Module) -> TowerTaps:
+def _timm(trunk: nn.Module, size: int | tuple[int, int] | None = None) -> TowerTaps:
     blocks = getattr(trunk, "blocks", None)
     if blocks is None or not hasattr(trunk, "patch_embed") or not hasattr(trunk, "embed_dim"):
         return _convolutional(trunk)
@@ -149,9 +149,23 @@ def _timm(trunk: nn.Module) -> TowerTaps:
         ],
         len(blocks),
         trunk.embed_dim,
-        getattr(trunk, "num_prefix_tokens", 1),
-        tuple(trunk.patch_embed.grid_size),
+        # XCiT and CaiT add the class token after these blocks: their tokens are patches alone.
+        0 if hasattr(trunk, "cls_attn_blocks") else getattr(trunk, "num_prefix_tokens", 1),
+        _grid(trunk.patch_embed, size),
     )
+
+
+def _grid(patch_embed: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns of patches. The convolutional stem of XCiT takes any size and only knows the
+    one that its weights were first made for: there the tower's own image size counts."""
+    if hasattr(patch_embed, "grid_size"):
+        return tuple(patch_embed.grid_size)
+    sides = _pair(size if size is not None else patch_embed.img_size)
+    return tuple(side // step for side, step in zip(sides, _pair(patch_embed.patch_size), strict=True))
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _convolutional(trunk: nn.Module) -> TowerTaps:
