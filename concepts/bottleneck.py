@@ -14,7 +14,14 @@ import numpy as np
 
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import fit_probe, probe_score
-from dermaudit.stats import MIN_CELL, GroupBootstrap, auroc, auroc_interval, auroc_weighted
+from dermaudit.stats import (
+    MIN_CELL,
+    GroupBootstrap,
+    auroc,
+    auroc_draws,
+    auroc_interval,
+    percentile_interval,
+)
 
 from .rundata import RunData
 from .vocabulary import Vocabulary
@@ -88,10 +95,9 @@ def compare(
         drawn.append(one("random", data.pooled @ distractors[pick].T, words))
     if drawn:
         scores = [score for _, score in drawn]
-        bootstrap = GroupBootstrap(groups[test], 400, seed)
-        low, high = bootstrap.interval(
-            lambda w: float(np.mean([auroc_weighted(y[test], score, w) for score in scores]))
-        )
+        weights = GroupBootstrap(groups[test], 400, seed).matrix()
+        means = np.mean([auroc_draws(y[test], score, weights) for score in scores], axis=0)
+        low, high = percentile_interval(means)
         mean = float(np.mean([row.auroc for row, _ in drawn]))
         rows.append(
             Bottleneck(task, "random", nec, mean, low, high, len(test), n_pos, drawn[0][0].concepts)

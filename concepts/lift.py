@@ -17,6 +17,7 @@ from dermaudit.heads import fit_probe, probe_score
 from dermaudit.stats import (
     MIN_CELL,
     GroupBootstrap,
+    auprc,
     auprc_draws,
     auprc_table,
     auroc,
@@ -124,8 +125,7 @@ def _one(
     ceiling = probe_score(probe, data.pooled[test])
     bootstrap = GroupBootstrap(data.groups[test], n_draws, seed)
     draws = auprc_draws(y, [score, ceiling], bootstrap)
-    full = auprc_draws(y, [score, ceiling], _Once(len(test)))[0]
-    out.auprc, out.probe_auprc = float(full[0]), float(full[1])
+    out.auprc, out.probe_auprc = auprc(y, score), auprc(y, ceiling)
     out.auprc_lo, out.auprc_hi = percentile_interval(draws[:, 0])
     out.auroc = auroc(y, score)
     out.auroc_lo, out.auroc_hi = auroc_interval(y, score, data.groups[test], seed=seed)
@@ -141,13 +141,3 @@ def _one(
     )
     out.lift_share_lo, out.lift_share_hi = percentile_interval(shares)
     return out
-
-
-class _Once:
-    """The full sample, as one 'draw' of weight one."""
-
-    def __init__(self, n: int) -> None:
-        self._n = n
-
-    def weights(self):
-        yield np.ones(self._n)

@@ -17,6 +17,8 @@ from dermaudit.stats import (
     GroupBootstrap,
     auprc,
     auprc_table,
+    auroc,
+    auroc_draws,
     percentile_interval,
 )
 
@@ -124,7 +126,7 @@ def latent_evidence(
         else:
             low, high = auroc_span(y, score, _draws(view, test, seed))
             row |= {
-                "auroc": float(_auroc(y, score, np.ones((1, len(y))))[0]),
+                "auroc": auroc(y, score),
                 "lo": low,
                 "hi": high,
                 "auprc": auprc(y, score),
@@ -147,21 +149,7 @@ def _draws(view: RunView, rows: np.ndarray, seed: int) -> np.ndarray:
 
 def auroc_span(y: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """95 % interval of the AUROC over the draws `weights` (draws, n)."""
-    return percentile_interval(_auroc(y, score, weights))
-
-
-def _auroc(y: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC with each row of `weights` (draws, n): as stats.auroc_weighted, with the order and the
-    ties worked out once for all draws, because a page asks for many of them."""
-    order = np.argsort(-score, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(score[order]) != 0))
-    w = weights[:, order]
-    positive = np.add.reduceat(w * y[order], starts, axis=1)
-    negative = np.add.reduceat(w * (1 - y[order]), starts, axis=1)
-    above = positive.cumsum(1) - positive / 2
-    both = positive.sum(1) * negative.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(both > 0, (negative * above).sum(1) / both, np.nan)
+    return percentile_interval(auroc_draws(y, score, weights))
 
 
 def group_accuracy(

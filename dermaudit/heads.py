@@ -16,7 +16,7 @@ import numpy as np
 
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 
-C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+C_GRID = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass

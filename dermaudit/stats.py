@@ -33,7 +33,8 @@ def auroc_many(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def auprc(truth: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
     """Average precision of one score, with optional non-negative weights (bootstrap counts)."""
     order, last = _descending(np.asarray(score, dtype=np.float64))
-    return _ap_ordered(np.asarray(truth, dtype=np.float64), order, last, weight)
+    w = np.ones(len(truth)) if weight is None else np.asarray(weight, dtype=np.float64)
+    return float(_ap_ordered(np.asarray(truth, dtype=np.float64), order, last, w[None])[0])
 
 
 def auprc_table(scores: np.ndarray, truths: np.ndarray) -> np.ndarray:
@@ -66,17 +67,16 @@ def _descending(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ap_ordered(
-    truth: np.ndarray, order: np.ndarray, last: np.ndarray, weight: np.ndarray | None
-) -> float:
-    w = np.ones(len(truth)) if weight is None else np.asarray(weight, dtype=np.float64)
-    w = w[order]
-    hits = (w * truth[order]).cumsum()[last]
-    seen = w.cumsum()[last]
-    if hits[-1] <= 0:
-        return float("nan")
-    gained = np.diff(hits, prepend=0.0)
+    truth: np.ndarray, order: np.ndarray, last: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Average precision for each row of `weight` (draws, n)."""
+    w = weight[:, order]
+    hits = (w * truth[order]).cumsum(1)[:, last]
+    seen = w.cumsum(1)[:, last]
+    gained = np.diff(hits, axis=1, prepend=0.0)
     precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
-    return float((precision * gained).sum() / hits[-1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (precision * gained).sum(1) / hits[:, -1]
 
 
 class GroupBootstrap:
@@ -97,6 +97,10 @@ class GroupBootstrap:
         for _ in range(self.n_draws):
             drawn = generator.integers(0, self._n_groups, self._n_groups)
             yield np.bincount(drawn, minlength=self._n_groups)[self._member].astype(np.float64)
+
+    def matrix(self) -> np.ndarray:
+        """All draws at once: (n_draws, n) float64."""
+        return np.stack(list(self.weights()))
 
     def interval(
         self, statistic: Callable[[np.ndarray], float], level: float = 0.95
@@ -123,25 +127,27 @@ def auprc_draws(
     """Average precision of several scores in every draw: (n_draws, len(scores) + 1); the last
     column is the prevalence of the draw. Orders are computed once."""
     truth = np.asarray(truth, dtype=np.float64)
+    weights = bootstrap.matrix()
     plans = [_descending(np.asarray(score, dtype=np.float64)) for score in scores]
-    rows = []
-    for weight in bootstrap.weights():
-        values = [_ap_ordered(truth, order, last, weight) for order, last in plans]
-        rows.append([*values, float((weight * truth).sum() / weight.sum())])
-    return np.array(rows)
+    columns = [_ap_ordered(truth, order, last, weights) for order, last in plans]
+    return np.stack([*columns, (weights @ truth) / weights.sum(1)], axis=1)
 
 
 def auroc_weighted(truth: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
-    """AUROC with row weights; ties count one half."""
+    """AUROC with row weights (n,); ties count one half. nan when a class has no weight."""
+    return float(auroc_draws(truth, score, np.asarray(weight, dtype=np.float64)[None])[0])
+
+
+def auroc_draws(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUROC for each row of `weights` (draws, n): (draws,). The order is computed once."""
     truth = np.asarray(truth, dtype=np.float64)
     order, last = _descending(np.asarray(score, dtype=np.float64))
-    w, t = np.asarray(weight, dtype=np.float64)[order], truth[order]
-    pos = np.diff((w * t).cumsum()[last], prepend=0.0)
-    neg = np.diff((w * (1 - t)).cumsum()[last], prepend=0.0)
-    if pos.sum() == 0 or neg.sum() == 0:
-        return float("nan")
-    above = pos.cumsum() - pos  # positives scored strictly higher than this tie group
-    return float((neg * (above + pos / 2)).sum() / (pos.sum() * neg.sum()))
+    w, t = weights[:, order], truth[order]
+    pos = np.diff((w * t).cumsum(1)[:, last], axis=1, prepend=0.0)
+    neg = np.diff((w * (1 - t)).cumsum(1)[:, last], axis=1, prepend=0.0)
+    above = pos.cumsum(1) - pos  # positives scored strictly higher than each tie group
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (neg * (above + pos / 2)).sum(1) / (pos.sum(1) * neg.sum(1))
 
 
 def auroc_interval(
@@ -153,5 +159,5 @@ def auroc_interval(
     seed: int = 0,
 ) -> tuple[float, float]:
     """95 % interval of the AUROC by bootstrap over groups."""
-    bootstrap = GroupBootstrap(groups, n_draws, seed)
-    return bootstrap.interval(lambda weight: auroc_weighted(truth, score, weight))
+    weights = GroupBootstrap(groups, n_draws, seed).matrix()
+    return percentile_interval(auroc_draws(truth, score, weights))

@@ -23,14 +23,26 @@ def tree_rss(pid: int) -> int:
                 waiting += [int(child) for child in (thread / "children").read_text().split()]
         except OSError:
             continue
-        total += sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+        total += sum(
+            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS")
+        )
     return total
 
 
 def main() -> None:
     threads = sys.argv[1] if len(sys.argv) > 1 else "2"
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "dermaudit", "demo", "--run", f"{folder}/demo", "--threads", threads, "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "dermaudit",
+            "demo",
+            "--run",
+            f"{folder}/demo",
+            "--threads",
+            threads,
+            "--json",
+        ]
         start, peak = time.perf_counter(), 0
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         while process.poll() is None:
@@ -38,7 +50,9 @@ def main() -> None:
             time.sleep(0.1)
         seconds = time.perf_counter() - start
         result = json.loads(process.stdout.read())
-    print(f"demo: {seconds:.0f} s (goal 180), peak {peak / 1e9:.2f} GB of the process tree (goal 4), {threads} threads")
+    print(
+        f"demo: {seconds:.0f} s (goal 180), peak {peak / 1e9:.2f} GB of the process tree (goal 4), {threads} threads"
+    )
     for stage, value in result["seconds"].items():
         print(f"  {stage:<12}{value:>8.1f} s")
 

@@ -26,7 +26,9 @@ ruler = 0.5
 
 
 def run(*args: str) -> dict:
-    done = subprocess.run([sys.executable, "-m", "dermaudit", *args, "--json"], stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dermaudit", *args, "--json"], stdout=subprocess.PIPE, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -36,15 +38,34 @@ def main() -> None:
         table = Path(folder) / "bias.toml"
         table.write_text(BIAS)
         data, where = f"{folder}/data", f"{folder}/run"
-        run("data", "phantom", "--n", n, "--seed", "5000", "--bias-table", str(table), "--out", data)
-        run("embed", data, "--model", "phantom-vit", "--run", where, "--site", "visual.pooled", "--threads", "2")
+        run(
+            "data", "phantom", "--n", n, "--seed", "5000", "--bias-table", str(table), "--out", data
+        )
+        run(
+            "embed",
+            data,
+            "--model",
+            "phantom-vit",
+            "--run",
+            where,
+            "--site",
+            "visual.pooled",
+            "--threads",
+            "2",
+        )
         run("fit", "--run", where, "--threads", "2")
-        found = run("recipe", "make", "--run", where, "--concept", "ruler", "--threads", "2")["suppression"]["ruler"]
+        found = run("recipe", "make", "--run", where, "--concept", "ruler", "--threads", "2")[
+            "suppression"
+        ]["ruler"]
     before, after = found["worst_group_before"], found["worst_group_after"]
-    print(f"trap of n_fit {found['n_fit']}, n_test {found['n_test']} ({found['test_is']}), groups {found['n']}")
+    print(
+        f"trap of n_fit {found['n_fit']}, n_test {found['n_test']} ({found['test_is']}), groups {found['n']}"
+    )
     print(f"worst group {before:.3f} -> {after:.3f}, lift {after - before:+.3f} {found['ci']}")
-    print(f"at the unchanged threshold {found['worst_group_after_fixed_threshold']:.3f}, with the head refitted "
-          f"{found['worst_group_after_refit']:.3f}")
+    print(
+        f"at the unchanged threshold {found['worst_group_after_fixed_threshold']:.3f}, with the head refitted "
+        f"{found['worst_group_after_refit']:.3f}"
+    )
     print(f"artifact-free AUROC {found['clean_auroc_delta']:+.4f} (n {found['clean_n']})")
     print(f"random sets beaten {found['random_sets_beaten']} of {found['random_sets']}")
     print(f"insertion residual {found['insertion_residual']}; latents {found['latents']}")

@@ -9,7 +9,6 @@ from toy_run import PATCHES, POOLED
 from dermaudit.dashboards import edit, measures
 from dermaudit.dashboards.data import RunView
 from dermaudit.errors import EvidenceError
-from dermaudit.stats import auroc_weighted
 
 
 def test_phi_by_hand() -> None:
@@ -35,15 +34,6 @@ def test_prevalence_counts_are_those_of_the_manifest(whole_run) -> None:
     a, y = view.truth["ruler"].values, (view.labels == "mel").astype(float)
     assert ruler.phi == pytest.approx(np.corrcoef(a, y)[0, 1])
     assert ruler.lo < ruler.phi < ruler.hi
-
-
-def test_auroc_of_draws_is_the_weighted_auroc() -> None:
-    generator = np.random.default_rng(0)
-    y = (generator.random(50) < 0.4).astype(float)
-    score = np.round(generator.random(50), 1)  # with ties
-    weights = generator.integers(0, 3, (6, 50)).astype(float)
-    found = measures._auroc(y, score, weights)
-    assert found == pytest.approx([auroc_weighted(y, score, w) for w in weights])
 
 
 def test_latent_evidence_shows_labels_with_n_and_interval(whole_run) -> None:

@@ -14,6 +14,7 @@ from dermaudit.stats import (
     auprc_draws,
     auprc_table,
     auroc,
+    auroc_draws,
     auroc_interval,
     auroc_many,
     auroc_weighted,
@@ -167,3 +168,14 @@ def test_percentile_interval__undefined_draws():
     mostly_nan = np.append(values, np.full(150, np.nan))
     assert np.isnan(percentile_interval(mostly_nan)).all()
     assert np.isnan(percentile_interval(np.array([]))).all()
+
+
+def test_auroc_draws__every_row_of_weights_is_repeated_rows() -> None:
+    generator = np.random.default_rng(0)
+    truth = (generator.random(50) < 0.4).astype(float)
+    score = np.round(generator.random(50), 1)  # with ties
+    weights = generator.integers(0, 3, (6, 50)).astype(float)
+    found = auroc_draws(truth, score, weights)
+    for value, weight in zip(found, weights.astype(int), strict=True):
+        wanted = roc_auc_score(np.repeat(truth, weight), np.repeat(score, weight))
+        assert value == pytest.approx(wanted)
