@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -117,5 +119,11 @@ def test_embed__an_altered_shard_is_made_again(run, force):
     run.require("embed", "embed")
 
 
-def test_default_sites(run):
-    assert default_sites(Tower()) == SITES
+@pytest.mark.parametrize(("pool", "block"), [("tok", 1), ("avg", 2)])
+def test_default_sites__the_last_tokens_that_are_used(pool, block):
+    tower = SimpleNamespace(
+        n_blocks=3, family="native", model=SimpleNamespace(visual=SimpleNamespace(pool_type=pool))
+    )
+    assert default_sites(tower) == ["visual.pooled", f"visual.blocks.{block}.hook_resid_post"]
+    tower.n_blocks = 0
+    assert default_sites(tower) == ["visual.pooled"]

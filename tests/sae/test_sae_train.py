@@ -12,7 +12,7 @@ from sae_rows import planted, random_sae
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.sae import ThresholdSAE, fit_sae
-from dermaudit.sae.fit import site_recipe
+from dermaudit.sae.fit import ROWS_PER_LATENT, site_recipe
 from dermaudit.sae.metrics import fvu, held_out_metrics
 from dermaudit.sae.train import SAERecipe, _fold, calibrate
 
@@ -225,11 +225,18 @@ def test_fvu__by_hand():
     assert np.isnan(fvu(torch.ones(3, 2), torch.ones(3, 2)))
 
 
-def test_site_recipe__narrower_where_rows_are_few():
-    assert site_recipe(1, 10_000, {}).d_sae == 256 and site_recipe(64, 10_000, {}).d_sae == 512
-    few = site_recipe(1, 700, {})
-    assert few.d_sae == 64
-    assert site_recipe(1, 700, {"d_sae": 300}).d_sae == 300  # set by hand: kept
-    assert site_recipe(1, 70, {}).d_sae == 64
+@pytest.mark.parametrize("tokens", [1, 64])
+@pytest.mark.parametrize("n_train", [70, 700, 1500, 3000, 20_000])
+def test_site_recipe__as_wide_as_the_rows_allow(tokens, n_train):
+    widest = site_recipe(tokens, 10**7, {}).d_sae
+    recipe = site_recipe(tokens, n_train, {})
+    rows = n_train * tokens
+    assert recipe.d_sae * ROWS_PER_LATENT <= rows or recipe.d_sae == 64
+    assert recipe.d_sae == widest or 2 * recipe.d_sae * ROWS_PER_LATENT > rows
+    assert recipe.k < recipe.d_sae
+
+
+def test_site_recipe__set_by_hand_is_kept():
+    assert site_recipe(1, 700, {"d_sae": 300}).d_sae == 300
     changed = site_recipe(1, 10_000, {"k": 3.0, "samples": None})
-    assert (changed.k, changed.samples) == (3.0, 300_000)
+    assert changed.k == 3.0 and changed.samples == site_recipe(1, 10_000, {}).samples
