@@ -67,8 +67,9 @@ def rank_latents(
 def choose_latents(
     sae: ThresholdSAE, head: LinearHead, x: np.ndarray, trap: Trap, codes: np.ndarray
 ) -> Chosen:
-    """S on the rows of choice: along the ranking, each latent that lifts the worst group there, or
-    leaves it and narrows the artifact's effect. EvidenceError with the scores when none qualifies."""
+    """S on the rows of choice: the better of two ways along the ranking, the best prefix of it, and
+    the latents that each lift the score when added (a prefix finds siblings that only help together,
+    adding one by one leaves out those that also carry the label). EvidenceError when none helps."""
     rows = trap.choose
     ranked = rank_latents(codes[rows], trap.a[rows], head.direction()[1] * 2, sae)
     if not ranked:
@@ -80,12 +81,22 @@ def choose_latents(
     y = trap.y[rows]
     best_set: list[int] = []
     best = _choice_score(head, sae, [], x[rows], y, trap, rows)
-    current: list[int] = []
-    for latent, _ in ranked[:MAX_LATENTS]:
-        current = [*current, latent]
-        score = _choice_score(head, sae, current, x[rows], y, trap, rows)
+    listed = [latent for latent, _ in ranked[:MAX_LATENTS]]
+
+    def value(latents: list[int]) -> float:
+        return _choice_score(head, sae, latents, x[rows], y, trap, rows)
+
+    for i in range(len(listed)):
+        score = value(listed[: i + 1])
         if score > best + 1e-9:
-            best, best_set = score, list(current)
+            best, best_set = score, listed[: i + 1]
+    added, reached = [], value([])
+    for latent in listed:
+        score = value([*added, latent])
+        if score > reached + 1e-9:
+            added, reached = [*added, latent], score
+    if reached > best + 1e-9:
+        best, best_set = reached, added
     if not best_set:
         top = ", ".join(f"{j} (AUPRC {w['auprc']:.2f})" for j, w in ranked[:3])
         raise EvidenceError(

@@ -77,6 +77,7 @@ def train(
             "recipe": recipe.model_dump(mode="json"),
             "n": n,
             "pixels": int(data.images.sum(dtype=torch.int64)),
+            "facts": {f.name: [*f.said, *f.denied, f.values.tobytes().hex()] for f in data.facts},
         }
     )
     done = _read_progress(folder, key) if resume else None
