@@ -114,6 +114,8 @@ def write_safetensors(
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as temporary:
         save_file(contiguous, temporary, metadata=metadata)
+        # safetensors makes files that only their owner can read; a run is shared like other files.
+        temporary.chmod(0o644)
 
 
 def read_json(path: Path | str, what: str = "file") -> Any:
