@@ -7,7 +7,7 @@ import json
 import pytest
 
 pytestmark = pytest.mark.slow
-POINTS = ("images:40", "embed", "fit:3", "annotate", "name", "recipe:2")
+POINTS = ("images:40", "embed", "fit:3", "annotate", "name", "recipe")
 
 
 def test_a_run_killed_in_every_stage_goes_on_to_the_same_bytes(cli, demo, tmp_path):
