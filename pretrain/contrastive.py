@@ -4,10 +4,14 @@ Captions that say the same of two images are false negatives of the softmax; the
 each (image, fact) pair is known to be true or false, or is left out. For image i and fact f,
 BCE(s · v_i·(t_f⁺ − t_f⁻), y_if), t⁺ and t⁻ the text embeddings of a sentence that says the fact and
 of one that denies it (sigmoid pairs as in SigLIP, arXiv 2303.15343; aspects as in MAKE, 2505.09372).
+
+The same loss on patch tokens aligns single cells with sentences (MAKE's fine-grained alignment): what
+an image says is what its best cells say, a soft maximum over cells, because a ruler fills few of them.
 """
 
 from __future__ import annotations
 
+import math
 import random
 
 import torch
@@ -18,7 +22,7 @@ from .facts import Fact, absent_sentence
 
 
 class AspectLoss(nn.Module):
-    """`scale` is the learned temperature of the aspect logits, exp-parametrised, at most 100."""
+    """`log_scale` is the learned temperature of the aspect logits, exp-parametrised, at most 100."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,12 +31,23 @@ class AspectLoss(nn.Module):
     def forward(
         self, images: torch.Tensor, said: torch.Tensor, denied: torch.Tensor, truth: torch.Tensor
     ) -> torch.Tensor:
-        """images (n, d), said and denied (f, d) unit rows; truth (n, f) 1, 0 or nan."""
+        """images (n, d), or tokens (n, cells, d); said and denied (f, d); unit rows; truth (n, f) 1,
+        0 or nan."""
         known = torch.isfinite(truth)
         scale = self.log_scale.clamp(max=4.6).exp()
-        logits = scale * images @ (said - denied).T
-        loss = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(truth), reduction="none")
+        aspects = images @ (said - denied).T
+        if images.ndim == 3:
+            aspects = soft_maximum(aspects, dim=1)
+        loss = F.binary_cross_entropy_with_logits(
+            scale * aspects, torch.nan_to_num(truth), reduction="none"
+        )
         return (loss * known).sum() / known.sum().clamp(min=1)
+
+
+def soft_maximum(x: torch.Tensor, dim: int, sharpness: float = 8.0) -> torch.Tensor:
+    """log-mean-exp: between the mean (sharpness 0) and the maximum (∞) along `dim`. Unlike the
+    maximum it sends a gradient to every cell, so that no cell is lost at the start."""
+    return (torch.logsumexp(sharpness * x, dim) - math.log(x.shape[dim])) / sharpness
 
 
 def aspect_sentences(facts: list[Fact], rng: random.Random) -> tuple[list[str], list[str]]:

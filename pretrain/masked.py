@@ -15,25 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
-def patch_tokens(visual: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Tokens (n, cells, d) of the last block of an open_clip image tower, row-major, no CLS."""
-    if hasattr(visual, "trunk"):
-        features = visual.trunk.forward_features(x)
-        if features.ndim == 4:
-            return features.flatten(2).transpose(1, 2)
-        # XCiT puts its class token in front after its blocks, without counting it as a prefix.
-        late = int(hasattr(visual.trunk, "cls_attn_blocks"))
-        return features[:, late or getattr(visual.trunk, "num_prefix_tokens", 0) :]
-    out = visual.forward_intermediates(
-        x,
-        indices=1,
-        stop_early=False,
-        intermediates_only=True,
-        output_fmt="NLC",
-        normalize_intermediates=True,
-    )
-    return out["image_intermediates"][-1]
+from .tokens import patch_tokens
 
 
 def random_cells(n: int, cells: int, share: float, generator: torch.Generator) -> torch.Tensor:

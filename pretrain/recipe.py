@@ -66,12 +66,14 @@ class MaskedPart(_Part):
 
 
 class ContrastivePart(_Part):
-    """Stage 2: open_clip's ClipLoss (or SigLipLoss) on captions, and the aspect loss."""
+    """Stage 2: open_clip's ClipLoss (or SigLipLoss) on captions, the aspect loss on the embedding, and
+    the aspect loss on single cells (`local_weight`)."""
 
     epochs: float = Field(10.0, gt=0)
     loss: Literal["clip", "siglip"] = "clip"
     clip_weight: float = 0.5
     aspect_weight: float = 1.0
+    local_weight: float = Field(0.0, ge=0)
     keep: float = Field(0.7, ge=0, le=1)
     deny: float = Field(0.15, ge=0, le=1)
     lr: float = 1e-3
@@ -85,6 +87,7 @@ class Recipe(_Part):
     name: str
     seed: int = 0
     batch: int = Field(64, gt=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     warmup: int = 50
     weight_decay: float = 0.05
     clip_norm: float = 1.0

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dermaudit.console import say
@@ -27,8 +28,10 @@ from dermaudit.files import sha256_json, write_safetensors
 from .augment import augment
 from .contrastive import AspectLoss, aspect_sentences, caption_loss
 from .facts import Fact, caption
-from .masked import MaskedLatent, patch_tokens, random_cells
+from .masked import MaskedLatent, random_cells
+from .optimizer import make_optimizer
 from .recipe import Recipe
+from .tokens import embed_with_tokens, encode_short, patch_tokens
 
 
 @dataclass
@@ -102,7 +105,8 @@ def _masked(
         tokens = patch_tokens(model.visual.eval(), normal(data.images[:2].float()))
     teacher, d_teacher = _teacher(part.teacher, tokens.shape[1])
     objective = MaskedLatent(model.visual, tokens.shape[2], d_teacher, teacher)
-    optimizer = _optimizer([model.visual, objective.predictor], part.lr, recipe.weight_decay)
+    modules = [model.visual, objective.predictor]
+    optimizer = make_optimizer(recipe.optimizer, modules, part.lr, recipe.weight_decay)
     state = State("masked", 0, {"model": model, "objective": objective}, optimizer)
     if done:
         _restore(state, folder)
@@ -152,10 +156,13 @@ def _contrastive(
 ) -> dict[str, torch.Tensor]:
     part = recipe.contrastive
     torch.manual_seed(_seed(recipe, "contrastive-init", 0))
-    normal, aspect = _normaliser(recipe), AspectLoss()
+    normal, aspect, local = _normaliser(recipe), AspectLoss(), AspectLoss()
     truth = torch.from_numpy(np.stack([fact.values for fact in data.facts], 1))
-    optimizer = _optimizer([model, aspect], part.lr, recipe.weight_decay)
-    state = State("contrastive", 0, {"model": model, "aspect": aspect}, optimizer)
+    modules = {"model": model, "aspect": aspect, "local": local}
+    optimizer = make_optimizer(
+        recipe.optimizer, list(modules.values()), part.lr, recipe.weight_decay
+    )
+    state = State("contrastive", 0, modules, optimizer)
     state.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if done:
         _restore(state, folder)
@@ -163,20 +170,22 @@ def _contrastive(
     def step(
         rows: torch.Tensor, generator: torch.Generator, rng: random.Random
     ) -> dict[str, torch.Tensor]:
-        images = model.encode_image(
-            normal(augment(data.images[rows], recipe.augment, generator)), normalize=True
-        )
+        x = normal(augment(data.images[rows], recipe.augment, generator))
+        images, cells = (F.normalize(v, dim=-1) for v in embed_with_tokens(model.visual, x))
         captions = [caption(data.facts, int(row), rng, part.keep, part.deny) for row in rows]
         said, denied = aspect_sentences(data.facts, rng)
-        texts = model.encode_text(tokenize([*captions, *said, *denied]), normalize=True)
-        b, f = len(rows), len(said)
-        clip = caption_loss(part.loss, images, texts[:b], model)
-        sides = aspect(images, texts[b : b + f], texts[b + f :], truth[rows])
-        return {
-            "loss": part.clip_weight * clip + part.aspect_weight * sides,
-            "clip": clip,
-            "aspect": sides,
+        texts = encode_short(model, tokenize(captions))
+        # Apart from the captions: these are short, and would be padded to the longest caption.
+        sides = encode_short(model, tokenize([*said, *denied])).split(len(said))
+        losses = {
+            "clip": caption_loss(part.loss, images, texts, model),
+            "aspect": aspect(images, *sides, truth[rows]),
+            "local": local(cells, *sides, truth[rows]),
         }
+        weights = {
+            "clip": part.clip_weight, "aspect": part.aspect_weight, "local": part.local_weight
+        }
+        return {"loss": sum(weights[name] * loss for name, loss in losses.items()), **losses}
 
     def after() -> None:
         with torch.no_grad():
@@ -244,19 +253,6 @@ def _loop(recipe, data, state, folder, key, epochs, lr, step, after) -> None:
             f"{(epoch + 1 - first) * count * recipe.batch / seconds:.0f} images/s  {left / 60:.1f} min left"
         )
         hit("pretrain")
-
-
-def _optimizer(modules: list[nn.Module], lr: float, decay: float) -> torch.optim.Optimizer:
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=lr,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
 
 
 def _schedule(step: int, total: int, warmup: int) -> float:

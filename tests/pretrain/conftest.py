@@ -10,6 +10,7 @@ seed = 5
 batch = 16
 warmup = 2
 weight_ema = 0.9
+optimizer = "muon"
 
 [model]
 embed_dim = 16
@@ -22,6 +23,7 @@ epochs = 2
 
 [contrastive]
 epochs = 2
+local_weight = 0.5
 """
 
 

@@ -17,10 +17,11 @@ from torch import nn
 
 from dermaudit.data import Manifest
 from dermaudit.pretrain.augment import augment
-from dermaudit.pretrain.contrastive import AspectLoss, aspect_sentences, caption_loss
+from dermaudit.pretrain.contrastive import AspectLoss, aspect_sentences, caption_loss, soft_maximum
 from dermaudit.pretrain.facts import Fact, absent_sentence, caption, corpus, facts_of
-from dermaudit.pretrain.masked import MaskedLatent, paint, patch_tokens, random_cells
+from dermaudit.pretrain.masked import MaskedLatent, paint, random_cells
 from dermaudit.pretrain.recipe import AugmentPart
+from dermaudit.pretrain.tokens import embed_with_tokens, encode_short, patch_tokens
 
 # ---- facts and captions
 
@@ -296,6 +297,64 @@ def test_aspect__temperature_is_capped():
         loss.log_scale.fill_(50.0)
     x = torch.eye(2)
     assert torch.isfinite(loss(x, x, x.flip(0), torch.eye(2)))
+
+
+def test_aspect__of_cells_by_hand():
+    # Two cells, one of which says the fact: log mean exp of (1, -1) times the sharpness of 8.
+    loss = AspectLoss()
+    said, denied = torch.eye(3)[:1], torch.eye(3)[1:2]
+    cells = torch.stack([said[0], denied[0]])[None]
+    best = math.log((math.exp(8) + math.exp(-8)) / 2) / 8
+    got = float(loss(cells, said, denied, torch.tensor([[1.0]])).detach())
+    assert got == pytest.approx(math.log1p(math.exp(-10 * best)), rel=1e-5)
+    cells.requires_grad_(True)
+    loss(cells, said, denied, torch.tensor([[0.0]])).backward()
+    assert (cells.grad[0].abs().sum(1) > 0).all()  # every cell learns, the silent one too
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_soft_maximum__between_mean_and_maximum(values):
+    x = torch.tensor(values)
+    soft = float(soft_maximum(x, 0))
+    assert float(x.mean()) - 1e-5 <= soft <= float(x.max()) + 1e-5
+    assert float(soft_maximum(x, 0, 1e-3)) == pytest.approx(float(x.mean()), abs=2e-3)
+    assert float(soft_maximum(x, 0, 1e4)) == pytest.approx(float(x.max()), abs=1e-3)
+
+
+# ---- tokens and texts
+
+
+def trunk(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return open_clip.timm_model.TimmModel(name, 16, image_size=64, pool="avg", proj="linear").eval()
+
+
+@pytest.mark.parametrize("name", ["regnetx_002", "xcit_nano_12_p16_224"])
+def test_embed_with_tokens__the_embedding_is_the_mean_of_projected_tokens(name):
+    visual, x = trunk(name), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        embedding, cells = embed_with_tokens(visual, x)
+        torch.testing.assert_close(embedding, visual(x), rtol=0, atol=0)
+        torch.testing.assert_close(cells.mean(1), embedding, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(cells, visual.head(patch_tokens(visual, x)), rtol=0, atol=0)
+
+
+def test_embed_with_tokens__of_a_native_tower(clip):
+    x = torch.randn(2, 3, 32, 32)
+    embedding, cells = embed_with_tokens(clip.visual.eval(), x)
+    torch.testing.assert_close(embedding, clip.encode_image(x))
+    assert cells.shape == (2, 16, 16)
+
+
+def test_encode_short__is_encode_text(clip):
+    clip.text_pool_type, clip.text_eos_id = "eos", 3
+    ids = torch.tensor([[2, 7, 9, 3, 0, 0, 0, 0], [2, 8, 3, 0, 0, 0, 0, 0]])
+    expected = clip.encode_text(ids, normalize=True)
+    torch.testing.assert_close(encode_short(clip, ids), expected, atol=1e-6, rtol=0)
+    other = ids.clone()
+    other[0, 2] = 10
+    assert not torch.allclose(encode_short(clip, other)[0], expected[0], atol=1e-4)
 
 
 def test_caption_loss__by_hand(clip):
