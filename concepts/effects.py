@@ -2,12 +2,13 @@
 
 For a trap head (fitted where the artifact predicts the label), before and after: accuracy of the
 worst of the four groups, AUROC on images without artifacts, and 20 sets of random latents that fire
-equally often. The operating point is the threshold with the best balanced accuracy on the rows of
-choice, before and after alike; the figures at the unchanged threshold stand beside.
+equally often. The operating point is the threshold with the best mean accuracy of the four groups on
+the rows of choice, before and after alike; the figures at the unchanged threshold stand beside.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from dermaudit.stats import GroupBootstrap, auprc_table, auroc, percentile_inter
 from .trap import Trap
 
 MAX_LATENTS = 12
+CANDIDATES = 24
+MIN_GAIN = 0.002  # of the score of choice, for a further latent
 RANDOM_SETS = 20
 CLEAN_TOLERANCE = 0.01
 
@@ -67,9 +70,9 @@ def rank_latents(
 def choose_latents(
     sae: ThresholdSAE, head: LinearHead, x: np.ndarray, trap: Trap, codes: np.ndarray
 ) -> Chosen:
-    """S on the rows of choice: the better of two ways along the ranking, the best prefix of it, and
-    the latents that each lift the score when added (a prefix finds siblings that only help together,
-    adding one by one leaves out those that also carry the label). EvidenceError when none helps."""
+    """S on the rows of choice: latents are added while they lift the score, the best one first, from
+    nothing and from the best prefix of the ranking (siblings may help only together); the better of
+    the two ways. EvidenceError when nothing helps."""
     rows = trap.choose
     ranked = rank_latents(codes[rows], trap.a[rows], head.direction()[1] * 2, sae)
     if not ranked:
@@ -78,26 +81,15 @@ def choose_latents(
             "the SAE may be too small, or the model may not see the concept",
             {"candidates": 0},
         )
-    y = trap.y[rows]
-    best_set: list[int] = []
-    best = _choice_score(head, sae, [], x[rows], y, trap, rows)
-    listed = [latent for latent, _ in ranked[:MAX_LATENTS]]
+    listed = [latent for latent, _ in ranked[:CANDIDATES]]
 
     def value(latents: list[int]) -> float:
-        return _choice_score(head, sae, latents, x[rows], y, trap, rows)
+        return _choice_score(head, sae, latents, x[rows], trap, rows)
 
-    for i in range(len(listed)):
-        score = value(listed[: i + 1])
-        if score > best + 1e-9:
-            best, best_set = score, listed[: i + 1]
-    added, reached = [], value([])
-    for latent in listed:
-        score = value([*added, latent])
-        if score > reached + 1e-9:
-            added, reached = [*added, latent], score
-    if reached > best + 1e-9:
-        best, best_set = reached, added
-    if not best_set:
+    prefixes = [listed[:i] for i in range(min(len(listed), MAX_LATENTS) + 1)]
+    ways = [_grow(start, listed, value) for start in ([], max(prefixes, key=value))]
+    best_set, best = max(ways, key=lambda way: way[1])
+    if best < value([]) + MIN_GAIN:
         top = ", ".join(f"{j} (AUPRC {w['auprc']:.2f})" for j, w in ranked[:3])
         raise EvidenceError(
             f"suppressing the best latents does not lift the worst group on the rows of choice: {top}",
@@ -110,32 +102,49 @@ def choose_latents(
     )
 
 
-def _choice_score(head, sae, latents, x, y, trap: Trap, rows) -> float:
+def _grow(
+    start: list[int], listed: list[int], value: Callable[[list[int]], float]
+) -> tuple[list[int], float]:
+    """Add the latent that lifts `value` most, while one does by MIN_GAIN."""
+    chosen, reached = list(start), value(start)
+    while len(chosen) < MAX_LATENTS:
+        scored = [(value([*chosen, j]), -i, j) for i, j in enumerate(listed) if j not in chosen]
+        if not scored or max(scored)[0] < reached + MIN_GAIN:
+            break
+        reached, _, latent = max(scored)
+        chosen.append(latent)
+    return chosen, reached
+
+
+def _choice_score(
+    head: LinearHead,
+    sae: ThresholdSAE,
+    latents: list[int],
+    x: np.ndarray,
+    trap: Trap,
+    rows: np.ndarray,
+) -> float:
     """Mean over label of the worse of its two groups (less noisy than the minimum of four small
     cells), at the operating point of these rows; AUROC of images without the artifact may not fall."""
+    y, a, weight = trap.y[rows], trap.a[rows], trap.weights(rows)
     score = probe_score(head, suppress_rows(sae, latents, x))
-    threshold = operating_point(y, score)
-    a = trap.a[rows]
     clean = a == 0
     if latents and 0 < y[clean].sum() < clean.sum():
         before = auroc(y[clean], probe_score(head, x[clean]))
         if auroc(y[clean], score[clean]) < before - CLEAN_TOLERANCE:
             return -np.inf
-    correct = (score > threshold) == (y == 1)
-    worst = []
-    for label in (0, 1):
-        cells = [correct[(y == label) & (a == value)] for value in (0, 1)]
-        worst.append(min(cell.mean() for cell in cells if len(cell) >= 5))
-    return float(np.mean(worst))
+    correct = (score > operating_point(y, score, weight)) == (y == 1)
+    cells = [[correct[(y == i) & (a == j)].mean() for j in (0, 1)] for i in (0, 1)]
+    return float(np.mean([min(pair) for pair in cells]))
 
 
-def operating_point(y: np.ndarray, score: np.ndarray) -> float:
-    """The threshold with the best balanced accuracy, in the middle of its gap."""
+def operating_point(y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """The threshold with the best balanced accuracy of weighted rows, in the middle of its gap."""
     order = np.argsort(score, kind="stable")
-    sorted_y = y[order]
-    positives, negatives = max(1, (y == 1).sum()), max(1, (y == 0).sum())
-    below_neg = np.concatenate([[0], (sorted_y == 0).cumsum()]) / negatives
-    above_pos = 1 - np.concatenate([[0], (sorted_y == 1).cumsum()]) / positives
+    weight = np.ones(len(y)) if weight is None else weight
+    negative, positive = (np.where(y == value, weight, 0.0)[order] for value in (0, 1))
+    below_neg = np.concatenate([[0], negative.cumsum()]) / max(negative.sum(), 1e-12)
+    above_pos = 1 - np.concatenate([[0], positive.cumsum()]) / max(positive.sum(), 1e-12)
     ordered = score[order]
     between = np.concatenate([[True], ordered[1:] > ordered[:-1], [True]])  # not inside a tie
     at = int(np.argmax(np.where(between, below_neg + above_pos, -np.inf)))
@@ -163,7 +172,7 @@ def measure(head, sae, latents, x, trap: Trap, threshold: float | None = None) -
     """Accuracy of each group of the test rows; the threshold comes from the rows of choice."""
     if threshold is None:
         chosen = probe_score(head, suppress_rows(sae, latents, x[trap.choose]))
-        threshold = operating_point(trap.y[trap.choose], chosen)
+        threshold = operating_point(trap.y[trap.choose], chosen, trap.weights(trap.choose))
     score = probe_score(head, suppress_rows(sae, latents, x[trap.test]))
     full = np.full(len(trap.y), np.nan)
     full[trap.test] = (score > threshold) == (trap.y[trap.test] == 1)

@@ -13,11 +13,14 @@ import numpy as np
 from dermaudit.errors import EvidenceError
 from dermaudit.stats import MIN_CELL
 
+MIN_CHOICE = 5  # images of each group among the rows of choice
+
 
 @dataclass(frozen=True)
 class Trap:
-    """Row numbers. `fit`: head training; `choose`: rows for every choice (val, and train rows that
-    the head does not see), correlated as in `fit`; `test`: swapped where that leaves enough in every
+    """Row numbers. `fit`: head training; `choose`: rows for every choice, all labelled val images and
+    the train images that the head does not see (choices weigh the four groups alike, so they need
+    many of each, not the trap's proportions); `test`: swapped where that leaves enough in every
     group, else every labelled test image (the accuracy of a group does not depend on how many of
     each there are); `test_is` says which. `y`, `a` are (n,) over all rows."""
 
@@ -35,6 +38,13 @@ class Trap:
             for i in (0, 1)
             for j in (0, 1)
         }
+
+    def weights(self, rows: np.ndarray) -> np.ndarray:
+        """Weights (m,) of `rows` by which the two groups of a label count the same."""
+        weight = np.zeros(len(rows))
+        for cell in self.cells(rows).values():
+            weight[np.isin(rows, cell)] = 1 / max(1, len(cell))
+        return weight
 
 
 def make_trap(
@@ -55,8 +65,7 @@ def make_trap(
     spare = np.setdiff1d(np.flatnonzero(known & (splits == "train")), fit)
     if groups is not None:
         spare = spare[~np.isin(groups[spare].astype(str), groups[fit].astype(str))]
-    pool = np.concatenate([np.flatnonzero(known & (splits == "val")), spare])
-    choose = _draw(y, a, pool, strength, generator)
+    choose = np.concatenate([np.flatnonzero(known & (splits == "val")), spare])
     every = np.flatnonzero(known & (splits == "test"))
     test, test_is = _draw(y, a, every, 1 - strength, generator), "swapped"
     if min(((y[test] == i) & (a[test] == j)).sum() for i in (0, 1) for j in (0, 1)) < MIN_CELL:
@@ -73,10 +82,16 @@ def make_trap(
             counts,
         )
     for value in (0, 1):
-        if (y[trap.fit] == value).sum() < MIN_CELL or (y[trap.choose] == value).sum() < 10:
+        if (y[trap.fit] == value).sum() < MIN_CELL:
             raise EvidenceError(
-                f"too few images of class {value} to fit a head and to choose latents: "
-                f"{int((y[trap.fit] == value).sum())} and {int((y[trap.choose] == value).sum())}",
+                f"too few images of class {value} to fit a head: {int((y[trap.fit] == value).sum())}",
+                "give more images",
+                counts,
+            )
+    for name, rows in trap.cells(trap.choose).items():
+        if len(rows) < MIN_CHOICE:
+            raise EvidenceError(
+                f"too few images to choose latents: {len(rows)} of {name} in val and spare train rows",
                 "give more images",
                 counts,
             )

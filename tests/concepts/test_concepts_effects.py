@@ -186,6 +186,13 @@ def test_operating_point__no_threshold_is_better(seed, levels):
     assert balanced(operating_point(y, score)) == pytest.approx(best)
 
 
+def test_operating_point__of_weighted_rows_by_hand():
+    # Two of three negatives lie at .6, but the one at .2 weighs more than both.
+    y, score = np.array([0, 0, 0, 1, 1]), np.array([0.2, 0.6, 0.6, 0.4, 0.9])
+    assert operating_point(y, score) == pytest.approx(0.75)
+    assert operating_point(y, score, np.array([5, 1, 1, 1, 1])) == pytest.approx(0.3)
+
+
 def test_matched_random_sets__others_as_often():
     rng = np.random.default_rng(0)
     active = rng.integers(0, 1000, 200)

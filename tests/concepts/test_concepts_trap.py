@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dermaudit.concepts.trap import make_trap
+from dermaudit.concepts.trap import MIN_CHOICE, make_trap
 from dermaudit.errors import EvidenceError
 from dermaudit.stats import MIN_CELL
 
@@ -47,10 +47,16 @@ def test_trap__properties(seed, strength, p_y, p_a, grouped):
     assert len(set(every.tolist())) == len(every)
     assert set(splits[trap.fit]) == {"train"} and set(splits[trap.test]) == {"test"}
     assert set(splits[trap.choose]) <= {"train", "val"}
-    for rows in (trap.fit, trap.choose):
-        for value, wanted in ((1, strength), (0, 1 - strength)):
-            cell = (y[rows] == value).sum()
-            assert share(y, a, rows, value) == pytest.approx(wanted, abs=1 / cell)
+    for value, wanted in ((1, strength), (0, 1 - strength)):
+        cell = (y[trap.fit] == value).sum()
+        assert share(y, a, trap.fit, value) == pytest.approx(wanted, abs=1 / cell)
+    # Every labelled val image is a row of choice, and there the groups of a label weigh the same.
+    known = np.isfinite(y) & np.isfinite(a)
+    assert set(np.flatnonzero(known & (splits == "val"))) <= set(trap.choose)
+    weight = trap.weights(trap.choose)
+    for cell in trap.cells(trap.choose).values():
+        assert len(cell) >= MIN_CHOICE
+        assert weight[np.isin(trap.choose, cell)].sum() == pytest.approx(1)
     if trap.test_is == "swapped":
         assert share(y, a, trap.test, 1) == pytest.approx(1 - strength, abs=0.02)
     else:
@@ -102,5 +108,9 @@ def test_too_few__the_counts_are_told():
     assert refused.value.numbers["y=1 a=1"] == 7 and refused.value.exit_code == 3
     y, a, splits, _ = table(3000, 3)
     y = np.where((splits != "test") & (y == 1), np.nan, y)
-    with pytest.raises(EvidenceError, match="too few images of class 1 .*: 0 and 0"):
+    with pytest.raises(EvidenceError, match="too few images of class 1 to fit a head: 0"):
         make_trap(y, a, splits)
+    y, a, splits, _ = table(3000, 4)
+    a = np.where((splits == "val") & (y == 1) & (a == 1), np.nan, a)
+    with pytest.raises(EvidenceError, match="too few images to choose latents: 0 of y=1 a=1"):
+        make_trap(y, a, splits, strength=1.0)  # the head takes every train image that shows it
