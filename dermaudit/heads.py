@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 
@@ -110,8 +111,10 @@ def fit_head(
         )
     mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64) + 1e-8
     z = (x - mean) / scale
-    best = choose_c(z, labels, groups, c_grid=c_grid, seed=seed)
-    model = _logistic(best).fit(z, labels)
+    # A few thousand rows of a few hundred columns: a second BLAS thread costs more than it gives.
+    with threadpool_limits(1, "blas"):
+        best = choose_c(z, labels, groups, c_grid=c_grid, seed=seed)
+        model = _logistic(best).fit(z, labels)
     weight, bias = model.coef_, model.intercept_
     if len(classes) == 2:
         weight, bias = np.vstack([-weight / 2, weight / 2]), np.array([-bias[0] / 2, bias[0] / 2])

@@ -29,7 +29,7 @@ def site_recipe(tokens: int, n_train: int, overrides: dict[str, Any]) -> SAEReci
     base = (
         {"d_sae": 128, "k": 8.0, "samples": 250_000}
         if tokens == 1
-        else {"d_sae": 512, "k": 12.0, "samples": 400_000}
+        else {"d_sae": 512, "k": 12.0, "samples": 1_200_000}
     )
     if "d_sae" not in overrides:
         while base["d_sae"] > 64 and base["d_sae"] * ROWS_PER_LATENT > n_train * tokens:
