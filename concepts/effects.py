@@ -279,3 +279,16 @@ def refit_worst(
     edited = suppress_rows(sae, latents, x)
     head = fit_probe(edited[trap.fit], trap.y[trap.fit], groups[trap.fit], seed=seed)
     return measure(head, sae, [], edited, trap).worst
+
+
+def worst_without_trap(x: np.ndarray, trap: Trap, train: np.ndarray, groups: np.ndarray, seed: int) -> float:
+    """Worst group of a head fitted on as many labelled train rows without the trap: what there is to
+    win back. `train` are the row numbers to draw from."""
+    known = train[np.isfinite(trap.y[train]) & np.isfinite(trap.a[train])]
+    rows = np.random.default_rng(seed).permutation(known)[: len(trap.fit)]
+    head = fit_probe(x[rows], trap.y[rows], groups[rows], seed=seed)
+    score = probe_score(head, x[trap.choose])
+    seen = np.isin(trap.choose, rows, invert=True)  # no threshold from rows that the head was fitted on
+    chosen = trap.choose[seen]
+    threshold = operating_point(trap.y[chosen], score[seen], trap.weights(chosen))
+    return measure(head, None, [], x, trap, threshold).worst

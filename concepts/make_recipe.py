@@ -16,7 +16,14 @@ from dermaudit.errors import EvidenceError, UserInputError, unknown
 from dermaudit.heads import LinearHead, fit_probe, probe_score
 from dermaudit.sae import LatentSuppressor
 
-from .effects import Chosen, choose_latents, evaluate, refit_worst, suppress_rows
+from .effects import (
+    Chosen,
+    choose_latents,
+    evaluate,
+    refit_worst,
+    suppress_rows,
+    worst_without_trap,
+)
 from .recipe import Recipe, rounded, sae_hash
 from .rundata import POOLED, RunData
 from .trap import Trap, make_trap
@@ -97,6 +104,9 @@ def _measured(
         strength=strength,
         target=target,
         worst_group_after_refit=refit_worst(sae, chosen.latents, x, trap, groups, seed),
+        worst_group_without_trap=worst_without_trap(
+            x, trap, np.flatnonzero(data.rows("train")), groups, seed
+        ),
         identity_rows=_identity_rows(sae, chosen, x),
     )
     figures.update(_insertion(data, head, sae, chosen, concept, trap, tower, seed))

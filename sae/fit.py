@@ -27,7 +27,7 @@ def site_recipe(tokens: int, n_train: int, overrides: dict[str, Any]) -> SAEReci
     """Defaults by kind of site. With few rows to each latent an SAE memorises its rows: the width
     is halved until every latent has ROWS_PER_LATENT of them (not below 64), unless set by hand."""
     base = (
-        {"d_sae": 128, "k": 8.0, "samples": 250_000}
+        {"d_sae": 128, "k": 8.0, "samples": 1_000_000}
         if tokens == 1
         else {"d_sae": 512, "k": 12.0, "samples": 1_200_000}
     )

@@ -21,6 +21,7 @@ from dermaudit.concepts.effects import (
     rank_latents,
     refit_worst,
     suppress_rows,
+    worst_without_trap,
 )
 from dermaudit.concepts.trap import make_trap
 from dermaudit.errors import EvidenceError
@@ -132,6 +133,14 @@ def test_refit__at_least_as_good_for_a_planted_direction(case, figures):
     w, sae, trap, _, _ = case
     chosen, found = figures
     assert refit_worst(sae, chosen.latents, w.x, trap, w.groups, 0) > found["worst_group_before"]
+
+
+def test_without_trap__there_is_more_to_win(case, figures):
+    w, _, trap, _, _ = case
+    train = np.flatnonzero(w.splits == "train")
+    ceiling = worst_without_trap(w.x, trap, train, w.groups, 0)
+    assert ceiling > figures[1]["worst_group_before"] + 0.1
+    assert ceiling == worst_without_trap(w.x, trap, train, w.groups, 0)
 
 
 @pytest.mark.parametrize("pair", [("y=0 a=0", "y=0 a=1"), ("y=0 a=1", "y=1 a=1")])
