@@ -1,7 +1,7 @@
 """The ruler trap on phantoms, at full size: what suppression does to the worst group.
 
 P(ruler | melanoma) = .9 and P(ruler | other) = .1 in head training, swapped in test, at least 1,000
-images each and 30 in every group. Renders 9,000 phantoms, so it takes some minutes.
+images each and 30 in every group. Renders 9,400 phantoms, so it takes some minutes.
 Run: python tests/benchmarks/bench_trap.py [n]
 """
 
@@ -33,7 +33,7 @@ def run(*args: str) -> dict:
 
 
 def main() -> None:
-    n = sys.argv[1] if len(sys.argv) > 1 else "9000"
+    n = sys.argv[1] if len(sys.argv) > 1 else "9400"
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "bias.toml"
         table.write_text(BIAS)
