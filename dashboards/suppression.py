@@ -27,6 +27,12 @@ def measured(view: RunView, concept: str) -> dict[str, Any]:
     return found
 
 
+def _where(found: dict[str, Any]) -> str:
+    if found.get("test_is") == "swapped":
+        return "where it predicts the opposite"
+    return f"on {found.get('test_is', 'test images')}"
+
+
 def groups(view: RunView, concept: str) -> Exhibit:
     """Accuracy of the four groups of the trap before and after."""
     found = measured(view, concept)
@@ -37,8 +43,8 @@ def groups(view: RunView, concept: str) -> Exhibit:
     return Exhibit(
         "Before and after, by group",
         f"A head for {target} is fitted where {concept} predicts it (strength "
-        f"{found.get('strength')}) and tested where it predicts the "
-        "opposite. Accuracy of each of the four groups on test, before and after suppression; "
+        f"{found.get('strength')}) and tested {_where(found)}. "
+        "Accuracy of each of the four groups on test, before and after suppression; "
         "95 % intervals by bootstrap over "
         f"groups, {measures.DRAWS} draws. Both decision thresholds were set on the rows of "
         "choice; at the unchanged threshold the "
@@ -146,6 +152,13 @@ def cost(view: RunView, concept: str) -> Exhibit:
         (
             "worst group after fitting the head again",
             found.get("worst_group_after_refit"),
+            None,
+            n_test,
+            None,
+        ),
+        (
+            "worst group of a head fitted without the trap",
+            found.get("worst_group_without_trap"),
             None,
             n_test,
             None,
