@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
     "Manifest": "manifest",
+    "Shards": "shards",
     "load_manifest": "manifest",
+    "decode_image": "images",
     "BadImage": "images",
     "ImageLimits": "images",
     "read_image": "images",
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
     from .decode import decode_all as decode_all
     from .images import BadImage as BadImage
     from .images import ImageLimits as ImageLimits
+    from .images import decode_image as decode_image
     from .images import read_image as read_image
     from .manifest import Manifest as Manifest
     from .manifest import load_manifest as load_manifest
+    from .shards import Shards as Shards
     from .tables import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
 __all__ = list(_PUBLIC)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import stat
 import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -93,38 +94,58 @@ def read_image(
     rest. A JPEG at least 4 times larger than asked is decoded at a fraction (DCT scaling) first.
     Errors: BadImage, also for missing, truncated, oversized and foreign files.
     """
-    shape = (size, size) if isinstance(size, int) else size
     with _Opened(path, limits) as image:
-        if shape is not None:
-            # Twice the target leaves the antialiasing filter its support.
-            side = 2 * max(shape)
-            image.draft("RGB", (side, side))
-        image.load()
-        image = _to_rgb(_upright(image))
-        if shape is not None:
-            image = _resize(image, shape, mode)
-        return np.array(image, dtype=np.uint8)
+        return _decoded(image, size, mode)
+
+
+def decode_image(
+    data: bytes,
+    size: int | tuple[int, int] | None = None,
+    mode: Mode = "squash",
+    limits: ImageLimits = DEFAULT_LIMITS,
+    name: str = "image",
+) -> np.ndarray:
+    """`read_image` of bytes that are in memory already: the same pixels, the same errors.
+
+    `name` stands for the file in messages.
+    """
+    with _Opened(name, limits, data) as image:
+        return _decoded(image, size, mode)
+
+
+def _decoded(
+    image: Image.Image, size: int | tuple[int, int] | None, mode: Mode
+) -> np.ndarray:
+    shape = (size, size) if isinstance(size, int) else size
+    if shape is not None:
+        # Twice the target leaves the antialiasing filter its support.
+        side = 2 * max(shape)
+        image.draft("RGB", (side, side))
+    image.load()
+    image = _to_rgb(_upright(image))
+    if shape is not None:
+        image = _resize(image, shape, mode)
+    return np.array(image, dtype=np.uint8)
 
 
 class _Opened:
     """Open an image with its limits checked; whatever a decoder raises leaves as BadImage."""
 
-    def __init__(self, path: Path | str, limits: ImageLimits) -> None:
+    def __init__(self, path: Path | str, limits: ImageLimits, data: bytes | None = None) -> None:
         self.path = Path(path)
         self.limits = limits
+        self.data = data
         self.image: Image.Image | None = None
 
     def __enter__(self) -> Image.Image:
         try:
-            status = self.path.stat()
-            # Opening a pipe or a device of that name would wait for ever.
-            if not stat.S_ISREG(status.st_mode):
-                raise BadImage("not a file", self.path)
-            if status.st_size == 0:
+            n_bytes = self._n_bytes()
+            if n_bytes == 0:
                 raise BadImage("the file is empty", self.path, "empty")
-            if status.st_size > self.limits.max_bytes:
-                raise BadImage(f"{status.st_size / 1e6:.0f} MB, over the limit", self.path, "huge")
-            self.image = Image.open(self.path, formats=_FORMATS)
+            if n_bytes > self.limits.max_bytes:
+                raise BadImage(f"{n_bytes / 1e6:.0f} MB, over the limit", self.path, "huge")
+            source = self.path if self.data is None else BytesIO(self.data)
+            self.image = Image.open(source, formats=_FORMATS)
             width, height = self.image.size
             if width * height > self.limits.max_pixels:
                 raise BadImage(
@@ -135,6 +156,15 @@ class _Opened:
             self.__exit__(type(error), error, None)
         assert self.image is not None
         return self.image
+
+    def _n_bytes(self) -> int:
+        if self.data is not None:
+            return len(self.data)
+        status = self.path.stat()
+        # Opening a pipe or a device of that name would wait for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage("not a file", self.path)
+        return status.st_size
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.image is not None:

@@ -21,6 +21,9 @@ from dermaudit.errors import UserInputError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
 TRUTH_PREFIXES = ("concept:", "artifact:")
+SHARDS_FILE = "shards.json"  # the head of a folder of webdataset shards (pack.py, shards.py)
+INDEX_FILE = "index.parquet"
+UNFINISHED_SHARDS = "unfinished-shards.json"
 UNFINISHED = "unfinished.json"  # what a conversion that was stopped leaves beside its images
 _TEXT = {
     "image", "image_id", "split", "label", "group", "caption", "ontology", "skin_tone",

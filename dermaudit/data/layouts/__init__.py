@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dermaudit.errors import UserInputError, unknown
 
-from ..tables import UNFINISHED, RawTable
+from ..tables import SHARDS_FILE, UNFINISHED, UNFINISHED_SHARDS, RawTable
 from . import dermoscopy, folder, native
 
 # In the order in which they are tried.
@@ -24,6 +24,11 @@ def detect(path: Path) -> str:
         raise UserInputError(
             f"{path} is an unfinished conversion: {UNFINISHED} is in it",
             "run the same `dermaudit data convert` again; it goes on where it stopped",
+        )
+    if (path / SHARDS_FILE).is_file() or (path / UNFINISHED_SHARDS).is_file():
+        raise UserInputError(
+            f"{path} holds webdataset shards, not a manifest with image files",
+            "training reads them; other commands take the data set they were made of",
         )
     for name, layout in LAYOUTS.items():
         if layout.matches(path):
