@@ -6,7 +6,8 @@ AUPRC of thousands of latents. Ties are handled as scikit-learn does (one step p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -101,6 +102,13 @@ class GroupBootstrap:
     def matrix(self) -> np.ndarray:
         """All draws at once: (n_draws, n) float64."""
         return np.stack(list(self.weights()))
+
+    def blocks(self, max_cells: int = 1 << 24) -> Iterator[np.ndarray]:
+        """The rows of `matrix` in order, a block of at most `max_cells` numbers at a time."""
+        step = max(1, max_cells // max(1, len(self._member)))
+        weights = self.weights()
+        while block := list(itertools.islice(weights, step)):
+            yield np.stack(block)
 
     def interval(
         self, statistic: Callable[[np.ndarray], float], level: float = 0.95
