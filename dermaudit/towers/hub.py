@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 from dermaudit.errors import UserInputError
 
-from .names import CONFIG_FILE, WEIGHTS
+from .names import CONFIG_FILE, HF_CONFIG, WEIGHTS, hf_clip_config
 
 _SECONDS = 2.0
 _SIDE_FILES = ("*.json", "*.txt", "*.md", "*.model")
@@ -58,11 +58,11 @@ def fetch_repo(repo: str) -> Path:
     Errors: UserInputError that says what to fetch and where to put it when it is not in the cache
     and the hub cannot be reached, or when the hub refuses.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
-    cached = try_to_load_from_cache(repo, CONFIG_FILE)
-    if isinstance(cached, str) and any((Path(cached).parent / w).is_file() for w in WEIGHTS):
-        return Path(cached).parent
+    cached = cached_folder(repo)
+    if cached is not None:
+        return cached
     if offline():
         raise UserInputError(
             f"'{repo}' is not in the local cache and {constants.ENDPOINT} cannot be reached",
@@ -79,9 +79,7 @@ def _download(repo: str) -> Path:
     try:
         listed = HfApi().list_repo_files(repo)
         if CONFIG_FILE not in listed:
-            raise UserInputError(
-                f"the hub repository '{repo}' is no open_clip model: it has no {CONFIG_FILE}"
-            )
+            _require_clip(repo, listed)
         wanted = [w for w in WEIGHTS if w in listed][:1]
         return Path(snapshot_download(repo, allow_patterns=[*_SIDE_FILES, *wanted]))
     except GatedRepoError as error:
@@ -96,6 +94,49 @@ def _download(repo: str) -> Path:
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise UserInputError(f"'{repo}' cannot be fetched from the hub: {error}") from error
+
+
+def _require_clip(repo: str, listed: list[str]) -> None:
+    """UserInputError when a repository without open_clip's configuration is no CLIPModel either."""
+    from huggingface_hub import hf_hub_download
+
+    # The small file first: nothing of a model that cannot be opened is fetched.
+    if HF_CONFIG in listed and hf_clip_config(Path(hf_hub_download(repo, HF_CONFIG)).parent):
+        return
+    raise UserInputError(
+        f"the hub repository '{repo}' is no open_clip model: it has no {CONFIG_FILE}, and no "
+        f"{HF_CONFIG} of a clip"
+    )
+
+
+def cached_folder(repo: str) -> Path | None:
+    """The folder of a hub model in the local cache, with configuration and weights; else None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in (CONFIG_FILE, HF_CONFIG):
+        cached = try_to_load_from_cache(repo, name)
+        folder = Path(cached).parent if isinstance(cached, str) else None
+        if folder is None or not any((folder / w).is_file() for w in WEIGHTS):
+            continue
+        if name == CONFIG_FILE or hf_clip_config(folder):
+            return folder
+    return None
+
+
+def require_text_config(name: str, folder: Path) -> None:
+    """Errors: UserInputError when the configuration of a text tower that the checkpoint in `folder`
+    does not hold is neither cached nor in reach."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(name).is_dir() or isinstance(try_to_load_from_cache(name, HF_CONFIG), str):
+        return
+    if not offline():
+        return
+    raise UserInputError(
+        f"{folder} does not say what its text tower '{name}' is, and the hub cannot be reached",
+        f"on a machine with a network run `hf download {name} {HF_CONFIG} --local-dir "
+        f"{_short(name)}` and copy {HF_CONFIG} into {folder}",
+    )
 
 
 def require_weights(arch: str, tag: str) -> None:
@@ -125,6 +166,12 @@ def require_weights(arch: str, tag: str) -> None:
     )
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `folder` holds the words of a tokeniser."""
+    names = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
+    return any((folder / name).is_file() for name in names)
+
+
 def tokenizer_source(folder: Path, name: str) -> str:
     """Where the tokeniser is: the model's folder, else the cache, else the hub.
 
@@ -132,7 +179,7 @@ def tokenizer_source(folder: Path, name: str) -> str:
     """
     from huggingface_hub import try_to_load_from_cache
 
-    if any((folder / f).is_file() for f in ("tokenizer.json", "vocab.txt", "tokenizer.model")):
+    if has_tokenizer(folder):
         if not (folder / "tokenizer_config.json").is_file():
             raise UserInputError(
                 f"{folder} has a tokeniser but no tokenizer_config.json",

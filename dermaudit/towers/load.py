@@ -12,17 +12,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import read_json
 
+from .hf_clip import convert_hf_clip, is_hf_clip, read_hf_config
 from .hooked import HookedTower
 from .hub import fetch_repo, require_weights, tokenizer_source
-from .names import CONFIG_FILE, WEIGHTS, Source, check_tag, resolve
+from .names import CONFIG_FILE, Source, check_tag, hf_clip_config, resolve
 from .panderm import is_panderm, panderm_from_state
-from .texts import bert_from_state, is_bert
+from .texts import hf_text_from_state
+from .weights import below, few, read_state, weights_file
 
 #: built only to be replaced by a tower that is read from the weights.
 _SMALLEST_VISION = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 16}
@@ -78,8 +79,13 @@ def _open_tag(source: Source) -> HookedTower:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`open_clip_config.json`, with `model_cfg` in it. Errors: UserInputError naming the file."""
+    """`open_clip_config.json`, with `model_cfg` in it, or what `config.json` of a CLIPModel means.
+
+    Errors: UserInputError naming the file.
+    """
     path = folder / CONFIG_FILE
+    if not path.is_file() and hf_clip_config(folder):
+        return read_hf_config(folder)
     config = read_json(path, "model configuration")
     model = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(model, dict):
@@ -91,51 +97,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def weights_file(folder: Path) -> Path:
-    """The weights that stock open_clip would choose too. Errors: UserInputError when none."""
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    others = sorted(p for ext in ("safetensors", "bin", "pth") for p in folder.glob(f"*.{ext}"))
-    if others:
-        return others[0]
-    raise UserInputError(
-        f"{folder} has a configuration but no weights", f"put {WEIGHTS[0]} beside {CONFIG_FILE}"
-    )
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, in the precision of the file.
-
-    Errors: ForeignArtifactError when it is cut off, not a weights file, or would need pickle.
-    """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ForeignArtifactError(
-                f"{path} cannot be read as safetensors ({error})",
-                "the file is cut off or something else: copy or download it again",
-            ) from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many classes here, pickle's own among them
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ForeignArtifactError(
-            f"{path} cannot be read as plain weights ({first})",
-            "a file that needs pickle is not opened: convert it to safetensors",
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ForeignArtifactError(f"{path} holds no state dict of tensors")
-    if state and all(key.startswith("module.") for key in state):
-        state = {key[len("module.") :]: value for key, value in state.items()}
-    return state
-
-
 def build_model(
     model_cfg: dict[str, Any], state: dict[str, Tensor], folder: Path, path: Path
 ) -> nn.Module:
@@ -143,7 +104,10 @@ def build_model(
 
     A PanDerm image tower and a BERT text tower are recognised by their keys and built from their
     shapes: their configurations name sizes that are not theirs, or files of another repository.
+    The keys of Hugging Face's CLIPModel are turned into open_clip's.
     """
+    if is_hf_clip(state):
+        state = convert_hf_clip(state, path)
     cfg = copy.deepcopy(model_cfg)
     # Keys of the published forks that concern training only; stock open_clip refuses them.
     for key in ("pretrain_path", "patch_embeddings", "sigma"):
@@ -151,10 +115,11 @@ def build_model(
     visual = text = None
     if is_panderm(state):
         head_width = cfg["vision_cfg"].get("head_width", 64)
-        visual = panderm_from_state(_below(state, "visual."), head_width)
+        visual = panderm_from_state(below(state, "visual."), head_width)
         cfg["vision_cfg"] = _SMALLEST_VISION
-    if "hf_model_name" in cfg["text_cfg"] and is_bert(state):
-        text = bert_from_state(_below(state, "text."), cfg, folder)
+    if "hf_model_name" in cfg["text_cfg"]:
+        text = hf_text_from_state(below(state, "text."), cfg, folder)
+    if text is not None:
         cfg["text_cfg"] = _SMALLEST_TEXT
         cfg["custom_text"] = True
     model = _construct(cfg, folder)
@@ -228,20 +193,12 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         ],
     }
     if any(faults.values()):
-        listed = "; ".join(f"{what} {_few(sorted(keys))}" for what, keys in faults.items() if keys)
+        listed = "; ".join(f"{what} {few(sorted(keys))}" for what, keys in faults.items() if keys)
         raise ForeignArtifactError(
             f"{path} does not fit {CONFIG_FILE} beside it: {listed}",
             "the weights and the configuration belong to different models",
         )
     model.load_state_dict(state, strict=True)
-
-
-def _few(keys: list[str]) -> str:
-    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-
-
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _preprocess_cfg(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -257,6 +214,9 @@ def _tokenizer(folder: Path, model_cfg: dict[str, Any]) -> Any:
     import open_clip
 
     name = model_cfg["text_cfg"].get("hf_tokenizer_name")
+    if not name and not (folder / CONFIG_FILE).is_file():
+        # A CLIPModel whose folder has no words: by its vocabulary it is the first CLIP's.
+        return open_clip.SimpleTokenizer(context_length=model_cfg["text_cfg"]["context_length"])
     if not name:
         return open_clip.get_tokenizer(f"local-dir:{folder}")
     cfg = model_cfg["text_cfg"]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ import dermaudit
 from dermaudit.errors import UserInputError, closest, unknown
 
 CONFIG_FILE = "open_clip_config.json"
+HF_CONFIG = "config.json"
 #: in the order in which stock open_clip prefers them.
 WEIGHTS = (
     "open_clip_model.safetensors",
@@ -97,12 +99,28 @@ def _checkpoint_folder(folder: Path) -> Path:
         near = closest(folder.name, siblings)
         tail = f": did you mean '{folder.parent / near}'?" if near else ""
         raise UserInputError(f"model folder {folder} does not exist{tail}", _forms())
-    if not (folder / CONFIG_FILE).is_file():
+    if not (folder / CONFIG_FILE).is_file() and not hf_clip_config(folder):
+        other = _model_type(folder)
+        also = f"; its {HF_CONFIG} is of a {other}, and only a clip opens by that" if other else ""
         raise UserInputError(
-            f"{folder} is no checkpoint: it has no {CONFIG_FILE}",
+            f"{folder} is no checkpoint: it has no {CONFIG_FILE}{also}",
             "give the folder that holds the configuration and the weights",
         )
     return folder
+
+
+def hf_clip_config(folder: Path) -> bool:
+    """Whether `folder` is of Hugging Face's CLIPModel: a `config.json` that says so."""
+    return _model_type(folder) == "clip"
+
+
+def _model_type(folder: Path) -> str | None:
+    try:
+        said = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kind = said.get("model_type") if isinstance(said, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def _open_clip(name: str) -> Source:

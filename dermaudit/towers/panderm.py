@@ -11,16 +11,32 @@ bare parameters: they add no key to the state dict and change no bit.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from dermaudit.errors import ForeignArtifactError
+from dermaudit.console import say
+from dermaudit.errors import ForeignArtifactError, unknown
+
+from .weights import below, few, read_state
 
 #: keys that only this tower has; a checkpoint is recognised by them and not by its name, since a
 #: renamed copy of the published files must open too.
 MARKS = ("patch_embed.proj.weight", "blocks.0.gamma_1", "blocks.0.attn.q_bias", "head.weight")
+
+
+#: the two published sizes (facts of arXiv 2410.15038; the large one has about 304 M parameters).
+SIZES: dict[str, dict[str, int]] = {
+    "base": {"width": 768, "layers": 12, "heads": 12, "hidden": 3072},
+    "large": {"width": 1024, "layers": 24, "heads": 16, "hidden": 4096},
+}
+#: what a file of the image tower alone may leave out: the head belongs to the joint embedding, and
+#: the positions are computed.
+_OPTIONAL = ("head.", "pos_embed", "norm.")
 
 
 class Attention(nn.Module):
@@ -111,13 +127,22 @@ class PanDermVisual(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
         self.normed_tokens = nn.Identity()
         self.head = nn.Linear(width, output_dim)
+        self.grad_checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep no activations inside the blocks but compute them again backward: less memory, the
+        same gradients. The name and the meaning of open_clip's towers."""
+        self.grad_checkpointing = enable
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         x = self.scaled_tokens(x)
         for block in self.blocks:
-            x = block(x)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         x = self.normed_tokens(self.norm(x))
         # The same LayerNorm again, on the mean of the patch tokens: there is no separate fc_norm.
         return self.head(self.norm(x[:, 1:].mean(dim=1)))
@@ -167,3 +192,87 @@ def panderm_from_state(state: Mapping[str, Tensor], head_width: int = 64) -> Pan
     except RuntimeError as error:
         raise ForeignArtifactError(f"not a PanDerm tower: {error}") from error
     return tower
+
+
+class LeftOut(NamedTuple):
+    """What a start from a file did not use: `missing` keys of the tower keep their first values,
+    `unused` keys of the file were not asked for."""
+
+    missing: list[str]
+    unused: list[str]
+
+
+def panderm_visual(
+    size: str, output_dim: int, weights: Path | None = None, image_size: int = 224
+) -> PanDermVisual:
+    """A tower to train, "base" (ViT-B/16) or "large" (ViT-L/16), from scratch or from `weights`.
+
+    `weights`: a file of the published image tower, alone or with the rest of a model; what it
+    leaves out (mostly the head) is said on stderr. From scratch: truncated normal of .02, the head
+    scaled by .001, from torch's global seed. Errors: UserInputError for an unknown size;
+    ForeignArtifactError for a file of another tower.
+    """
+    if size not in SIZES:
+        raise unknown("size of PanDerm", size, SIZES)
+    visual = PanDermVisual(image_size=image_size, output_dim=output_dim, **SIZES[size])
+    _first_values(visual)
+    if weights is not None:
+        left_out = start_from(visual, weights)
+        for what, keys in zip(("keeps its first values for", "leaves out"), left_out, strict=True):
+            if keys:
+                say(f"  {Path(weights).name}: the start {what} {few(keys)}")
+    return visual
+
+
+def start_from(visual: PanDermVisual, path: Path) -> LeftOut:
+    """Load the weights of `path` into `visual` as far as they are its own.
+
+    The tower is found by its keys, whatever stands before them (`visual.`, `encoder.`, …). A head
+    of another width and positions of another grid are left out, being made anew or computed.
+    Errors: ForeignArtifactError when there is no such tower in the file, or one of another size.
+    """
+    state = read_state(Path(path))
+    mark = "blocks.0.gamma_1"
+    prefixes = sorted((k[: -len(mark)] for k in state if k.endswith(mark)), key=len)
+    if not prefixes:
+        raise ForeignArtifactError(
+            f"{path} holds no PanDerm tower: no key ends in {mark} (it has {few(sorted(state))})",
+            "give the file of the published image tower",
+        )
+    # A file of the pretraining holds the student's encoder and others beside it (a teacher, an
+    # average); the encoder is the tower.
+    prefix = next((p for p in prefixes if p.endswith("encoder.")), prefixes[0])
+    found, target = below(state, prefix), visual.state_dict()
+    fits = {k: v for k, v in found.items() if k in target and v.shape == target[k].shape}
+    wrong = [
+        f"{k} {tuple(found[k].shape)} instead of {tuple(target[k].shape)}"
+        for k in target
+        if k in found and k not in fits and not k.startswith(("head.", "pos_embed"))
+    ]
+    lacking = [k for k in target if k not in found and not k.startswith(_OPTIONAL)]
+    more = {k.split(".")[1] for k in found if k.startswith("blocks.") and k not in target}
+    beyond = sorted(f"blocks.{n}" for n in more if int(n) >= len(visual.blocks))
+    if wrong or lacking or beyond:
+        faults = {"wrong shape": wrong, "missing": lacking, "unexpected": beyond}
+        said = "; ".join(f"{what} {few(keys)}" for what, keys in faults.items() if keys)
+        raise ForeignArtifactError(
+            f"{path} holds another tower: {said}", "choose the other size (base or large)"
+        )
+    visual.load_state_dict(fits, strict=False)
+    unused = [k for k in state if not (k.startswith(prefix) and k[len(prefix) :] in fits)]
+    return LeftOut([k for k in target if k not in fits], unused)
+
+
+def _first_values(visual: PanDermVisual) -> None:
+    """Truncated normal of .02 for matrices and the class token, zero biases, a small head."""
+    for module in visual.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    patches = visual.patch_embed.proj
+    nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
+    nn.init.zeros_(patches.bias)
+    nn.init.trunc_normal_(visual.cls_token, std=0.02)
+    with torch.no_grad():
+        visual.head.weight.mul_(0.001)
