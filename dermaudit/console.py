@@ -59,3 +59,55 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
             last = time.monotonic()
             say(f"  {what}: {done}{f' of {total}' if total else ''}")
     say(f"  {what}: {done} done")
+
+
+class Meter:
+    """A progress bar over `total` units of which `done` are done already, with their rate and the time
+    left; a context manager. Without a terminal: a line every ten seconds."""
+
+    def __init__(self, what: str, total: int, done: int = 0, *, shown: bool = True) -> None:
+        self.what, self.total, self.done, self.first = what, total, done, done
+        self.shown = shown and not quiet()
+        self._bar = None
+
+    def __enter__(self) -> Meter:
+        self._started = self._last = time.monotonic()
+        if self.shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                "{task.description}", BarColumn(), "{task.percentage:>3.0f} %",
+                TextColumn("{task.fields[note]}"), TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, n: int, note: str = "") -> None:
+        self.done += n
+        if not self.shown:
+            return
+        now = time.monotonic()
+        rate = (self.done - self.first) / max(now - self._started, 1e-9)
+        said = f"{rate:.0f}/s  {note}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, note=said)
+        elif now - self._last > 10:
+            self._last = now
+            left = (self.total - self.done) / rate / 60
+            say(f"  {self.what}: {self.done} of {self.total}  {said}  {left:.1f} min left")
+
+    def note(self, line: str) -> None:
+        """Print a line above the bar."""
+        if not self.shown:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            say(line)

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dermaudit.distributed import n_processes, rank, total
+
 from .facts import Fact, absent_sentence
 
 
@@ -41,7 +43,7 @@ class AspectLoss(nn.Module):
         loss = F.binary_cross_entropy_with_logits(
             scale * aspects, torch.nan_to_num(truth), reduction="none"
         )
-        return (loss * known).sum() / known.sum().clamp(min=1)
+        return (loss * known).sum() * n_processes() / total(known.sum()).clamp(min=1)
 
 
 def soft_maximum(x: torch.Tensor, dim: int, sharpness: float = 8.0) -> torch.Tensor:
@@ -56,11 +58,15 @@ def aspect_sentences(facts: list[Fact], rng: random.Random) -> tuple[list[str], 
 
 
 def caption_loss(
-    kind: str, images: torch.Tensor, texts: torch.Tensor, model: nn.Module
+    kind: str, images: torch.Tensor, texts: torch.Tensor, model: nn.Module, gathered: str = "local"
 ) -> torch.Tensor:
-    """open_clip's ClipLoss or SigLipLoss on unit rows (n, d)."""
+    """open_clip's ClipLoss or SigLipLoss on unit rows (n, d) of this process; its mean over processes is
+    the loss of the whole batch. `gathered`: "local" rows against all, or "full", all rows everywhere."""
     from open_clip.loss import ClipLoss, SigLipLoss
 
+    world = {"rank": rank(), "world_size": n_processes()}
     if kind == "siglip":
-        return SigLipLoss()(images, texts, model.logit_scale.exp(), model.logit_bias)
-    return ClipLoss()(images, texts, model.logit_scale.exp())
+        loss = SigLipLoss(**world, dist_impl="gather")
+        return loss(images, texts, model.logit_scale.exp(), model.logit_bias)
+    loss = ClipLoss(local_loss=gathered == "local", gather_with_grad=True, **world)
+    return loss(images, texts, model.logit_scale.exp())

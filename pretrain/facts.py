@@ -17,27 +17,32 @@ import numpy as np
 from dermaudit.data import Manifest
 
 _WORDINGS = Path(__file__).parent / "recipes" / "wordings.toml"
+#: of the ontology caption and the visual-concept caption of generated texts.
+VIEW_FRAMES = ("a lesion diagnosed as {}", "a lesion that shows {}")
 _FRAMES = ("dermoscopic image of {}", "dermoscopy of {}", "a lesion: {}", "{}")
 
 
 @dataclass(frozen=True)
 class Fact:
     """`values` (n,) 1, 0 or nan; `said` wordings of presence, `denied` of absence (may be empty:
-    then absence is not put into captions)."""
+    then absence is not put into captions); `kind` concept, artifact, label or the column's name."""
 
     name: str
     values: np.ndarray
     said: tuple[str, ...]
     denied: tuple[str, ...]
+    kind: str = ""
+    of: str = ""  # what the diagnosis is a kind of
 
 
 def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
     """The facts of a manifest: its truth columns, its labels, and the values of `columns`."""
     wordings = tomllib.loads(_WORDINGS.read_text(encoding="utf-8"))
     facts = []
-    for name, (_, values) in manifest.truth().items():
+    for name, (kind, values) in manifest.truth().items():
         said = tuple(wordings["present"].get(name, [name.replace("_", " ")]))
-        facts.append(Fact(name, np.asarray(values, dtype=np.float32), said, _denied(said)))
+        values = np.asarray(values, dtype=np.float32)
+        facts.append(Fact(name, values, said, _denied(said), kind))
     for column, kind in (("label", "label"), *((name, name) for name in columns)):
         raw = manifest.column(column, None)
         if raw is None:
@@ -47,7 +52,8 @@ def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
             values = np.where(words == "", np.nan, (words == value).astype(np.float32))
             table = wordings["diagnosis"] if kind == "label" else {}
             said = tuple(table.get(value, [value.replace("_", " ")]))
-            facts.append(Fact(f"{kind}={value}", values.astype(np.float32), said, ()))
+            of = wordings["lineage"].get(value, "") if kind == "label" else ""
+            facts.append(Fact(f"{kind}={value}", values.astype(np.float32), said, (), kind, of))
     return facts
 
 
@@ -74,9 +80,16 @@ def caption(facts: list[Fact], row: int, rng: random.Random, keep: float, deny: 
 
 def corpus(facts: list[Fact], extra: tuple[str, ...] = ()) -> list[str]:
     """Every wording, for the tokenizer."""
-    return [*_FRAMES, *extra, *(w for fact in facts for w in (*fact.said, *fact.denied))]
+    words = (w for fact in facts for w in (*fact.said, *fact.denied, fact.of))
+    return [*_FRAMES, *VIEW_FRAMES, *extra, *filter(None, words)]
 
 
 def absent_sentence(fact: Fact, rng: random.Random) -> str:
     """What stands against a fact in the aspect loss: its denial, or the bare frame."""
     return rng.choice(fact.denied) if fact.denied else "a lesion"
+
+
+def lineage(fact: Fact, rng: random.Random) -> str:
+    """A diagnosis with what it is a kind of in front, as an ontology has it."""
+    said = rng.choice(fact.said)
+    return f"{fact.of}, {said}" if fact.of else said

@@ -17,9 +17,10 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def make_optimizer(
-    kind: str, modules: list[nn.Module], lr: float, decay: float
+    kind: str, modules: list[nn.Module], lr: float, decay: float, eps: float = 1e-6
 ) -> torch.optim.Optimizer:
-    """`kind` is "adamw" or "muon"; weight decay on everything that is not a vector."""
+    """`kind` is "adamw" or "muon"; weight decay on everything that is not a vector. `eps` is as open_clip
+    trains ViTs: with less, gradients that are zero but for rounding (a key's bias) move weights."""
     named = [
         (name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad
     ]
@@ -31,8 +32,8 @@ def make_optimizer(
         {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if kind == "muon":
-        return Muon([{"params": matrices, "weight_decay": decay, "matrices": True}, *groups], lr=lr)
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+        return Muon([{"params": matrices, "weight_decay": decay, "matrices": True}, *groups], lr=lr, eps=eps)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=eps, fused=True)
 
 
 def _is_matrix(name: str, p: torch.Tensor) -> bool:

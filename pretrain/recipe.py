@@ -11,8 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
-    field_validator,
+    model_validator,
 )
 
 from dermaudit.errors import UserInputError, closest, unknown
@@ -25,69 +24,143 @@ class _Part(BaseModel):
 
 
 class ModelPart(_Part):
-    """The towers, in open_clip's words (`vision_cfg`, `text_cfg` without the vocabulary)."""
+    """The towers a training starts from.
 
-    embed_dim: int = Field(gt=0)
-    vision_cfg: dict[str, Any]
-    text_cfg: dict[str, Any]
+    `init`: a model that load_model opens, with its tokenizer and preprocessing; or fresh towers in
+    open_clip's words (`embed_dim`, `vision_cfg`, `text_cfg` without the vocabulary). `vision_cfg` may
+    say `panderm = "base" | "large"`, `text_cfg` may name a Hugging Face text tower (`hf_model_name`: a
+    folder or a hub id). `vision_init`: weights of the image tower alone.
+    """
+
+    init: str = ""
+    vision_init: str = ""
+    embed_dim: int = Field(512, gt=0)
+    vision_cfg: dict[str, Any] = {}
+    text_cfg: dict[str, Any] = {}
     vocab_size: int = Field(2000, gt=100)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
-    @field_validator("vision_cfg", "text_cfg")
-    @classmethod
-    def _whole(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        key = "image_size" if info.field_name == "vision_cfg" else "context_length"
-        if not isinstance(value.get(key), int) or value[key] < 1:
-            raise ValueError(f"{key} must be a whole number above 0")
-        return value
+    @model_validator(mode="after")
+    def _whole(self) -> ModelPart:
+        if self.init:
+            if self.vision_cfg or self.text_cfg or self.vision_init:
+                raise ValueError("init names a whole model: leave out vision_cfg, text_cfg, vision_init")
+            return self
+        for cfg, key in ((self.vision_cfg, "image_size"), (self.text_cfg, "context_length")):
+            if not isinstance(cfg.get(key), int) or cfg[key] < 1:
+                raise ValueError(f"{key} must be a whole number above 0")
+        if self.vision_cfg.get("panderm", "base") not in ("base", "large"):
+            raise ValueError("vision_cfg.panderm must be base or large")
+        return self
 
 
 class AugmentPart(_Part):
-    """Random views of a training image. `rotate` in radians, `scale` and `shift` as shares."""
+    """Random views of a training image. `rotate` in radians; `scale`, `shift` and `crop` as shares (crop:
+    of the area); `jitter_p` and `grayscale` are chances."""
 
     flip: bool = True
     rotate: float = 0.25
     scale: tuple[float, float] = (0.85, 1.05)
     shift: float = 0.05
+    crop: tuple[float, float] = (1.0, 1.0)
     brightness: float = 0.2
     contrast: float = 0.2
+    saturation: float = 0.0
     colour: float = 0.08
+    jitter_p: float = Field(1.0, ge=0, le=1)
+    grayscale: float = Field(0.0, ge=0, le=1)
 
 
 class MaskedPart(_Part):
-    """Stage 1, masked latent prediction: the share of cells masked, and who is predicted."""
+    """Stage 1, masked latent modelling: the share of cells masked (in blocks), who is predicted, the
+    depth of the latent regressor, and the weights of class token, visible and masked cells."""
 
     epochs: float = Field(0.0, ge=0)
     mask: float = Field(0.5, gt=0, lt=1)
     teacher: str = "ema"  # "ema" of the student, or any model name that load_model takes
-    ema: float = 0.996
+    ema: float = Field(0.996, ge=0, lt=1)
+    depth: int = Field(1, ge=1)
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     lr: float = 5e-4
 
 
+class MakePart(_Part):
+    """MAKE's loss (make.py): weights of its two parts, the switches, and `subcaptions` a batch row."""
+
+    lambda_m: float = Field(1.0, ge=0)
+    lambda_s: float = Field(0.5, ge=0)
+    subcaptions: int = Field(8, ge=0)
+    denominator: Literal["view", "all"] = "view"
+    alignment: Literal["text_to_image", "image_to_text"] = "text_to_image"
+    weights: Literal["ratio", "softmax", "none"] = "ratio"
+    mask_positives: bool = False
+    sigma: float = 0.3
+
+
+class KnowledgePart(_Part):
+    """What else may teach the text tower: a frozen knowledge encoder (`encoder`: a model name; KEP), and
+    soft targets from distances in an `ontology` file (O-MAKE; `soft` is β at the start)."""
+
+    encoder: str = ""
+    weight: float = Field(0.4, ge=0)
+    ontology: str = ""
+    soft: float = Field(0.0, ge=0, le=1)
+
+
 class ContrastivePart(_Part):
-    """Stage 2: open_clip's ClipLoss (or SigLipLoss) on captions, the aspect loss on the embedding, and
-    the aspect loss on single cells (`local_weight`)."""
+    """Stage 2: a contrastive loss on captions (`clip` and `siglip` are open_clip's, `make` is make.py's), the
+    aspect loss on the embedding, and the aspect loss on single cells (`local_weight`).
+
+    `gather`: each process its own rows against all (`local`), or all rows everywhere (`full`; clip only).
+    `captions`: generated from facts, or the text `columns` of the manifest.
+    """
 
     epochs: float = Field(10.0, gt=0)
-    loss: Literal["clip", "siglip"] = "clip"
-    clip_weight: float = 0.5
-    aspect_weight: float = 1.0
+    loss: Literal["clip", "siglip", "make"] = "clip"
+    gather: Literal["local", "full"] = "local"
+    captions: Literal["facts", "columns"] = "facts"
+    make: MakePart = MakePart()
+    knowledge: KnowledgePart = KnowledgePart()
+    clip_weight: float = Field(0.5, ge=0)
+    aspect_weight: float = Field(1.0, ge=0)
     local_weight: float = Field(0.0, ge=0)
     keep: float = Field(0.7, ge=0, le=1)
     deny: float = Field(0.15, ge=0, le=1)
     lr: float = 1e-3
     columns: tuple[str, ...] = ()  # further manifest columns whose values captions may say
 
+    @model_validator(mode="after")
+    def _fits(self) -> ContrastivePart:
+        if self.knowledge.soft and (self.loss != "make" or self.make.denominator != "view"):
+            raise ValueError('knowledge.soft needs loss = "make" with make.denominator = "view"')
+        if self.knowledge.soft and not self.knowledge.ontology:
+            raise ValueError("knowledge.soft needs knowledge.ontology, a file")
+        if self.gather == "full" and self.loss != "clip":
+            raise ValueError('gather = "full" is there for loss = "clip" alone')
+        if not (self.clip_weight or self.aspect_weight or self.local_weight):
+            raise ValueError("all weights are 0: nothing would be learned")
+        return self
+
 
 class Recipe(_Part):
-    """The whole recipe. `batch` images a step, `warmup` steps, `ema` of the weights that are kept."""
+    """The whole recipe. `batch` images a step over all processes, in `accumulate` parts of which each
+    process computes one at a time (all of the batch stay negatives of each other); `warmup` steps;
+    `weight_ema` of the weights that are kept (0: the last ones are). `precision` bf16 needs a GPU.
+    `checkpoint_every` steps (0: at each epoch's end). `data`: images decoded once into memory, or
+    streamed; auto streams what would take more than 4 GiB."""
 
     format_version: Literal[1] = 1
     name: str
     seed: int = 0
     batch: int = Field(64, gt=1)
+    accumulate: int = Field(1, ge=1)
+    precision: Literal["float32", "bf16"] = "float32"
+    grad_checkpointing: bool = False
+    checkpoint_every: int = Field(0, ge=0)
+    data: Literal["auto", "memory", "stream"] = "auto"
     optimizer: Literal["adamw", "muon"] = "adamw"
+    eps: float = Field(1e-6, gt=0)
     warmup: int = 50
     weight_decay: float = 0.05
     clip_norm: float = 1.0
@@ -97,8 +170,15 @@ class Recipe(_Part):
     masked: MaskedPart = MaskedPart()
     contrastive: ContrastivePart = ContrastivePart()
 
+    @model_validator(mode="after")
+    def _parts(self) -> Recipe:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} cannot be cut into {self.accumulate} equal parts")
+        return self
+
     @property
     def image_size(self) -> int:
+        """Side of the square input in pixels; known once the model is, where it has `init`."""
         return int(self.model.vision_cfg["image_size"])
 
 
@@ -156,10 +236,14 @@ def _sentences(error: ValidationError) -> list[str]:
             near = closest(str(fault["loc"][-1]), _all_fields())
             lines.append(f"unknown key '{where}'" + (f": did you mean '{near}'?" if near else ""))
         else:
-            lines.append(f"{where}: {fault['msg']} (got {fault['input']!r})")
+            got = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+            said = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{where or 'recipe'}: {said}{got}")
     return lines
 
 
 def _all_fields() -> list[str]:
-    parts = (Recipe, ModelPart, AugmentPart, MaskedPart, ContrastivePart)
+    parts = (
+        Recipe, ModelPart, AugmentPart, MaskedPart, ContrastivePart, MakePart, KnowledgePart
+    )
     return [name for part in parts for name in part.model_fields]

@@ -1,63 +1,187 @@
-"""Patch tokens of an open_clip image tower, alone or with the embedding that is made of them."""
+"""Tokens of an open_clip image tower, whole or of visible cells only, and texts without their padding.
+
+A tower is run as it is; hooks on the modules of the tap table take tokens out (behind the patch
+embedding) and read them (at the end). So every family that the table knows can be trained, and the
+tower's own forward stays the only one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import torch
 from open_clip.transformer import text_global_pool
-from torch import nn
+from torch import Tensor, nn
+
+from dermaudit.errors import ForeignArtifactError
+from dermaudit.towers.taps import visual_taps
 
 
-def patch_tokens(visual: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Tokens (n, cells, d) of the last block of an open_clip image tower, row-major, no CLS."""
-    if hasattr(visual, "trunk"):
-        return _cells(visual.trunk, visual.trunk.forward_features(x))
-    out = visual.forward_intermediates(
-        x,
-        indices=1,
-        stop_early=False,
-        intermediates_only=True,
-        output_fmt="NLC",
-        normalize_intermediates=True,
-    )
-    return out["image_intermediates"][-1]
+class Tokens(NamedTuple):
+    """`first` (n, p, d) class token and registers (p may be 0), `cells` (n, c, d) row-major, both after
+    the last norm; `embedding` (n, e), not of unit length."""
+
+    first: Tensor
+    cells: Tensor
+    embedding: Tensor
 
 
-def embed_with_tokens(visual: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(embedding (n, e), tokens (n, cells, e)) in one pass, neither of unit length. A token goes
-    through the projection that makes the embedding: where tokens are averaged and the projection is
-    linear, the embedding is the mean of these."""
-    if hasattr(visual, "trunk"):
-        features = visual.trunk.forward_features(x)
-        tokens = _cells(visual.trunk, features)
-        return visual.head(visual.trunk.forward_head(features)), visual.head(tokens)
-    out = visual.forward_intermediates(
-        x, indices=1, output_fmt="NLC", normalize_intermediates=True
-    )
-    tokens = out["image_intermediates"][-1]
-    projection = getattr(visual, "proj", None)
-    return out["image_features"], tokens if projection is None else tokens @ projection
+class TokenReader:
+    """Reads the tokens of `visual`. `grid` (rows, columns) and `n_first` are known after one forward
+    of a blank image of `image_size`.
+
+    Errors: ForeignArtifactError for a tower without a grid of tokens.
+    """
+
+    def __init__(self, visual: nn.Module, image_size: int) -> None:
+        taps = visual_taps(SimpleNamespace(visual=visual))
+        trunk = getattr(visual, "trunk", None)
+        self.family = taps.family
+        # XCiT and convolutional trunks mix neighbouring cells: they need the whole grid.
+        self.can_drop = taps.family in ("open_clip ViT", "PanDerm") or (
+            trunk is not None and type(trunk).__name__ == "VisionTransformer"
+        )
+        self._entry = next((t.module for t in taps.taps if t.site == "visual.embed"), None)
+        # XCiT puts its class token in front after its blocks, without counting it as a prefix.
+        self.n_first = int(hasattr(trunk, "cls_attn_blocks")) or taps.n_prefix_tokens
+        if taps.family == "opaque":
+            raise ForeignArtifactError(
+                f"the image tower {type(visual).__name__} has no grid of tokens",
+                "take a ViT, XCiT or convolutional tower",
+            )
+        training = visual.training
+        with torch.no_grad():
+            p = next(visual.parameters())
+            blank = torch.zeros(1, 3, image_size, image_size, dtype=p.dtype, device=p.device)
+            seen = self.read(visual.eval(), blank)
+        visual.train(training)
+        self.d = seen.cells.shape[-1]
+        n = seen.cells.shape[1]
+        self.grid = taps.grid if taps.grid and taps.grid[0] * taps.grid[1] == n else _square(n)
+
+    def read(self, visual: nn.Module, x: Tensor, keep: Tensor | None = None) -> Tokens:
+        """Tokens of images (n, 3, s, s); with `keep` (n, v), ascending cells, the tower computes
+        those (and the first tokens) alone. Only where `can_drop`."""
+        seen: list[Tensor] = []
+        hooks = [self._end(visual).register_forward_hook(lambda m, a, out: seen.append(out))]
+        if keep is not None:
+            hooks.append(self._entry.register_forward_hook(lambda m, a, out: self._drop(out, keep)))
+        try:
+            embedding = visual(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        embedding = embedding[0] if isinstance(embedding, tuple) else embedding
+        out = seen[-1]
+        if out.ndim == 4:  # a map (n, d, rows, columns)
+            return Tokens(out.new_zeros(len(x), 0, out.shape[1]), out.flatten(2).mT, embedding)
+        out = self._norm(visual, out)
+        return Tokens(out[:, : self.n_first], out[:, self.n_first :], embedding)
+
+    def _end(self, visual: nn.Module) -> nn.Module:
+        """The module whose output is the tokens of the last block."""
+        if self.family == "PanDerm":
+            return visual.normed_tokens
+        if self.family == "open_clip ViT":
+            return visual.transformer
+        trunk = visual.trunk
+        if self.family == "timm":
+            return trunk.norm
+        return trunk.get_submodule(trunk.feature_info[-1]["module"])
+
+    def _norm(self, visual: nn.Module, tokens: Tensor) -> Tensor:
+        if self.family == "open_clip ViT":
+            return visual.ln_post(tokens)
+        # timm norms after pooling where it averages the tokens.
+        fc_norm = getattr(getattr(visual, "trunk", None), "fc_norm", None)
+        return tokens if fc_norm is None else fc_norm(tokens)
+
+    def _drop(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        n, first = len(tokens), self.n_first
+        index = torch.cat(
+            [torch.arange(first, device=keep.device).expand(n, -1), keep + first], dim=1
+        )
+        return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+    @staticmethod
+    def project(visual: nn.Module, tokens: Tensor) -> Tensor:
+        """Tokens (n, t, d) through what makes the embedding of them: (n, t, e)."""
+        if hasattr(visual, "scaled_tokens"):  # PanDerm norms once more before its head
+            return visual.head(visual.norm(tokens))
+        if hasattr(visual, "trunk"):
+            return visual.head(tokens)
+        projection = getattr(visual, "proj", None)
+        return tokens if projection is None else tokens @ projection
 
 
-def _cells(trunk: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    if features.ndim == 4:
-        return features.flatten(2).transpose(1, 2)
-    # XCiT puts its class token in front after its blocks, without counting it as a prefix.
-    late = int(hasattr(trunk, "cls_attn_blocks"))
-    return features[:, late or getattr(trunk, "num_prefix_tokens", 0) :]
+def _square(n: int) -> tuple[int, int]:
+    side = round(n**0.5)
+    if side * side != n:
+        raise ForeignArtifactError(f"{n} tokens are no square grid", "use square images")
+    return side, side
 
 
-def encode_short(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """`model.encode_text(ids, normalize=True)` without computing the padding behind the longest text:
-    in a causal text tower pooled at its end token, nothing before it depends on what stands behind.
-    Other text towers get the ids whole. ids (n, context) with padding last; returns (n, e)."""
-    causal = getattr(model, "attn_mask", None) is not None
-    if not causal or getattr(model, "text_pool_type", "") != "eos":
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch-norm statistics are not moved inside: for a forward whose result is computed again."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
+
+
+def encode_texts(model: nn.Module, ids: Tensor, *, buckets: int = 4) -> Tensor:
+    """`model.encode_text(ids, normalize=True)` (n, e) at the cost of the words, not of the padding.
+
+    Texts are sorted by length and encoded in a few groups, each cut to its longest text: what stands
+    behind a text changes nothing in a causal tower that is pooled at its end token, nor in a Hugging
+    Face tower that masks its padding. Other towers get the ids whole. ids (n, context), padding last.
+    """
+    lengths = _lengths(model, ids)
+    if lengths is None:
         return model.encode_text(ids, normalize=True)
-    end = int((ids == model.text_eos_id).int().argmax(1).max()) + 1
+    order = lengths.argsort(stable=True)
+    n_groups = max(1, min(buckets, len(ids) // 16))
+    parts = [
+        _encode_cut(model, ids[rows], int(lengths[rows].max()))
+        for rows in order.tensor_split(n_groups)
+    ]
+    return torch.cat(parts)[order.argsort()]
+
+
+def _lengths(model: nn.Module, ids: Tensor) -> Tensor | None:
+    """Tokens of each text up to its end token, or None where the tower cannot be cut."""
+    if hasattr(model, "text"):
+        config = getattr(model.text, "config", None)
+        pad = getattr(config, "pad_token_id", None)
+        return None if pad is None else (ids != pad).sum(1).clamp(min=1)
+    if getattr(model, "attn_mask", None) is None:
+        return None
+    if model.text_pool_type == "eos":
+        return (ids == model.text_eos_id).int().argmax(1) + 1
+    if model.text_pool_type == "argmax":
+        return ids.argmax(1) + 1
+    return None
+
+
+def _encode_cut(model: nn.Module, ids: Tensor, end: int) -> Tensor:
     ids = ids[:, :end]
+    if hasattr(model, "text"):
+        return nn.functional.normalize(model.text(ids), dim=-1)
     x = model.token_embedding(ids) + model.positional_embedding[:end]
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:end, :end]))
-    x = text_global_pool(x, ids, "eos", eos_token_id=model.text_eos_id)
+    x = text_global_pool(
+        x, ids, model.text_pool_type, eos_token_id=getattr(model, "text_eos_id", None)
+    )
     projection = model.text_projection
-    x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+    if projection is not None:
+        x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
     return nn.functional.normalize(x, dim=-1)

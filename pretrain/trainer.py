@@ -1,343 +1,285 @@
-"""The training loop: stage 1 (masked latent), stage 2 (contrastive), seeded and resumable.
+"""The training loop: stage 1 (masked latent), stage 2 (contrastive); seeded, shared, resumable.
 
-Everything random is drawn from generators seeded by (seed, stage, epoch), so an epoch needs nothing
-but the weights and the optimizer's state before it: a checkpoint is written at each epoch's end, and
-a killed run that is resumed gives the same weights, bit for bit (fixed threads, one process).
+A batch is shared by the processes and cut into `accumulate` parts. Parts of a stage whose losses compare
+rows are computed twice: once without gradients, for the embeddings of all parts, on which the loss and its
+gradients are taken; then one by one with gradients, from there on backwards (GradCache, arXiv 2101.06983).
+So all rows of a batch stay negatives of each other, whatever the memory holds.
+
+What is random depends on the recipe's seed and the step alone (state.py): a killed run that is resumed gives
+the same weights, bit for bit at fixed threads on one process; several processes give those of one but for
+rounding.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import random
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from dermaudit.console import say
-from dermaudit.errors import EvidenceError, ForeignArtifactError
+from dermaudit.console import Meter, say
+from dermaudit.distributed import World, average_gradients, barrier, n_processes, total
+from dermaudit.errors import EvidenceError
 from dermaudit.failpoints import hit
-from dermaudit.files import sha256_json, write_safetensors
 
-from .augment import augment
-from .contrastive import AspectLoss, aspect_sentences, caption_loss
-from .facts import Fact, caption
-from .masked import MaskedLatent, random_cells
+from .augment import draw_views
 from .optimizer import make_optimizer
 from .recipe import Recipe
-from .tokens import embed_with_tokens, encode_short, patch_tokens
+from .source import Source, batches
+from .stages import Losses, Part, Stage
+from .state import Position, State, read_position, restore, save_state, seed_of
+from .tokens import statistics_kept
 
 
-@dataclass
-class TrainingData:
-    """Train images uint8 (n, 3, s, s), their facts (values over the same n rows)."""
+@dataclass(frozen=True)
+class Plan:
+    """How a stage is run: where images come from, who computes, where the state is kept."""
 
-    images: torch.Tensor
-    facts: list[Fact]
-
-
-@dataclass
-class State:
-    """What a checkpoint holds: where training is, and every tensor it needs to go on."""
-
-    stage: str
-    epoch: int
-    modules: dict[str, nn.Module]
-    optimizer: torch.optim.Optimizer
-    average: dict[str, torch.Tensor] = field(default_factory=dict)
+    recipe: Recipe
+    source: Source
+    folder: Path
+    identity: dict[str, Any]
+    world: World
+    threads: int = 1
 
 
-def train(
-    recipe: Recipe,
-    data: TrainingData,
-    model: nn.Module,
-    tokenize: Any,
-    folder: Path,
-    *,
-    resume: bool = False,
-) -> nn.Module:
-    """Train `model` (an open_clip model, changed in place) by the recipe; returns it, averaged.
+def train(plan: Plan, stages: list[Stage], *, resume: bool = False) -> dict[str, Tensor]:
+    """Run the stages in order; returns the averaged weights of the last one (its own without `weight_ema`).
 
-    `tokenize`: list of str → ids. `folder` takes `state.safetensors`, `state.json`, `log.jsonl`.
-    Errors: EvidenceError with fewer images than one batch; ForeignArtifactError when the state in
-    `folder` belongs to another recipe or other images.
+    `plan.folder` takes `state.safetensors` and `log.jsonl`. Errors: EvidenceError with fewer images than
+    one batch or a loss that is not finite; ForeignArtifactError when the state in `folder` belongs to
+    another training.
     """
-    n = len(data.images)
-    if n < recipe.batch:
+    recipe = plan.recipe
+    if plan.source.n < recipe.batch:
         raise EvidenceError(
-            f"{n} training images are fewer than one batch of {recipe.batch}",
+            f"{plan.source.n} training images are fewer than one batch of {recipe.batch}",
             "give more images, or --set batch=…",
-            {"n": n, "batch": recipe.batch},
+            {"n": plan.source.n, "batch": recipe.batch},
         )
-    key = sha256_json(
-        {
-            "recipe": recipe.model_dump(mode="json"),
-            "n": n,
-            "pixels": int(data.images.sum(dtype=torch.int64)),
-            "facts": {f.name: [*f.said, *f.denied, f.values.tobytes().hex()] for f in data.facts},
-        }
-    )
-    done = _read_progress(folder, key) if resume else None
-    if recipe.masked.epochs and (done is None or done["stage"] == "masked"):
-        _masked(recipe, data, model, folder, key, done)
-        done = None
-    average = _contrastive(recipe, data, model, tokenize, folder, key, done)
-    model.load_state_dict(average)
-    return model.eval()
-
-
-# ---- stage 1
-
-
-def _masked(
-    recipe: Recipe, data: TrainingData, model: nn.Module, folder: Path, key: str, done: dict | None
-) -> None:
-    part = recipe.masked
-    torch.manual_seed(_seed(recipe, "masked-init", 0))
-    normal = _normaliser(recipe)
-    with torch.no_grad():
-        tokens = patch_tokens(model.visual.eval(), normal(data.images[:2].float()))
-    teacher, d_teacher = _teacher(part.teacher, tokens.shape[1])
-    objective = MaskedLatent(model.visual, tokens.shape[2], d_teacher, teacher)
-    modules = [model.visual, objective.predictor]
-    optimizer = make_optimizer(recipe.optimizer, modules, part.lr, recipe.weight_decay)
-    state = State("masked", 0, {"model": model, "objective": objective}, optimizer)
-    if done:
-        _restore(state, folder)
-
-    def step(
-        rows: torch.Tensor, generator: torch.Generator, _: random.Random
-    ) -> dict[str, torch.Tensor]:
-        x = normal(augment(data.images[rows], recipe.augment, generator))
-        mask = random_cells(len(rows), tokens.shape[1], part.mask, generator)
-        return {"loss": objective(model.visual, x, mask)}
-
-    def after() -> None:
-        objective.update(model.visual, part.ema)
-
-    model.visual.train()
-    _loop(recipe, data, state, folder, key, part.epochs, part.lr, step, after)
-
-
-def _teacher(name: str, cells: int) -> tuple[nn.Module | None, int | None]:
-    if name == "ema":
-        return None, None
-    from dermaudit.towers import load_model
-
-    visual = load_model(name).model.visual
-    size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
-    with torch.no_grad():
-        tokens = patch_tokens(visual, torch.zeros(1, 3, size, size))
-    if tokens.shape[1] != cells:
-        raise ForeignArtifactError(
-            f"the teacher {name} has {tokens.shape[1]} cells, the student {cells}",
-            'choose a teacher with the student\'s grid, or teacher = "ema"',
+    plan.world.share(recipe.batch // recipe.accumulate, "part of a batch")
+    at = read_position(plan.folder, plan.identity) if resume else None
+    names = [stage.name for stage in stages]
+    for stage in stages[names.index(at.stage) if at else 0 :]:
+        for module in stage.modules.values():
+            module.to(plan.world.device).train()
+        optimizer = make_optimizer(
+            recipe.optimizer, stage.trained, stage.lr, recipe.weight_decay, recipe.eps
         )
-    return visual, tokens.shape[2]
+        state = State(stage.modules, optimizer, Position(stage.name))
+        if recipe.weight_ema and stage is stages[-1]:
+            state.average = {
+                k: v.detach().clone() for k, v in stage.modules["model"].state_dict().items()
+            }
+        if at and at.stage == stage.name:
+            restore(state, plan.folder, at)
+            if plan.world.leads:
+                _cut_log(plan.folder / "log.jsonl", at, names)
+                say(f"  going on after step {at.step} of the {at.stage} stage")
+        _run(plan, stage, state)
+    return state.average or dict(stages[-1].modules["model"].state_dict())
 
 
-# ---- stage 2
-
-
-def _contrastive(
-    recipe: Recipe,
-    data: TrainingData,
-    model: nn.Module,
-    tokenize: Any,
-    folder: Path,
-    key: str,
-    done: dict | None,
-) -> dict[str, torch.Tensor]:
-    part = recipe.contrastive
-    torch.manual_seed(_seed(recipe, "contrastive-init", 0))
-    normal, aspect, local = _normaliser(recipe), AspectLoss(), AspectLoss()
-    truth = torch.from_numpy(np.stack([fact.values for fact in data.facts], 1))
-    modules = {"model": model, "aspect": aspect, "local": local}
-    optimizer = make_optimizer(
-        recipe.optimizer, list(modules.values()), part.lr, recipe.weight_decay
-    )
-    state = State("contrastive", 0, modules, optimizer)
-    state.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    if done:
-        _restore(state, folder)
-
-    def step(
-        rows: torch.Tensor, generator: torch.Generator, rng: random.Random
-    ) -> dict[str, torch.Tensor]:
-        x = normal(augment(data.images[rows], recipe.augment, generator))
-        images, cells = (F.normalize(v, dim=-1) for v in embed_with_tokens(model.visual, x))
-        captions = [caption(data.facts, int(row), rng, part.keep, part.deny) for row in rows]
-        said, denied = aspect_sentences(data.facts, rng)
-        texts = encode_short(model, tokenize(captions))
-        # Apart from the captions: these are short, and would be padded to the longest caption.
-        sides = encode_short(model, tokenize([*said, *denied])).split(len(said))
-        losses = {
-            "clip": caption_loss(part.loss, images, texts, model),
-            "aspect": aspect(images, *sides, truth[rows]),
-            "local": local(cells, *sides, truth[rows]),
-        }
-        weights = {
-            "clip": part.clip_weight, "aspect": part.aspect_weight, "local": part.local_weight
-        }
-        return {"loss": sum(weights[name] * loss for name, loss in losses.items()), **losses}
-
-    def after() -> None:
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
-            decay = min(recipe.weight_ema, 1 - 1 / (1 + _average_steps(state)))
-            for name, value in model.state_dict().items():
-                if value.is_floating_point():
-                    state.average[name].lerp_(value, 1 - decay)
-                else:
-                    state.average[name].copy_(value)
-
-    model.train()
-    _loop(recipe, data, state, folder, key, part.epochs, part.lr, step, after)
-    return state.average
-
-
-def _average_steps(state: State) -> int:
-    """Steps so far, from the optimizer itself, so that a resumed run counts on."""
-    for values in state.optimizer.state.values():
-        return int(values["step"])
-    return 0
-
-
-# ---- the loop both stages share
-
-
-def _loop(recipe, data, state, folder, key, epochs, lr, step, after) -> None:
-    n, per_epoch = len(data.images), len(data.images) // recipe.batch
-    total = max(1, round(epochs * per_epoch))
-    started, first = time.monotonic(), state.epoch
-    for epoch in range(state.epoch, math.ceil(total / per_epoch)):
-        seed = _seed(recipe, state.stage, epoch)
-        torch.manual_seed(seed)  # dropout and stochastic depth draw from the global generator
-        generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
-        order = torch.randperm(n, generator=generator)
-        sums: dict[str, float] = {}
-        count = min(per_epoch, total - epoch * per_epoch)
-        for i in range(count):
-            at = epoch * per_epoch + i
+def _run(plan: Plan, stage: Stage, state: State) -> None:
+    recipe, world = plan.recipe, plan.world
+    per_epoch = plan.source.n // recipe.batch
+    last = max(1, round(stage.epochs * per_epoch))
+    started, first = time.monotonic(), state.position.step
+    sums: dict[str, float] = {}
+    since, failed = first, 0
+    with Meter(stage.name, last * recipe.batch, first * recipe.batch, shown=world.leads) as meter:
+        for step, parts, bad in _parts(plan, stage, first, last):
             for group in state.optimizer.param_groups:
-                group["lr"] = lr * _schedule(at, total, recipe.warmup)
-            losses = step(order[i * recipe.batch : (i + 1) * recipe.batch], generator, rng)
-            if not torch.isfinite(losses["loss"]):
-                raise EvidenceError(
-                    f"{state.stage}: the loss is not finite at epoch {epoch}, step {i}",
-                    "lower the learning rate (--set contrastive.lr=…) and use --resume",
+                group["lr"] = stage.lr * _schedule(step, last, recipe.warmup)
+            losses = take_step(stage, state.optimizer, parts, recipe)
+            _average(state, recipe.weight_ema)
+            for name, value in _means(losses, stage.name, step).items():
+                sums[name] = sums.get(name, 0.0) + value
+            failed += bad
+            state.position = Position(stage.name, step + 1)
+            meter.advance(recipe.batch, f"loss {sums['loss'] / (step + 1 - since):.3f}")
+            hit("pretrain-step")
+            every = recipe.checkpoint_every
+            at_mark = (step + 1) % per_epoch == 0 or step + 1 == last
+            if not (at_mark or (every and (step + 1) % every == 0)):
+                continue
+            n_failed = int(total(torch.tensor(float(failed), device=world.device)))
+            if world.leads:
+                seconds = time.monotonic() - started
+                means = {name: value / (step + 1 - since) for name, value in sums.items()}
+                _log(
+                    plan.folder / "log.jsonl", stage=stage.name, step=step + 1,
+                    epoch=(step + 1) / per_epoch, images=(step + 1) * recipe.batch,
+                    seconds=round(seconds, 1), lr=state.optimizer.param_groups[0]["lr"],
+                    images_per_s=round((step + 1 - first) * recipe.batch / seconds, 1),
+                    failed=n_failed, **{name: round(value, 6) for name, value in means.items()},
                 )
-            state.optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-            state.optimizer.step()
-            after()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
-        state.epoch = epoch + 1
-        _save(state, folder, key)
-        seconds = time.monotonic() - started
-        left = seconds / (epoch + 1 - first) * (math.ceil(total / per_epoch) - epoch - 1)
-        means = {name: round(value / count, 4) for name, value in sums.items()}
-        _log(folder, stage=state.stage, epoch=epoch + 1, seconds=round(seconds, 1), **means)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
-        say(
-            f"  {state.stage} {epoch + 1}/{math.ceil(total / per_epoch)}  {shown}  "
-            f"{(epoch + 1 - first) * count * recipe.batch / seconds:.0f} images/s  {left / 60:.1f} min left"
+                meter.note(_told(stage.name, step + 1, per_epoch, last, means, n_failed))
+                save_state(state, plan.folder, plan.identity)
+            barrier()
+            sums, since, failed = {}, step + 1, 0
+            hit("pretrain")
+
+
+def _parts(
+    plan: Plan, stage: Stage, first: int, last: int
+) -> Iterator[tuple[int, list[Part], int]]:
+    """(step, this process' parts of its batch, images that could not be read) from `first` on."""
+    recipe, source = plan.recipe, plan.source
+    per_epoch = source.n // recipe.batch
+    # Every process takes its share of each part of the batch, so that a part is a part everywhere.
+    size = recipe.batch // recipe.accumulate
+    share = plan.world.share(size)
+    own = [torch.arange(i * size, (i + 1) * size)[share] for i in range(recipe.accumulate)]
+    mine = torch.cat(own).numpy()
+
+    def rows() -> Iterator[Any]:
+        for epoch in range(first // per_epoch, math.ceil(last / per_epoch)):
+            order = source.order(seed_of(recipe.seed, stage.name, "order", epoch))
+            for step in range(max(first, epoch * per_epoch), min(last, (epoch + 1) * per_epoch)):
+                at = (step - epoch * per_epoch) * recipe.batch
+                yield order[at : at + recipe.batch][mine]
+
+    for step, read in zip(range(first, last), batches(source, rows(), plan.threads), strict=True):
+        seed = seed_of(recipe.seed, stage.name, step)
+        views = draw_views(recipe.batch, recipe.augment, torch.Generator().manual_seed(seed))
+        parts, done = [], 0
+        for positions in own:
+            cut = slice(done, done + len(positions))
+            parts.append(
+                Part(
+                    read.rows[cut],
+                    read.images[cut].to(plan.world.device),
+                    {name: value[positions] for name, value in views.items()},
+                    [seed * 1_000_003 + int(p) for p in positions],
+                    seed,
+                    step / last,
+                )
+            )
+            done += len(positions)
+        yield step, parts, read.failed
+
+
+def take_step(
+    stage: Stage, optimizer: torch.optim.Optimizer, parts: list[Part], recipe: Recipe
+) -> Losses:
+    """One step on a batch in parts; returns its losses (this process' share of their mean)."""
+    optimizer.zero_grad(set_to_none=True)
+    device = parts[0].images.device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+
+    def encode(i: int) -> dict[str, Tensor]:
+        # Dropout and stochastic depth draw from the global generator: the same twice.
+        torch.manual_seed(parts[i].step_seed + 7919 * i)
+        with autocast:
+            return stage.encode(parts[i])
+
+    if len(parts) == 1:
+        losses = stage.losses(encode(0), parts[0])
+        losses["loss"].backward()
+    elif stage.separable:
+        losses = {}
+        for i in range(len(parts)):
+            found = stage.losses(encode(i), parts[i])
+            (found["loss"] / len(parts)).backward()
+            for name, value in found.items():
+                losses[name] = losses.get(name, 0.0) + value.detach() / len(parts)
+    else:
+        losses = _through_cache(stage, parts, encode)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    average_gradients(parameters)
+    torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+    optimizer.step()
+    stage.after()
+    return losses
+
+
+def _through_cache(stage: Stage, parts: list[Part], encode) -> Losses:
+    with torch.no_grad():
+        # The second forward moves the statistics of batch norm; once is enough.
+        with statistics_kept(nn.ModuleList(stage.trained)):
+            cached = [encode(i) for i in range(len(parts))]
+    whole = {name: torch.cat([c[name] for c in cached]) for name in cached[0]}
+    leaves = {n: v.requires_grad_() for n, v in whole.items() if n not in stage.constant}
+    losses = stage.losses(whole, _joined(parts))
+    losses["loss"].backward()
+    done = 0
+    for i, part in enumerate(parts):
+        cut = slice(done, done + len(part.rows))
+        encoded = encode(i)
+        used = [name for name, leaf in leaves.items() if leaf.grad is not None]
+        torch.autograd.backward(
+            [encoded[name] for name in used], [leaves[name].grad[cut] for name in used]
         )
-        hit("pretrain")
+        done = cut.stop
+    return {name: value.detach() for name, value in losses.items()}
 
 
-def _schedule(step: int, total: int, warmup: int) -> float:
-    warm = min(1.0, (step + 1) / max(1, warmup))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / total))
+def _joined(parts: list[Part]) -> Part:
+    """What `losses` reads of a batch in parts; its images are not among it."""
+    import numpy as np
 
-
-def _normaliser(recipe: Recipe):
-    mean = torch.tensor(recipe.model.mean).view(3, 1, 1) * 255
-    std = torch.tensor(recipe.model.std).view(3, 1, 1) * 255
-    return lambda x: (x - mean) / std
-
-
-def _seed(recipe: Recipe, stage: str, epoch: int) -> int:
-    return int(sha256_json([recipe.seed, stage, epoch])[:12], 16)
-
-
-# ---- checkpoints of the training itself
-
-
-def _tensors(state: State) -> dict[str, torch.Tensor]:
-    found = {
-        f"{part}.{name}": value
-        for part, module in state.modules.items()
-        for name, value in module.state_dict().items()
-    }
-    found.update({f"average.{name}": value for name, value in state.average.items()})
-    order = [p for group in state.optimizer.param_groups for p in group["params"]]
-    for i, parameter in enumerate(order):
-        for name, value in state.optimizer.state.get(parameter, {}).items():
-            found[f"optimizer.{i}.{name}"] = value
-    return found
-
-
-def _save(state: State, folder: Path, key: str) -> None:
-    # One file holds all: weights of one epoch can never stand beside the optimizer of another.
-    progress = json.dumps({"stage": state.stage, "epoch": state.epoch, "key": key})
-    write_safetensors(
-        folder / "state.safetensors",
-        {k: v.clone() for k, v in _tensors(state).items()},
-        {"progress": progress},
+    first = parts[0]
+    return Part(
+        np.concatenate([p.rows for p in parts]), first.images, {}, [], first.step_seed, first.progress
     )
 
 
-def _read_progress(folder: Path, key: str) -> dict[str, Any] | None:
-    from safetensors import safe_open
-
-    path = folder / "state.safetensors"
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as handle:
-        progress = json.loads((handle.metadata() or {}).get("progress", "{}"))
-    if progress.get("key") != key:
-        raise ForeignArtifactError(
-            f"{path} belongs to another recipe or other images",
-            "resume with the same ones, or use --force",
+def _means(losses: Losses, stage: str, step: int) -> dict[str, float]:
+    """Means over the processes. Errors: EvidenceError on all of them when the loss is not finite."""
+    stacked = total(torch.stack([value.detach().float() for value in losses.values()]))
+    means = dict(zip(losses, (stacked / n_processes()).tolist(), strict=True))
+    if not math.isfinite(means["loss"]):
+        raise EvidenceError(
+            f"{stage}: the loss is not finite at step {step}",
+            f"lower the learning rate (--set {stage}.lr=…) and use --resume",
         )
-    return progress
+    return means
 
 
-def _restore(state: State, folder: Path) -> None:
-    from safetensors import safe_open
-
-    with safe_open(folder / "state.safetensors", framework="pt") as handle:
-        progress = json.loads(handle.metadata()["progress"])
-        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    for part, module in state.modules.items():
-        prefix = f"{part}."
-        module.load_state_dict(
-            {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        )
-    state.average = {
-        k[len("average.") :]: v for k, v in tensors.items() if k.startswith("average.")
-    }
-    order = [p for group in state.optimizer.param_groups for p in group["params"]]
-    for i, parameter in enumerate(order):
-        prefix = f"optimizer.{i}."
-        values = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        if values:
-            state.optimizer.state[parameter] = values
-    state.epoch = progress["epoch"]
-    say(f"  going on after epoch {state.epoch} of the {state.stage} stage")
+def _average(state: State, ema: float) -> None:
+    if not state.average:
+        return
+    with torch.no_grad():
+        decay = min(ema, 1 - 1 / (2 + state.position.step))
+        for name, value in state.modules["model"].state_dict().items():
+            if value.is_floating_point():
+                state.average[name].lerp_(value, 1 - decay)
+            else:
+                state.average[name].copy_(value)
 
 
-def _log(folder: Path, **fields: Any) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as handle:
+def _schedule(step: int, last: int, warmup: int) -> float:
+    warm = min(1.0, (step + 1) / max(1, warmup))
+    return warm * 0.5 * (1 + math.cos(math.pi * step / last))
+
+
+def _told(name, step, per_epoch, last, means, failed) -> str:
+    shown = "  ".join(f"{key} {value:.3f}" for key, value in means.items())
+    bad = f"  {failed} images could not be read" if failed else ""
+    return f"  {name} {step / per_epoch:.4g}/{last / per_epoch:.4g}  {shown}{bad}"
+
+
+def _log(path: Path, **fields: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(fields) + "\n")
+
+
+def _cut_log(path: Path, at: Position, names: list[str]) -> None:
+    """Drop what a killed run logged after its last saved state: it will be done again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        place = (names.index(entry["stage"]), entry["step"])
+        if place <= (names.index(at.stage), at.step):
+            kept.append(line)
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

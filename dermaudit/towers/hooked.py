@@ -60,6 +60,7 @@ class HookedTower(HookedRootModule):
         self._text_taps = text_taps(model)
         self._splices: dict[str, Callable[[Tensor], Tensor]] = {}
         self._points: dict[str, HookPoint] = {}
+        self._handles: list[Any] = []
         self._counts: Counter[str] | None = None
         for tap in (*self._visual_taps.taps, *self._text_taps.taps):
             self._attach(tap)
@@ -281,9 +282,10 @@ class HookedTower(HookedRootModule):
             return None if given is None else (args, {**kwargs, "hidden_states": given})
 
         if tap.where == "in":
-            tap.module.register_forward_pre_hook(enter, with_kwargs=True)
+            handle = tap.module.register_forward_pre_hook(enter, with_kwargs=True)
         else:
-            tap.module.register_forward_hook(lambda module, args, output: through(output))
+            handle = tap.module.register_forward_hook(lambda module, args, output: through(output))
+        self._handles.append(handle)
 
     def _fire(self, site: str, value: Tensor) -> Tensor:
         if self._counts is not None:
@@ -336,6 +338,12 @@ class HookedTower(HookedRootModule):
             return self(*args, **kwargs)
 
     # ---- copies ------------------------------------------------------------------------------
+
+    def release(self) -> nn.Module:
+        """The open_clip model without its taps, to be trained or copied; the tower is of no more use."""
+        for handle in self._handles:
+            handle.remove()
+        return self.model
 
     def __deepcopy__(self, memo: dict) -> NoReturn:
         _refuse_copy()

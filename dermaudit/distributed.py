@@ -1,0 +1,138 @@
+"""Several processes as one: `torchrun` sets them up, and here they gather, average and take shares.
+
+Plain torch.distributed, gloo on the CPU and nccl on GPUs. Without torchrun every function is the
+identity, so that callers never ask. A loss that each process computes for its own rows is scaled so
+that the *mean* over processes is the loss of the whole batch; gradients are averaged to match.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from dermaudit.errors import UserInputError
+
+
+@dataclass(frozen=True)
+class World:
+    """`rank` of `size` processes; `device` is where this one computes."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def share(self, n: int, what: str = "batch") -> slice:
+        """This process's part of n rows. Errors: UserInputError when they cannot be shared equally."""
+        if n % self.size:
+            raise UserInputError(
+                f"a {what} of {n} cannot be shared equally by {self.size} processes",
+                f"choose a {what} that is a multiple of {self.size}",
+            )
+        part = n // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+
+@contextmanager
+def join_world(device: str = "cpu") -> Iterator[World]:
+    """The processes that torchrun started, or this one alone; left again at the end.
+
+    Errors: UserInputError when `device` cannot be used.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserInputError(f"--device {device}: no GPU can be used here", "use --device cpu")
+        if size > 1:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(device)
+    if size == 1:
+        yield World(device=torch.device(device))
+        return
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), torch.device(device))
+    finally:
+        dist.destroy_process_group()
+
+
+def n_processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if n_processes() > 1 else 0
+
+
+class _Gather(torch.autograd.Function):
+    """All rows of all processes; backward sums what each process wants of one's own rows."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(n_processes())]
+        dist.all_gather(parts, x.contiguous())
+        ctx.rows = slice(rank() * len(x), (rank() + 1) * len(x))
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[ctx.rows]
+
+
+def gather(x: Tensor) -> Tensor:
+    """(n, …) of each process -> (n · processes, …) in the order of ranks; gradients flow back."""
+    return x if n_processes() == 1 else _Gather.apply(x)
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over processes of a tensor that needs no gradient."""
+    if n_processes() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient by its mean over the processes, in one message a data type.
+
+    A parameter without a gradient counts as zero where another process has one for it.
+    """
+    size = n_processes()
+    if size == 1:
+        return
+    parameters = [p for p in parameters if p.requires_grad]
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    for dtype in sorted({p.grad.dtype for p in parameters}, key=str):
+        grads = [p.grad for p in parameters if p.grad.dtype == dtype]
+        flat = torch.cat([g.flatten() for g in grads])
+        dist.all_reduce(flat)
+        flat /= size
+        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
+
+
+def agree(ok: bool) -> bool:
+    """Whether every process says yes: so that all stop together, or none does."""
+    if n_processes() == 1:
+        return ok
+    return bool(total(torch.tensor(float(not ok))) == 0)
+
+
+def barrier() -> None:
+    if n_processes() > 1:
+        dist.barrier()
