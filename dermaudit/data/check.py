@@ -21,7 +21,7 @@ from .duplicates import N_BITS, near_pairs, perceptual_hash
 from .images import DEFAULT_LIMITS, BadImage, Header, ImageLimits, read_header, read_image
 from .layouts import read_layout
 from .tables import IMAGE_SUFFIXES, RawTable
-from .validate import Finding, findings, path_problem, texts
+from .validate import Finding, findings, path_problem, skipped_findings, texts
 
 TINY = 32  # a short side below this many pixels: nothing is left to see
 # What each level means for a run, in the order in which findings are told.
@@ -50,7 +50,7 @@ def check_data(
     Errors: UserInputError only when there is no table to check.
     """
     raw = read_layout(path, layout)
-    found = list(findings(raw))
+    found = [*findings(raw), *skipped_findings(raw)]
     n_usable = 0
     if "image" in raw.table.column_names:
         seen: list[Seen] = []
@@ -65,7 +65,7 @@ def check_data(
     return {
         "path": str(path),
         "layout": raw.layout,
-        "n_rows": raw.table.num_rows,
+        "n_rows": raw.table.num_rows + len(raw.skipped),
         "n_usable": n_usable,
         "levels": {level: sum(f.level == level for f in found) for level in LEVELS},
         "counts": dict(sorted(Counter(f.kind for f in found).items())),

@@ -10,38 +10,48 @@ import typer
 
 from dermaudit.console import say, table
 
+_LAYOUTS = (
+    "auto, native, folder, dermoscopy, derm1m, make, dermfm-zeroshot, concept-meta, hf-metadata, isic"
+)
 _SHOWN = 20  # findings of one kind that are printed
 
 
 def convert(
     src: Annotated[Path, typer.Argument(help="a folder, or a .csv / .parquet / .jsonl table")],
     out: Annotated[Path, typer.Option(help="folder for the data set")],
-    layout: Annotated[str, typer.Option(help="auto, native, dermoscopy, folder")] = "auto",
+    layout: Annotated[str, typer.Option(help=_LAYOUTS)] = "auto",
     where: Annotated[
         str | None, typer.Option(help="only these rows, as SQL: \"licence == 'CC0-1.0'\"")
     ] = None,
     link: Annotated[bool, typer.Option("--link/--copy", help="link to the images or copy")] = False,
-    strict: Annotated[bool, typer.Option(help="stop at the first bad image")] = False,
+    strict: Annotated[bool, typer.Option(help="stop at the first bad row or image")] = False,
     force: Annotated[bool, typer.Option(help="replace the data set in --out")] = False,
     dry_run: Annotated[bool, typer.Option(help="say what would be done, write nothing")] = False,
 ) -> dict[str, Any]:
     """Make a data set with one split (train / val / test 70 / 10 / 20 by group) in a folder."""
     from .convert import plan, refuse_overwrite, summary, write
 
-    planned = plan(src, layout, out, where)
+    planned = plan(src, layout, out, where, strict=strict)
+    if layout == "auto" and planned.raw.layout == "folder":
+        _say_tables(src)
     if not dry_run:
         refuse_overwrite(planned, out, force)
     if dry_run:
         counts = summary(planned.manifest)
         _print_counts(f"{out}: would hold {planned.manifest.n} images", counts)
-        return {"out": str(out), "layout": planned.raw.layout, "dry_run": True, **counts}
+        for one in planned.raw.skipped[:_SHOWN]:
+            say(f"  would be skipped: {planned.raw.told(one)}")
+        return {
+            "out": str(out), "layout": planned.raw.layout, "dry_run": True, **counts,
+            "n_skipped": len(planned.raw.skipped),
+        }
     manifest, skipped = write(planned, out, link=link, strict=strict)
     counts = summary(manifest)
     _print_counts(f"{out}: {manifest.n} images ({planned.raw.layout})", counts)
     if skipped:
         table(
             f"{len(skipped)} images skipped (all of them in {out / 'skipped.parquet'})",
-            ("image", "reason"), [(s["image"], s["reason"]) for s in skipped[:20]],
+            ("image", "reason"), [(s["image"] or "", s["reason"]) for s in skipped[:20]],
         )
     return {
         "out": str(out), "layout": planned.raw.layout, "dry_run": False, **counts,
@@ -52,7 +62,7 @@ def convert(
 
 def check(
     path: Annotated[Path, typer.Argument(help="a data set: folder or table")],
-    layout: Annotated[str, typer.Option(help="auto, native, dermoscopy, folder")] = "auto",
+    layout: Annotated[str, typer.Option(help=_LAYOUTS)] = "auto",
 ) -> dict[str, Any]:
     """Name what is wrong with a data set, row by row, and which images would be skipped."""
     from .check import LEVELS, check_data
@@ -78,6 +88,14 @@ def check(
         + (", ".join(f"{n} {kind}" for kind, n in result["counts"].items()) or "nothing is wrong")
     )
     return result
+
+
+def _say_tables(folder: Path) -> None:
+    """A folder of images was read as that; say so of a table in it that holds more."""
+    from .layouts import foreign_tables
+
+    for name, file in foreign_tables(folder):
+        say(f"{file} was not read: it looks like the layout '{name}'; use it with --layout {name}")
 
 
 def _print_counts(title: str, counts: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from dermaudit.files import read_json, whole_file, write_json, write_parquet
 from .images import BadImage, read_image
 from .layouts import read_layout
 from .manifest import Manifest
-from .tables import UNFINISHED, RawTable
+from .tables import UNFINISHED, RawTable, Skipped
 from .validate import check_table, complete
 
 FORMAT_VERSION = 1
@@ -46,9 +46,15 @@ class Plan:
         }
 
 
-def plan(src: Path, layout: str, out: Path, where: str | None) -> Plan:
-    """Read and check the source; nothing is written. Errors: UserInputError."""
+def plan(
+    src: Path, layout: str, out: Path, where: str | None, *, strict: bool = False
+) -> Plan:
+    """Read and check the source; nothing is written. Errors: UserInputError, with `strict` also for
+    the first row that the layout would set aside."""
     raw = read_layout(src, layout)
+    if strict and raw.skipped:
+        more = f" (and {len(raw.skipped) - 1} more)" if raw.skipped[1:] else ""
+        raise UserInputError(raw.told(raw.skipped[0]) + more, raw.skipped[0].hint)
     source, target = raw.root.resolve(), out.resolve()
     if target == source or (raw.layout == "folder" and source in target.parents):
         raise UserInputError(
@@ -86,14 +92,17 @@ def refuse_overwrite(planned: Plan, out: Path, force: bool) -> None:
 
 def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manifest, list[dict]]:
     """Copy or link the images, then write the tables. Returns the manifest and the skipped rows
-    [{row, image, reason}] (`row` among the rows that `where` left)."""
+    [{row, image, reason}] (`row` among the rows that `where` left; None for a row of the source that
+    the layout could not use, whatever `where` says)."""
     manifest = planned.manifest
     write_json(out / UNFINISHED, planned.identity())
     # A table of other images beside these would be a lie, should this be stopped half way.
     (out / "manifest.parquet").unlink(missing_ok=True)
     images = [_target(image) for image in manifest.column("image")]
     kept: list[int] = []
-    skipped: list[dict] = []
+    skipped: list[dict] = [
+        {"row": None, "image": one.image, "reason": _reason(one)} for one in planned.raw.skipped
+    ]
     for stale in (out / "images").rglob(".*.tmp"):
         stale.unlink()
     rows = list(zip(manifest.paths(), images, strict=True))
@@ -109,9 +118,10 @@ def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manife
         kept.append(row)
         hit("convert")
     if not kept:
+        first = next(one for one in skipped if one["row"] is not None)
         raise UserInputError(
             f"none of the {manifest.n} images of {manifest.path} could be read: "
-            f"{skipped[0]['image']}: {skipped[0]['reason']}",
+            f"{first['image']}: {first['reason']}",
             f"see what is wrong with: dermaudit data check {manifest.path}",
         )
     table = manifest.table.set_column(
@@ -154,6 +164,10 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         if any(manifest.labels) else {},
         "truth": truth,
     }
+
+
+def _reason(skipped: Skipped) -> str:
+    return skipped.reason if skipped.line is None else f"line {skipped.line}: {skipped.reason}"
 
 
 def _target(image: str) -> str:

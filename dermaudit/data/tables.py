@@ -8,6 +8,7 @@ messages name the line, as an editor shows it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,31 @@ UNFINISHED_SHARDS = "unfinished-shards.json"
 UNFINISHED = "unfinished.json"  # what a conversion that was stopped leaves beside its images
 _TEXT = {
     "image", "image_id", "split", "label", "group", "caption", "ontology", "skin_tone",
+    "ontology_caption", "concept_caption", "truncated_caption",
     "lesion_id", "patient_id", "group_id", "licence", "license", "sha256",
 }
 _BLANK = ["", "NA", "N/A", "NaN", "nan", "NULL", "null"]
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A row of the source that cannot be used and is in no table: `reason` is half a sentence that
+    goes behind the file and the line."""
+
+    kind: str
+    reason: str
+    line: int | None = None
+    image: str | None = None
+    column: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
 class RawTable:
     """A table as a layout read it. `image` is a path below `root`; `file` is what messages name.
 
-    `first_line` is the line of row 0 in a text file whose rows are its lines, else None.
+    `first_line` is the line of row 0 in a text file whose rows are its lines, else None; `lines` are
+    those of every row where they do not follow each other. `skipped` are further rows of the source.
     """
 
     table: pa.Table
@@ -45,10 +61,13 @@ class RawTable:
     layout: str
     first_line: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    lines: Sequence[int] | None = None
+    skipped: tuple[Skipped, ...] = ()
 
     def at(self, row: int) -> str:
         """Which row, for messages: `line 4` of a text file, otherwise `row 2`."""
-        return f"row {row}" if self.first_line is None else f"line {row + self.first_line}"
+        line = self.line(row)
+        return f"row {row}" if line is None else f"line {line}"
 
     def place(self, row: int, image: str | None) -> str:
         """A row in front of what is said of it: the table and the row, or just the file."""
@@ -56,7 +75,15 @@ class RawTable:
             return f"{self.root / (image or '')}"
         return f"{self.file}, {self.at(row)}" + (f": {image}" if image else "")
 
+    def told(self, skipped: Skipped) -> str:
+        """The whole sentence of a row that cannot be used."""
+        line = "" if skipped.line is None else f", line {skipped.line}"
+        image = f": {skipped.image}" if skipped.image else ""
+        return f"{self.file}{line}{image}: {skipped.reason}"
+
     def line(self, row: int) -> int | None:
+        if self.lines is not None:
+            return self.lines[row]
         return None if self.first_line is None else row + self.first_line
 
 

@@ -52,7 +52,14 @@ def findings(raw: RawTable) -> Iterator[Finding]:
         )
         return
     if raw.table.num_rows == 0:
-        yield Finding("empty", "error", f"{raw.file} has no rows", hint="add one row an image")
+        if raw.skipped:
+            yield Finding(
+                "empty", "error",
+                f"{raw.file}: none of its {len(raw.skipped)} rows can be used; the first: "
+                f"{raw.told(raw.skipped[0])}", hint=raw.skipped[0].hint,
+            )
+        else:
+            yield Finding("empty", "error", f"{raw.file} has no rows", hint="add one row an image")
         return
     yield from _paths(raw)
     yield from _ids(raw)
@@ -67,6 +74,15 @@ def check_table(raw: RawTable) -> None:
         return
     more = f" (and {len(found) - 1} more: dermaudit data check {raw.file})" if found[1:] else ""
     raise UserInputError(found[0].message + more, found[0].hint)
+
+
+def skipped_findings(raw: RawTable) -> Iterator[Finding]:
+    """The rows of the source that the layout set aside."""
+    for one in raw.skipped:
+        yield Finding(
+            one.kind, "skip", raw.told(one), line=one.line, image=one.image, column=one.column,
+            hint=one.hint,
+        )
 
 
 def complete(raw: RawTable) -> pa.Table:

@@ -5,15 +5,21 @@ A layout only says where the columns come from; validation and the split are the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from dermaudit.errors import UserInputError, unknown
 
 from ..tables import SHARDS_FILE, UNFINISHED, UNFINISHED_SHARDS, RawTable
-from . import dermoscopy, folder, native
+from . import concept_meta, derm1m, dermoscopy, folder, hf_metadata, isic, make, native, zeroshot
 
+# Tables of the published systems: told by the columns of a file that is named. A folder of images
+# with such a table in it stays a folder until --layout says otherwise.
+FOREIGN = {
+    layout.NAME: layout for layout in (make, derm1m, zeroshot, concept_meta, hf_metadata, isic)
+}
 # In the order in which they are tried.
-LAYOUTS = {"native": native, "dermoscopy": dermoscopy, "folder": folder}
+LAYOUTS = {"native": native, "dermoscopy": dermoscopy, "folder": folder, **FOREIGN}
 
 
 def detect(path: Path) -> str:
@@ -30,13 +36,28 @@ def detect(path: Path) -> str:
             f"{path} holds webdataset shards, not a manifest with image files",
             "training reads them; other commands take the data set they were made of",
         )
-    for name, layout in LAYOUTS.items():
+    # By their columns, before `native` takes every table for its own.
+    tried = {"dermoscopy": dermoscopy, **FOREIGN, **LAYOUTS} if path.is_file() else LAYOUTS
+    for name, layout in tried.items():
         if layout.matches(path):
+            return name
+    if path.is_dir():
+        # No image below it: perhaps its images are elsewhere, but the table says what it is.
+        for name, _ in foreign_tables(path):
             return name
     raise UserInputError(
         f"{path} holds no manifest and no image",
         "give a folder with manifest.csv (.parquet, .jsonl), such a file, or a folder of images",
     )
+
+
+def foreign_tables(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(layout, file) of the tables in a folder that are in a layout of the published systems."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in (".csv", ".jsonl") and file.is_file():
+            name = next((name for name, layout in FOREIGN.items() if layout.matches(file)), None)
+            if name and not dermoscopy.matches(file):
+                yield name, file
 
 
 def read_layout(path: Path, layout: str = "auto") -> RawTable:

@@ -169,4 +169,4 @@ def test_a_source_layout_is_not_audited_as_a_folder_of_classes(tmp_path):
 def test_an_unknown_layout_offers_the_nearest(tmp_path):
     with pytest.raises(UserInputError, match="unknown layout 'dermascopy': did you mean 'dermos"):
         read_layout(tmp_path, "dermascopy")
-    assert list(LAYOUTS) == ["native", "dermoscopy", "folder"]
+    assert list(LAYOUTS)[:3] == ["native", "dermoscopy", "folder"]

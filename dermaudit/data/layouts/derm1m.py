@@ -1,0 +1,101 @@
+"""Derm1M (arXiv 2503.14911): pairs of an image and a caption, with a disease and its path.
+
+`No … information`, `no definitive diagnosis` and their like become blanks. An image may stand in many
+rows (1,029,761 pairs of 403,563 images): the first one's columns are taken, further captions go as a
+JSON list into `more_captions`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from dermaudit.ontology import SEPARATOR
+
+from ..sentinels import known
+from ..tables import RawTable, Skipped
+from .rows import Column, header_of, one_file, raw_table, read_rows
+
+NAME = "derm1m"
+_NEEDED = {"filename", "caption", "disease_label"}
+_USED = {"filename", "caption", "truncated_caption", "disease_label", "hierarchical_disease_label"}
+# What a language model's tokenizer left behind.
+_STRAY = re.compile(r"<\s*/?\s*s\s*>|<\|endoftext\|>|<pad>", re.IGNORECASE)
+
+
+def _is_it(path: Path) -> bool:
+    header = set(header_of(path))
+    return header >= _NEEDED and "image" not in header
+
+
+def matches(path: Path) -> bool:
+    return _is_it(path)
+
+
+def read(path: Path) -> RawTable:
+    """Errors: UserInputError for a file that is missing, unreadable or lacks a column. Rows without
+    a file name or caption are set aside."""
+    file = one_file(path, _is_it, NAME, "Derm1M_v2_pretrain.csv")
+    rows = read_rows(file)
+    rows.need(sorted(_NEEDED), NAME)
+    for name in rows.columns:
+        rows.columns[name] = clean(rows.columns[name])
+    images, captions = rows.get("filename"), rows.get("caption")
+    first: dict[str, int] = {}
+    more: dict[int, list[str]] = {}
+    bad: dict[int, Skipped] = {}
+    again: set[int] = set()
+    for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        problem = empty_problem(image, caption, rows.lines[row])
+        if problem:
+            bad[row] = problem
+        elif image in first:
+            again.add(row)
+            said = more.setdefault(first[image], [])
+            if caption not in (captions[first[image]], *said):
+                said.append(caption)
+        else:
+            first[image] = row
+    columns = {
+        "image": images,
+        "label": rows.get("disease_label"),
+        "caption": captions,
+        "truncated_caption": rows.get("truncated_caption"),
+        "ontology": [joined(path) for path in rows.get("hierarchical_disease_label")],
+    }
+    if any(more.values()):
+        columns["more_captions"] = [
+            json.dumps(more[row], ensure_ascii=False) if more.get(row) else None
+            for row in range(rows.n)
+        ]
+    return raw_table(rows, NAME, columns, _USED, bad, left_out=again)
+
+
+def clean(cells: Column) -> Column:
+    """Cells without stray tokens and doubled spaces; those that say nothing are blank."""
+    return [None if cell is None else known(_STRAY.sub(" ", cell)) for cell in cells]
+
+
+def joined(path: str | None) -> str | None:
+    """ "root, …, disease" as the native "root > … > disease", a name told twice in a row once."""
+    if path is None:
+        return None
+    parts = [part for part in (known(part) for part in path.split(",")) if part]
+    parts = [part for i, part in enumerate(parts) if not i or part.lower() != parts[i - 1].lower()]
+    return SEPARATOR.join(parts) or None
+
+
+def empty_problem(image: str | None, caption: str | None, line: int) -> Skipped | None:
+    """What is wrong with a row that lacks its image's name or its caption."""
+    if image is None:
+        return Skipped(
+            "blank_image", "column 'filename' is blank", line, column="filename",
+            hint="write the path of the image, or remove the row",
+        )
+    if caption is None:
+        return Skipped(
+            "empty_caption", "the caption is empty or says nothing", line, image, "caption",
+            "write what is seen, or remove the row",
+        )
+    return None

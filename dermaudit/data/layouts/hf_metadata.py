@@ -1,0 +1,81 @@
+"""Hugging Face image folders: metadata.jsonl or metadata.csv with `file_name` and a caption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+
+from dermaudit.errors import UserInputError
+from dermaudit.splits import SPLITS
+
+from ..sentinels import known
+from ..tables import RawTable, read_table
+from ..validate import texts
+from .rows import header_of, raw_table, read_rows
+
+NAME = "hf-metadata"
+_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_CAPTIONS = ("caption", "text", "caption_zh_polish_en", "description")
+
+
+def _names(path: Path) -> set[str]:
+    if path.suffix.lower() == ".csv":
+        return set(header_of(path))
+    if path.suffix.lower() != ".jsonl" or not path.is_file():
+        return set()
+    with path.open(encoding="utf-8-sig", errors="replace") as handle:
+        try:
+            row = json.loads(handle.readline(1 << 20))
+        except (json.JSONDecodeError, RecursionError):
+            return set()
+    return set(row) if isinstance(row, dict) else set()
+
+
+def matches(path: Path) -> bool:
+    names = _names(path)
+    return "file_name" in names and "image" not in names
+
+
+def read(path: Path) -> RawTable:
+    """`file_name` becomes the image, `text` the caption where there is none. Errors: UserInputError
+    for a file that is missing or unreadable, and for one without `file_name`."""
+    file = path
+    if path.is_dir():
+        file = next((path / name for name in _FILES if (path / name).is_file()), None)
+        if file is None:
+            raise UserInputError(
+                f"{path} holds no metadata.jsonl and no metadata.csv",
+                "name the folder that holds it (of one split: train/)",
+            )
+    if file.suffix.lower() == ".csv":
+        rows = read_rows(file)
+        rows.need(["file_name"], NAME)
+        spoken = next((name for name in _CAPTIONS if name in rows.columns), "")
+        columns = {"image": rows.get("file_name")}
+        if spoken:
+            columns["caption"] = [known(cell) for cell in rows.get(spoken)]
+        used = {"file_name", spoken, *_foreign_split(rows.get("split"))}
+        return raw_table(rows, NAME, columns, used, {}, file.parent)
+    table, first_line = read_table(file)
+    if "file_name" not in table.column_names:
+        raise UserInputError(
+            f"{file} has no column 'file_name', which the layout '{NAME}' needs",
+            f"its columns: {', '.join(table.column_names[:12])}; see --layout",
+        )
+    spoken = next((name for name in _CAPTIONS if name in table.column_names), "")
+    columns = {"image": texts(table, "file_name")}
+    if spoken:
+        columns["caption"] = [known(cell) for cell in texts(table, spoken)]
+    made = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
+    left_out = {"file_name", "image", spoken, *_foreign_split(texts(table, "split"))}
+    for name in table.column_names:
+        if name not in left_out:
+            made = made.append_column(name, table.column(name))
+    return RawTable(made, file.parent, file, NAME, first_line)
+
+
+def _foreign_split(splits: list[str | None]) -> set[str]:
+    """{"split"} where it says other words than ours: it is then made by group."""
+    return set() if {split for split in splits if split} <= set(SPLITS) else {"split"}

@@ -1,0 +1,123 @@
+"""ISIC: ground truth of the challenges (a column a diagnosis), or an id and a diagnosis.
+
+A further CSV beside it with the same ids (lesion, patient, age, site …) is joined; the patient, else
+the lesion, is the group. Images are found by name below the table's folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..sentinels import known
+from ..tables import IMAGE_SUFFIXES, RawTable, Skipped
+from .concept_meta import images_of
+from .find import ImageNames
+from .rows import Column, Rows, header_of, one_file, raw_table, read_rows
+
+NAME = "isic"
+_IDS = ("image", "image_id", "image_name", "isic_id")
+_CODES = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC", "UNK")
+_DIAGNOSES = ("diagnosis", "dx", "diagnosis_1")
+_GROUPS = ("patient_id", "lesion_id")
+
+
+def _id_column(header: list[str]) -> str | None:
+    return next((name for name in _IDS if name in header), None)
+
+
+def _is_it(path: Path) -> bool:
+    header = header_of(path)
+    id_ = _id_column(header)
+    if id_ is None or "has_artifact_annotation" in header:
+        return False
+    if sum(code in header for code in _CODES) < 2 and not set(_DIAGNOSES) & set(header):
+        return False
+    # A table with the suffixes of its images is our own.
+    return id_ != "image" or not _first(path, header.index("image")).endswith(IMAGE_SUFFIXES)
+
+
+def _first(path: Path, at: int) -> str:
+    with path.open(encoding="utf-8-sig", errors="replace") as handle:
+        header = handle.readline()
+        cells = handle.readline(1 << 16).split(max(",;\t", key=header.count))
+    return cells[at].strip().strip('"').lower() if len(cells) > at else ""
+
+
+def matches(path: Path) -> bool:
+    return _is_it(path)
+
+
+def read(path: Path) -> RawTable:
+    """`label` is the diagnosis in lower case (`mel`, `nv`, …; UNK is unknown). Errors:
+    UserInputError for a file that is missing, unreadable or has neither form. Rows without an image,
+    or with no or several diagnoses, are set aside."""
+    file = one_file(path, _is_it, NAME, "ISIC_2019_Training_GroundTruth.csv")
+    rows = read_rows(file)
+    id_ = _id_column(list(rows.columns)) or "image"
+    rows.need([id_], NAME)
+    codes = [name for name in rows.columns if name in _CODES]
+    spoken = next((name for name in _DIAGNOSES if name in rows.columns), None)
+    if len(codes) < 2 and spoken is None:
+        rows.need([_DIAGNOSES[0]], NAME)
+    images, bad = images_of(rows, id_, ImageNames(file.parent, file.parent))
+    if len(codes) > 1:
+        labels: Column = []
+        for row in range(rows.n):
+            label, problem = _one_hot(rows, codes, row)
+            labels.append(label)
+            if problem:
+                bad.setdefault(row, problem)
+        used = {id_, *codes}
+    else:
+        labels = [known(cell) for cell in rows.get(spoken)]
+        used = {id_, spoken}
+    joined = _beside(file, id_, rows)
+    for name, cells in joined.items():
+        rows.columns.setdefault(name, cells)
+    groups = [
+        next((cell for cell in both if cell), None)
+        for both in zip(*(rows.get(name) for name in _GROUPS), strict=True)
+    ]
+    columns = {"image": images, "image_id": list(rows.get(id_)), "label": labels}
+    if any(groups):
+        columns["group"] = groups
+    return raw_table(rows, NAME, columns, used, bad, file.parent)
+
+
+def _one_hot(rows: Rows, codes: list[str], row: int) -> tuple[str | None, Skipped | None]:
+    """The one code that is 1; None for UNK, and for a row in which no code is filled in."""
+    on = []
+    where = {"line": rows.lines[row], "image": rows.get(_id_column(list(rows.columns)))[row]}
+    cells = {code: rows.get(code)[row] for code in codes}
+    for code, cell in cells.items():
+        if cell not in (None, "0", "1", "0.0", "1.0"):
+            return None, Skipped("bad_value", f"column '{code}' says '{cell}'", column=code,
+                                 hint="write 1 for the diagnosis, 0 for the others", **where)
+        if cell in ("1", "1.0"):
+            on.append(code)
+    if len(on) == 1 or not any(cells.values()):
+        return (on[0].lower() if on and on[0] != "UNK" else None), None
+    said = f"{len(on)} diagnoses ({', '.join(on)})" if on else "no diagnosis"
+    return None, Skipped("not_one_hot", f"the row has {said}", column=on[0] if on else codes[0],
+                         hint="write 1 for the diagnosis, 0 for the others", **where)
+
+
+def _beside(file: Path, id_: str, rows: Rows) -> dict[str, Column]:
+    """The columns of other CSVs in the folder that speak of these ids, in the order of `rows`."""
+    found: dict[str, Column] = {}
+    ids = rows.get(id_)
+    for other in sorted(file.parent.glob("*.csv")):
+        header = header_of(other)
+        their_id = _id_column(header)
+        if other == file or their_id is None or not set(header) & {*_GROUPS, "age_approx"}:
+            continue
+        theirs = read_rows(other)
+        row_of = {name: row for row, name in enumerate(theirs.get(their_id)) if name}
+        if not any(name in row_of for name in ids):
+            continue
+        for name, cells in theirs.columns.items():
+            if name != their_id:
+                found.setdefault(
+                    name, [cells[row_of[i]] if i in row_of else None for i in ids]
+                )
+    return found

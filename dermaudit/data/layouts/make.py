@@ -1,0 +1,141 @@
+"""MAKE's training table (arXiv 2505.09372): the text views of an image, and masks of which count.
+
+The masks are text such as "[1, 1, 0]" and are read as that alone; the published loader runs them as
+code. `knowledge_masks` stands for [caption, ontology, visual concepts]: the order of the published
+code, not of its guide. A view that a mask leaves out becomes blank.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..tables import RawTable, Skipped
+from .derm1m import clean, empty_problem, joined
+from .rows import Rows, header_of, one_file, raw_table, read_rows
+
+NAME = "make"
+_NEEDED = {"filename", "caption", "sub_caption_mask", "knowledge_masks"}
+_VIEWS = {
+    "caption": "caption", "ontology_caption": "ontology_caption",
+    "visual_concept_caption": "concept_caption",
+}
+_USED = {"filename", "sub_captions", "sub_caption_mask", "knowledge_masks", *_VIEWS}
+_MASK = re.compile(r"\[\s*[01]\s*(?:,\s*[01]\s*)*\]")
+_LABELS = ("standardized_disease", "disease_label")
+_PATHS = ("ontology_final", "hierarchical_disease_label")
+
+
+def _is_it(path: Path) -> bool:
+    header = set(header_of(path))
+    return header >= {"filename", "sub_caption_mask", "knowledge_masks"} and "image" not in header
+
+
+def matches(path: Path) -> bool:
+    return _is_it(path)
+
+
+def read(path: Path) -> RawTable:
+    """Errors: UserInputError for a file that is missing, unreadable or lacks a column. Rows whose
+    masks do not parse, or disagree with the captions, are set aside."""
+    file = one_file(path, _is_it, NAME, "MAKE_training.csv")
+    rows = read_rows(file)
+    parts = _subcaptions(rows)
+    rows.need([*sorted(_NEEDED), *_VIEWS, *([] if parts else ["subcaption_1"])], NAME)
+    rest = set(rows.columns) - _USED - set(parts)
+    for name in [*rest, *_VIEWS, *parts]:
+        rows.columns[name] = clean(rows.columns[name])
+    columns = {new: list(rows.get(old)) for old, new in _VIEWS.items()}
+    columns |= {part: list(rows.get(part)) for part in parts}
+    bad: dict[int, Skipped] = {}
+    first: dict[str, int] = {}
+    for row, image in enumerate(rows.get("filename")):
+        found = _row(rows, parts, row, first)
+        if isinstance(found, Skipped):
+            bad[row] = found
+            continue
+        first[image] = rows.lines[row]
+        for name, counts in zip(columns, found, strict=True):
+            if not counts:
+                columns[name][row] = None
+    label = next((name for name in _LABELS if name in rows.columns), "")
+    path_of = next((name for name in _PATHS if name in rows.columns), "")
+    columns = {"image": rows.get("filename"), "label": rows.get(label), **columns}
+    columns["ontology"] = [joined(cell) for cell in rows.get(path_of)]
+    return raw_table(rows, NAME, columns, _USED | {label, path_of}, bad)
+
+
+def parse_mask(cell: str | None, n: int) -> list[int]:
+    """The n zeros and ones of a cell such as "[1, 0, 0]". ValueError with half a sentence."""
+    if cell is None:
+        raise ValueError("is blank")
+    if len(cell) > 1000 or _MASK.fullmatch(cell) is None:
+        shown = cell if len(cell) <= 40 else cell[:40] + "…"
+        raise ValueError(f"says '{shown}', which is no list of 0 and 1")
+    mask = [int(digit) for digit in re.findall(r"[01]", cell)]
+    if len(mask) != n:
+        raise ValueError(f"has {len(mask)} entries, {n} are needed")
+    return mask
+
+
+def _subcaptions(rows: Rows) -> list[str]:
+    """subcaption_1 … as far as they go without a gap."""
+    names = []
+    while f"subcaption_{len(names) + 1}" in rows.columns:
+        names.append(f"subcaption_{len(names) + 1}")
+    return names
+
+
+def _row(rows: Rows, parts: list[str], row: int, first: dict[str, int]) -> list[int] | Skipped:
+    """Which of [caption, ontology, concept, subcaption_1 …] count, or what is wrong."""
+    line, image = rows.lines[row], rows.get("filename")[row]
+
+    def wrong(kind: str, reason: str, column: str, hint: str) -> Skipped:
+        return Skipped(kind, reason, line, image, column, hint)
+
+    problem = empty_problem(image, "not looked at yet", line)
+    if problem:
+        return problem
+    if image in first:
+        return wrong(
+            "duplicate_image", f"the image was there before, at line {first[image]}", "filename",
+            "one row an image: remove one of the two",
+        )
+    masks = {}
+    for column, n in (("knowledge_masks", 3), ("sub_caption_mask", len(parts))):
+        try:
+            masks[column] = parse_mask(rows.get(column)[row], n)
+        except ValueError as error:
+            return wrong(
+                "bad_mask", f"column '{column}' {error}", column,
+                f"write {n} zeros and ones: [{', '.join('1' * min(n, 3))}{', …' if n > 3 else ''}]",
+            )
+    views, mask = masks["knowledge_masks"], masks["sub_caption_mask"]
+    for old, counts in zip(_VIEWS, views, strict=True):
+        if counts and rows.get(old)[row] is None:
+            # The caption is a kind of its own: it is the one that people forget.
+            kind = "empty_caption" if old == "caption" else "mask_disagrees"
+            return wrong(
+                kind, f"knowledge_masks counts '{old}', which is empty", old,
+                "the order is [caption, ontology_caption, visual_concept_caption]: write 0 for it",
+            )
+    filled = [int(rows.get(part)[row] is not None) for part in parts]
+    if filled != mask:
+        k = next(k for k, (a, b) in enumerate(zip(filled, mask, strict=True)) if a != b)
+        return wrong(
+            "mask_disagrees",
+            f"sub_caption_mask says {mask[k]} for '{parts[k]}', which is "
+            + ("filled" if filled[k] else "empty"), "sub_caption_mask",
+            "write 1 for each sub-caption that is filled, 0 for the rest",
+        )
+    said = rows.get("sub_captions")[row]
+    if said is not None and said != str(sum(mask)):
+        return wrong(
+            "count_disagrees",
+            f"sub_captions says {said[:20]}, sub_caption_mask has {sum(mask)} ones", "sub_captions",
+            f"write {sum(mask)}, or mend the mask",
+        )
+    if not any(views) and not any(mask):
+        return wrong("empty_caption", "no text of this row counts", "caption",
+                     "write a caption, or remove the row")
+    return [*views, *mask]
