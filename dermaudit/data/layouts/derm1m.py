@@ -39,7 +39,7 @@ def read(path: Path) -> RawTable:
     file = one_file(path, _is_it, NAME, "Derm1M_v2_pretrain.csv")
     rows = read_rows(file)
     rows.need(sorted(_NEEDED), NAME)
-    for name in rows.columns:
+    for name in set(rows.columns) - {"filename"}:
         rows.columns[name] = clean(rows.columns[name])
     images, captions = rows.get("filename"), rows.get("caption")
     first: dict[str, int] = {}

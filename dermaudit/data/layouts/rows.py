@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pyarrow as pa
 
@@ -20,6 +20,7 @@ from ..tables import RawTable, Skipped, is_text_column
 _BLANK = {"", "NA", "N/A", "NaN", "nan", "NULL", "null"}
 _FIELD_LIMIT = 1 << 24  # characters in a cell; the library's own 131,072 is short for a forum post
 _PROBED = 200  # rows that are looked at to find the folder of the images
+_DROPPED = 12  # leading folders of an absolute path that may be dropped
 _IMAGE_FOLDERS = ("", "images", "final_images", "imgs", "img")
 Column = list[str | None]
 
@@ -113,8 +114,8 @@ def raw_table(
     """Native `columns` first, then those of the source that are not in `used` nor named alike. Rows
     in `bad` are set aside; those in `left_out` are said by other rows."""
     keep = [row for row in range(rows.n) if row not in bad and row not in left_out]
-    root = root if root is not None else image_root(rows.file, columns["image"])
-    columns = {**columns, "image": [_below(image, root) for image in columns["image"]]}
+    if root is None:
+        root, columns["image"] = place(rows.file, columns["image"])
     left = {name: cells for name, cells in rows.columns.items() if name not in set(used)}
     table = pa.table({
         name: _array(name, [cells[row] for row in keep], text=name in columns)
@@ -128,21 +129,37 @@ def raw_table(
     )
 
 
-def image_root(file: Path, images: Iterable[str | None]) -> Path:
-    """The folder beside a table in which its images are: the one with most of the first rows'."""
+def place(file: Path, images: Column) -> tuple[Path, Column]:
+    """The folder beside a table in which most of the first rows' images are, and the paths below it.
+
+    Paths that begin on the disk of whoever made the table (/data/derm/edu/a.png) lose the folders
+    that are not here (edu/a.png); where no image is found they stay as they are."""
     probed = [image for image in images if image and "\0" not in image][:_PROBED]
-    hits = {
-        folder: sum((file.parent / folder / image).is_file() for image in probed)
-        for folder in _IMAGE_FOLDERS if (file.parent / folder).is_dir()
-    }
-    return file.parent / max(hits, key=lambda folder: hits[folder], default="")
+    best = (0, 0, file.parent)
+    for folder in (file.parent / name for name in _IMAGE_FOLDERS):
+        foreign = any(_is_absolute(image) for image in probed)
+        for dropped in range(_DROPPED if foreign else 1):
+            short = [_drop(image, dropped) for image in probed]
+            hits = sum(bool(image) and (folder / image).is_file() for image in short)
+            if hits > best[0]:
+                best = (hits, dropped, folder)
+    hits, dropped, folder = best
+    if not hits:
+        return folder, images
+    return folder, [None if image is None else _drop(image, dropped) or image for image in images]
 
 
-def _below(image: str | None, root: Path) -> str | None:
-    """An absolute path below `root` as a relative one; anything else as it is."""
-    if image and PurePosixPath(image).is_absolute() and Path(image).is_relative_to(root.absolute()):
-        return Path(image).relative_to(root.absolute()).as_posix()
-    return image
+def _is_absolute(image: str) -> bool:
+    return PurePosixPath(image).is_absolute() or PureWindowsPath(image).is_absolute()
+
+
+def _drop(image: str, n: int) -> str:
+    """An absolute path without its root and its first n folders, "" when that leaves nothing; a
+    relative path as it is."""
+    if not _is_absolute(image):
+        return image
+    pure = PurePosixPath(image) if image.startswith("/") else PureWindowsPath(image)
+    return "/".join(pure.parts[1 + n :])
 
 
 def _rows(path: Path, reader) -> Rows:

@@ -54,17 +54,17 @@ def derm1m(**columns) -> dict:
 
 
 def test_derm1m__columns_and_sentinels(tmp_path, image_folder):
-    root = image_folder("edu/a.png", "edu/b.png")
+    root = image_folder("edu/a.png", "edu/b  2.png")
     file = write(root / "Derm1M_v2_pretrain.csv", [
         derm1m(),
-        derm1m(filename="edu/b.png", caption="Two\nlines, and \"quotes\".",
+        derm1m(filename="edu/b  2.png", caption="Two\nlines, and \"quotes\".",
                disease_label="No definitive diagnosis", age="44", gender="No gender information",
                hierarchical_disease_label="no definitive diagnosis",
                skin_concept="No visual concepts"),
     ])
     assert detect(file) == "derm1m"
     manifest = loaded(file)
-    assert manifest.column("image") == ["edu/a.png", "edu/b.png"]
+    assert manifest.column("image") == ["edu/a.png", "edu/b  2.png"]
     assert manifest.labels == ["psoriasis", None]
     assert manifest.column("ontology") == ["inflammatory > non-infectious > Psoriasis", None]
     assert manifest.column("caption") == ["A scaly plaque.", "Two lines, and \"quotes\"."]
@@ -272,13 +272,25 @@ def test_zeroshot__the_name_is_the_label(tmp_path, image_folder):
     )
 
 
+@pytest.mark.parametrize("start", ["/", "/VL_Data/", "/mnt/hdd/derm/", "C:\\derm\\data\\"])
+def test_absolute_paths_lose_the_folders_of_another_machine(tmp_path, image_folder, start):
+    root = image_folder("images/edu/a, b.png", "images/edu/c.png", name="set")
+    file = write(root / "m.csv", [
+        make(filename=f"{start}edu/a, b.png"), make(filename=f"{start}edu/c.png"),
+        make(filename=f"{start}edu/gone.png"),
+    ])
+    manifest = loaded(file)
+    assert manifest.column("image") == ["edu/a, b.png", "edu/c.png", "edu/gone.png"]
+    assert [path.is_file() for path in manifest.paths()] == [True, True, False]
+
+
 def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_folder):
     root = image_folder("a.png")
     file = write(root / "toy.csv", [
         {"image_path": str(root / "a.png"), "label": "0", "diag": "nevus"},
     ])
     assert loaded(file).column("image") == ["a.png"]
-    file = write(root / "toy.csv", [{"image_path": "/else/a.png", "label": "0", "diag": "nevus"}])
+    file = write(root / "toy.csv", [{"image_path": "/else/gone.png", "label": "0", "diag": "nevus"}])
     with pytest.raises(UserInputError, match="line 2.*is an absolute path"):
         loaded(file)
 
