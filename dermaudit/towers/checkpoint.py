@@ -74,8 +74,8 @@ def _with_tokenizer(model_cfg: dict[str, Any], tokenizer: TokenizerFiles) -> dic
     text_cfg = dict(model_cfg["text_cfg"])
     for key, value in tokenizer.text_cfg().items():
         given = text_cfg.get(key, value)
-        # Any non-empty tokeniser name will do: a folder reads its own files.
-        if given != value and not (key == "hf_tokenizer_name" and given):
+        # Any non-empty names will do: a folder reads its own files.
+        if given != value and not (key in ("hf_tokenizer_name", "hf_model_name") and given):
             raise UserInputError(
                 f"text_cfg says {key} = {given!r}, the tokeniser {value!r}",
                 "build the model with **tokenizer.text_cfg() in its text_cfg",

@@ -10,6 +10,7 @@ bare parameters: they add no key to the state dict and change no bit.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -220,8 +221,14 @@ def panderm_visual(
         left_out = start_from(visual, weights)
         for what, keys in zip(("keeps its first values for", "leaves out"), left_out, strict=True):
             if keys:
-                say(f"  {Path(weights).name}: the start {what} {few(keys)}")
+                say(f"  {Path(weights).name}: the start {what} {_by_part(keys)}")
     return visual
+
+
+def _by_part(keys: list[str]) -> str:
+    """Keys told by the part of the model that they belong to, with how many there are."""
+    parts = Counter(key.removeprefix("module.").split(".")[0] for key in keys)
+    return ", ".join(f"{part}.* ({n})" if n > 1 else part for part, n in parts.items())
 
 
 def start_from(visual: PanDermVisual, path: Path) -> LeftOut:
