@@ -108,12 +108,15 @@ def total(x: Tensor) -> Tensor:
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace each gradient by its mean over the processes, in one message a data type.
 
-    A parameter without a gradient counts as zero where another process has one for it.
+    A parameter without a gradient counts as zero where another process has one for it, and stays
+    without where none has.
     """
     size = n_processes()
     if size == 1:
         return
     parameters = [p for p in parameters if p.requires_grad]
+    has = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    parameters = [p for p, n in zip(parameters, total(has).tolist(), strict=True) if n]
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)

@@ -1,4 +1,4 @@
-"""The verbs `pretrain` and `bench probe`. Input is validated before anything heavy is imported."""
+"""The verb `pretrain`. Input is validated before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.errors import UserInputError
 
 
 def pretrain(
@@ -52,46 +52,3 @@ def pretrain(
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     return build_and_train(plan, manifest, out, work, threads=threads, resume=resume)
-
-
-def bench_probe(
-    model: Annotated[
-        list[str], typer.Option("--model", help="model name; give it again for several")
-    ],
-    data: Annotated[Path, typer.Option(help="data set with labels and a split")],
-    seed: Annotated[int, typer.Option()] = 0,
-    threads: Annotated[int, typer.Option()] = 1,
-) -> dict[str, Any]:
-    """Linear probe and prompted AUROC of every label on the test split, for one or many models."""
-    from dermaudit.console import table
-    from dermaudit.data import Manifest
-
-    manifest = Manifest.load(data)
-    import torch
-
-    from dermaudit.towers import load_model
-
-    from .probe import measure
-
-    torch.set_num_threads(threads)
-    found: dict[str, Any] = {}
-    for name in model:
-        tower = load_model(name)
-        found[name] = measure(tower, manifest, seed=seed)
-        if not found[name]:
-            raise EvidenceError(f"{data} has no label with enough test images to measure {name} on")
-        table(
-            f"{name} on {data} (test split; 95 % intervals over groups)",
-            ("label", "n", "n_pos", "probe AUROC", "prompted AUROC"),
-            [
-                (
-                    key,
-                    row["n"],
-                    row["n_pos"],
-                    "{:.3f} [{:.3f}, {:.3f}]".format(row["probe"], *row["probe_ci"]),
-                    "{:.3f} [{:.3f}, {:.3f}]".format(row["prompt"], *row["prompt_ci"]),
-                )
-                for key, row in found[name].items()
-            ],
-        )
-    return {"data": str(data), "models": found}

@@ -6,57 +6,50 @@ wordings that say a fact minus the mean of those that deny it. Intervals by boot
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dermaudit.console import track
-from dermaudit.data import BadImage, Manifest, read_image
+from dermaudit.data import Manifest
 from dermaudit.errors import EvidenceError
-from dermaudit.files import sha256_file
 from dermaudit.heads import fit_probe, probe_score
-from dermaudit.ingest import refuse_training_images
 from dermaudit.stats import MIN_CELL, auroc, auroc_interval
 
+from .bench.embedding import embed_images, refuse_seen
 from .facts import facts_of
 
-_BATCH = 64
 
-
-@torch.no_grad()
 def embed(tower: Any, paths: list[Path]) -> np.ndarray:
     """Unit embeddings (n, d) of image files; rows of nan for files that cannot be read."""
+    return embed_images(tower, paths)[0]
+
+
+def embed_splits(tower: Any, manifest: Manifest) -> np.ndarray:
+    """Unit embeddings (n, d) of the train and test rows of a manifest; nan for other rows and for
+    files that cannot be read. Errors: UserInputError when a test image was a training image."""
+    splits = np.asarray(manifest.splits)
+    test, train = np.flatnonzero(splits == "test"), np.flatnonzero(splits == "train")
+    refuse_seen(tower, manifest, test)
+    paths = manifest.paths()
+    rows = np.concatenate([train, test])
     x = np.full((len(paths), tower.d_pooled), np.nan, dtype=np.float32)
-    for start in track(range(0, len(paths), _BATCH), "embedding"):
-        images, rows = [], []
-        for row, path in enumerate(paths[start : start + _BATCH], start):
-            with suppress(BadImage):
-                images.append(read_image(path))
-                rows.append(row)
-        if images:
-            x[rows] = tower.encode_image(tower.preprocess(images), normalize=True).numpy()
+    x[rows] = embed(tower, [paths[i] for i in rows])
     return x
 
 
-def measure(tower: Any, manifest: Manifest, *, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """{label: {n, n_pos, probe, probe_ci, prompt, prompt_ci}} for labels with enough test images."""
+@torch.no_grad()
+def measure(
+    tower: Any, manifest: Manifest, *, seed: int = 0, x: np.ndarray | None = None
+) -> dict[str, dict[str, Any]]:
+    """{label: {n, n_pos, probe, probe_ci, prompt, prompt_ci}} for labels with enough test images.
+
+    `x`: what `embed_splits` gave, where it is there already."""
+    x = embed_splits(tower, manifest) if x is None else x
     splits = np.asarray(manifest.splits)
-    test, train = np.flatnonzero(splits == "test"), np.flatnonzero(splits == "train")
-    paths = manifest.paths()
-    refuse_training_images(
-        tower,
-        ["test"] * len(test),
-        [str(paths[i]) for i in test],
-        [sha256_file(paths[i]) if paths[i].is_file() else "" for i in test],
-        manifest.path,
-    )
-    rows = np.concatenate([train, test])
-    x = np.zeros((len(paths), tower.d_pooled), dtype=np.float32)
-    x[rows] = embed(tower, [paths[i] for i in rows])
-    test, train = (part[np.isfinite(x[part]).all(1)] for part in (test, train))
+    readable = np.isfinite(x).all(1)
+    test, train = (np.flatnonzero((splits == s) & readable) for s in ("test", "train"))
     groups = np.asarray(manifest.groups, dtype=str)
     found = {}
     for fact in facts_of(manifest):
@@ -73,7 +66,7 @@ def measure(tower: Any, manifest: Manifest, *, seed: int = 0) -> dict[str, dict[
         score = probe_score(probe, x[seen])
         said = tower.encode_text(list(fact.said)).mean(0)
         denied = tower.encode_text(list(fact.denied) or ["a lesion"]).mean(0)
-        prompt = x[seen] @ (said - denied).detach().numpy()
+        prompt = x[seen] @ (said - denied).cpu().numpy()
         found[fact.name] = {
             "n": len(seen),
             "n_pos": n_pos,

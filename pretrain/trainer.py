@@ -118,7 +118,7 @@ def _run(plan: Plan, stage: Stage, state: State) -> None:
                     epoch=(step + 1) / per_epoch, images=(step + 1) * recipe.batch,
                     seconds=round(seconds, 1), lr=state.optimizer.param_groups[0]["lr"],
                     images_per_s=round((step + 1 - first) * recipe.batch / seconds, 1),
-                    failed=n_failed, **{name: round(value, 6) for name, value in means.items()},
+                    failed=n_failed, **{name: round(value, 8) for name, value in means.items()},
                 )
                 meter.note(_told(stage.name, step + 1, per_epoch, last, means, n_failed))
                 save_state(state, plan.folder, plan.identity)
@@ -233,7 +233,7 @@ def _joined(parts: list[Part]) -> Part:
 
 def _means(losses: Losses, stage: str, step: int) -> dict[str, float]:
     """Means over the processes. Errors: EvidenceError on all of them when the loss is not finite."""
-    stacked = total(torch.stack([value.detach().float() for value in losses.values()]))
+    stacked = total(torch.stack([value.detach().double() for value in losses.values()]))
     means = dict(zip(losses, (stacked / n_processes()).tolist(), strict=True))
     if not math.isfinite(means["loss"]):
         raise EvidenceError(

@@ -242,6 +242,7 @@ def _summary(dataset: str, figures: Figures, random: dict[str, np.ndarray], n: i
                 model,
                 cell(figures.points[m, mean], *figures.interval(m, mean), 3),
                 f"{figures.points[m, count]:.0f} of {n}",
+                f"{(figures.points[m, :n] > np.quantile(random[model], 0.975, axis=1)).sum()} of {n}",
                 f"{control.mean():.3f} ({low:.3f}–{high:.3f})",
             )
         )
@@ -255,5 +256,5 @@ def _summary(dataset: str, figures: Figures, random: dict[str, np.ndarray], n: i
                     "random_median": float(np.median(control)) if k == mean else None,
                 }
             )
-    header = ("model", MEAN, f"above {GOOD}", "random words, mean AUROC")
+    header = ("model", MEAN, f"above {GOOD}", "above 97.5 % of random words", "random words, mean AUROC")
     return Sheet(f"{dataset}: {n} concepts", header, rows, records=records)

@@ -40,6 +40,14 @@ class Sheet:
     notes: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # JSON and Parquet say null where a figure is undefined, not nan.
+        self.records = [{key: _null(value) for key, value in r.items()} for r in self.records]
+
+
+def _null(value: Any) -> Any:
+    return plain(value) if isinstance(value, float) else value
+
 
 def cell(value: float, low: float, high: float, digits: int = 3, n: int = MIN_CELL) -> str:
     """`0.796 [0.776, 0.815]`, "n too small" for fewer than 30 images, "–" where undefined."""

@@ -138,6 +138,7 @@ def retrieval_sheets(
     figures = retrieval_figures(models, groups, ks, n_draws=n_draws, seed=seed)
     distinct = int(which.max()) + 1
     sheets = []
+    records = figures.records(table="retrieval", dataset=dataset, n=n)
     for way in WAYS:
         shown = [m for m in figures.metrics if m.startswith(way)]
         picked = [figures.metrics.index(m) for m in shown]
@@ -152,10 +153,9 @@ def retrieval_sheets(
         by_chance = [f"{v:.3f}" for v, _ in levels] + [f"{v:.3f}" for _, v in levels] + ["–", "–"]
         rows.append(("(chance)", *by_chance))
         header = ("model", *(m.removeprefix(f"{way} ") for m in shown))
-        sheets.append(
-            Sheet(f"{dataset}, {way}: {n} pairs, {distinct} distinct captions", header, rows)
-        )
-    sheets[0].records = figures.records(table="retrieval", dataset=dataset, n=n)
+        mine = [r for r in records if r["metric"] in shown]
+        title = f"{dataset}, {way}: {n} pairs, {distinct} distinct captions"
+        sheets.append(Sheet(title, header, rows, [], mine))
     sheets[-1].notes.append(
         "R@k: a caption of the same text counts as found; strict: the image's own row. Ranks are "
         f"those of the first match. Queries resampled over {len(set(groups))} groups"

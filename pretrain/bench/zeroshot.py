@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from .embedding import Embedded
 from .hierarchy import class_nodes, hierarchy_figures
 from .metrics import confusion
 from .prompting import Classes
-from .render import Sheet, cell
+from .render import TOO_SMALL, Sheet, cell
 from .saved import Predictions
 from .table import honest_sheets
 
@@ -92,6 +93,10 @@ def _hierarchy_sheet(
 ) -> Sheet:
     figures, counts = hierarchy_figures(models, ontology, nodes, n_draws=n_draws, seed=seed)
     first = next(iter(models.values()))
+    # Most classes of a task share the upper nodes: how much is right there without looking?
+    common = int(np.bincount(first.truth).argmax())
+    blind = {"blind": replace(first, predicted=np.full(first.n, common))}
+    control, _ = hierarchy_figures(blind, ontology, nodes, n_draws=1, seed=seed)
     rows = [
         (
             name,
@@ -100,6 +105,7 @@ def _hierarchy_sheet(
                 cell(figures.points[m, k], *figures.interval(m, k), 3, counts[k])
                 for m in range(len(models))
             ),
+            f"{control.points[0, k]:.3f}" if counts[k] >= MIN_CELL else TOO_SMALL,
         )
         for k, name in enumerate(figures.metrics)
     ]
@@ -116,6 +122,5 @@ def _hierarchy_sheet(
             f"not in the ontology: {', '.join(unknown)}; their images are left out, and calling "
             "another image so is wrong at every level"
         )
-    return Sheet(
-        f"{dataset}: hierarchical accuracy", ("level", "n", *figures.models), rows, notes, records
-    )
+    header = ("level", "n", *figures.models, f"(always {first.classes[common]})")
+    return Sheet(f"{dataset}: hierarchical accuracy", header, rows, notes, records)

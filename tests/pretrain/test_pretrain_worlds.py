@@ -1,0 +1,79 @@
+"""One process, two processes, and a batch in parts: the same losses and the same weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+MODEL = {
+    "embed_dim": 16, "vision_cfg": {"image_size": 32}, "text_cfg": {"context_length": 12}
+}
+# 61 images in batches of 12: five steps an epoch, and one image left over each time.
+COMMON = {
+    "name": "equal", "seed": 3, "batch": 12, "warmup": 2, "weight_ema": 0.5, "model": MODEL,
+    "augment": {"crop": [0.4, 1.0], "grayscale": 0.2, "jitter_p": 0.8},
+}
+KINDS = {
+    "clip": {"contrastive": {"epochs": 4, "loss": "clip", "local_weight": 0.5}},
+    "clip-full": {"contrastive": {"epochs": 4, "loss": "clip", "gather": "full", "aspect_weight": 0}},
+    "siglip": {"contrastive": {"epochs": 4, "loss": "siglip"}},
+    "make": {"contrastive": {"epochs": 4, "loss": "make", "make": {"subcaptions": 3}}},
+    "make-code": {
+        "contrastive": {
+            "epochs": 4, "loss": "make", "aspect_weight": 0,
+            "make": {"denominator": "all", "alignment": "image_to_text", "weights": "softmax",
+                     "mask_positives": True, "sigma": 0.0},
+        }
+    },
+    "masked-muon": {"masked": {"epochs": 4}, "optimizer": "muon", "contrastive": {"epochs": 0.2}},
+}
+
+
+IN_PARTS = ("clip", "make", "masked-muon")
+
+
+def run(run_python, folder, processes, dtype="float64"):
+    """{kind: (weights, losses of each epoch)}; "-parts" behind a kind whose batches were cut in three."""
+    folder.mkdir()
+    kinds = KINDS | {f"{kind}-parts": KINDS[kind] | {"accumulate": 3} for kind in IN_PARTS}
+    for kind, own in kinds.items():
+        (folder / f"{kind}.json").write_text(json.dumps(COMMON | own))
+    argv = ["tests/pretrain/equal_world.py", folder, dtype]
+    if processes > 1:
+        argv = [
+            "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *argv
+        ]
+    done = run_python(*argv, timeout=600)
+    assert done.rc == 0, done.stderr[-3000:]
+    found = {}
+    for kind in kinds:
+        log = [json.loads(x) for x in (folder / kind / "log.jsonl").read_text().splitlines()]
+        weights = load_file(folder / kind / "weights.safetensors")
+        found[kind] = weights, [entry["loss"] for entry in log]
+    return found
+
+
+@pytest.fixture(scope="module")
+def worlds(run_python, tmp_path_factory):
+    root = tmp_path_factory.mktemp("worlds")
+    return {n: run(run_python, root / str(n), n) for n in (1, 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes__are_one(worlds, kind):
+    (one, losses), (two, theirs) = worlds[1][kind], worlds[2][kind]
+    assert len(losses) >= 4 and len(set(losses)) > 3  # 20 steps
+    assert theirs == pytest.approx(losses, abs=1e-6)
+    assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", IN_PARTS)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_batch_in_parts__is_one_batch(worlds, kind, processes):
+    (one, losses), (cut, theirs) = worlds[1][kind], worlds[processes][f"{kind}-parts"]
+    assert theirs == pytest.approx(losses, abs=1e-6)
+    assert max(float((one[k] - cut[k]).abs().max()) for k in one) < 1e-6
