@@ -152,7 +152,7 @@ def panderm_keys(width, layers, hidden, output_dim):
 
 @pytest.mark.parametrize(
     ("size", "embed_dim", "vision", "total"),
-    [("large", 768, 304.1e6, 413.1e6), ("base", 512, 86.2e6, 195.2e6)],
+    [("large", 768, 304.1e6, 414.2e6), ("base", 512, 86.2e6, 195.9e6)],
 )
 def test_full_size__panderm_and_pubmedbert(size, embed_dim, vision, total, tmp_path):
     """DermFM-Zero and DermLIP-PanDerm from the published JSON, whose sizes are a placeholder."""
@@ -164,7 +164,7 @@ def test_full_size__panderm_and_pubmedbert(size, embed_dim, vision, total, tmp_p
         },
         "text_cfg": {
             "context_length": 256, "hf_model_name": PUBMED, "hf_tokenizer_name": PUBMED,
-            "hf_pooler_type": "mean_pooler", "hf_proj_type": None if embed_dim == 768 else "linear",
+            "hf_pooler_type": "mean_pooler",  # and open_clip's default, a projection of two layers
         },
     }
     bert = BertConfig(vocab_size=30522)
@@ -177,8 +177,9 @@ def test_full_size__panderm_and_pubmedbert(size, embed_dim, vision, total, tmp_p
         text = BertModel(bert, add_pooling_layer=False).state_dict()
         state |= {f"text.transformer.{key}": value for key, value in text.items()}
         state["logit_scale"] = torch.empty(())
-        if embed_dim != 768:
-            state["text.proj.weight"] = torch.empty(embed_dim, 768)
+        between = (768 + embed_dim) // 2
+        state["text.proj.0.weight"] = torch.empty(between, 768)
+        state["text.proj.2.weight"] = torch.empty(embed_dim, between)
         model = build_model(cfg, state, tmp_path, tmp_path / "weights")
         image = model.encode_image(torch.empty(2, 3, 224, 224))
     assert sum(p.numel() for p in model.visual.parameters()) == pytest.approx(vision, rel=0.002)
