@@ -8,7 +8,7 @@ chapter 15, with one added to both counts); Holm (1979) corrects for all compari
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -133,6 +133,12 @@ def holm(p: Sequence[float]) -> np.ndarray:
         highest = max(highest, min(1.0, (len(order) - rank) * p[i]))
         adjusted[i] = highest
     return adjusted
+
+
+def holm_over(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same comparisons, corrected as one family."""
+    corrected = holm([c.p for c in comparisons])
+    return [replace(c, p_holm=float(p)) for c, p in zip(comparisons, corrected, strict=True)]
 
 
 def least_p(n_draws: int, n_comparisons: int) -> float:

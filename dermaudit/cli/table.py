@@ -21,7 +21,18 @@ VERBS: dict[str, tuple[str, str]] = {
     "data phantom": ("dermaudit.phantom.commands:phantom", "render phantoms with exact truth"),
     "data render": ("dermaudit.phantom.commands:render", "draw an artifact onto any images"),
     "pretrain": ("dermaudit.pretrain.commands:pretrain", "train a foundation model by a recipe"),
-    "bench probe": ("dermaudit.pretrain.commands:bench_probe", "probe and prompted AUROC of models"),
+    "bench zeroshot": (
+        "dermaudit.pretrain.bench.commands:bench_zeroshot", "labels by prompts alone, models side by side",
+    ),
+    "bench retrieval": (
+        "dermaudit.pretrain.bench.commands:bench_retrieval", "captions of images and images of captions",
+    ),
+    "bench probe": (
+        "dermaudit.pretrain.bench.commands:bench_probe", "probes of models, on few labels and many",
+    ),
+    "bench annotate": (
+        "dermaudit.pretrain.bench.commands:bench_annotate", "concepts by their words alone",
+    ),
     "bench table": (
         "dermaudit.pretrain.bench.table_command:bench_table", "tables from saved predictions",
     ),
