@@ -31,7 +31,9 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
             raise UserInputError(f"--model {model} is given twice", "give each model once")
         bare = model.removeprefix("local-dir:").removeprefix("hf-hub:").rstrip("/")
         parts = [p for p in re.split(r"[/\\]", bare) if p not in ("", ".", "..")] or [bare]
-        for depth in range(1, len(parts) + 1):
+        # The tag of an open_clip name says nothing without its architecture.
+        whole = bare == model and not Path(model).is_dir() and not model.startswith((".", "/", "~"))
+        for depth in range(len(parts) if whole else 1, len(parts) + 1):
             name = re.sub(r"[^A-Za-z0-9._-]+", "_", "_".join(parts[-depth:])).lstrip(".") or "model"
             if name not in found:
                 break

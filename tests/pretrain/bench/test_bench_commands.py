@@ -1,0 +1,242 @@
+"""The model benches as a user calls them: side by side, whole sets, and refusals in one sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dermaudit.data import Manifest
+from dermaudit.errors import UserInputError
+from dermaudit.pretrain.bench.session import dataset_name, short_names
+from dermaudit.pretrain.probe import measure
+from dermaudit.towers import ZeroShot, load_model
+
+
+@pytest.fixture
+def both(two_models, scored):
+    """The arguments that every bench takes: two models and the data."""
+    return ["--model", two_models / "plain", "--model", two_models / "other", "--data", scored]
+
+
+def n_test(scored):
+    return sum(split == "test" for split in Manifest.load(scored).splits)
+
+
+# ---- zeroshot
+
+
+def test_zeroshot__scores_every_image_and_saves_what_table_reads(both, scored, main, tmp_path):
+    done = main("bench", "zeroshot", *both, "--out", tmp_path / "o", "--draws", "200", "--json")
+    assert done.rc == 0, done.stderr
+    found = done.json()
+    assert found["n_skipped"] == {"plain": 1, "other": 1}
+    figures = [f for f in found["figures"] if f["table"] == "zero-shot"]
+    assert {f["model"] for f in figures} == {"plain", "other"}
+    assert all(f["n"] == n_test(scored) - 1 for f in figures)
+    assert all(np.sum(m) == n_test(scored) - 1 for m in found["confusion"].values())
+    assert len(found["templates"]) == 8
+    table = main("bench", "table", "--predictions", tmp_path / "o", "--draws", "200", "--json")
+    again = {(f["model"], f["metric"]): f for f in table.json()["figures"] if f["table"] == "zero-shot"}
+    for f in figures:
+        other = again[f["model"], f["metric"]]
+        assert [f["value"], f["low"], f["high"]] == pytest.approx(
+            [other["value"], other["low"], other["high"]]
+        )
+
+
+def test_zeroshot__is_the_zero_shot_classifier(two_models, scored, main, tmp_path):
+    main(
+        "bench", "zeroshot", "--model", two_models / "plain", "--data", scored,
+        "--templates", "dermaudit", "--classes", "ham", "--out", tmp_path / "o",
+    )  # fmt: skip
+    from dermaudit.data import read_image
+    from dermaudit.pretrain.bench import read_predictions
+    from dermaudit.towers.prompts import ham_classes
+
+    saved = read_predictions(tmp_path / "o")["toy"]["plain"]
+    tower = load_model(two_models / "plain")
+    images = [read_image(scored / name) for name in saved.images[:5]]
+    x = tower.encode_image(tower.preprocess(images))
+    expected = ZeroShot(tower, ham_classes()).probs(x).detach().numpy()
+    assert saved.probs[:5] == pytest.approx(expected, abs=1e-4)
+    labels = dict(zip(*(Manifest.load(scored).column(c) for c in ("image", "label")), strict=True))
+    assert [saved.classes[t] for t in saved.truth] == [labels[name] for name in saved.images]
+
+
+def test_zeroshot__hierarchy_classes_and_templates_from_files(both, main, tmp_path):
+    (tmp_path / "tree.json").write_text('{"tumours": {"melanoma": {}, "nevus": {}, "bcc": {}}}')
+    (tmp_path / "templates.txt").write_text("dermoscopy of {}\n")
+    done = main(
+        "bench", "zeroshot", *both, "--ontology", tmp_path / "tree.json", "--by-class",
+        "--templates", tmp_path / "templates.txt", "--split", "all", "--draws", "100", "--json",
+    )  # fmt: skip
+    assert done.rc == 0, done.stderr
+    found = done.json()
+    assert found["templates"] == ["dermoscopy of {}"]
+    assert found["nodes"]["mel"] == ["tumours", "melanoma"]
+    assert "not in the ontology: akiec" in done.stderr
+    level = [f for f in found["figures"] if f["table"] == "hierarchy" and f["metric"] == "level 1"]
+    assert len(level) == 2 and all(0 <= f["value"] <= 1 for f in level)
+
+
+def test_zeroshot__where_leaves_rows_out(both, scored, main):
+    done = main(
+        "bench", "zeroshot", *both, "--where", "label != 'nv'", "--split", "all", "--draws", "100",
+        "--json",
+    )  # fmt: skip
+    labels = Manifest.load(scored).labels
+    n = done.json()["figures"][0]["n"]
+    assert sum(label != "nv" for label in labels) - n == 1  # the broken one
+
+
+# ---- the others
+
+
+def test_retrieval__whole_split_both_ways(both, scored, main):
+    done = main("bench", "retrieval", *both, "--k", "1", "--k", "10", "--draws", "100", "--json")
+    assert done.rc == 0, done.stderr
+    found = done.json()
+    metrics = {f["metric"] for f in found["figures"] if f["table"] == "retrieval"}
+    assert {"image → text R@1", "text → image strict R@10", "text → image median rank"} <= metrics
+    assert all(f["n"] == n_test(scored) - 1 for f in found["figures"] if f["table"] == "retrieval")
+    assert "(chance)" in done.stderr
+
+
+def test_probe__figures_of_measure_and_the_curve(both, two_models, scored, main, tmp_path):
+    done = main(
+        "bench", "probe", *both, "--parts", "2", "--draws", "100", "--out", tmp_path / "o", "--json"
+    )
+    assert done.rc == 0, done.stderr
+    found = done.json()
+    alone = measure(load_model(two_models / "plain"), Manifest.load(scored))
+    assert found["models"]["plain"].keys() == alone.keys()
+    for label, row in alone.items():
+        assert found["models"]["plain"][label]["probe"] == row["probe"]
+    curve = [f for f in found["figures"] if f["table"] == "few labels"]
+    assert {f["fraction"] for f in curve} == {0.3, 0.5, 1.0}  # 1 and 10 % of 180 images are too few
+    assert "n too small" in done.stderr
+    saved = main("bench", "table", "--predictions", tmp_path / "o", "--draws", "100", "--json").json()
+    accuracy = {
+        f["model"]: f["value"] for f in saved["figures"]
+        if f["table"] == "zero-shot" and f["metric"] == "accuracy"
+    }  # fmt: skip
+    for f in curve:
+        if f["fraction"] == 1.0 and f["metric"] == "accuracy":
+            assert f["value"] == pytest.approx(accuracy[f["model"]])
+
+
+def test_annotate__concepts_by_name_beside_random_words(both, main, tmp_path):
+    (tmp_path / "t.json").write_text('{"Ruler": ["a ruler", "scale marks"], "ulcus": ["ulcus"]}')
+    done = main(
+        "bench", "annotate", *both, "--terms", tmp_path / "t.json", "--split", "all",
+        "--draws", "100", "--out", tmp_path / "o", "--format", "parquet", "--json",
+    )  # fmt: skip
+    assert done.rc == 0, done.stderr
+    found = done.json()
+    ruler = [f for f in found["figures"] if f["metric"] == "ruler"]
+    assert [f["terms"] for f in ruler] == ["a ruler; scale marks"] * 2
+    assert not ruler[0]["own_name"]
+    assert found["terms_without_column"] == ["ulcus"]
+    assert pq.read_table(tmp_path / "o" / "annotate.parquet").num_rows == len(found["figures"])
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("bench", ["zeroshot", "retrieval", "probe", "annotate"])
+def test_training_images_are_refused(two_models, scored, main, bench):
+    done = main("bench", bench, "--model", two_models / "seen", "--data", scored)
+    assert done.rc == 2
+    assert "1 test images of" in done.stderr and "were training images of" in done.stderr
+
+
+@pytest.mark.parametrize("bench", ["zeroshot", "retrieval", "probe", "annotate"])
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--format", "word"], "unknown format 'word'"),
+        (["--format", "parquet"], "needs a folder"),
+        (["--reference", "plane"], "did you mean 'plain'"),
+        (["--draws", "5"], "--draws 5 is too few"),
+        (["--where", "labl = 'nv'"], "did you mean label"),
+        (["--model", "phantom-vot"], "did you mean 'phantom-vit'"),
+    ],
+)
+def test_wrong_flags__one_sentence(both, main, bench, extra, said):
+    done = main("bench", bench, *both, *extra)
+    assert done.rc == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "rc", "said"),
+    [
+        (["zeroshot", "--split", "tset"], 2, "did you mean 'test'"),
+        (["zeroshot", "--classes", "hamm"], 2, "did you mean 'ham'"),
+        (["zeroshot", "--classes", "pad"], 2, "the label 'akiec'"),
+        (["zeroshot", "--templates", "mine"], 2, "neither a file nor a set"),
+        (["zeroshot", "--ontology", "absent.json"], 2, "ontology absent.json does not exist"),
+        (["zeroshot", "--where", "index < 20"], 3, "at least 30 are needed"),
+        (["retrieval", "--column", "captoin"], 2, "did you mean 'caption'"),
+        (["retrieval", "--k", "0"], 2, "--k 0 must be at least 1"),
+        (["annotate", "--templates", "skn"], 2, "did you mean 'skin'"),
+        (["annotate", "--terms", "absent.json"], 2, "terms absent.json does not exist"),
+        (["probe", "--parts", "0"], 2, "--parts 0 must be at least 1"),
+        (["zeroshot", "--device", "abacus"], 2, "device 'abacus' cannot be used"),
+    ],
+)
+def test_wrong_input__one_sentence(both, main, argv, rc, said):
+    done = main("bench", *argv[:1], *both, *argv[1:])
+    assert done.rc == rc
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_out__is_not_overwritten_without_force(both, main, tmp_path):
+    argv = ["bench", "zeroshot", *both, "--out", tmp_path / "o", "--draws", "100"]
+    assert main(*argv).rc == 0
+    done = main(*argv)
+    assert done.rc == 2
+    assert "zeroshot.txt is there already" in done.stderr
+    assert main(*argv, "--force").rc == 0
+    (tmp_path / "file").write_text("")
+    assert "is a file" in main("bench", "zeroshot", *both, "--out", tmp_path / "file").stderr
+
+
+def test_no_label__no_caption__no_concept(two_models, image_folder, main):
+    folder = image_folder(*(f"{i}.png" for i in range(40)))
+    argv = ["--model", two_models / "plain", "--data", folder]
+    said = main("bench", "zeroshot", *argv, "--split", "all")
+    assert (said.rc, "has no label to score zero-shot" in said.stderr) == (2, True)
+    said = main("bench", "retrieval", *argv, "--split", "all")
+    assert (said.rc, "unknown column of captions" in said.stderr) == (2, True)
+    said = main("bench", "annotate", *argv, "--split", "all")
+    assert (said.rc, "has no concept: or artifact: column" in said.stderr) == (2, True)
+
+
+def test_short_names__good_for_files_and_unique():
+    assert short_names(["phantom-vit", "hf-hub:org/DermLIP_ViT-B-16", "ViT-B-16/openai"]) == {
+        "phantom-vit": "phantom-vit",
+        "DermLIP_ViT-B-16": "hf-hub:org/DermLIP_ViT-B-16",
+        "ViT-B-16_openai": "ViT-B-16/openai",
+    }
+    assert list(short_names(["./a/ckpt", "./b/ckpt", "local-dir:../c/ckpt/"])) == ["ckpt", "b_ckpt", "c_ckpt"]
+    with pytest.raises(UserInputError, match="given twice"):
+        short_names(["a", "a"])
+
+
+def test_dataset_name__is_the_folder(scored):
+    assert dataset_name(scored) == dataset_name(scored / "manifest.parquet") == "toy"
+
+
+@pytest.mark.parametrize("bench", ["zeroshot", "retrieval", "probe", "annotate", "table"])
+def test_help__loads_no_torch(run_python, bench):
+    done = run_python(
+        "-c",
+        "import sys; from dermaudit.cli import main; "
+        f"main(['bench', {bench!r}, '--help']); assert 'torch' not in sys.modules",
+    )
+    assert done.rc == 0, done.stderr
+    assert "--model" in done.stdout or "--predictions" in done.stdout

@@ -1,0 +1,89 @@
+"""The few-label curve: balanced parts of train by whole groups, and what a probe learns from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dermaudit.pretrain.bench.few_labels import (
+    Labelled,
+    curve_sheets,
+    parts,
+    probe_probs,
+    quotas,
+    sub_sample,
+)
+
+
+def test_quotas__by_hand():
+    assert quotas([2, 10, 100], 30).tolist() == [2, 10, 18]
+    assert quotas([50, 50], 10).tolist() == [5, 5]
+    assert quotas([0, 50], 10).tolist() == [0, 10]
+    assert quotas([5, 5], 100).tolist() == [5, 5]
+
+
+@given(st.lists(st.integers(0, 60), min_size=2, max_size=7), st.integers(10, 100))
+def test_quotas__give_all_and_no_more_than_there_is(counts, n):
+    given_ = quotas(counts, n)
+    assert (given_ <= np.array(counts)).all()
+    assert given_.sum() == min(n, sum(counts))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_sub_sample__balanced_and_by_whole_groups(seed):
+    rng = np.random.default_rng(seed)
+    groups = np.repeat([f"g{i}" for i in range(150)], 2)
+    y = np.repeat(rng.choice(3, 150, p=[0.7, 0.2, 0.1]), 2)
+    rows = sub_sample(y, groups, 0.1, rng)
+    taken = set(groups[rows])
+    assert len(rows) == sum(groups == g for g in taken).sum()
+    counts = np.bincount(y[rows], minlength=3)
+    assert counts.max() - counts.min() <= 2 or counts.min() == np.bincount(y).min()
+    assert abs(len(rows) - 30) <= 6
+
+
+def test_parts__same_seed_same_parts_and_all_of_train_once():
+    y, groups = np.arange(200) % 4, np.arange(200).astype(str)
+    a, b = (parts(y, groups, (0.1, 1.0), 3, 7) for _ in range(2))
+    assert [len(v) for v in a.values()] == [3, 1]
+    assert all(np.array_equal(p, q) for p, q in zip(a[0.1], b[0.1], strict=True))
+    assert not np.array_equal(a[0.1][0], a[0.1][1])
+    assert np.array_equal(a[1.0][0], np.arange(200))
+
+
+def world(n, seed, signal=1.2):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    x = rng.normal(size=(n, 6)).astype(np.float32)
+    x[:, :3] += signal * np.eye(3)[y]
+    return Labelled(x, y, np.arange(n).astype(str))
+
+
+def test_probe_probs__a_class_that_the_part_lacks_gets_nothing():
+    train = world(120, 0)
+    rows = np.flatnonzero(train.y != 1)
+    probs = probe_probs(train, rows, train.x, 3, 0)
+    assert (probs[:, 1] == 0).all()
+    assert probs.sum(1) == pytest.approx(1, abs=1e-5)
+
+
+def test_curve__more_labels_more_knowledge_and_too_few_say_so():
+    train, test = world(900, 0), world(300, 1)
+    blind = Labelled(np.random.default_rng(2).normal(size=train.x.shape), train.y, train.groups)
+    blind_test = Labelled(np.random.default_rng(3).normal(size=test.x.shape), test.y, test.groups)
+    sheets, last = curve_sheets(
+        "toy", {"good": (train, test), "blind": (blind, blind_test)}, ["a", "b", "c"],
+        fractions=(0.01, 0.1, 1.0), n_draws=200,
+    )
+    assert [row[3] for row in sheets[0].rows[:2]] == ["n too small"] * 2
+    by_key = {
+        (r["fraction"], r["model"], r["metric"]): r["value"] for r in sheets[0].records
+    }
+    assert by_key[1.0, "good", "accuracy"] > by_key[0.1, "good", "accuracy"] > 0.5
+    assert abs(by_key[1.0, "blind", "auroc"] - 0.5) < 0.08
+    assert all(r["p_holm"] < 0.05 for r in sheets[1].records)
+    assert len(sheets[1].records) == 4  # two measures at two fractions, one family
+    assert last["good"].shape == (300, 3)
