@@ -103,7 +103,7 @@ class GroupBootstrap:
         """All draws at once: (n_draws, n) float64."""
         return np.stack(list(self.weights()))
 
-    def blocks(self, max_cells: int = 1 << 24) -> Iterator[np.ndarray]:
+    def blocks(self, max_cells: int = 1 << 22) -> Iterator[np.ndarray]:
         """The rows of `matrix` in order, a block of at most `max_cells` numbers at a time."""
         step = max(1, max_cells // max(1, len(self._member)))
         weights = self.weights()

@@ -256,10 +256,25 @@ def aligned(models: dict[str, Predictions]) -> dict[str, Predictions]:
                 f"({len(differs)} images)",
                 "one of the files belongs to another data set",
             )
-        if first.grouped:
-            ordered = replace(ordered, groups=first.groups, grouped=True)
         out[name] = ordered
-    return out
+    return _grouped(out)
+
+
+def _grouped(models: dict[str, Predictions]) -> dict[str, Predictions]:
+    """The groups that one file states hold for all. Errors: UserInputError when two disagree."""
+    stated = [(name, p) for name, p in models.items() if p.grouped]
+    if not stated:
+        return models
+    first_name, first = stated[0]
+    for name, other in stated[1:]:
+        if other.groups != first.groups:
+            row = next(i for i in range(first.n) if other.groups[i] != first.groups[i])
+            raise UserInputError(
+                f"{other.path or name} and {first.path or first_name} disagree on the group of "
+                f"{first.images[row]}",
+                "give the same patient or lesion in every file",
+            )
+    return {name: replace(p, groups=first.groups, grouped=True) for name, p in models.items()}
 
 
 def write_predictions(folder: Path, dataset: str, models: dict[str, Predictions]) -> list[Path]:

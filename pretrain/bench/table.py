@@ -35,7 +35,6 @@ def honest_sheets(
     reference: str | None = None,
     by_class: bool = False,
     digits: int = 4,
-    what: str = "zero-shot",
     **extra: Any,
 ) -> tuple[list[Sheet], Figures]:
     """The full-sample values with bootstrap intervals, paired differences, recall by class."""
@@ -43,7 +42,7 @@ def honest_sheets(
     figures = score_predictions(models, n_draws=n_draws, seed=seed)
     title = f"{dataset}: {first.n} images, {len(first.classes)} classes"
     sheet = figure_sheet(
-        title, figures, SHOWN, first.n, digits=digits, what=what, dataset=dataset, **extra
+        title, figures, SHOWN, first.n, digits=digits, what="classification", dataset=dataset, **extra
     )
     sheet.notes.append(_units(first, n_draws))
     counts = np.bincount(first.truth, minlength=len(first.classes))

@@ -31,13 +31,13 @@ def test_zeroshot__scores_every_image_and_saves_what_table_reads(both, scored, m
     assert done.rc == 0, done.stderr
     found = done.json()
     assert found["n_skipped"] == {"plain": 1, "other": 1}
-    figures = [f for f in found["figures"] if f["table"] == "zero-shot"]
+    figures = [f for f in found["figures"] if f["table"] == "classification"]
     assert {f["model"] for f in figures} == {"plain", "other"}
     assert all(f["n"] == n_test(scored) - 1 for f in figures)
     assert all(np.sum(m) == n_test(scored) - 1 for m in found["confusion"].values())
     assert len(found["templates"]) == 8
     table = main("bench", "table", "--predictions", tmp_path / "o", "--draws", "200", "--json")
-    again = {(f["model"], f["metric"]): f for f in table.json()["figures"] if f["table"] == "zero-shot"}
+    again = {(f["model"], f["metric"]): f for f in table.json()["figures"] if f["table"] == "classification"}
     for f in figures:
         other = again[f["model"], f["metric"]]
         assert [f["value"], f["low"], f["high"]] == pytest.approx(
@@ -119,7 +119,7 @@ def test_probe__figures_of_measure_and_the_curve(both, two_models, scored, main,
     saved = main("bench", "table", "--predictions", tmp_path / "o", "--draws", "100", "--json").json()
     accuracy = {
         f["model"]: f["value"] for f in saved["figures"]
-        if f["table"] == "zero-shot" and f["metric"] == "accuracy"
+        if f["table"] == "classification" and f["metric"] == "accuracy"
     }  # fmt: skip
     for f in curve:
         if f["fraction"] == 1.0 and f["metric"] == "accuracy":

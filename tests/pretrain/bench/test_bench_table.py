@@ -62,7 +62,7 @@ def test_published__accuracies_exactly(published, main):
     found = {
         (f["dataset"], f["model"]): f["value"]
         for f in done.json()["figures"]
-        if f["table"] == "zero-shot" and f["metric"] == "accuracy"
+        if f["table"] == "classification" and f["metric"] == "accuracy"
     }
     expected = {
         ("HAM", "BiomedCLIP"): 0.6347, ("HAM", "CLIP-Large"): 0.2754,
@@ -152,6 +152,16 @@ def test_saved__without_groups_each_image_is_its_own(folder, main):
     assert not found.grouped
     assert len(set(found.groups)) == found.n
     assert "each is its own" in main("bench", "table", "--predictions", folder).stderr
+
+
+def test_saved__groups_of_one_file_hold_for_all(folder, main):
+    for row in (rows := list(csv.reader((folder / "toy" / "good.csv").open()))):
+        del row[1]
+    with (folder / "toy" / "good.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows(rows)
+    found = read_predictions(folder)["toy"]
+    assert found["good"].groups == found["poor"].groups == predictions().groups
+    assert "30 groups" in main("bench", "table", "--predictions", folder).stderr
 
 
 # ---- formats
@@ -250,6 +260,10 @@ def other_truth(rows):
     rows[1][2] = "2"
 
 
+def other_group(rows):
+    rows[4][1] = "elsewhere"
+
+
 def empty(rows):
     del rows[1:]
 
@@ -268,6 +282,7 @@ def empty(rows):
         (fewer, "hold different images (the first: images/8.jpg, not in"),
         (other_image, "hold different images (the first: images/else.jpg, not in"),
         (other_truth, "disagree on the true label of images/0.jpg (1 images)"),
+        (other_group, "disagree on the group of images/3.jpg"),
         (empty, "poor.csv has no row"),
     ],
 )
