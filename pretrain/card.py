@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from .recipe import Recipe
@@ -20,7 +21,7 @@ def card(
         "library_name: open_clip",
         "tags: [dermatology, dermoscopy]",
         "---",
-        f"# {recipe.name}",
+        f"# {Path(summary['out']).name}",
         "",
         "An image–text model of skin images, for research and for audits of the toolkit itself.",
         "Research use, not a medical device: it must not be used to decide about a person.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +14,14 @@ from dermaudit.errors import UserInputError
 
 def pretrain(
     recipe: Annotated[
-        str, typer.Argument(help="a bundled recipe (phantom-vit, dermoscopy-small) or a TOML file")
+        str,
+        typer.Argument(
+            help="a bundled recipe (phantom, dermoscopy-small, dermfm-zero, make, dermlip-vit-b-16, "
+            "dermlip-panderm) or a TOML file"
+        ),
     ],
     data: Annotated[
-        Path, typer.Option(help="data set with a split (dermaudit data convert | phantom)")
+        Path, typer.Option(help="data set with a split (data convert | phantom), or its shards")
     ],
     out: Annotated[
         Path, typer.Option(help="folder for the checkpoint, in open_clip's local-dir format")
@@ -26,29 +31,72 @@ def pretrain(
         typer.Option("--set", help="override: key=value, e.g. contrastive.epochs=5"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="instead of the recipe's seed")] = None,
-    threads: Annotated[int, typer.Option(help="torch threads")] = 2,
+    test: Annotated[
+        Path | None, typer.Option(help="data set whose test split is measured (default: --data)")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun each process its own")] = "cpu",
+    threads: Annotated[int, typer.Option(help="torch threads, and images read at once")] = 2,
     resume: Annotated[bool, typer.Option(help="go on where a stopped run was")] = False,
+    skip_lost: Annotated[
+        bool, typer.Option("--skip-lost", help="go on without shards that are missing or cut off")
+    ] = False,
     force: Annotated[bool, typer.Option(help="replace the checkpoint in --out")] = False,
     dry_run: Annotated[bool, typer.Option(help="say what would be done")] = False,
 ) -> dict[str, Any]:
-    """Train a foundation model: masked latent prediction, then contrastive, on the train split only."""
+    """Train a foundation model: masked latent modelling, then contrastive, on the train split only.
+
+    On several GPUs: torchrun --nproc-per-node N -m dermaudit pretrain …
+    """
     from .recipe import load_recipe
 
     overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
     plan = load_recipe(recipe, overrides)
-    if out.exists() and any(out.iterdir()) and not force:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise UserInputError(
             f"{out} already holds a checkpoint", "use --force to replace it, or another --out"
         )
+    if plan.precision == "bf16" and not device.startswith("cuda"):
+        raise UserInputError(
+            f"the recipe {plan.name} computes in bf16, which is very slow on a CPU",
+            "use --device cuda, or --set precision=float32",
+        )
     from dermaudit.data import Manifest
 
-    manifest = Manifest.load(data)
+    manifest, shards = open_data(data, strict=not skip_lost)
+    scored = Manifest.load(test) if test is not None else None
     if dry_run:
         n = sum(split == "train" for split in manifest.splits)
         return {"recipe": plan.model_dump(mode="json"), "n_train": n, "out": str(out)}
+    from dermaudit.distributed import barrier, join_world
+
     from .build import build_and_train
 
     work = out.with_name(f".{out.name}.training")
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)
-    return build_and_train(plan, manifest, out, work, threads=threads, resume=resume)
+    with join_world(device) as world:
+        if not world.leads:
+            os.environ["DERMAUDIT_QUIET"] = "1"
+        elif not resume:
+            shutil.rmtree(work, ignore_errors=True)
+        barrier()
+        return build_and_train(
+            plan, manifest, out, work, threads=threads, resume=resume, shards=shards, test=scored,
+            world=world,
+        )
+
+
+def open_data(path: Path, *, strict: bool = True) -> tuple[Any, Any]:
+    """(manifest, shards or None) of a data set or of a folder of shards."""
+    from dermaudit.data import Manifest
+    from dermaudit.data.tables import SHARDS_FILE
+
+    if not (path / SHARDS_FILE).is_file():
+        return Manifest.load(path), None
+    from dermaudit.console import say
+    from dermaudit.data.shards import Shards
+
+    shards = Shards.load(path, strict=strict)
+    for lost in shards.lost:
+        say(f"  {lost['file']}: {lost['reason']}; {lost['n']} images are left out")
+    return shards.manifest, shards
+
+

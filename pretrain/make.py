@@ -12,11 +12,13 @@ unit embeddings v_i of images, t_ik of views, p_in of patches, and the learned s
 The published formula (as in the report of DermFM-Zero, arXiv 2602.10624) and the published code differ in
 three places; each is a switch, and the formula is the default:
 
-| switch | formula | code |
-|---|---|---|
-| `denominator` | "view": all images, the same view | "all": image → text over all texts of the batch, text → image over all images |
-| `alignment` | "text_to_image": each sub-caption against the pooled patches of all images, patch weights z / Σz | "image_to_text": each image's pooled patches against all texts, weights cut at `sigma` and of unit length |
-| `weights` | "ratio": t_id · t_ij over its maximum among the image's sub-captions, both ways | "softmax" of the same before the ratio, image → text only |
+- `denominator`. Formula, "view": all images, the same view. Code, "all": image → text over all texts of the
+  batch, text → image over all images.
+- `alignment`. Formula, "text_to_image": each sub-caption against the pooled patches of all images, patch
+  weights z / Σz. Code, "image_to_text": each image's pooled patches against all texts, weights cut at `sigma`
+  and of unit length.
+- `weights`. Formula, "ratio": t_id · t_ij over its maximum among the image's sub-captions, both ways. Code,
+  "softmax": the softmax of the same before the ratio, image → text only.
 
 `weights="none"` turns them off (DermFM-Zero-Open). The code's index errors are not offered. Sums are divided
 by the sum of the weights, in the formula too, so that learning rates do not depend on the number of views.
@@ -69,9 +71,9 @@ def make_loss(
     """Both losses of this process' rows, so that their mean over processes is that of the batch.
 
     images (b, d) and texts (b, N, d), N ≥ 3, unit rows; mask bool (b, N); pooled (b, d) from pool_patches
-    (None: no alignment, its loss is 0); scale scalar. soft (b, B): rows of target probabilities over the images of the whole
-    batch in place of one-hot ones (O-MAKE, arXiv 2512.03445; "view" only). ValueError for shapes that
-    do not fit or soft targets with "all".
+    (None: no alignment, its loss is 0); scale scalar. soft (b, B): rows of target probabilities over the
+    images of the whole batch in place of one-hot ones (O-MAKE, arXiv 2512.03445; "view" only).
+    ValueError for shapes that do not fit or soft targets with "all".
     """
     if texts.ndim != 3 or texts.shape[1] < N_FULL or mask.shape != texts.shape[:2]:
         raise ValueError(f"texts {tuple(texts.shape)} and mask {tuple(mask.shape)} are no views")

@@ -201,10 +201,9 @@ def take_step(
 
 
 def _through_cache(stage: Stage, parts: list[Part], encode) -> Losses:
-    with torch.no_grad():
-        # The second forward moves the statistics of batch norm; once is enough.
-        with statistics_kept(nn.ModuleList(stage.trained)):
-            cached = [encode(i) for i in range(len(parts))]
+    # The second forward moves the statistics of batch norm; once is enough.
+    with torch.no_grad(), statistics_kept(nn.ModuleList(stage.trained)):
+        cached = [encode(i) for i in range(len(parts))]
     whole = {name: torch.cat([c[name] for c in cached]) for name in cached[0]}
     leaves = {n: v.requires_grad_() for n, v in whole.items() if n not in stage.constant}
     losses = stage.losses(whole, _joined(parts))

@@ -211,7 +211,7 @@ def _checkpoints(deep: bool, problems: list[Problem]) -> list[dict[str, Any]]:
                 Problem(
                     f"the bundled checkpoint {name} is {state}: {fault}" if present
                     else f"the bundled checkpoint {name} is absent",
-                    f"reinstall dermaudit, or train it again: dermaudit pretrain {name} "
+                    f"reinstall dermaudit, or train it again: dermaudit pretrain {BUNDLED.get(name, name)} "
                     f"--data DATA --out checkpoints/{name}",
                 )
             )

@@ -28,8 +28,8 @@ WEIGHTS = (
     "pytorch_model.pth",
     "model.pth",
 )
-#: the checkpoints that a complete installation ships.
-BUNDLED = ("phantom-vit", "dermoscopy-small")
+#: the checkpoints that a complete installation ships, and the recipes that train them.
+BUNDLED = {"phantom-vit": "phantom", "dermoscopy-small": "dermoscopy-small"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def resolve(name: str) -> Source:
     if name in BUNDLED:
         raise UserInputError(
             f"the bundled checkpoint '{name}' is not in this installation ({bundled_folder()})",
-            f"install a complete wheel, or train it: dermaudit pretrain {name}",
+            f"install a complete wheel, or train it: dermaudit pretrain {BUNDLED[name]}",
         )
     if Path(name).is_dir() or name.startswith((".", "/", "~")):
         return Source(name, "folder", folder=_checkpoint_folder(Path(name).expanduser()))

@@ -28,15 +28,25 @@ local_weight = 0.5
 
 
 @pytest.fixture(scope="session")
-def phantoms(tmp_path_factory):
-    """A data set of 100 phantoms at 32 px; one train and one test image are broken."""
-    import pyarrow.parquet as pq
-
+def sound(tmp_path_factory):
+    """A data set of 100 phantoms at 32 px."""
     from dermaudit.phantom import load_bias_table
     from dermaudit.phantom.make import make_data_set
 
-    root = tmp_path_factory.mktemp("data") / "phantoms"
+    root = tmp_path_factory.mktemp("sound") / "phantoms"
     make_data_set(root, 100, seed=3, size=32, table=load_bias_table())
+    return root
+
+
+@pytest.fixture(scope="session")
+def phantoms(sound, tmp_path_factory):
+    """The same; one train and one test image are broken."""
+    import shutil
+
+    import pyarrow.parquet as pq
+
+    root = tmp_path_factory.mktemp("data") / "phantoms"
+    shutil.copytree(sound, root)
     table = pq.read_table(root / "manifest.parquet")
     for split in ("train", "test"):
         row = table["split"].to_pylist().index(split)

@@ -1,4 +1,4 @@
-"""The pieces of training: facts and captions, views, masks, the masked latent and aspect losses."""
+"""The pieces of training: facts and captions, augmented views, the aspect and caption losses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dermaudit.data import Manifest
-from dermaudit.pretrain.augment import augment
+from dermaudit.pretrain.augment import apply_views, draw_views
 from dermaudit.pretrain.contrastive import AspectLoss, aspect_sentences, caption_loss, soft_maximum
 from dermaudit.pretrain.facts import Fact, absent_sentence, caption, corpus, facts_of
-from dermaudit.pretrain.masked import MaskedLatent, paint, random_cells
 from dermaudit.pretrain.recipe import AugmentPart
-from dermaudit.pretrain.tokens import embed_with_tokens, encode_short, patch_tokens
 
 # ---- facts and captions
 
@@ -107,6 +105,10 @@ def pictures(n: int = 6, side: int = 16) -> torch.Tensor:
     return torch.randint(0, 256, (n, 3, side, side), generator=g, dtype=torch.uint8)
 
 
+def augment(images, part, g):
+    return apply_views(images, part, draw_views(len(images), part, g))
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -142,128 +144,36 @@ def test_augment__borders_stay():
     torch.testing.assert_close(view, torch.full_like(view, 200.0), atol=1e-2, rtol=0)
 
 
-# ---- masks
+def test_augment__a_part_of_the_batch_has_the_views_of_the_whole():
+    x, part = pictures(), AugmentPart(crop=(0.4, 1), grayscale=0.5, jitter_p=0.5, saturation=0.3)
+    views = draw_views(6, part, generator())
+    some = torch.tensor([4, 1])
+    cut = apply_views(x[some], part, {name: value[some] for name, value in views.items()})
+    torch.testing.assert_close(cut, apply_views(x, part, views)[some], atol=1e-3, rtol=0)
 
 
-@given(st.integers(1, 9), st.integers(1, 80), st.floats(0.01, 0.99), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
-def test_random_cells__exact_counts(n, cells, share, seed):
-    mask = random_cells(n, cells, share, generator(seed))
-    assert mask.shape == (n, cells) and mask.dtype == torch.bool
-    assert (mask.sum(1) == max(1, round(share * cells))).all()
+def test_augment__a_crop_shows_a_part_of_the_image_larger():
+    # A ramp from left to right: a view of a part of it spans less than all of it, and never leaves it.
+    ramp = torch.arange(0, 256, 4, dtype=torch.uint8).expand(40, 3, 64, 64).contiguous()
+    view = augment(ramp, OFF.model_copy(update={"crop": (0.3, 0.5)}), generator())
+    span = view[:, 0].amax((1, 2)) - view[:, 0].amin((1, 2))
+    assert (span < 252 * 0.87).all() and (span > 252 * 0.4).all()
+    assert view.min() >= 0 and view.max() <= 252
+    starts = view[:, 0].amin((1, 2))
+    assert starts.max() - starts.min() > 60  # anywhere in the image
 
 
-def test_paint__only_the_masked_cells():
-    x = pictures(2, 16).float()
-    mask = torch.zeros(2, 16, dtype=torch.bool)
-    mask[0, 5] = True  # row 1, column 1 of 4 × 4 cells of 4 px
-    painted = paint(x, mask)
-    inside = torch.zeros(16, 16, dtype=torch.bool)
-    inside[4:8, 4:8] = True
-    mean = x[0].mean((1, 2))
-    torch.testing.assert_close(painted[0][:, inside], mean[:, None].expand(3, 16))
-    assert torch.equal(painted[0][:, ~inside], x[0][:, ~inside])
-    assert torch.equal(painted[1], x[1])
-
-
-# ---- masked latent prediction
-
-
-class Fixed(nn.Module):
-    """An image tower (like timm's) with `tokens` as its only parameters, whatever it is shown."""
-
-    def __init__(self, tokens: torch.Tensor) -> None:
-        super().__init__()
-        self.trunk = nn.Module()
-        self.trunk.tokens = nn.Parameter(tokens)
-        self.trunk.forward_features = lambda x: self.trunk.tokens
-
-
-def tokens(seed: int = 0) -> torch.Tensor:
-    return torch.randn(2, 16, 8, generator=generator(seed))
-
-
-def test_masked__loss_is_zero_on_a_perfect_prediction():
-    teacher = Fixed(tokens())
-    target = nn.functional.layer_norm(tokens(), (8,))
-    student = Fixed(target - target.mean((0, 1)))
-    objective = MaskedLatent(student, 8, teacher=teacher)
-    objective.predictor = nn.Identity()
-    x, mask = torch.zeros(2, 3, 16, 16), random_cells(2, 16, 0.5, generator())
-    assert float(objective(student, x, mask).detach()) == pytest.approx(0, abs=1e-6)
-    opposite = Fixed(-student.trunk.tokens.detach())
-    assert float(objective(opposite, x, mask).detach()) == pytest.approx(2, abs=1e-6)
-    # Cells that are not masked do not count.
-    spoilt = student.trunk.tokens.detach().clone()
-    spoilt[~mask] = torch.randn_like(spoilt[~mask])
-    assert float(objective(Fixed(spoilt), x, mask).detach()) == pytest.approx(0, abs=1e-6)
-
-
-def test_masked__a_constant_answer_scores_nothing():
-    objective = MaskedLatent(Fixed(tokens()), 8, teacher=Fixed(tokens() + 5))
-    objective.predictor = nn.Identity()
-    constant = torch.randn(8, generator=generator(3)).expand(2, 16, 8).contiguous()
-    mask = torch.ones(2, 16, dtype=torch.bool)
-    loss = float(objective(Fixed(constant), torch.zeros(2, 3, 16, 16), mask).detach())
-    assert loss == pytest.approx(1, abs=0.15)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    torch.manual_seed(0)
-    return open_clip.model.CLIP(
-        embed_dim=16,
-        vision_cfg={"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
-        text_cfg={"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
+def test_augment__grey_has_three_equal_channels():
+    view = augment(pictures(40), OFF.model_copy(update={"grayscale": 0.5}), generator())
+    grey = (view - view[:, :1]).abs().amax((1, 2, 3)) < 1e-3
+    assert 8 < int(grey.sum()) < 32
+    x = pictures(40)[grey].float()
+    torch.testing.assert_close(
+        view[grey][:, 0], 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2], atol=1e-3, rtol=0
     )
 
 
-def test_patch_tokens__one_a_cell_and_no_cls(clip):
-    x = torch.randn(3, 3, 32, 32)
-    found = patch_tokens(clip.visual.eval(), x)
-    assert found.shape == (3, 16, 32)
-    last = clip.visual.forward_intermediates(x, indices=1, output_fmt="NLC", normalize_intermediates=True)
-    torch.testing.assert_close(found, last["image_intermediates"][-1])
-
-
-def test_masked__gradient_to_student_and_predictor_only(clip):
-    student = copy.deepcopy(clip.visual)
-    objective = MaskedLatent(student, 32)
-    assert objective.is_ema and all(not p.requires_grad for p in objective.teacher.parameters())
-    before = {k: v.clone() for k, v in objective.teacher.state_dict().items()}
-    x, mask = torch.randn(2, 3, 32, 32), random_cells(2, 16, 0.5, generator())
-    objective(student.train(), x, mask).backward()
-    assert all(p.grad is None for p in objective.teacher.parameters())
-    assert student.conv1.weight.grad.abs().sum() > 0
-    assert all(p.grad.abs().sum() > 0 for p in objective.predictor.parameters())
-    assert all(torch.equal(v, before[k]) for k, v in objective.teacher.state_dict().items())
-
-
-def test_masked__the_student_does_not_see_what_it_predicts(clip):
-    student = copy.deepcopy(clip.visual).eval()
-    x = torch.randn(1, 3, 32, 32)
-    mask = torch.zeros(1, 16, dtype=torch.bool)
-    mask[0, 0] = True
-    other = x.clone()
-    other[0, :, :8, :8] = x[0, :, :8, :8].flip(-1)  # the same mean, other pixels
-    a, b = (patch_tokens(student, paint(v, mask)) for v in (x, other))
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-
-
-def test_ema__by_hand_and_never_for_a_frozen_teacher():
-    student = Fixed(torch.ones(2, 16, 8))
-    objective = MaskedLatent(student, 8)
-    with torch.no_grad():
-        student.trunk.tokens.fill_(3.0)
-        objective.teacher.trunk.tokens.fill_(1.0)
-    objective.update(student, 0.75)
-    assert torch.equal(objective.teacher.trunk.tokens, torch.full((2, 16, 8), 1.5))
-    frozen = MaskedLatent(student, 8, teacher=Fixed(torch.zeros(2, 16, 8)))
-    frozen.update(student, 0.5)
-    assert not frozen.teacher.trunk.tokens.any()
-
-
-# ---- aspects and captions
+# ---- aspects
 
 
 def test_aspect__by_hand():
@@ -322,39 +232,17 @@ def test_soft_maximum__between_mean_and_maximum(values):
     assert float(soft_maximum(x, 0, 1e4)) == pytest.approx(float(x.max()), abs=1e-3)
 
 
-# ---- tokens and texts
+# ---- captions
 
 
-def trunk(name: str) -> nn.Module:
+@pytest.fixture(scope="module")
+def clip():
     torch.manual_seed(0)
-    return open_clip.timm_model.TimmModel(name, 16, image_size=64, pool="avg", proj="linear").eval()
-
-
-@pytest.mark.parametrize("name", ["regnetx_002", "xcit_nano_12_p16_224"])
-def test_embed_with_tokens__the_embedding_is_the_mean_of_projected_tokens(name):
-    visual, x = trunk(name), torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        embedding, cells = embed_with_tokens(visual, x)
-        torch.testing.assert_close(embedding, visual(x), rtol=0, atol=0)
-        torch.testing.assert_close(cells.mean(1), embedding, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(cells, visual.head(patch_tokens(visual, x)), rtol=0, atol=0)
-
-
-def test_embed_with_tokens__of_a_native_tower(clip):
-    x = torch.randn(2, 3, 32, 32)
-    embedding, cells = embed_with_tokens(clip.visual.eval(), x)
-    torch.testing.assert_close(embedding, clip.encode_image(x))
-    assert cells.shape == (2, 16, 16)
-
-
-def test_encode_short__is_encode_text(clip):
-    clip.text_pool_type, clip.text_eos_id = "eos", 3
-    ids = torch.tensor([[2, 7, 9, 3, 0, 0, 0, 0], [2, 8, 3, 0, 0, 0, 0, 0]])
-    expected = clip.encode_text(ids, normalize=True)
-    torch.testing.assert_close(encode_short(clip, ids), expected, atol=1e-6, rtol=0)
-    other = ids.clone()
-    other[0, 2] = 10
-    assert not torch.allclose(encode_short(clip, other)[0], expected[0], atol=1e-4)
+    return open_clip.model.CLIP(
+        embed_dim=16,
+        vision_cfg={"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+        text_cfg={"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
+    )
 
 
 def test_caption_loss__by_hand(clip):

@@ -22,16 +22,37 @@ def path(tmp_path):
     return tmp_path / "t.toml"
 
 
-@pytest.mark.parametrize("name", ["phantom-vit", "dermoscopy-small"])
+BUNDLED = (
+    "dermfm-zero", "dermlip-panderm", "dermlip-vit-b-16", "dermoscopy-small", "make", "phantom"
+)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
 def test_bundled(name):
     recipe = load_recipe(name)
-    assert recipe.name == name and recipe.image_size >= 96
-    assert recipe.contrastive.epochs > 0
+    assert recipe.name == name
+    assert recipe.contrastive.epochs > 0 and recipe.batch % recipe.accumulate == 0
+    assert recipe.model.init or recipe.image_size >= 96
+
+
+def test_published_recipes__say_what_their_reports_say():
+    make, dermfm = load_recipe("make"), load_recipe("dermfm-zero")
+    assert (make.batch, make.contrastive.epochs, make.warmup) == (2048, 15, 1500)
+    assert (make.contrastive.make.lambda_m, make.contrastive.make.lambda_s) == (1.0, 0.7)
+    assert make.contrastive.make.subcaptions == 8 and make.model.init == "ViT-B-16/openai"
+    assert (dermfm.batch, dermfm.contrastive.lr, dermfm.clip_norm) == (2048, 1e-4, 5.0)
+    assert dermfm.contrastive.make.subcaptions == 2 and dermfm.contrastive.make.weights == "none"
+    assert dermfm.contrastive.knowledge.weight == 0.4 and dermfm.masked.teacher == "ViT-L-14/openai"
+    assert dermfm.augment.crop == (0.4, 1.0) and dermfm.precision == "bf16"
+    for name in ("dermlip-vit-b-16", "dermlip-panderm"):
+        lip = load_recipe(name)
+        assert (lip.contrastive.epochs, lip.contrastive.loss, lip.warmup) == (30, "clip", 1000)
+    assert load_recipe("dermlip-vit-b-16").batch == 4096
 
 
 def test_unknown_recipe__the_nearest_is_offered():
-    with pytest.raises(UserInputError, match="unknown recipe 'phantom-vitt': did you mean 'phantom-vit'?"):
-        load_recipe("phantom-vitt")
+    with pytest.raises(UserInputError, match="unknown recipe 'phantomm': did you mean 'phantom'?"):
+        load_recipe("phantomm")
 
 
 def test_overrides__keep_their_types(path):
@@ -55,13 +76,17 @@ def test_overrides__keep_their_types(path):
         ("bach=3", "unknown key 'bach': did you mean 'batch'?"),
         ("batch=many", "batch: .* (got 'many')"),
         ("masked.mask=1.0", "masked.mask: .*less than 1"),
-        ("contrastive.loss=cosine", "contrastive.loss: .*'clip' or 'siglip'"),
+        ("contrastive.loss=cosine", "contrastive.loss: .*'clip', 'siglip' or 'make'"),
         ("batch", "--set batch: expected key=value"),
         ("name.first=3", "'name' is a value, it has no fields"),
         ("batch.x.y=3", "batch"),
         ("model.vision_cfg.image_size=wide", "image_size must be a whole number"),
         ("model.text_cfg={}", "context_length must be a whole number"),
         ("format_version=2", "format_version"),
+        ("accumulate=3", "batch 64 cannot be cut into 3 equal parts"),
+        ("contrastive.knowledge.soft=0.5", "contrastive: knowledge.soft needs loss = .make."),
+        ("contrastive.make.lambda=1", "unknown key 'contrastive.make.lambda': did you mean 'lambda_s'?"),
+        ("model.init=phantom-vit", "model: init names a whole model"),
     ],
 )
 def test_bad_override__one_sentence(path, override, sentence):

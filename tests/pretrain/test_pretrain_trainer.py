@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dermaudit.data import BadImage, Manifest, read_image
+from dermaudit.distributed import World
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.pretrain.build import build_and_train
@@ -20,12 +21,27 @@ from dermaudit.pretrain.recipe import load_recipe
 from dermaudit.towers import load_model
 
 
-def train(recipe_path, data, out, *overrides, resume=False):
+def train(recipe_path, data, out, *overrides, resume=False, **options):
     work = out.with_name(f".{out.name}.training")
     return build_and_train(
         load_recipe(recipe_path, list(overrides)), Manifest.load(data), out, work,
-        threads=1, resume=resume,
+        threads=1, resume=resume, **options,
     )
+
+
+def weights_of(folder):
+    return load_file(folder / "open_clip_model.safetensors")
+
+
+def assert_equal_weights(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def log_of(folder):
+    lines = (folder / "training_log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +52,17 @@ def unbroken(tiny_recipe, phantoms, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killed_twice(cli, tiny_recipe, phantoms, tmp_path_factory):
-    """(return codes, checkpoint folder, state after the first kill): killed in stage 1 and in 2."""
+def killed_thrice(cli, tiny_recipe, phantoms, tmp_path_factory):
+    """(return codes, checkpoint folder, states after the kills, the last run): killed in stage 1 after a
+    state was saved, in stage 2 in the middle of an epoch with nothing saved since, and at its end.
+
+    States are saved every 3 steps (4 an epoch), so that a run goes on inside an epoch too."""
     out = tmp_path_factory.mktemp("checkpoints") / "killed"
-    argv = ["pretrain", tiny_recipe, "--data", phantoms, "--out", out, "--threads", "1"]
+    argv = ["pretrain", tiny_recipe, "--data", phantoms, "--out", out, "--threads", "1",
+            "--set", "checkpoint_every=3"]
     codes, states = [], []
-    for options, failpoint in (([], "pretrain:1"), (["--resume"], "pretrain:2")):
+    kills = (([], "pretrain:1"), (["--resume"], "pretrain-step:10"), (["--resume"], "pretrain:2"))
+    for options, failpoint in kills:
         done = cli(*argv, *options, env={"DERMAUDIT_FAILPOINT": failpoint}, timeout=300)
         codes.append(done.rc)
         states.append(out.with_name("states") / str(len(codes)))
@@ -51,23 +72,32 @@ def killed_twice(cli, tiny_recipe, phantoms, tmp_path_factory):
     return codes, out, states, done
 
 
-def test_killed_and_resumed__the_same_weights_bit_for_bit(unbroken, killed_twice):
-    codes, out, states, done = killed_twice
-    assert codes == [137, 137, 0], done.stderr
+def test_killed_and_resumed__the_same_weights_bit_for_bit(unbroken, killed_thrice):
+    codes, out, states, done = killed_thrice
+    assert codes == [137, 137, 137, 0], done.stderr
     progress = [json.loads(_metadata(s / "state.safetensors")["progress"]) for s in states]
-    assert [(p["stage"], p["epoch"]) for p in progress] == [("masked", 1), ("contrastive", 1)]
-    one, other = (load_file(f / "open_clip_model.safetensors") for f in (unbroken[0], out))
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
-    log = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
-    assert [(e["stage"], e["epoch"]) for e in log] == [
-        ("masked", 1), ("masked", 2), ("contrastive", 1), ("contrastive", 2)
+    # The second was killed at step 13 of both stages' 16, five steps into stage 2.
+    assert [(p["stage"], p["step"]) for p in progress] == [
+        ("masked", 3), ("contrastive", 4), ("contrastive", 8)
     ]
-    whole = [json.loads(x) for x in (unbroken[0] / "training_log.jsonl").read_text().splitlines()]
-    assert [e["loss"] for e in log] == [e["loss"] for e in whole]
+    assert_equal_weights(weights_of(unbroken[0]), weights_of(out))
+    marks = [(e["stage"], e["step"]) for e in log_of(out)]
+    assert marks == [(stage, step) for stage in ("masked", "contrastive") for step in (3, 4, 6, 8)]
     assert not out.with_name(".killed.training").exists()
     assert done.json()["n_skipped"] == 1
+
+
+def test_log__what_a_plot_needs(unbroken, killed_thrice):
+    whole = log_of(unbroken[0])
+    assert [(e["stage"], e["epoch"], e["images"]) for e in whole] == [
+        (stage, epoch, 64 * epoch) for stage in ("masked", "contrastive") for epoch in (1, 2)
+    ]
+    for entry in whole:
+        assert entry["images_per_s"] > 0 and entry["lr"] >= 0 and entry["failed"] == 0
+    # The parts of an epoch have the epoch's mean.
+    cut = {(e["stage"], e["step"]): e["loss"] for e in log_of(killed_thrice[1])}
+    for stage, first in (("masked", whole[0]), ("contrastive", whole[2])):
+        assert (3 * cut[stage, 3] + cut[stage, 4]) / 4 == pytest.approx(first["loss"], abs=1e-6)
 
 
 def _metadata(path):
@@ -78,11 +108,115 @@ def _metadata(path):
 
 
 @pytest.mark.parametrize("override", ["seed=6", "contrastive.lr=0.5", "masked.mask=0.4"])
-def test_resume__another_recipe_is_refused(killed_twice, tiny_recipe, phantoms, tmp_path, override):
-    shutil.copytree(killed_twice[2][0], tmp_path / ".out.training")
+def test_resume__another_recipe_is_refused(killed_thrice, tiny_recipe, phantoms, tmp_path, override):
+    shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
     with pytest.raises(ForeignArtifactError, match="belongs to another recipe or other images") as no:
         train(tiny_recipe, phantoms, tmp_path / "out", override, resume=True)
     assert "--force" in no.value.hint and not (tmp_path / "out").exists()
+
+
+def test_resume__another_number_of_processes_is_refused(killed_thrice, tiny_recipe, phantoms, tmp_path):
+    shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
+    with pytest.raises(ForeignArtifactError, match="by 1 processes, this is a run of 2") as no:
+        train(tiny_recipe, phantoms, tmp_path / "out", resume=True, world=World(0, 2))
+    assert "torchrun --nproc-per-node 1" in no.value.hint
+
+
+def test_resume__a_state_that_is_cut_off(killed_thrice, tiny_recipe, phantoms, tmp_path):
+    shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
+    state = tmp_path / ".out.training" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ForeignArtifactError, match=r"state\.safetensors cannot be read") as no:
+        train(tiny_recipe, phantoms, tmp_path / "out", resume=True)
+    assert "without --resume" in no.value.hint
+
+
+def test_batch_that_cannot_be_shared(tiny_recipe, phantoms, tmp_path):
+    with pytest.raises(UserInputError, match="part of a batch of 16 cannot be shared equally by 3 processes"):
+        train(tiny_recipe, phantoms, tmp_path / "out", world=World(0, 3))
+
+
+# ---- other ways to read
+
+
+def test_streamed__the_same_weights_where_every_image_can_be_read(tiny_recipe, sound, tmp_path):
+    one, other = tmp_path / "memory", tmp_path / "stream"
+    train(tiny_recipe, sound, one, "masked.epochs=0")
+    train(tiny_recipe, sound, other, "masked.epochs=0", "data=stream")
+    assert_equal_weights(weights_of(one), weights_of(other))
+
+
+def test_streamed__a_broken_image_is_counted_not_fatal(tiny_recipe, phantoms, tmp_path):
+    said = train(tiny_recipe, phantoms, tmp_path / "o", "masked.epochs=0", "data=stream")
+    assert said["n_train"] == 74
+    # Two epochs of 64 of 74 images: it came up at least once.
+    assert sum(entry["failed"] for entry in log_of(tmp_path / "o")) >= 1
+
+
+def test_shards__train_and_a_lost_one_is_left_out(cli, tiny_recipe, sound, tmp_path):
+    shards = tmp_path / "shards"
+    assert cli("data", "shard", sound, "--out", shards, "--per-shard", "20").rc == 0
+    argv = ["pretrain", tiny_recipe, "--data", shards, "--threads", "2", "--json",
+            "--set", "masked.epochs=0", "--set", "contrastive.epochs=1"]
+    done = cli(*argv, "--out", tmp_path / "a", "--test", sound, timeout=300)
+    assert done.rc == 0, done.stderr
+    assert done.json()["n_train"] == 74
+    hashes = json.loads((tmp_path / "a" / "training_images.json").read_text())["sha256"]
+    manifest = Manifest.load(sound)
+    train_paths = [p for p, s in zip(manifest.paths(), manifest.splits, strict=True) if s == "train"]
+    assert set(hashes) == {sha256_file(path)[: len(hashes[0])] for path in train_paths}
+    tar = shards / "shard-000002.tar"
+    tar.write_bytes(tar.read_bytes()[:5000])
+    cut = cli(*argv, "--out", tmp_path / "b", timeout=300)
+    assert cut.rc == 2 and "shard-000002.tar: cut off" in cut.json()["error"]["message"]
+    done = cli(*argv, "--out", tmp_path / "b", "--skip-lost", timeout=300)
+    assert done.rc == 0 and 50 < done.json()["n_train"] < 74
+    assert "20 images are left out" in done.stderr and done.json()["test"] == {}
+
+
+def test_starts_from_a_model__with_its_tokenizer_and_a_frozen_teacher(
+    unbroken, tiny_recipe, sound, tmp_path
+):
+    text = tiny_recipe.read_text()
+    head, tail = text.split("[model]")
+    recipe = tmp_path / "next.toml"
+    recipe.write_text(
+        head.replace('"tiny"', '"next"')
+        + f'[model]\ninit = "local-dir:{unbroken[0]}"\n[masked]' + tail.split("[masked]")[1]
+    )
+    teacher = f"masked.teacher='local-dir:{unbroken[0]}'"
+    train(recipe, sound, tmp_path / "o", teacher, "contrastive.epochs=1")
+    tower = load_model(f"local-dir:{tmp_path / 'o'}")
+    assert tower.tokenize(["a ruler"]).tolist() == load_model(f"local-dir:{unbroken[0]}").tokenize(
+        ["a ruler"]
+    ).tolist()
+    assert not torch.equal(
+        weights_of(tmp_path / "o")["visual.conv1.weight"],
+        weights_of(unbroken[0])["visual.conv1.weight"],
+    )
+    assert "Started from local-dir" in (tmp_path / "o" / "README.md").read_text()
+
+
+def test_captions_of_the_manifest__with_make_and_soft_targets(tiny_recipe, sound, tmp_path):
+    tree = {"Melanocytic": {"Melanoma, mel": {}, "nv": {}}, "Keratinocytic": {"bkl": {}, "bcc": {}}}
+    (tmp_path / "tree.json").write_text(json.dumps(tree))
+    said = train(
+        tiny_recipe, sound, tmp_path / "o", "masked.epochs=0", "contrastive.loss=make",
+        "contrastive.captions=columns", "contrastive.make.subcaptions=3",
+        "contrastive.knowledge.soft=0.5", f"contrastive.knowledge.ontology='{tmp_path}/tree.json'",
+        "contrastive.local_weight=0", "contrastive.aspect_weight=0",
+    )
+    assert said["n_train"] == 74
+    log = log_of(tmp_path / "o")
+    assert log[-1]["make"] < log[0]["make"] and {"make", "alignment"} <= log[0].keys()
+
+
+def test_knowledge_encoder__teaches_and_must_have_the_width(unbroken, tiny_recipe, sound, tmp_path):
+    encoder = f"contrastive.knowledge.encoder='local-dir:{unbroken[0]}'"
+    train(tiny_recipe, sound, tmp_path / "o", "masked.epochs=0", "contrastive.epochs=1", encoder)
+    assert log_of(tmp_path / "o")[0]["knowledge"] > 0
+    with pytest.raises(UserInputError, match="has 16 dimensions, the recipe's embedding 24"):
+        train(tiny_recipe, sound, tmp_path / "p", "model.embed_dim=24", encoder)
 
 
 def test_another_seed__other_weights(unbroken, tiny_recipe, phantoms, tmp_path):
@@ -183,8 +317,8 @@ def test_no_captions(tiny_recipe, phantoms, tmp_path):
 
 
 def test_loss_that_is_not_finite(tiny_recipe, phantoms, tmp_path, monkeypatch):
-    from dermaudit.pretrain import trainer
+    from dermaudit.pretrain import stages
 
-    monkeypatch.setattr(trainer, "caption_loss", lambda kind, a, b, m: (a * np.nan).sum())
-    with pytest.raises(EvidenceError, match="contrastive: the loss is not finite at epoch 0, step 0"):
+    monkeypatch.setattr(stages, "caption_loss", lambda kind, a, b, m, g: (a * np.nan).sum())
+    with pytest.raises(EvidenceError, match="contrastive: the loss is not finite at step 0"):
         train(tiny_recipe, phantoms, tmp_path / "o", "masked.epochs=0")
