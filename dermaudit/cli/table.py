@@ -18,6 +18,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "data convert": ("dermaudit.data.commands:convert", "make a manifest with one split, by group"),
     "data check": ("dermaudit.data.commands:check", "what is wrong with a data set, row by row"),
     "data shard": ("dermaudit.data.shard_command:shard", "webdataset shards, for many images"),
+    "data dedup": ("dermaudit.data.dedup_command:dedup", "near-duplicates across two image sets"),
+    "data subcaptions": (
+        "dermaudit.data.subcaptions_command:subcaptions", "write the text views that MAKE trains on"
+    ),
     "data phantom": ("dermaudit.phantom.commands:phantom", "render phantoms with exact truth"),
     "data render": ("dermaudit.phantom.commands:render", "draw an artifact onto any images"),
     "pretrain": ("dermaudit.pretrain.commands:pretrain", "train a foundation model by a recipe"),

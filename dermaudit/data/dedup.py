@@ -1,0 +1,185 @@
+"""Near-duplicates across two image sets, or within one, at millions of rows.
+
+Two witnesses: the top-1 cosine of image embeddings (DermFM-Zero's leak check does it with SSCD at
+.75, arXiv 2602.10624), and the perceptual hash (duplicates.py). How near unrelated images come
+depends on the model and on how many there are, so the threshold is not a constant: it is a quantile
+of the top-1 cosine of images with those of *other groups* of the same set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dermaudit.console import track
+from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.stats import GroupBootstrap
+
+from .duplicates import MAX_DISTANCE, nearest_hash
+
+#: rows of a tile of the product: its 16 MB stay in the cache, and one core keeps its full rate.
+_QUERY, _BASE = 1024, 4096
+#: images whose top-1 among unrelated ones is looked up; enough for a quantile of .999.
+N_NULL = 5000
+#: this many unrelated images must be expected above the threshold, or it is only noise.
+_MIN_ABOVE = 5
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """Rows of (n, d) as float32 of length 1. Errors: UserInputError for a row that has none."""
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    if not np.isfinite(length).all() or (length == 0).any():
+        row = int(np.flatnonzero(~np.isfinite(length[:, 0]) | (length[:, 0] == 0))[0])
+        raise UserInputError(
+            f"embedding row {row} is zero or not finite", "remove it, or make the embeddings again"
+        )
+    return x / length
+
+
+def top1(
+    query: np.ndarray,
+    base: np.ndarray,
+    query_groups: np.ndarray | None = None,
+    base_groups: np.ndarray | None = None,
+    what: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest base row of each query row by cosine: (row int64, cosine float32), both (n_query,).
+
+    `query` (n, d) and `base` (m, d) of any float type, memory-mapped or not; they are brought to
+    unit float32 a block at a time. With groups (integers), base rows of the query's own group do
+    not count (a row's own number as its group leaves out only itself). -1 and -inf where nothing
+    is left. `what`: name of the progress bar, none without.
+    """
+    if query.ndim != 2 or base.ndim != 2 or query.shape[1] != base.shape[1]:
+        raise UserInputError(
+            f"embeddings of shapes {query.shape} and {base.shape} cannot be compared",
+            "both sides need the same model",
+        )
+    best = np.full(len(query), -1, dtype=np.int64)
+    cosine = np.full(len(query), -np.inf, dtype=np.float32)
+    queries = unit_rows(query)
+    tile = np.empty((_QUERY, _BASE), dtype=np.float32)
+    starts = range(0, len(base), _BASE)
+    for start in track(starts, what) if what else starts:
+        block = unit_rows(base[start : start + _BASE])
+        for first in range(0, len(queries), _QUERY):
+            rows = slice(first, min(first + _QUERY, len(queries)))
+            here = tile[: rows.stop - first, : len(block)]
+            np.matmul(queries[rows], block.T, out=here)
+            if query_groups is not None and base_groups is not None:
+                own = query_groups[rows, None] == base_groups[None, start : start + len(block)]
+                np.putmask(here, own, -np.inf)
+            nearest = here.argmax(axis=1)
+            value = here[np.arange(len(here)), nearest]
+            better = value > cosine[rows]
+            best[rows][better] = start + nearest[better]
+            cosine[rows][better] = value[better]
+    return best, cosine
+
+
+class Calibration(NamedTuple):
+    """What is usual between unrelated images: `n` of them were looked up, `quantiles` of their top-1
+    cosine, and the `threshold` that the share `false_share` of them passes."""
+
+    n: int
+    quantiles: dict[str, float]
+    threshold: float
+    false_share: float
+
+
+def calibrate(
+    base: np.ndarray, groups: np.ndarray, false_share: float = 0.01, seed: int = 0
+) -> Calibration:
+    """The threshold of a set from its own unrelated images, `groups` integers (n,).
+
+    Each of up to `N_NULL` images is looked up among all images of other groups: as many candidates
+    as an image of another set meets. Duplicates that hide under two groups raise the threshold;
+    where they are more than `false_share`, find them first (`data dedup A`). Errors: EvidenceError
+    when fewer than 5 images are expected above the threshold.
+    """
+    n = min(len(base), N_NULL)
+    need = int(np.ceil(_MIN_ABOVE / false_share))
+    n_groups = len(np.unique(groups))
+    if n < need or n_groups < 2:
+        raise EvidenceError(
+            f"{n} images in {n_groups} groups say too little about how near unrelated images come: "
+            f"{need} are needed for a false share of {false_share:g}",
+            "give --threshold, a larger --false-share, or --by hash",
+            {"n": n, "needed": need, "n_groups": n_groups},
+        )
+    rows = np.sort(np.random.default_rng(seed).permutation(len(base))[:n])
+    _, cosine = top1(base[rows], base, groups[rows], groups, what="unrelated images")
+    quantiles = {f"{q:g}": float(np.quantile(cosine, q)) for q in QUANTILES}
+    return Calibration(n, quantiles, float(np.quantile(cosine, 1 - false_share)), false_share)
+
+
+class Pairs(NamedTuple):
+    """Suspected duplicates, arrays of one length: rows of A and of B, the cosine (nan without
+    embeddings), the bits that differ (-1 without hashes), and what found them."""
+
+    a: np.ndarray
+    b: np.ndarray
+    cosine: np.ndarray
+    bits: np.ndarray
+    by_cosine: np.ndarray
+    by_hash: np.ndarray
+
+
+def find_pairs(
+    a: tuple[np.ndarray | None, np.ndarray | None],
+    b: tuple[np.ndarray | None, np.ndarray | None] | None,
+    threshold: float,
+    max_bits: int = MAX_DISTANCE,
+) -> Pairs:
+    """Each row of B with its nearest of A by either witness, where it is near enough.
+
+    `a`, `b`: (embeddings (n, d) or None, packed hashes (n, 4) or None); `b` None: within `a`, each
+    pair once with the smaller row as A. Nearest pairs first: by bits, then by cosine.
+    """
+    within = b is None
+    b = a if b is None else b
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    if a[0] is not None and b[0] is not None:
+        own = (np.arange(len(b[0])), np.arange(len(a[0]))) if within else (None, None)
+        row, cosine = top1(b[0], a[0], *own, what="comparing embeddings")
+        near = np.flatnonzero(cosine >= threshold)
+        found.append((row[near], near))
+    if a[1] is not None and b[1] is not None:
+        row, _ = nearest_hash(b[1], None if within else a[1], max_bits)
+        near = np.flatnonzero(row >= 0)
+        found.append((row[near], near))
+    pairs = np.concatenate([np.stack(pair, axis=1) for pair in found])
+    if within:
+        pairs = np.sort(pairs, axis=1)
+    pairs = np.unique(pairs, axis=0)
+    rows_a, rows_b = pairs[:, 0], pairs[:, 1]
+    cosine = np.full(len(pairs), np.nan)
+    if a[0] is not None and b[0] is not None:
+        for part in np.array_split(np.arange(len(pairs)), 1 + len(pairs) // _BASE):
+            left, right = unit_rows(a[0][rows_a[part]]), unit_rows(b[0][rows_b[part]])
+            cosine[part] = (left * right).sum(axis=1)
+    bits = np.full(len(pairs), -1)
+    if a[1] is not None and b[1] is not None:
+        bits = np.bitwise_count(a[1][rows_a] ^ b[1][rows_b]).sum(axis=1, dtype=np.int64)
+    order = np.lexsort((rows_b, rows_a, -np.nan_to_num(cosine), bits))
+    return Pairs(*(
+        values[order] for values in (
+            rows_a, rows_b, cosine, bits,
+            # Rounded differently here than in the tile: the last bit must not decide again.
+            cosine >= threshold - 1e-6, (bits >= 0) & (bits <= max_bits),
+        )
+    ))
+
+
+def share(rows: np.ndarray, groups: Sequence[str], seed: int = 0) -> dict[str, float]:
+    """Share of all images that are in `rows`, with its 95 % interval by bootstrap over groups."""
+    hit = np.zeros(len(groups))
+    hit[np.unique(rows)] = 1
+    low, high = GroupBootstrap(groups, seed=seed).interval(
+        lambda weight: float(weight @ hit / weight.sum())
+    )
+    return {"n": int(hit.sum()), "share": float(hit.mean()), "low": low, "high": high}
