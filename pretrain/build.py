@@ -33,6 +33,7 @@ from .state import seed_of
 from .trainer import Plan, train
 from .views import ColumnTexts, FactTexts, Texts
 
+ALONE = World()
 _IN_MEMORY = 4 << 30  # bytes of decoded images; more is streamed
 
 
@@ -46,7 +47,7 @@ def build_and_train(
     resume: bool,
     shards: Any = None,
     test: Manifest | None = None,
-    world: World = World(),
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Train on the train split of `manifest`, write `out`, measure the reloaded file on `test`.
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dermaudit.console import say
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import write_text
 from dermaudit.towers import build_word_tokenizer, load_model
@@ -95,24 +96,30 @@ def _with_hf_text(recipe: Recipe) -> Start:
     """A Hugging Face text tower with its own weights and tokenizer, from a folder or the hub."""
     import open_clip
 
-    from dermaudit.towers.texts import hf_text_folder
+    from dermaudit.towers.hub import fetch_text
     from dermaudit.towers.tokenizer import TokenizerFiles
 
     part = recipe.model
-    folder = hf_text_folder(part.text_cfg["hf_model_name"])
+    named = part.text_cfg["hf_model_name"]
+    folder = fetch_text(named)
     text_cfg = {**part.text_cfg, "hf_model_name": str(folder), "hf_tokenizer_name": str(folder)}
     model_cfg = {
         "embed_dim": part.embed_dim, "vision_cfg": _stock(part.vision_cfg), "text_cfg": text_cfg
     }
     model = _build(open_clip.model.CustomTextCLIP, model_cfg)
     _put_visual(model, recipe)
-    context = text_cfg["context_length"]
-    tokens = TokenizerFiles.from_folder(folder, context_length=context)
-    tokenize = open_clip.tokenizer.HFTokenizer(str(folder), context_length=context)
-    # Written down without a path of this machine.
-    named = {"hf_model_name": part.text_cfg["hf_model_name"], "hf_tokenizer_name": "tokenizer"}
-    saved = {**model_cfg, "text_cfg": {**text_cfg, **named}}
-    return Start(model, tokenize, saved, preprocess_of(recipe), tokens)
+    tokens = TokenizerFiles.from_folder(
+        folder, text_cfg["context_length"], hf_model_name=_bare(named),
+        pooler=text_cfg.get("hf_pooler_type", "mean_pooler"),
+    )
+    # Written down without a path of this machine: the tokeniser's files go along with the model.
+    saved = {**model_cfg, "text_cfg": {**text_cfg, **tokens.text_cfg()}}
+    return Start(model, tokens, saved, preprocess_of(recipe), tokens)
+
+
+def _bare(name: str) -> str:
+    """A hub id as it is, a folder by its last name."""
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def _from_model(recipe: Recipe) -> Start:
@@ -128,7 +135,14 @@ def _from_model(recipe: Recipe) -> Start:
     if tower.folder is not None:
         model_cfg = read_config(tower.folder)["model_cfg"]
         context = model_cfg["text_cfg"].get("context_length", 77)
-        tokens = TokenizerFiles.from_folder(tower.folder, context_length=context)
+        text_cfg = model_cfg["text_cfg"]
+        tokens = (
+            TokenizerFiles.from_folder(
+                tower.folder, context, hf_model_name=text_cfg.get("hf_model_name", "local"),
+                pooler=text_cfg.get("hf_pooler_type", "mean_pooler"),
+            )
+            if (tower.folder / "tokenizer.json").is_file() else None
+        )
     else:
         arch = recipe.model.init.rpartition("/")[0].replace("/", "-")
         model_cfg, tokens = open_clip.get_model_config(arch), None
@@ -152,20 +166,22 @@ def _build(kind: type, model_cfg: dict[str, Any]) -> nn.Module:
 
 def _put_visual(model: nn.Module, recipe: Recipe) -> None:
     """PanDerm's tower in the place of the stock one, and weights for the image tower alone."""
-    from dermaudit.console import say
-    from dermaudit.towers.load import read_state
-
     part = recipe.model
     path = Path(part.vision_init) if part.vision_init else None
+    if path is not None and not path.is_file():
+        raise UserInputError(
+            f"model.vision_init: {path} does not exist", "give the file of the image tower's weights"
+        )
     if "panderm" in part.vision_cfg:
         from dermaudit.towers.panderm import panderm_visual
 
-        model.visual, left_out = panderm_visual(part.vision_cfg["panderm"], part.embed_dim, path)
-        if left_out:
-            say(f"  {path}: not taken over: {', '.join(left_out)}")
+        size = part.vision_cfg["panderm"]
+        model.visual = panderm_visual(size, part.embed_dim, path, recipe.image_size)
         return
     if path is None:
         return
+    from dermaudit.towers.load import read_state
+
     state = read_state(path)
     state = {k.removeprefix("visual."): v for k, v in state.items()}
     found = model.visual.load_state_dict(state, strict=False)

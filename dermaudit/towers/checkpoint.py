@@ -31,7 +31,7 @@ def save_local_dir(
     *,
     model_cfg: dict[str, Any],
     preprocess_cfg: dict[str, Any],
-    tokenizer: TokenizerFiles,
+    tokenizer: TokenizerFiles | None,
     card: str,
     training_hashes: Iterable[str] = (),
     half: bool = True,
@@ -40,7 +40,8 @@ def save_local_dir(
     """Write `model` (an open_clip model) to `folder`; returns the folder.
 
     `model_cfg`: open_clip's (`embed_dim`, `vision_cfg`, `text_cfg`); the tokeniser's fields of
-    `text_cfg` are filled in and must not contradict it. `preprocess_cfg`: `size`, `mean`, `std`,
+    `text_cfg` are filled in and must not contradict it (None: open_clip's own BPE, which has no
+    files). `preprocess_cfg`: `size`, `mean`, `std`,
     `interpolation`, `resize_mode` ("squash" keeps rulers and ink at the border in the picture).
     `training_hashes`: sha256 of the training image files; 16 digits of each are written. `half`:
     weights in float16 (they load as float32: measure the reloaded file).
@@ -51,7 +52,7 @@ def save_local_dir(
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise UserInputError(f"{folder} is not empty", "choose another folder, or use --force")
     config = {
-        "model_cfg": _with_tokenizer(model_cfg, tokenizer),
+        "model_cfg": model_cfg if tokenizer is None else _with_tokenizer(model_cfg, tokenizer),
         "preprocess_cfg": preprocess_cfg,
     }
     tensors = _state(model, half)
@@ -59,7 +60,7 @@ def save_local_dir(
     try:
         write_json(new / CONFIG_FILE, config)
         write_safetensors(new / WEIGHTS_FILE, tensors, metadata={"format": "pt"})
-        for name, text in tokenizer.files.items():
+        for name, text in (tokenizer.files if tokenizer else {}).items():
             write_text(new / name, text)
         write_text(new / CARD_FILE, card)
         short = sorted({h[:HASH_DIGITS].lower() for h in training_hashes})

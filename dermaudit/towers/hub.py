@@ -123,6 +123,37 @@ def cached_folder(repo: str) -> Path | None:
     return None
 
 
+def fetch_text(name: str) -> Path:
+    """The folder of a Hugging Face text encoder: `name` itself, the local cache, or the hub.
+
+    Errors: UserInputError that says what to fetch and where to put it, or what the folder lacks.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    folder = Path(name)
+    cached = None if folder.is_dir() else try_to_load_from_cache(name, HF_CONFIG)
+    if isinstance(cached, str):
+        folder = Path(cached).parent
+    if folder.is_dir():
+        weights = any((folder / w).is_file() for w in ("model.safetensors", "pytorch_model.bin"))
+        if not weights or not (folder / HF_CONFIG).is_file() or not has_tokenizer(folder):
+            raise UserInputError(
+                f"{folder} is no text encoder: it needs {HF_CONFIG}, model.safetensors and a tokeniser",
+                f"fetch all of it: hf download {name} --local-dir {_short(name)}",
+            )
+        return folder
+    if offline():
+        raise UserInputError(
+            f"the text encoder '{name}' is not in the local cache and {constants.ENDPOINT} cannot be "
+            "reached",
+            f"on a machine with a network run `hf download {name} --local-dir {_short(name)}`, copy "
+            f"the folder here, and use --set model.text_cfg.hf_model_name={_short(name)}",
+        )
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=[*_SIDE_FILES, "model.safetensors"]))
+
+
 def require_text_config(name: str, folder: Path) -> None:
     """Errors: UserInputError when the configuration of a text tower that the checkpoint in `folder`
     does not hold is neither cached nor in reach."""
