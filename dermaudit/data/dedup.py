@@ -4,6 +4,11 @@ Two witnesses: the top-1 cosine of image embeddings (DermFM-Zero's leak check do
 .75, arXiv 2602.10624), and the perceptual hash (duplicates.py). How near unrelated images come
 depends on the model and on how many there are, so the threshold is not a constant: it is a quantile
 of the top-1 cosine of images with those of *other groups* of the same set.
+
+Measured: 400 of 2,711 real dermoscopic images planted again. The hash (24 bits, all turns) finds
+all copies at half size, as JPEG 60, mirrored or turned, 98 % made 20 % brighter, none cropped to
+90 %, and none of 400 others. The cosine of `dermoscopy-small` at a false share of 1 % finds 100 %,
+97 %, 2 %, 0 %, 22 % and 7 %: a small CLIP is no copy detector. For crops give the embeddings of one.
 """
 
 from __future__ import annotations
@@ -117,6 +122,15 @@ def calibrate(
     return Calibration(n, quantiles, float(np.quantile(cosine, 1 - false_share)), false_share)
 
 
+class Witnesses(NamedTuple):
+    """What is known of n images: embeddings (n, d), packed hashes (n, 4), and those of each image
+    mirrored and turned (n, 7, 4); None where it was not asked for."""
+
+    embeddings: np.ndarray | None = None
+    hashes: np.ndarray | None = None
+    turned: np.ndarray | None = None
+
+
 class Pairs(NamedTuple):
     """Suspected duplicates, arrays of one length: rows of A and of B, the cosine (nan without
     embeddings), the bits that differ (-1 without hashes), and what found them."""
@@ -130,26 +144,25 @@ class Pairs(NamedTuple):
 
 
 def find_pairs(
-    a: tuple[np.ndarray | None, np.ndarray | None],
-    b: tuple[np.ndarray | None, np.ndarray | None] | None,
-    threshold: float,
-    max_bits: int = MAX_DISTANCE,
+    a: Witnesses, b: Witnesses | None, threshold: float, max_bits: int = MAX_DISTANCE
 ) -> Pairs:
     """Each row of B with its nearest of A by either witness, where it is near enough.
 
-    `a`, `b`: (embeddings (n, d) or None, packed hashes (n, 4) or None); `b` None: within `a`, each
-    pair once with the smaller row as A. Nearest pairs first: by bits, then by cosine.
+    `b` None: within `a`, each pair once with the smaller row as A. Where B has `turned` hashes, a
+    mirrored or turned copy is found as any other. Nearest pairs first: by bits, then by cosine.
     """
     within = b is None
     b = a if b is None else b
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    if a[0] is not None and b[0] is not None:
-        own = (np.arange(len(b[0])), np.arange(len(a[0]))) if within else (None, None)
-        row, cosine = top1(b[0], a[0], *own, what="comparing embeddings")
+    embedded = a.embeddings is not None and b.embeddings is not None
+    hashed = a.hashes is not None and b.hashes is not None
+    if embedded:
+        own = (np.arange(len(b.embeddings)), np.arange(len(a.embeddings))) if within else (None, None)
+        row, cosine = top1(b.embeddings, a.embeddings, *own, what="comparing embeddings")
         near = np.flatnonzero(cosine >= threshold)
         found.append((row[near], near))
-    if a[1] is not None and b[1] is not None:
-        row, _ = nearest_hash(b[1], None if within else a[1], max_bits)
+    if hashed:
+        row = _nearest_of_ways(a.hashes, _ways(b), max_bits, within)
         near = np.flatnonzero(row >= 0)
         found.append((row[near], near))
     pairs = np.concatenate([np.stack(pair, axis=1) for pair in found])
@@ -158,13 +171,14 @@ def find_pairs(
     pairs = np.unique(pairs, axis=0)
     rows_a, rows_b = pairs[:, 0], pairs[:, 1]
     cosine = np.full(len(pairs), np.nan)
-    if a[0] is not None and b[0] is not None:
+    if embedded:
         for part in np.array_split(np.arange(len(pairs)), 1 + len(pairs) // _BASE):
-            left, right = unit_rows(a[0][rows_a[part]]), unit_rows(b[0][rows_b[part]])
+            left, right = (unit_rows(x) for x in (a.embeddings[rows_a[part]], b.embeddings[rows_b[part]]))
             cosine[part] = (left * right).sum(axis=1)
     bits = np.full(len(pairs), -1)
-    if a[1] is not None and b[1] is not None:
-        bits = np.bitwise_count(a[1][rows_a] ^ b[1][rows_b]).sum(axis=1, dtype=np.int64)
+    if hashed:
+        differ = np.bitwise_count(_ways(b)[rows_b] ^ a.hashes[rows_a][:, None])
+        bits = differ.sum(axis=2, dtype=np.int64).min(axis=1)
     order = np.lexsort((rows_b, rows_a, -np.nan_to_num(cosine), bits))
     return Pairs(*(
         values[order] for values in (
@@ -173,6 +187,23 @@ def find_pairs(
             cosine >= threshold - 1e-6, (bits >= 0) & (bits <= max_bits),
         )
     ))
+
+
+def _ways(side: Witnesses) -> np.ndarray:
+    """All hashes of each image: (n, 1 or 8, 4)."""
+    upright = side.hashes[:, None]
+    return upright if side.turned is None else np.concatenate([upright, side.turned], axis=1)
+
+
+def _nearest_of_ways(base: np.ndarray, ways: np.ndarray, max_bits: int, within: bool) -> np.ndarray:
+    """The nearest base row over all ways to lay down an image; -1 where none is near."""
+    own = np.arange(len(ways)) if within else None
+    row, bits = np.full(len(ways), -1), np.full(len(ways), max_bits + 1)
+    for way in range(ways.shape[1]):
+        other, apart = nearest_hash(np.ascontiguousarray(ways[:, way]), base, max_bits, own)
+        nearer = (other >= 0) & (apart < bits)
+        row[nearer], bits[nearer] = other[nearer], apart[nearer]
+    return row
 
 
 def share(rows: np.ndarray, groups: Sequence[str], seed: int = 0) -> dict[str, float]:

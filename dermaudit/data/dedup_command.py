@@ -37,6 +37,9 @@ def dedup(
         float, typer.Option(help="share of unrelated images that may pass the threshold")
     ] = 0.01,
     bits: Annotated[int, typer.Option(help="most bits of 256 in which two hashes differ")] = 24,
+    turned: Annotated[
+        bool, typer.Option(help="hash B mirrored and turned too (8 hashes an image)")
+    ] = True,
     embeddings_a: Annotated[
         Path | None, typer.Option(help="embeddings of A, .npy or .safetensors, instead of --model")
     ] = None,
@@ -63,17 +66,17 @@ def dedup(
         from dermaudit.towers import load_model
 
         tower = load_model(model, device)
-    side_a = read_side(a, tower=tower, hashes=hashes, embeddings=embeddings_a, ids=ids_a, threads=threads)
+    options = {"tower": tower, "hashes": hashes, "threads": threads}
+    side_a = read_side(a, embeddings=embeddings_a, ids=ids_a, turned=turned and b is None, **options)
     side_b = side_a if b is None else read_side(
-        b, tower=tower, hashes=hashes, embeddings=embeddings_b, ids=ids_b, threads=threads
+        b, embeddings=embeddings_b, ids=ids_b, turned=turned, **options
     )
     calibration = None
     if by != "hash" and threshold is None:
-        calibration = calibrate(side_a.embeddings, _codes(side_a), false_share)
+        calibration = calibrate(side_a.known.embeddings, _codes(side_a), false_share)
         threshold = calibration.threshold
     pairs = find_pairs(
-        (side_a.embeddings, side_a.hashes),
-        None if b is None else (side_b.embeddings, side_b.hashes),
+        side_a.known, None if b is None else side_b.known,
         threshold if threshold is not None else math.inf, bits,
     )
     rows = _rows(side_a, side_b, pairs)
@@ -81,7 +84,7 @@ def dedup(
         "format_version": FORMAT_VERSION, "a": str(a), "b": None if b is None else str(b),
         "by": by, "model": None if tower is None else tower.name,
         "fingerprint": None if tower is None else tower.fingerprint,
-        "threshold": threshold, "max_bits": bits if hashes else None,
+        "threshold": threshold, "max_bits": bits if hashes else None, "turned": hashes and turned,
         "calibration": None if calibration is None else calibration._asdict(),
         # What the cosine alone would list if there were no duplicate at all.
         "expected_by_chance": None if calibration is None

@@ -13,7 +13,8 @@ import numpy as np
 from dermaudit.console import say, track
 from dermaudit.errors import UserInputError
 
-from .duplicates import pack_hashes, perceptual_hash
+from .dedup import Witnesses
+from .duplicates import pack_hashes, perceptual_hash, turns
 from .images import BadImage, Mode, read_image
 from .manifest import Manifest
 from .shards import Shards
@@ -27,15 +28,14 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Side:
-    """`rows` of `manifest` that take part; `embeddings` (n, d) or None and packed `hashes` (n, 4) or
-    None in their order. `read(row, size, mode)` decodes one; `skipped` [(row, image, reason)]."""
+    """`rows` of `manifest` that take part, and what the witnesses know of each, in their order.
+    `read(row, size, mode)` decodes one; `skipped` [(row, image, reason)]."""
 
     path: Path
     manifest: Manifest
     read: Read
     rows: np.ndarray
-    embeddings: np.ndarray | None
-    hashes: np.ndarray | None
+    known: Witnesses
     skipped: list[tuple[int, str, str]]
 
     def column(self, name: str) -> list[Any]:
@@ -54,11 +54,12 @@ def open_images(path: Path) -> tuple[Manifest, Read]:
 
 
 def read_side(
-    path: Path, *, tower: Any = None, hashes: bool = True, embeddings: Path | None = None,
-    ids: Path | None = None, threads: int = 1,
+    path: Path, *, tower: Any = None, hashes: bool = True, turned: bool = False,
+    embeddings: Path | None = None, ids: Path | None = None, threads: int = 1,
 ) -> Side:
-    """Read `path` with what is asked for: hashes of its images, embeddings by `tower` (a
-    HookedTower), or the embeddings of a file, whose rows are those of the manifest or have `ids`.
+    """Read `path` with what is asked for: hashes of its images (and of each mirrored and `turned`),
+    embeddings by `tower` (a HookedTower), or those of a file: a row for each of the manifest, or
+    for each of `ids`.
 
     Images that cannot be read are skipped and listed. Errors: UserInputError when none can be.
     """
@@ -68,8 +69,8 @@ def read_side(
         given = load_embeddings(embeddings)
         rows = _rows_of(manifest, given, embeddings, ids)
     if not hashes and tower is None:
-        return Side(path, manifest, read, rows, given, None, [])
-    hashed, made, kept, skipped = _pass(manifest, read, rows, tower, hashes, threads)
+        return Side(path, manifest, read, rows, Witnesses(given), [])
+    hashed, made, kept, skipped = _pass(manifest, read, rows, tower, (hashes, turned), threads)
     if not kept:
         first = f": {skipped[0][1]}: {skipped[0][2]}" if skipped else ""
         raise UserInputError(
@@ -79,14 +80,19 @@ def read_side(
     if skipped:
         say(f"  {path}: {len(skipped)} images skipped, the first: {skipped[0][1]}: {skipped[0][2]}")
     if given is not None:
-        made = given if len(kept) == len(rows) and not ids else given[kept]
-    return Side(path, manifest, read, rows[kept], made, hashed, skipped)
+        # A file that is used whole stays on disk.
+        made = given if len(kept) == len(rows) else given[kept]
+    known = Witnesses(made)
+    if hashed is not None:
+        known = Witnesses(made, hashed[:, 0].copy(), hashed[:, 1:] if turned else None)
+    return Side(path, manifest, read, rows[kept], known, skipped)
 
 
 def _pass(
-    manifest: Manifest, read: Read, rows: np.ndarray, tower: Any, hashes: bool, threads: int
+    manifest: Manifest, read: Read, rows: np.ndarray, tower: Any, hashes: tuple[bool, bool],
+    threads: int,
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[int], list[tuple[int, str, str]]]:
-    """Every image once: (hashes, embeddings, positions in `rows` that were read, skipped)."""
+    """Every image once: (hashes (n, 1 or 8, 4), embeddings, positions in `rows` that were read, skipped)."""
     side = max(_SIDE, tower.image_size if tower is not None else 0)
     names = manifest.column("image")
     kept: list[int] = []
@@ -102,8 +108,9 @@ def _pass(
             skipped.append((row, names[row], pixels.reason))
             continue
         kept.append(position)
-        if hashes:
-            found.append(pack_hashes(perceptual_hash(pixels)[None])[0])
+        if hashes[0]:
+            ways = [pixels, *(turns(pixels) if hashes[1] else ())]
+            found.append(pack_hashes(np.stack([perceptual_hash(way) for way in ways])))
         if tower is not None:
             waiting.append(pixels)
             if len(waiting) == _BATCH:

@@ -62,38 +62,42 @@ def _compare(
             found[int(members[k]), int(members[i])] = int(distances[i])
 
 
+def turns(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """The seven other ways to lay down a picture (h, w, 3): turned by quarters and mirrored."""
+    for side in (pixels, pixels[:, ::-1]):
+        for quarters in range(4):
+            if side is not pixels or quarters:
+                yield np.ascontiguousarray(np.rot90(side, quarters))
+
+
 def pack_hashes(hashes: np.ndarray) -> np.ndarray:
     """bool (n, 256) -> uint64 (n, 4), as `nearest_hash` compares them."""
     return np.packbits(hashes, axis=1).view(np.uint64)
 
 
 def nearest_hash(
-    query: np.ndarray, base: np.ndarray | None = None, max_distance: int = MAX_DISTANCE
+    query: np.ndarray, base: np.ndarray, max_distance: int = MAX_DISTANCE,
+    own: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each query hash the nearest of `base`: (row int64, bits that differ int64), -1 and -1
     where none is within `max_distance`; the first row where several are as near.
 
-    Packed hashes uint64 (n, 4). Without `base` among the queries themselves, never a row with
-    itself. Exact by the bands of `near_pairs`; equal hashes of the base are compared once, so that
-    a hundred thousand black frames cost no more than one. Memory: 256 bytes a row, and a block.
+    Packed hashes uint64 (n, 4). `own`: for each query the base row that does not count, being the
+    same image. Exact by the bands of `near_pairs`; equal hashes of the base are compared once, so
+    that a hundred thousand black frames cost no more than one. Memory: 256 bytes a row, and a block.
     """
-    within = base is None
-    base = query if base is None else base
     best = np.full(len(query), _NONE, dtype=np.int64)
     if not len(query) or not len(base):
         return np.full(len(query), -1), np.full(len(query), -1)
     _, first, of, count = np.unique(
         base, axis=0, return_index=True, return_inverse=True, return_counts=True
     )
-    of = of.ravel()
-    if within:
-        # A row whose hash is there again: its twin is the first of them, the first's the second.
-        repeated = np.flatnonzero(count[of] > 1)
-        later = repeated[repeated != first[of[repeated]]]
-        best[later] = first[of[later]]
-        np.minimum.at(best, first[of[later]], later)
+    # The second row with the same hash stands in where the first is the query itself.
+    order = np.argsort(of.ravel(), kind="stable")
+    after = np.minimum(np.cumsum(count) - count + 1, len(base) - 1)
+    second = np.where(count > 1, order[after], -1)
     distinct = base[first]
-    own = of if within else np.full(len(query), -1)
+    own = np.full(len(query), -1) if own is None else own
     bits_query, bits_base = (np.unpackbits(h.view(np.uint8), axis=1) for h in (query, distinct))
     query_word, base_word = query[:, 0].copy(), distinct[:, 0].copy()
     for band in np.array_split(np.arange(N_BITS), max_distance + 1):
@@ -110,8 +114,9 @@ def nearest_hash(
             likely = np.bitwise_count(query_word[q] ^ base_word[b]) <= max_distance
             q, b = q[likely], b[likely]
             bits = np.bitwise_count(query[q] ^ distinct[b]).sum(axis=1, dtype=np.int64)
-            near = (bits <= max_distance) & (own[q] != b)
-            np.minimum.at(best, q[near], (bits[near] << _SHIFT) | first[b[near]])
+            row = np.where(first[b] == own[q], second[b], first[b])
+            near = (bits <= max_distance) & (row >= 0)
+            np.minimum.at(best, q[near], (bits[near] << _SHIFT) | row[near])
     found = best != _NONE
     return np.where(found, best & ((1 << _SHIFT) - 1), -1), np.where(found, best >> _SHIFT, -1)
 

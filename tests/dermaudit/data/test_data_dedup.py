@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from dermaudit.data import dedup
-from dermaudit.data.duplicates import near_pairs, nearest_hash, pack_hashes
+from dermaudit.data.dedup import Witnesses
+from dermaudit.data.duplicates import near_pairs, nearest_hash, pack_hashes, perceptual_hash, turns
 from dermaudit.errors import EvidenceError, UserInputError
 
 
@@ -138,7 +139,7 @@ def test_nearest_hash__within_one_set_agrees_with_near_pairs():
     base = random_hashes(rng, 60)
     near = np.stack([flip_bits(rng, base[i], k) for i, k in ((0, 3), (0, 9), (7, 24), (8, 25), (9, 0))])
     hashes = np.concatenate([base, near, base[9:10], base[9:10]])
-    row, bits = nearest_hash(hashes)
+    row, bits = nearest_hash(hashes, hashes, own=np.arange(len(hashes)))
     pairs = list(near_pairs(np.unpackbits(hashes.view(np.uint8), axis=1).astype(bool)))
     for i in range(len(hashes)):
         mine = [(d, a if b == i else b) for a, b, d in pairs if i in (a, b)]
@@ -151,11 +152,33 @@ def test_nearest_hash__many_equal_frames_are_compared_once(monkeypatch):
     counted = []
     stock = np.bitwise_count
     monkeypatch.setattr(np, "bitwise_count", lambda x: (counted.append(x.size), stock(x))[1])
-    row, bits = nearest_hash(np.zeros((100_000, 4), dtype=np.uint64))
+    frames = np.zeros((100_000, 4), dtype=np.uint64)
+    row, bits = nearest_hash(frames, frames, own=np.arange(100_000))
     assert row[0] == 1 and (row[1:] == 0).all() and (bits == 0).all()
     assert sum(counted) < 2 * 10**7
-    assert [x.tolist() for x in nearest_hash(np.zeros((0, 4), np.uint64))] == [[], []]
-    assert nearest_hash(np.zeros((1, 4), np.uint64))[0].tolist() == [-1]
+    assert [x.tolist() for x in nearest_hash(frames[:0], frames)] == [[], []]
+    assert nearest_hash(frames[:2], frames[:0])[0].tolist() == [-1, -1]
+    assert nearest_hash(frames[:1], frames[:1], own=np.arange(1))[0].tolist() == [-1]
+
+
+def test_turns__are_the_seven_other_ways_and_their_hashes_find_each_other():
+    pixels = np.asarray(picture(0))
+    ways = [pixels, *turns(pixels)]
+    assert len({way.tobytes() for way in ways}) == 8
+    assert all(np.array_equal(np.sort(way, axis=None), np.sort(pixels, axis=None)) for way in ways)
+    known = [
+        Witnesses(None, pack_hashes(np.stack([perceptual_hash(np.asarray(i)) for i in images])))
+        for images in ([picture(1), picture(0), picture(2)], [Image.fromarray(ways[6])])
+    ]
+    assert not len(dedup.find_pairs(*known, np.inf).a)
+    turned = pack_hashes(np.stack([perceptual_hash(way) for way in turns(ways[6])]))
+    found = dedup.find_pairs(known[0], known[1]._replace(turned=turned[None]), np.inf)
+    assert (found.a.tolist(), found.b.tolist()) == ([1], [0]) and found.bits[0] <= 8
+    # An image that is its own mirror image is no duplicate of itself.
+    even = (pixels.astype(int) + pixels[:, ::-1]) // 2
+    own = [pack_hashes(perceptual_hash(w)[None]) for w in (even.astype(np.uint8), *turns(even.astype(np.uint8)))]
+    alone = Witnesses(None, own[0], np.stack(own[1:], axis=1))
+    assert not len(dedup.find_pairs(alone, None, np.inf).a)
 
 
 # ---- both, and the verb --------------------------------------------------------------------------
@@ -167,14 +190,14 @@ def test_find_pairs__keeps_both_scores_and_says_what_found_them():
     b, hashes_b = rng.standard_normal((4, 16)), random_hashes(rng, 4)
     b[0], hashes_b[1] = a[7] * 2, flip_bits(rng, hashes_a[9], 5)
     b[2], hashes_b[2] = a[11], hashes_a[11]
-    pairs = dedup.find_pairs((a, hashes_a), (b, hashes_b), 0.99)
+    pairs = dedup.find_pairs(Witnesses(a, hashes_a), Witnesses(b, hashes_b), 0.99)
     assert list(zip(pairs.a, pairs.b, strict=True)) == [(11, 2), (9, 1), (7, 0)], "nearest first"
     assert pairs.by_cosine.tolist() == [True, False, True]
     assert pairs.by_hash.tolist() == [True, True, False]
     assert pairs.cosine[[0, 2]] == pytest.approx(1) and pairs.bits[:2].tolist() == [0, 5]
     assert pairs.cosine[1] < 0.9 and pairs.bits[2] > 60
     both = np.concatenate([a, a[3:4]])
-    within = dedup.find_pairs((both, None), None, 0.999)
+    within = dedup.find_pairs(Witnesses(both), None, 0.999)
     assert (within.a.tolist(), within.b.tolist(), within.bits.tolist()) == ([3], [50], [-1])
 
 
@@ -229,6 +252,14 @@ def test_within_one_set__pairs_across_splits_are_counted(main, tmp_path):
     ]
     assert (answer["n_across_splits"], answer["duplicates"]["either"]["n"]) == (1, 2)
     assert "1 across splits" in done.stderr
+
+
+def test_a_mirrored_copy__is_found_unless_it_is_not_asked_for(main, tmp_path):
+    a = folder(tmp_path / "a", range(8))
+    b = folder(tmp_path / "b", [3], lambda i: i.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    argv = ("data", "dedup", a, b, "--by", "hash", "--json")
+    assert [p["a_image"] for p in main(*argv).json()["pairs"]] == ["003.png"]
+    assert main(*argv, "--no-turned").json()["pairs"] == []
 
 
 def test_embeddings_of_a_file__in_the_order_of_their_ids(main, tmp_path):
