@@ -1,0 +1,98 @@
+"""Does reading data hide behind computing? The training loop beside its own bare step.
+
+    python tests/benchmarks/bench_pretrain.py DATA [--recipe dermoscopy-small] [--steps 40] [--threads 1]
+
+Bare: `take_step` on one batch that is already decoded, again and again. Loop: `train` from image files (decoded
+by one more thread while the step computes), from shards if DATA holds shards, and from memory. Rates in images/s,
+alternating, the median of three; the step is the same in all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dermaudit.data import decode_all
+from dermaudit.distributed import World
+from dermaudit.pretrain.build import _captions, _stages
+from dermaudit.pretrain.commands import open_data
+from dermaudit.pretrain.optimizer import make_optimizer
+from dermaudit.pretrain.recipe import load_recipe
+from dermaudit.pretrain.source import Files, FromShards, Memory
+from dermaudit.pretrain.start import make_start
+from dermaudit.pretrain.trainer import Plan, _parts, take_step, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--recipe", default="dermoscopy-small")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    manifest, shards = open_data(options.data)
+    recipe = load_recipe(options.recipe, ["masked.epochs=0"])
+    subset, rows, texts, facts, said = _captions(recipe, manifest)
+    n = recipe.batch * options.steps
+    if subset.n < n:
+        raise SystemExit(f"{options.data} has {subset.n} train images; --steps {subset.n // recipe.batch}")
+    subset, rows = subset.take(range(n)), rows[:n]
+    recipe = load_recipe(options.recipe, ["masked.epochs=0", "contrastive.epochs=1"])
+    work = Path(tempfile.mkdtemp())
+    sources = {}
+    if shards is not None:
+        sources["shards"] = FromShards(shards, rows, recipe.image_size)
+        pixels = np.stack([shards.decode(row, recipe.image_size) for row in rows])
+    else:
+        sources["files"] = Files(subset.paths(), recipe.image_size)
+        pixels = decode_all(subset, recipe.image_size)[0]
+    sources["memory"] = Memory(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
+
+    def stage():
+        start = make_start(recipe, said, work)
+        return _stages(recipe, start, texts, facts, subset)[0]
+
+    def plan(name: str) -> Plan:
+        identity = {"key": "bench", "processes": 1}
+        return Plan(recipe, sources[name], work / name, identity, World(), options.threads)
+
+    def bare() -> float:
+        one = stage()
+        optimizer = make_optimizer(recipe.optimizer, one.trained, one.lr, recipe.weight_decay)
+        _, parts, _ = next(_parts(plan("memory"), one, 0, options.steps))
+        take_step(one, optimizer, parts, recipe)
+        started = time.perf_counter()
+        for _ in range(options.steps - 1):
+            take_step(one, optimizer, parts, recipe)
+        return (options.steps - 1) * recipe.batch / (time.perf_counter() - started)
+
+    def loop(name: str) -> float:
+        one = stage()
+        started = time.perf_counter()
+        train(plan(name), [one])
+        return n / (time.perf_counter() - started)
+
+    rates: dict[str, list[float]] = {"bare": [], **{name: [] for name in sources}}
+    for _ in range(options.pairs):
+        rates["bare"].append(bare())
+        for name in sources:
+            rates[name].append(loop(name))
+    shutil.rmtree(work, ignore_errors=True)
+    base = statistics.median(rates["bare"])
+    print(f"{options.recipe}, batch {recipe.batch}, {n} images, {options.threads} torch threads:")
+    for name, values in rates.items():
+        rate = statistics.median(values)
+        print(f"  {name:7s} {rate:6.1f} images/s  {100 * rate / base:5.1f} % of the bare step")
+
+
+if __name__ == "__main__":
+    main()
