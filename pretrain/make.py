@@ -144,10 +144,8 @@ def _per_view(images, texts, mask, weight, scale, whole: _Batch, soft) -> Tensor
     """Each view against the same view of all images, both ways."""
     # (view, own image, whole batch)
     to_texts = scale * torch.einsum("id,jkd->kij", images, whole.texts)
-    if n_processes() == 1:  # the same products, the other way round
-        to_images = to_texts.mT
-    else:
-        to_images = scale * torch.einsum("ikd,jd->kij", texts, whole.images)
+    alone = n_processes() == 1  # then they are the same products, the other way round
+    to_images = to_texts.mT if alone else scale * torch.einsum("ikd,jd->kij", texts, whole.images)
     # An absent caption is nobody's negative; an image always is one.
     to_texts = to_texts.masked_fill(_absent(whole.mask, len(images), whole.offset), -torch.inf)
     loss = sum(_cross_entropy(logits, whole.offset, soft) for logits in (to_texts, to_images))
