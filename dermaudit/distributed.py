@@ -129,13 +129,6 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
             grad.copy_(mean.view_as(grad))
 
 
-def agree(ok: bool) -> bool:
-    """Whether every process says yes: so that all stop together, or none does."""
-    if n_processes() == 1:
-        return ok
-    return bool(total(torch.tensor(float(not ok))) == 0)
-
-
 def barrier() -> None:
     if n_processes() > 1:
         dist.barrier()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dermaudit.console import say
 from dermaudit.data import Manifest, decode_all
-from dermaudit.distributed import World, barrier
+from dermaudit.distributed import World
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file, sha256_json
 from dermaudit.towers import load_model, save_local_dir
@@ -91,8 +91,8 @@ def build_and_train(
         hashes = _hashes(subset, rows, shards)
         if test is None and shards is None:
             test = manifest
+        # The others need not wait: measuring may take longer than a process group allows.
         summary["test"] = _write(recipe, start, model, subset, hashes, test, out, work, summary)
-    barrier()
     return summary
 
 
@@ -103,6 +103,8 @@ def _captions(recipe: Recipe, manifest: Manifest):
         raise EvidenceError(f"{manifest.path} has no row in the train split")
     part = recipe.contrastive
     subset = manifest.take(rows)
+    if not part.epochs:  # stage 1 needs images alone
+        return subset, rows, _fact_texts(recipe, []), [], []
     texts: Texts
     if part.captions == "columns":
         texts = ColumnTexts(subset)
@@ -190,6 +192,8 @@ def _stages(
             weights=part.weights,
         )
         stages.append(MaskedStage(recipe, start.model, objective))
+    if not recipe.contrastive.epochs:
+        return stages
     torch.manual_seed(seed_of(recipe.seed, "contrastive-init"))
     similarity, diseases = _diseases(recipe, subset)
     stages.append(

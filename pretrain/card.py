@@ -32,7 +32,9 @@ def card(
         "float32." + (f" Started from {recipe.model.init}: its licence holds too." * bool(recipe.model.init)),
         f"- Recipe `{recipe.name}`, seed {recipe.seed}, {recipe.masked.epochs:g} epochs masked latent "
         f"modelling, {recipe.contrastive.epochs:g} epochs contrastive ({recipe.contrastive.loss}); "
-        f"{minutes:.1f} minutes on {threads} threads.",
+        f"{minutes:.1f} minutes on {threads} threads."
+        + " The text tower was not trained: this is an image tower to start from (model.vision_init)."
+        * (not recipe.contrastive.epochs),
         f"- Reproduce: `dermaudit pretrain {recipe.name} --data DATA --out OUT --seed {recipe.seed} "
         f"--threads {threads}`.",
         f"- Input {recipe.image_size} × {recipe.image_size} px, squashed (borders are kept).",

@@ -116,7 +116,7 @@ class ContrastivePart(_Part):
     `captions`: generated from facts, or the text `columns` of the manifest.
     """
 
-    epochs: float = Field(10.0, gt=0)
+    epochs: float = Field(10.0, ge=0)
     loss: Literal["clip", "siglip", "make"] = "clip"
     gather: Literal["local", "full"] = "local"
     captions: Literal["facts", "columns"] = "facts"
@@ -174,6 +174,8 @@ class Recipe(_Part):
     def _parts(self) -> Recipe:
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} cannot be cut into {self.accumulate} equal parts")
+        if not (self.masked.epochs or self.contrastive.epochs):
+            raise ValueError("masked.epochs and contrastive.epochs are both 0: nothing would be done")
         return self
 
     @property

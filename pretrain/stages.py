@@ -128,11 +128,11 @@ class ContrastiveStage:
         x = self.normal(apply_views(part.images, self.recipe.augment, part.views))
         visual, found = self.model.visual, {}
         if self.reader is None:
-            found["images"] = self.model.encode_image(x, normalize=True)
+            found["images"] = _unit(self.model.encode_image(x))
         else:
             tokens = self.reader.read(visual, x)
-            found["images"] = F.normalize(tokens.embedding, dim=-1)
-            cells = F.normalize(self.reader.project(visual, tokens.cells), dim=-1)
+            found["images"] = _unit(tokens.embedding)
+            cells = _unit(self.reader.project(visual, tokens.cells))
             if self.part.local_weight:
                 found["cells"] = cells
         rngs = [random.Random(seed) for seed in part.seeds]
@@ -145,8 +145,7 @@ class ContrastiveStage:
             said = [self.texts.raw(int(r), g) for r, g in zip(part.rows, rngs, strict=True)]
             found["texts"] = self._encode(said)
             found |= self._known(said)
-        return {name: value.float() if value.dtype == torch.bfloat16 else value
-                for name, value in found.items()}
+        return {name: _full(value) for name, value in found.items()}
 
     def _views(self, part: Part, rngs: list[random.Random]) -> Encoded:
         k = self.part.make.subcaptions
@@ -220,15 +219,24 @@ class ContrastiveStage:
         beta = self.part.knowledge.soft * 0.5 * (1 + math.cos(math.pi * part.progress))
         if not beta or self.similarity is None:
             return None
-        own = torch.from_numpy(self.diseases[part.rows])
+        own = torch.from_numpy(self.diseases[part.rows]).to(scale.device)
         everyone = gather(own.float()[:, None])[:, 0].long()
         known = (own >= 0)[:, None] & (everyone >= 0)[None]
-        near = self.similarity[own.clamp(min=0)][:, everyone.clamp(min=0)]
-        return soft_targets(near.masked_fill(~known, torch.nan).to(scale), beta)
+        near = self.similarity.to(scale)[own.clamp(min=0)][:, everyone.clamp(min=0)]
+        return soft_targets(near.masked_fill(~known, torch.nan), beta)
 
     def after(self) -> None:
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
+
+
+def _full(x: Tensor) -> Tensor:
+    """Losses compare rows in float32 at least."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(_full(x), dim=-1)
 
 
 def normaliser(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:

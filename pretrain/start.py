@@ -183,7 +183,8 @@ def _put_visual(model: nn.Module, recipe: Recipe) -> None:
     from dermaudit.towers.load import read_state
 
     state = read_state(path)
-    state = {k.removeprefix("visual."): v for k, v in state.items()}
+    if any(key.startswith("visual.") for key in state):  # of a whole model the image tower is taken
+        state = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
     found = model.visual.load_state_dict(state, strict=False)
     if set(found.missing_keys) - {"proj", "head.proj.weight"}:
         raise ForeignArtifactError(

@@ -86,6 +86,7 @@ def test_overrides__keep_their_types(path):
         ("accumulate=3", "batch 64 cannot be cut into 3 equal parts"),
         ("contrastive.knowledge.soft=0.5", "contrastive: knowledge.soft needs loss = .make."),
         ("contrastive.make.lambda=1", "unknown key 'contrastive.make.lambda': did you mean 'lambda_s'?"),
+        ("contrastive.epochs=0", "recipe: masked.epochs and contrastive.epochs are both 0"),
         ("model.init=phantom-vit", "model: init names a whole model"),
     ],
 )

@@ -197,6 +197,31 @@ def test_starts_from_a_model__with_its_tokenizer_and_a_frozen_teacher(
     assert "Started from local-dir" in (tmp_path / "o" / "README.md").read_text()
 
 
+def test_stage_1_alone__and_stage_2_from_its_image_tower(tiny_recipe, sound, tmp_path):
+    manifest = Manifest.load(sound)
+    bare = manifest.table.select(["image", "image_id", "group", "split"])  # nothing is said of them
+    one = tmp_path / "one"
+    build_and_train(
+        load_recipe(tiny_recipe, ["contrastive.epochs=0"]),
+        Manifest(bare, manifest.root, manifest.path), one, tmp_path / "w", threads=1, resume=False,
+    )
+    assert [e["stage"] for e in log_of(one)] == ["masked", "masked"]
+    assert "The text tower was not trained" in (one / "README.md").read_text()
+    weights = f"model.vision_init='{one}/open_clip_model.safetensors'"
+    # A learning rate of nothing shows what stage 2 started from.
+    train(
+        tiny_recipe, sound, tmp_path / "two", weights, "masked.epochs=0", "contrastive.lr=1e-12",
+        "weight_decay=0",
+    )
+    first, second = weights_of(one), weights_of(tmp_path / "two")
+    visual = [name for name in first if name.startswith("visual.")]
+    assert all(torch.allclose(first[n].float(), second[n].float(), atol=1e-3) for n in visual)
+    assert not torch.allclose(first["token_embedding.weight"].float().std(), torch.zeros(()))
+    fresh = tmp_path / "fresh"
+    train(tiny_recipe, sound, fresh, "masked.epochs=0", "contrastive.lr=1e-12", "weight_decay=0")
+    assert not torch.allclose(weights_of(fresh)[visual[0]].float(), first[visual[0]].float(), atol=1e-3)
+
+
 def test_captions_of_the_manifest__with_make_and_soft_targets(tiny_recipe, sound, tmp_path):
     tree = {"Melanocytic": {"Melanoma, mel": {}, "nv": {}}, "Keratinocytic": {"bkl": {}, "bcc": {}}}
     (tmp_path / "tree.json").write_text(json.dumps(tree))
