@@ -97,13 +97,13 @@ def complete(raw: RawTable) -> pa.Table:
         splits = assign(groups)
     filled = {"image": images, "image_id": ids, "group": groups, "split": splits}
     for name, values in filled.items():
-        table = _put(table, name, pa.array(values, pa.string()))
+        table = put(table, name, pa.array(values, pa.string()))
     for name in table.column_names:
         if name == "label":
-            table = _put(table, name, pa.array(texts(table, name), pa.string()))
+            table = put(table, name, pa.array(texts(table, name), pa.string()))
         elif name.startswith(TRUTH_PREFIXES):
             values = [truth_value(cell) for cell in table.column(name).to_pylist()]
-            table = _put(table, name, pa.array(values, pa.float64()))
+            table = put(table, name, pa.array(values, pa.float64()))
     first = ["image", "image_id", "split", "label", "group"]
     order = [n for n in first if n in table.column_names]
     order += [n for n in table.column_names if n not in first]
@@ -147,7 +147,7 @@ def path_problem(image: str) -> str | None:
     return None
 
 
-def _put(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+def put(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, column)
     return table.append_column(name, column)
