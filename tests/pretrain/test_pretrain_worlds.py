@@ -77,3 +77,22 @@ def test_a_batch_in_parts__is_one_batch(worlds, kind, processes):
     (one, losses), (cut, theirs) = worlds[1][kind], worlds[processes][f"{kind}-parts"]
     assert theirs == pytest.approx(losses, abs=1e-6)
     assert max(float((one[k] - cut[k]).abs().max()) for k in one) < 1e-6
+
+
+@pytest.mark.slow
+def test_command__two_processes_write_one_checkpoint(run_python, tiny_recipe, sound, tmp_path):
+    """The command under torchrun: killed, resumed, and refused to one process alone."""
+    argv = ["-m", "dermaudit", "pretrain", tiny_recipe, "--data", sound, "--threads", "1", "--out",
+            tmp_path / "out", "--set", "masked.epochs=0"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *argv]
+    killed = run_python(*launch, env={"DERMAUDIT_FAILPOINT": "pretrain:1"}, timeout=300)
+    assert killed.rc != 0 and not (tmp_path / "out").exists()
+    alone = run_python(*argv, "--resume", "--json", timeout=300)
+    assert alone.rc == 2
+    assert "was written by 2 processes, this is a run of 1" in alone.json()["error"]["message"]
+    done = run_python(*launch, "--resume", timeout=300)
+    assert done.rc == 0, done.stderr
+    assert "going on after step 4" in done.stderr
+    assert done.stderr.count("contrastive 2/2") == 1  # one process speaks for both
+    lines = (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4, 8]
