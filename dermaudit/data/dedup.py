@@ -207,10 +207,16 @@ def _nearest_of_ways(base: np.ndarray, ways: np.ndarray, max_bits: int, within: 
 
 
 def share(rows: np.ndarray, groups: Sequence[str], seed: int = 0) -> dict[str, float]:
-    """Share of all images that are in `rows`, with its 95 % interval by bootstrap over groups."""
+    """Share of all images that are in `rows`, with its 95 % interval by bootstrap over groups.
+
+    With none or all of them every draw is the same and would claim certainty: there the exact
+    binomial bound over the groups stands (none of G groups: up to 1 - .025 ** (1 / G)).
+    """
     hit = np.zeros(len(groups))
     hit[np.unique(rows)] = 1
     low, high = GroupBootstrap(groups, seed=seed).interval(
         lambda weight: float(weight @ hit / weight.sum())
     )
+    bound = 0.025 ** (1 / len(set(groups)))
+    low, high = (0.0, 1 - bound) if not hit.any() else (bound, 1.0) if hit.all() else (low, high)
     return {"n": int(hit.sum()), "share": float(hit.mean()), "low": low, "high": high}

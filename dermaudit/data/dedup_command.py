@@ -50,7 +50,7 @@ def dedup(
     ids_b: Annotated[Path | None, typer.Option(help="the same for B")] = None,
     html: Annotated[bool, typer.Option("--html", help="a page with the pairs side by side")] = False,
     html_max: Annotated[int, typer.Option(help="pairs on the page")] = 200,
-    threads: Annotated[int, typer.Option(help="images decoded at once")] = 1,
+    threads: Annotated[int, typer.Option(help="images decoded at once, threads of the model")] = 1,
     device: Annotated[str, typer.Option(help="where the model computes")] = "cpu",
     force: Annotated[bool, typer.Option(help="replace the pairs in --out")] = False,
 ) -> dict[str, Any]:
@@ -63,8 +63,11 @@ def dedup(
     tower = None
     hashes = by != "cosine"
     if by != "hash" and embeddings_a is None:
+        import torch
+
         from dermaudit.towers import load_model
 
+        torch.set_num_threads(threads)
         tower = load_model(model, device)
     options = {"tower": tower, "hashes": hashes, "threads": threads}
     side_a = read_side(a, embeddings=embeddings_a, ids=ids_a, turned=turned and b is None, **options)
@@ -92,7 +95,9 @@ def dedup(
         "n_a": len(side_a.rows), "n_b": len(side_b.rows), "n_pairs": len(rows),
         "n_skipped": len(side_a.skipped) + (0 if b is None else len(side_b.skipped)),
         "n_same_group": sum(row["same_group"] for row in rows),
-        "n_across_splits": sum(row["a_split"] != row["b_split"] for row in rows),
+        # Of two tables each has a split of its own.
+        "n_across_splits": sum(row["a_split"] != row["b_split"] for row in rows)
+        if b is None else None,
         "duplicates": _shares(side_b, pairs, b is None),
     }
     if out is not None:
@@ -275,8 +280,9 @@ def _tell(
         [(name, s["n"], _percent(s)) for name, s in result["duplicates"].items()],
     )
     table(
-        f"Pairs ({len(rows)}; {result['n_same_group']} of one group, "
-        f"{result['n_across_splits']} across splits)",
+        f"Pairs ({len(rows)}"
+        + (f"; {result['n_same_group']} of one group, {result['n_across_splits']} across splits)"
+           if within else ")"),
         ("A", "B" if not within else "A again", "cosine", "bits"),
         [
             (r["a_image"], r["b_image"], "–" if r["cosine"] is None else f"{r['cosine']:.4f}",

@@ -206,6 +206,9 @@ def test_share__by_hand_and_with_an_interval_over_groups():
     found = dedup.share(np.array([0, 1, 1, 7]), groups)
     assert (found["n"], found["share"]) == (3, 0.015)
     assert 0 <= found["low"] < 0.015 < found["high"] < 0.06
+    none, every = dedup.share(np.array([], dtype=int), groups), dedup.share(np.arange(200), groups)
+    assert (none["share"], none["low"]) == (0, 0) and none["high"] == pytest.approx(1 - 0.025**0.01)
+    assert every["high"] == 1 and every["low"] == pytest.approx(0.025**0.01), "no claim of certainty"
     wide = dedup.share(np.arange(100), [str(i // 50) for i in range(200)])
     assert wide["high"] - wide["low"] > 0.5, "four groups say little, whatever their size"
 
