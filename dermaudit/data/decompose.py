@@ -12,7 +12,6 @@ import json
 import os
 import re
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +70,7 @@ class Decomposer:
         key: str | None = None,
         workers: int = 4,
         timeout: float = 60.0,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], Any] | None = None,
     ) -> None:
         url = url or os.environ.get("DERMAUDIT_LLM_URL", "")
         if not url:
@@ -86,15 +85,18 @@ class Decomposer:
         self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._key = key if key is not None else os.environ.get("DERMAUDIT_LLM_KEY", "")
         self.model, self.cache, self.most = model, Path(cache), most
-        self.workers, self.timeout, self.sleep = workers, timeout, sleep
+        self.workers, self.timeout = workers, timeout
         self.tally = Tally()
         self._lock = threading.Lock()
+        self._stop = threading.Event()  # cuts waits short once a run ends early
+        self.sleep = sleep or self._stop.wait
         # No redirect is followed: the key goes to the address that was given and nowhere else.
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def split(self, captions: Sequence[str]) -> Iterator[list[str] | None]:
         """In the order of the captions. Errors: UserInputError when the endpoint refuses, or does
         not answer after all tries; what was answered before is kept."""
+        self._stop.clear()
         with ThreadPoolExecutor(self.workers) as pool:
             try:
                 for caption, text in zip(captions, pool.map(self._answer, captions), strict=True):
@@ -105,6 +107,7 @@ class Decomposer:
                         self.tally.invalid[why] = self.tally.invalid.get(why, 0) + 1
                         yield None
             finally:
+                self._stop.set()
                 pool.shutdown(cancel_futures=True)
 
     def _answer(self, caption: str) -> str:
@@ -150,6 +153,8 @@ class Decomposer:
                 said = str(getattr(error, "reason", error)) or type(error).__name__
             except ValueError as error:
                 said = str(error)
+            if self._stop.is_set():
+                break
             if attempt + 1 < _TRIES:
                 self._count("retried")
                 self.sleep(wait)

@@ -96,6 +96,17 @@ def test_split__a_server_that_never_answers(make, model, waits, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
+def test_split__a_refusal_ends_the_waits_of_the_other_workers(make, model):
+    """Without it the worker that waits for a busy server would hold the error back for a minute."""
+    model.replies = lambda caption, n: (
+        (429, {"Retry-After": "60"}, "") if caption == "Red." else (403, {}, "")
+    )
+    split = make(workers=2, sleep=None)
+    with pytest.raises(UserInputError, match="HTTP 403"):
+        list(split.split(["Blue.", "Red."]))
+    assert model.asked.count("Red.") <= 1
+
+
 def test_split__timeouts_and_refused_connections_are_asked_again(make, model, waits):
     gate = threading.Event()
 
@@ -123,7 +134,7 @@ def test_split__the_key_follows_no_redirect(make, model):
     ("[1, 2]", "not a list of texts"), ("[]", "empty"), ('["A red plaque.", " "]', "empty"),
     ('["2.5"]', "empty"), (json.dumps(["Red."] * 9), "too many sentences"),
     ('["A melanoma with regression."]', "not in the caption"),
-    ('["A 3.5 cm red plaque."]', "not in the caption"),
+    ('["A 3.5 cm red scaly plaque on the arm."]', "not in the caption"),
     ('__import__("os").getcwd()', "not JSON"),
 ])
 def test_split__answers_of_no_use_are_counted(make, model, answer, why):

@@ -189,6 +189,7 @@ def test_make__masks_blank_the_views_in_the_order_of_the_code(tmp_path):
     ({"sub_captions": "3"}, "count_disagrees", "sub_captions says 3, sub_caption_mask has 2 ones"),
     ({"sub_captions": "9e99"}, "count_disagrees", "sub_captions says 9e99"),
     ({"subcaption_2": ""}, "mask_disagrees", "says 1 for 'subcaption_2', which is empty"),
+    ({"subcaption_2": "", "subcaption_3": "It is red."}, "mask_disagrees", "says 1 for 'subcaption_2'"),
     ({"subcaption_3": "More."}, "mask_disagrees", "says 0 for 'subcaption_3', which is filled"),
     ({"ontology_caption": ""}, "mask_disagrees", "counts 'ontology_caption', which is empty"),
     ({"caption": ""}, "empty_caption", "counts 'caption', which is empty"),
