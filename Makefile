@@ -29,6 +29,8 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_cli.py
 	$(BIN)/python tests/benchmarks/bench_demo.py
 	$(BIN)/python tests/benchmarks/bench_trap.py
+	$(BIN)/python tests/benchmarks/bench_pretrain.py
+	$(BIN)/python tests/benchmarks/bench_make.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -88,6 +89,7 @@ def build_and_train(
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     if world.leads:
+        summary["n_failed"] = _failed(work / "log.jsonl")
         hashes = _hashes(subset, rows, shards)
         if test is None and shards is None:
             test = manifest
@@ -316,6 +318,12 @@ def _write(
     shutil.copy(work / "log.jsonl", out / "training_log.jsonl")
     shutil.rmtree(work, ignore_errors=True)
     return figures
+
+
+def _failed(log: Path) -> int:
+    """How often an image could not be read while training went on."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    return sum(json.loads(line).get("failed", 0) for line in lines)
 
 
 def _hashes(subset: Manifest, rows: list[int], shards: Any) -> list[str]:

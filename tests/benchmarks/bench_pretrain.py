@@ -1,6 +1,8 @@
 """Does reading data hide behind computing? The training loop beside its own bare step.
 
-    python tests/benchmarks/bench_pretrain.py DATA [--recipe dermoscopy-small] [--steps 40] [--threads 1]
+    python tests/benchmarks/bench_pretrain.py [DATA] [--recipe phantom] [--steps 40] [--threads 1]
+
+Without DATA, a data set or its shards, 2,000 phantoms are rendered.
 
 Bare: `take_step` on one batch that is already decoded, again and again. Loop: `train` from image files (decoded
 by one more thread while the step computes), from shards if DATA holds shards, and from memory. Rates in images/s,
@@ -32,13 +34,20 @@ from dermaudit.pretrain.trainer import Plan, _parts, take_step, train
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--recipe", default="dermoscopy-small")
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--recipe", default="phantom")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    work = Path(tempfile.mkdtemp())
+    if options.data is None:
+        from dermaudit.phantom import load_bias_table
+        from dermaudit.phantom.make import make_data_set
+
+        options.data = work / "phantoms"
+        make_data_set(options.data, 2000, seed=7, size=96, table=load_bias_table())
     manifest, shards = open_data(options.data)
     recipe = load_recipe(options.recipe, ["masked.epochs=0"])
     subset, rows, texts, facts, said = _captions(recipe, manifest)
@@ -47,7 +56,6 @@ def main() -> None:
         raise SystemExit(f"{options.data} has {subset.n} train images; --steps {subset.n // recipe.batch}")
     subset, rows = subset.take(range(n)), rows[:n]
     recipe = load_recipe(options.recipe, ["masked.epochs=0", "contrastive.epochs=1"])
-    work = Path(tempfile.mkdtemp())
     sources = {}
     if shards is not None:
         sources["shards"] = FromShards(shards, rows, recipe.image_size)
