@@ -15,14 +15,25 @@ RunOption = Annotated[
 
 
 def explore(
-    run: RunOption = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="folder of the run (default: the newest; with --log: none)"),
+    ] = None,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="training log to plot, or the folder of a checkpoint or of a training that runs; "
+            "give it several times to compare"
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(help="port on 127.0.0.1", min=1, max=65535)] = 8501,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="open the web browser")
     ] = True,
 ) -> dict[str, Any]:
-    """Open the web explorer of a run; it ends with Ctrl-C."""
-    target = _readable(run)
+    """Open the web explorer of a run, or of training logs; it ends with Ctrl-C."""
+    logs = _readable_logs(log or [])
+    target = _readable(run) if run is not None or not logs else None
     _check_port(port)
     import os
     import signal
@@ -33,7 +44,13 @@ def explore(
 
     url = f"http://127.0.0.1:{port}"
     app = Path(__file__).with_name("app.py")
-    say(f"explorer of {target}: {url}   (Ctrl-C ends it)")
+    said = {
+        "run": None if target is None else str(target),
+        "logs": [str(path) for path in logs],
+        "url": url,
+    }
+    shown = ", ".join(str(path) for path in ([] if target is None else [target]) + logs)
+    say(f"explorer of {shown}: {url}   (Ctrl-C ends it)")
     # Streamlit's telemetry is off, it listens on this machine alone, and what it says is no result.
     command = [
         sys.executable,
@@ -65,16 +82,16 @@ def explore(
     ]
     # A polite kill of this process must not leave the server behind it.
     signal.signal(signal.SIGTERM, _interrupt)
-    done = subprocess.Popen(command, env=_environment(os.environ, target), stdout=sys.stderr)
+    done = subprocess.Popen(command, env=_environment(os.environ, target, logs), stdout=sys.stderr)
     try:
         code = done.wait()
     except KeyboardInterrupt:
         done.terminate()
         done.wait()
-        return {"run": str(target), "url": url}
+        return said
     if code not in (0, 130, -2, -15):
         raise DermauditError(f"the explorer ended with code {code}", "its own words stand above")
-    return {"run": str(target), "url": url}
+    return said
 
 
 def report(
@@ -131,12 +148,29 @@ def _check_port(port: int) -> None:
             ) from error
 
 
-def _environment(inherited: Any, target: Path) -> dict[str, str]:
-    """The child's environment: the run, and where this package lies (it may not be installed)."""
+def _readable_logs(paths: list[Path]) -> list[Path]:
+    """The logs to plot, each read once: what is wrong is said here and not in the browser."""
+    from .training_log import find_logs, read_log
+
+    for path in paths:
+        for found in find_logs(path):
+            read_log(found)
+    return paths
+
+
+def _environment(inherited: Any, target: Path | None, logs: list[Path]) -> dict[str, str]:
+    """The child's environment: the run, the logs, and where this package lies (it may not be
+    installed). What was set from outside is not what this command was asked for."""
+    import json
     import os
 
     import dermaudit
 
     root = str(Path(dermaudit.__file__).parent.parent)
     paths = [root, *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**inherited, "DERMAUDIT_RUN": str(target), "PYTHONPATH": os.pathsep.join(paths)}
+    return {
+        **inherited,
+        "DERMAUDIT_RUN": "" if target is None else str(target),
+        "DERMAUDIT_LOGS": json.dumps([str(path) for path in logs]),
+        "PYTHONPATH": os.pathsep.join(paths),
+    }

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A7A7A"
+GREEN, PINK, VIOLET = "#009E73", "#CC79A7", "#9467BD"
 Interval = tuple[float, float] | None
 Figure = dict[str, Any]
 
@@ -298,3 +299,76 @@ def null_strip(control: list[float], effect: float, interval: Interval, *, axis:
     ]
     y = _rows(categoryorder="array", categoryarray=rows)
     return _figure(data, _axis(axis), y, 190, lines=[(0.0, "no change")])
+
+
+Line = tuple[Sequence[float], Sequence[float | None]]
+_LINES = tuple(
+    zip(
+        (BLUE, ORANGE, GREEN, PINK, GREY, VIOLET),
+        ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot"),
+        ("circle", "square-open", "diamond", "triangle-up-open", "x-thin-open", "star"),
+        strict=True,
+    )
+)
+
+
+def curves(panels: list[tuple[str, dict[str, Line]]], *, axis: str) -> Figure:
+    """Panels (title, {name: (x, y)}), two abreast; a name has its colour, dash and marker in all.
+    A y of None is a gap."""
+    names = list(dict.fromkeys(name for _, lines in panels for name in lines))
+    rows = -(-len(panels) // 2)
+    height = 250 * rows + 20 + (30 if len(names) > 1 else 0)
+    figure = _figure([], {}, {}, height, legend=len(names) > 1)
+    layout = figure["layout"]
+    del layout["xaxis"], layout["yaxis"]
+    few = max((len(x) for _, lines in panels for x, _ in lines.values()), default=0) <= 60
+    for i, (title, lines) in enumerate(panels):
+        row, column = divmod(i, 2)
+        left = 0.54 * column
+        right = left + 0.46 if len(panels) > 1 else 1.0
+        top = 1 - row / rows - (0.0 if row == 0 else 28 / height)
+        bottom = 1 - (row + 1) / rows + (52 / height if rows > 1 else 0)
+        # Axis 1 is called x, the others x2, x3, …: so says plotly.
+        number = "" if i == 0 else str(i + 1)
+        layout[f"xaxis{number}"] = _axis(
+            axis, anchor=f"y{number}", domain=[left, right], rangemode="tozero"
+        )
+        layout[f"yaxis{number}"] = _axis(
+            anchor=f"x{number}", domain=[bottom, top], exponentformat="power"
+        )
+        layout["annotations"].append(
+            {
+                "x": left,
+                "y": top,
+                "xref": "paper",
+                "yref": "paper",
+                "xanchor": "left",
+                "yanchor": "bottom",
+                "text": f"<b>{_plain(title)}</b>",
+                "showarrow": False,
+                "font": {"size": 14},
+            }
+        )
+        for name, (x, y) in lines.items():
+            colour, dash, symbol = _LINES[names.index(name) % len(_LINES)]
+            figure["data"].append(
+                {
+                    "type": "scatter",
+                    # A line of one point is seen by its marker alone; of hundreds, they hide it.
+                    "mode": "lines+markers" if few else "lines",
+                    "name": _plain(name),
+                    "legendgroup": name,
+                    "showlegend": not any(t["legendgroup"] == name for t in figure["data"]),
+                    "x": list(x),
+                    "y": list(y),
+                    "xaxis": f"x{number}",
+                    "yaxis": f"y{number}",
+                    "connectgaps": False,
+                    "line": {"color": colour, "width": 2, "dash": dash},
+                    "marker": {"symbol": symbol, "size": 7, "color": colour, "line": {"width": 2}},
+                    "hovertemplate": f"{_plain(title)}: %{{y:.4g}} at %{{x:,}}<extra>%{{fullData.name}}</extra>",
+                }
+            )
+    layout["margin"]["t"] = 64 if len(names) > 1 else 34
+    layout["legend"]["y"] = 1 + 26 / height
+    return figure

@@ -102,20 +102,31 @@ def patch_map(run: RunView, row: int, site: str, latent: int, opacity: float) ->
     return _patch_map(_key(run), row, site, latent, opacity, run)
 
 
-def page(title: str, body: Callable[[RunView], None]) -> None:
-    """One page: style, banner, title, then `body`; a run that cannot be read is a sentence."""
+def page(title: str, body: Callable[..., None], *, alone: bool = False) -> None:
+    """One page: style, banner, title, then `body`; a run that cannot be read is a sentence.
+    With `alone` the page goes on without a run: `body` is given None."""
     st.html(f"<style>{_CSS}</style>")
-    st.title(_plain(title))
+    st.title(plain(title))
     try:
-        run = view()
-        name = run.run.meta.get("name")
-        st.html(
-            f'<p class="da-banner">{markup.RESEARCH_USE}. Run <strong>{escape(str(name))}</strong>, '
-            f"{word(run.n)} images.</p>"
-        )
+        run = _run_or_none(alone)
+        name = "" if run is None else escape(str(run.run.meta.get("name")))
+        of_run = "" if run is None else f" Run <strong>{name}</strong>, {word(run.n)} images."
+        st.html(f'<p class="da-banner">{markup.RESEARCH_USE}.{of_run}</p>')
         body(run)
     except DermauditError as error:
         tell(error)
+
+
+def _run_or_none(alone: bool) -> RunView | None:
+    if alone and not os.environ.get(RUN_VARIABLE):
+        return None
+    try:
+        return view()
+    except DermauditError as error:
+        if not alone:
+            raise
+        tell(error)
+        return None
 
 
 def tell(error: DermauditError) -> None:
@@ -133,6 +144,13 @@ def exhibit(
     except DermauditError as error:
         st.info(f"Not measured: {error.message}" if error.exit_code == 3 else error.message)
         return
+    present(made, open_table=open_table)
+
+
+def present(made: Exhibit, *, title: bool = False, open_table: bool = False) -> None:
+    """An exhibit that is made: figure, notes, caption, table; with `title`, under its own."""
+    if title:
+        st.subheader(plain(made.title))
     if made.figure is not None:
         st.plotly_chart(
             _coloured(made.figure),
@@ -141,13 +159,18 @@ def exhibit(
             config={"displaylogo": False, "displayModeBar": False},
         )
     if made.notes:
-        st.markdown("**Note.** " + _plain("; ".join(made.notes)) + ".")
+        st.markdown("**Note.** " + plain("; ".join(made.notes)) + ".")
     caption(made.caption)
     if made.figure is None or open_table:
         small_table(made.table)
     else:
         with st.expander("Table of this figure"):
             table(made.table, alt=made.title)
+
+
+def note(error: DermauditError) -> None:
+    """What is missing and no fault, with what can be done."""
+    st.info(error.message + (f"  \n{error.hint}" if error.hint else ""))
 
 
 def caption(text: str) -> None:
@@ -162,7 +185,7 @@ def _coloured(figure: dict[str, Any]) -> dict[str, Any]:
     return {"data": figure["data"], "layout": {**layout, "font": {**layout["font"], "color": ink}}}
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text for Markdown with its marks taken as they are."""
     return "".join("\\" + c if c in "\\`*_{}[]<>#$~|" else c for c in text)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def build_and_train(
     resume: bool,
     shards: Any = None,
     test: Manifest | None = None,
+    overrides: Sequence[str] = (),
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Train on the train split of `manifest`, write `out`, measure the reloaded file on `test`.
@@ -81,6 +82,7 @@ def build_and_train(
         "out": str(out),
         "recipe": recipe.name,
         "seed": recipe.seed,
+        "set": list(overrides),
         "n_train": source.n,
         "n_skipped": skipped,
         "minutes": round(minutes, 2),

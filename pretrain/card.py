@@ -36,7 +36,7 @@ def card(
         + " The text tower was not trained: this is an image tower to start from (model.vision_init)."
         * (not recipe.contrastive.epochs),
         f"- Reproduce: `dermaudit pretrain {recipe.name} --data DATA --out OUT --seed {recipe.seed} "
-        f"--threads {threads}`.",
+        f"--threads {threads}" + "".join(f" --set {text}" for text in summary["set"]) + "`.",
         f"- Input {recipe.image_size} × {recipe.image_size} px, squashed (borders are kept).",
         "",
     ]

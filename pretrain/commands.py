@@ -80,7 +80,7 @@ def pretrain(
         barrier()
         return build_and_train(
             plan, manifest, out, work, threads=threads, resume=resume, shards=shards, test=scored,
-            world=world,
+            overrides=set_ or [], world=world,
         )
 
 

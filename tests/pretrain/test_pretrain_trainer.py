@@ -302,6 +302,13 @@ def test_card__names_the_recipe_and_how_to_reproduce(unbroken):
     assert f"Trained on {unbroken[1]['n_train']} images" in card
 
 
+def test_card__says_what_was_overridden(tiny_recipe, sound, tmp_path):
+    given = ["masked.epochs=0", "contrastive.epochs=0.3"]
+    train(tiny_recipe, sound, tmp_path / "o", *given, overrides=given)
+    card = (tmp_path / "o" / "README.md").read_text()
+    assert "--threads 1 --set masked.epochs=0 --set contrastive.epochs=0.3`." in card
+
+
 # ---- scoring
 
 
