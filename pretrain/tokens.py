@@ -47,7 +47,7 @@ class TokenReader:
         self._entry = next((t.module for t in taps.taps if t.site == "visual.embed"), None)
         # XCiT puts its class token in front after its blocks, without counting it as a prefix.
         self.n_first = int(hasattr(trunk, "cls_attn_blocks")) or taps.n_prefix_tokens
-        if taps.family == "opaque":
+        if taps.family == "opaque" or getattr(visual, "attn_pool", None) is not None:
             raise ForeignArtifactError(
                 f"the image tower {type(visual).__name__} has no grid of tokens",
                 "take a ViT, XCiT or convolutional tower",

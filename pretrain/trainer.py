@@ -65,6 +65,8 @@ def train(plan: Plan, stages: list[Stage], *, resume: bool = False) -> dict[str,
         )
     plan.world.share(recipe.batch // recipe.accumulate, "part of a batch")
     at = read_position(plan.folder, plan.identity) if resume else None
+    if resume and at is None:
+        say("  nothing was saved yet: beginning at the start")
     names = [stage.name for stage in stages]
     for stage in stages[names.index(at.stage) if at else 0 :]:
         for module in stage.modules.values():

@@ -56,6 +56,7 @@ def make_plan(recipe: Recipe, folder: Path, world, dtype=torch.float64):
         {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 16, "heads": 2, "layers": 1,
          "pool_type": "eos", "eos_id": 2, "pad_id": 0},
     ).to(dtype)
+    model.set_grad_checkpointing(recipe.grad_checkpointing)
     if recipe.contrastive.loss == "siglip":
         model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0, dtype=dtype))
     stages = []

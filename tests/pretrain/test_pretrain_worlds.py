@@ -31,6 +31,7 @@ KINDS = {
 }
 
 
+KINDS["clip-checkpointed"] = KINDS["clip"] | {"grad_checkpointing": True}
 IN_PARTS = ("clip", "make", "masked-muon")
 
 
@@ -77,6 +78,13 @@ def test_a_batch_in_parts__is_one_batch(worlds, kind, processes):
     (one, losses), (cut, theirs) = worlds[1][kind], worlds[processes][f"{kind}-parts"]
     assert theirs == pytest.approx(losses, abs=1e-6)
     assert max(float((one[k] - cut[k]).abs().max()) for k in one) < 1e-6
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing__changes_nothing(worlds):
+    (one, losses), (other, theirs) = worlds[1]["clip"], worlds[1]["clip-checkpointed"]
+    assert theirs == pytest.approx(losses, abs=1e-9)
+    assert max(float((one[k] - other[k]).abs().max()) for k in one) < 1e-9
 
 
 @pytest.mark.slow
