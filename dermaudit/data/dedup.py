@@ -13,6 +13,7 @@ all copies at half size, as JPEG 60, mirrored or turned, 98 % made 20 % brighter
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -107,19 +108,23 @@ def calibrate(
     when fewer than 5 images are expected above the threshold.
     """
     n = min(len(base), N_NULL)
-    need = int(np.ceil(_MIN_ABOVE / false_share))
-    n_groups = len(np.unique(groups))
-    if n < need or n_groups < 2:
+    require_evidence(n, len(np.unique(groups)), false_share)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(base))[:n])
+    _, cosine = top1(base[rows], base, groups[rows], groups, what="unrelated images")
+    quantiles = {f"{q:g}": float(np.quantile(cosine, q)) for q in QUANTILES}
+    return Calibration(n, quantiles, float(np.quantile(cosine, 1 - false_share)), false_share)
+
+
+def require_evidence(n: int, n_groups: int, false_share: float) -> None:
+    """Errors: EvidenceError when n images are too few for a threshold that `false_share` passes."""
+    need = math.ceil(_MIN_ABOVE / false_share)
+    if min(n, N_NULL) < need or n_groups < 2:
         raise EvidenceError(
             f"{n} images in {n_groups} groups say too little about how near unrelated images come: "
             f"{need} are needed for a false share of {false_share:g}",
             "give --threshold, a larger --false-share, or --by hash",
             {"n": n, "needed": need, "n_groups": n_groups},
         )
-    rows = np.sort(np.random.default_rng(seed).permutation(len(base))[:n])
-    _, cosine = top1(base[rows], base, groups[rows], groups, what="unrelated images")
-    quantiles = {f"{q:g}": float(np.quantile(cosine, q)) for q in QUANTILES}
-    return Calibration(n, quantiles, float(np.quantile(cosine, 1 - false_share)), false_share)
 
 
 class Witnesses(NamedTuple):

@@ -57,9 +57,13 @@ def dedup(
     """Find pictures that are in both sets (or twice in one): what training may have seen of a test."""
     _check_flags(b, out, by, threshold, false_share, bits, html, force,
                  (embeddings_a, embeddings_b, ids_a, ids_b))
-    from .dedup import calibrate, find_pairs
-    from .dedup_read import read_side
+    from .dedup import calibrate, find_pairs, require_evidence
+    from .dedup_read import open_images, read_side
 
+    # What can be refused is refused before a model is loaded or an image read.
+    images_a, images_b = open_images(a), None if b is None else open_images(b)
+    if by != "hash" and threshold is None:
+        require_evidence(images_a[0].n, len(set(images_a[0].groups)), false_share)
     tower = None
     hashes = by != "cosine"
     if by != "hash" and embeddings_a is None:
@@ -70,9 +74,11 @@ def dedup(
         torch.set_num_threads(threads)
         tower = load_model(model, device)
     options = {"tower": tower, "hashes": hashes, "threads": threads}
-    side_a = read_side(a, embeddings=embeddings_a, ids=ids_a, turned=turned and b is None, **options)
+    side_a = read_side(
+        a, images_a, embeddings=embeddings_a, ids=ids_a, turned=turned and b is None, **options
+    )
     side_b = side_a if b is None else read_side(
-        b, embeddings=embeddings_b, ids=ids_b, turned=turned, **options
+        b, images_b, embeddings=embeddings_b, ids=ids_b, turned=turned, **options
     )
     calibration = None
     if by != "hash" and threshold is None:

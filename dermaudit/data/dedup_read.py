@@ -54,16 +54,16 @@ def open_images(path: Path) -> tuple[Manifest, Read]:
 
 
 def read_side(
-    path: Path, *, tower: Any = None, hashes: bool = True, turned: bool = False,
+    path: Path, images: tuple[Manifest, Read], *, tower: Any = None, hashes: bool = True, turned: bool = False,
     embeddings: Path | None = None, ids: Path | None = None, threads: int = 1,
 ) -> Side:
-    """Read `path` with what is asked for: hashes of its images (and of each mirrored and `turned`),
-    embeddings by `tower` (a HookedTower), or those of a file: a row for each of the manifest, or
-    for each of `ids`.
+    """Read the `images` of `path` (`open_images`) with what is asked for: hashes of its images, and of
+    each mirrored and `turned`; embeddings by `tower` (a HookedTower), or those of a file, a row for
+    each of the manifest or for each of `ids`.
 
     Images that cannot be read are skipped and listed. Errors: UserInputError when none can be.
     """
-    manifest, read = open_images(path)
+    manifest, read = images
     given, rows = None, np.arange(manifest.n)
     if embeddings is not None:
         given = load_embeddings(embeddings)
