@@ -62,12 +62,14 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 
 class Meter:
-    """A progress bar over `total` units of which `done` are done already, with their rate and the time
+    """A progress bar over `total` units (`unit`) of which `done` are done already, with their rate and the time
     left; a context manager. Without a terminal: a line every ten seconds."""
 
-    def __init__(self, what: str, total: int, done: int = 0, *, shown: bool = True) -> None:
+    def __init__(
+        self, what: str, total: int, done: int = 0, *, unit: str = "images", shown: bool = True
+    ) -> None:
         self.what, self.total, self.done, self.first = what, total, done, done
-        self.shown = shown and not quiet()
+        self.unit, self.shown = unit, shown and not quiet()
         self._bar = None
 
     def __enter__(self) -> Meter:
@@ -95,7 +97,7 @@ class Meter:
             return
         now = time.monotonic()
         rate = (self.done - self.first) / max(now - self._started, 1e-9)
-        said = f"{rate:.0f}/s  {note}"
+        said = f"{rate:.0f} {self.unit}/s  {note}"
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=said)
         elif now - self._last > 10:
