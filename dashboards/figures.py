@@ -312,21 +312,27 @@ _LINES = tuple(
 )
 
 
-def curves(panels: list[tuple[str, dict[str, Line]]], *, axis: str) -> Figure:
-    """Panels (title, {name: (x, y)}), two abreast; a name has its colour, dash and marker in all.
-    A y of None is a gap."""
-    names = list(dict.fromkeys(name for _, lines in panels for name in lines))
+def curves(
+    panels: list[tuple[str, dict[str, Line]]],
+    names: Sequence[str],
+    *,
+    axis: str,
+    from_zero: bool = False,
+) -> Figure:
+    """Panels (title, {name: (x, y)}), two abreast. The place in `names` gives colour, dash and
+    marker, so that a name has its own in every figure of a page. A y of None is a gap."""
+    several = len(names) > 1
     rows = -(-len(panels) // 2)
-    height = 250 * rows + 20 + (30 if len(names) > 1 else 0)
-    figure = _figure([], {}, {}, height, legend=len(names) > 1)
+    height = 260 * rows + 20 + (30 if several else 0)
+    figure = _figure([], {}, {}, height, legend=several)
     layout = figure["layout"]
     del layout["xaxis"], layout["yaxis"]
-    few = max((len(x) for _, lines in panels for x, _ in lines.values()), default=0) <= 60
+    few = max((len(x) for _, lines in panels for x, _ in lines.values()), default=0) <= 40
     for i, (title, lines) in enumerate(panels):
         row, column = divmod(i, 2)
         left = 0.54 * column
         right = left + 0.46 if len(panels) > 1 else 1.0
-        top = 1 - row / rows - (0.0 if row == 0 else 28 / height)
+        top = 1 - row / rows - (0.0 if row == 0 else 36 / height)
         bottom = 1 - (row + 1) / rows + (52 / height if rows > 1 else 0)
         # Axis 1 is called x, the others x2, x3, …: so says plotly.
         number = "" if i == 0 else str(i + 1)
@@ -334,7 +340,10 @@ def curves(panels: list[tuple[str, dict[str, Line]]], *, axis: str) -> Figure:
             axis, anchor=f"y{number}", domain=[left, right], rangemode="tozero"
         )
         layout[f"yaxis{number}"] = _axis(
-            anchor=f"x{number}", domain=[bottom, top], exponentformat="power"
+            anchor=f"x{number}",
+            domain=[bottom, top],
+            exponentformat="power",
+            rangemode="tozero" if from_zero else "normal",
         )
         layout["annotations"].append(
             {
@@ -365,10 +374,15 @@ def curves(panels: list[tuple[str, dict[str, Line]]], *, axis: str) -> Figure:
                     "yaxis": f"y{number}",
                     "connectgaps": False,
                     "line": {"color": colour, "width": 2, "dash": dash},
-                    "marker": {"symbol": symbol, "size": 7, "color": colour, "line": {"width": 2}},
+                    "marker": {
+                        "symbol": symbol,
+                        "size": 7,
+                        "color": colour,
+                        "line": {"width": 2, "color": colour},
+                    },
                     "hovertemplate": f"{_plain(title)}: %{{y:.4g}} at %{{x:,}}<extra>%{{fullData.name}}</extra>",
                 }
             )
-    layout["margin"]["t"] = 64 if len(names) > 1 else 34
+    layout["margin"]["t"] = 64 if several else 34
     layout["legend"]["y"] = 1 + 26 / height
     return figure

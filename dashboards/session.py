@@ -156,6 +156,8 @@ def present(made: Exhibit, *, title: bool = False, open_table: bool = False) -> 
             _coloured(made.figure),
             theme=None,
             alt=made.alt,
+            # Two figures may hold the same numbers; Streamlit then asks for names that differ.
+            key=made.title if title else None,
             config={"displaylogo": False, "displayModeBar": False},
         )
     if made.notes:

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -56,6 +57,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def explorer(whole_run: Path) -> Iterator[str]:
     """The address of a running explorer."""
+    with _exploring("--run", whole_run) as url:
+        yield url
+
+
+@contextmanager
+def _exploring(*argv: str | Path) -> Iterator[str]:
+    """`dermaudit explore` with these arguments; the address while it runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -65,8 +73,7 @@ def explorer(whole_run: Path) -> Iterator[str]:
             "-m",
             "dermaudit",
             "explore",
-            "--run",
-            str(whole_run),
+            *map(str, argv),
             "--port",
             str(port),
             "--no-browser",
@@ -141,6 +148,27 @@ def _loaded(browser: Any) -> None:
     assert browser.execute_script(
         "return [...document.querySelectorAll('.da-grid img')].every(i => i.alt.length > 10)"
     )
+
+
+def test_a_log_of_a_running_training_is_read_again(browser: Any, tmp_path: Path) -> None:
+    log = tmp_path / ".mine.training" / "log.jsonl"
+    log.parent.mkdir()
+    line = '{"stage": "masked", "epoch": %d, "images": %d, "lr": 0.001, "loss": 0.5}\n'
+    log.write_text(line % (1, 1111) + '{"stage": "mas', encoding="utf-8")
+    with _exploring("--log", tmp_path / "mine") as url:
+        browser.get(url)
+        _wait(browser, "document.querySelectorAll('.js-plotly-plot .main-svg').length > 2")
+        body = browser.execute_script("return document.body.innerText")
+        assert "mine (not finished)" in body and "n = 1 111" in body
+        assert "Overview" not in body and "half written" in body
+        log.write_text(line % (1, 1111) + line % (2, 2222), encoding="utf-8")
+        browser.execute_script(
+            "[...document.querySelectorAll('button')].find(b => b.innerText === 'Read again').click()"
+        )
+        _wait(browser, "document.body.innerText.includes('n = 2 222')")
+        _wait(browser, "!document.body.innerText.includes('half written')")
+        drawn = "[...document.querySelectorAll('.js-plotly-plot')][0].data[0].x"
+        _wait(browser, f"JSON.stringify({drawn}) === '[1111,2222]'")
 
 
 def test_report_draws_itself_without_a_network(

@@ -201,7 +201,7 @@ def test_pages_load_no_model_library(whole_run, run_python) -> None:
         "import os, sys\nfrom streamlit.testing.v1 import AppTest\n"
         f"os.environ['DERMAUDIT_RUN'] = {str(whole_run)!r}\n"
         "pages = [('overview', {}), ('concepts', {}), ('concepts', {'latent': %r}),\n"
-        "         ('image', {'row': '70'}), ('suppression', {})]\n"
+        "         ('image', {'row': '70'}), ('suppression', {}), ('training', {})]\n"
         "for name, query in pages:\n"
         "    code = f'from dermaudit.dashboards import page_{name}\\npage_{name}.show()'\n"
         "    at = AppTest.from_string(code, default_timeout=60)\n"
