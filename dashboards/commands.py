@@ -86,8 +86,7 @@ def explore(
     try:
         code = done.wait()
     except KeyboardInterrupt:
-        done.terminate()
-        done.wait()
+        _end(done)
         return said
     if code not in (0, 130, -2, -15):
         raise DermauditError(f"the explorer ended with code {code}", "its own words stand above")
@@ -118,6 +117,18 @@ def report(
 
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _end(server: Any) -> None:
+    """Stop the server. One whose words nobody reads any more dies of its goodbye, and stays."""
+    import subprocess
+
+    server.terminate()
+    try:
+        server.wait(timeout=5)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        server.kill()
+        server.wait()
 
 
 def _readable(run: Path | None) -> Path:

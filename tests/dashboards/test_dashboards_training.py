@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+import dermaudit
 import dermaudit.dashboards
 from dermaudit.dashboards import training
 from dermaudit.dashboards.training_log import read_logs
@@ -208,3 +212,31 @@ def test_explore__hands_on_run_and_logs(monkeypatch) -> None:
     assert made["DERMAUDIT_RUN"] == ""
     monkeypatch.setitem(os.environ, "DERMAUDIT_LOGS", made["DERMAUDIT_LOGS"])
     assert named_logs() == logs
+
+
+@pytest.mark.slow
+def test_explore__ends_its_server_when_nobody_reads_its_words(tmp_path) -> None:
+    """As in `dermaudit explore … | head`: the server's goodbye meets a closed pipe."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = write(tmp_path / "a", new(2.0))
+    command = ("-m", "dermaudit", "explore", "--log", log, "--port", str(port), "--no-browser")
+    root = str(Path(dermaudit.__file__).parent.parent)
+    verb = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "PYTHONPATH": root},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    with verb:
+        for _ in range(240):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.25)
+        verb.stderr.close()
+        verb.terminate()
+        assert verb.wait(timeout=60) == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
