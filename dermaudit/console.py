@@ -96,7 +96,7 @@ class Meter:
         if not self.shown:
             return
         now = time.monotonic()
-        rate = (self.done - self.first) / max(now - self._started, 1e-9)
+        rate = max(self.done - self.first, 1e-9) / max(now - self._started, 1e-9)
         said = f"{rate:.0f} {self.unit}/s  {note}"
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=said)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from dermaudit.errors import UserInputError
@@ -50,12 +50,12 @@ def join_world(device: str = "cpu") -> Iterator[World]:
     Errors: UserInputError when `device` cannot be used.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise UserInputError(f"--device {device}: no GPU can be used here", "use --device cpu")
-        if size > 1:
-            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-            torch.cuda.set_device(device)
+    if size > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise UserInputError(
+            f"WORLD_SIZE is {size}, but torchrun started no processes",
+            "run it under torchrun --nproc-per-node, or unset WORLD_SIZE",
+        )
+    device = _checked(device, size)
     if size == 1:
         yield World(device=torch.device(device))
         return
@@ -64,6 +64,27 @@ def join_world(device: str = "cpu") -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size(), torch.device(device))
     finally:
         dist.destroy_process_group()
+
+
+def _checked(device: str, size: int) -> str:
+    """The device of this process. Errors: UserInputError when there is none."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise UserInputError(f"--device {device} is no device", "use cpu, cuda or cuda:0") from error
+    if wanted.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise UserInputError(f"--device {device}: no GPU can be used here", "use --device cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else wanted.index or 0
+    if index >= torch.cuda.device_count():
+        raise UserInputError(
+            f"--device {device}: this machine has {torch.cuda.device_count()} GPUs, number {index} is "
+            "not among them",
+            "start fewer processes, or name another device",
+        )
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
 
 
 def n_processes() -> int:
@@ -86,7 +107,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
+        grad = grad.contiguous().clone()  # autograd may have given it to others too
         dist.all_reduce(grad)
         return grad[ctx.rows]
 
@@ -127,6 +148,16 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         flat /= size
         for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
+
+
+def average_buffers(modules: Iterable[nn.Module]) -> None:
+    """Replace floating buffers (statistics of batch norm) by their mean over the processes."""
+    if n_processes() == 1:
+        return
+    for module in modules:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(total(buffer) / n_processes())
 
 
 def barrier() -> None:

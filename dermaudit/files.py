@@ -51,7 +51,13 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # below a place such as /proc
+            raise UserInputError(
+                f"cannot write {path}: the folder {path.parent} cannot be made",
+                "choose a folder that you may write to",
+            ) from error
         yield temporary
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())

@@ -47,7 +47,8 @@ def _affine(angle, scale, shift, part: AugmentPart, area, ratio, place) -> Tenso
     cos, sin = scale * angle.cos(), scale * angle.sin()
     linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
     if part.crop != (1.0, 1.0):
-        # As RandomResizedCrop: a share of the area, an aspect ratio of 3/4 … 4/3, anywhere inside.
+        # As torchvision's RandomResizedCrop: a share of the area, an aspect ratio of 3/4 … 4/3,
+        # anywhere inside; of the squashed image, though, not of the original.
         width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         size = torch.stack([width, height], 1)
         linear = linear * size[:, :, None]
@@ -55,15 +56,19 @@ def _affine(angle, scale, shift, part: AugmentPart, area, ratio, place) -> Tenso
     return torch.cat([linear, shift[:, :, None]], 2)
 
 
-def apply_views(images: Tensor, part: AugmentPart, views: dict[str, Tensor]) -> Tensor:
-    """Views of uint8 images (n, 3, s, s) as float32 in 0 … 255; `views` has n rows."""
+def apply_views(
+    images: Tensor, part: AugmentPart, views: dict[str, Tensor], size: int | None = None
+) -> Tensor:
+    """Views (n, 3, size, size; as they came without one) of uint8 images (n, 3, s, s), as float32 in
+    0 … 255; `views` has n rows."""
     x = images.float()
     views = {name: value.to(x.device) for name, value in views.items()}
     turn = int(views["turn"][0])
     if turn:
         x = torch.rot90(x.flip(3) if turn & 1 else x, turn >> 1, (2, 3))
     if part.rotate or part.shift or part.scale != (1.0, 1.0) or part.crop != (1.0, 1.0):
-        grid = F.affine_grid(views["affine"], list(x.shape), align_corners=False)
+        side = size or x.shape[-1]
+        grid = F.affine_grid(views["affine"], [*x.shape[:2], side, side], align_corners=False)
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return _colour(x, part, views)
 

@@ -5,37 +5,49 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dermaudit.console import say
 from dermaudit.data import Manifest, decode_all
 from dermaudit.distributed import World
-from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
+from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.files import sha256_file, sha256_json
 from dermaudit.towers import load_model, save_local_dir
 
 from .card import card
 from .facts import Fact, corpus, facts_of
-from .masked import MaskedLatent, Teacher
+from .masked import MaskedLatent
 from .probe import measure
 from .recipe import Recipe
 from .source import Files, FromShards, Memory, Source
 from .stages import ContrastiveStage, MaskedStage, Stage
 from .start import Start, make_start
 from .state import seed_of
-from .trainer import Plan, train
+from .teachers import content_of, disease_similarity, knowledge_encoder, make_teacher
+from .trainer import LOG_FILE, Plan, require_batch, train
 from .views import ColumnTexts, FactTexts, Texts
 
 ALONE = World()
-_IN_MEMORY = 4 << 30  # bytes of decoded images; more is streamed
+_IN_MEMORY = 4 << 30  # bytes of decoded images of all processes of a machine; more is streamed
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is known of the train images: `data` (their rows), `in_whole` (their rows in the whole
+    manifest), `captioned` (those that stage 2 takes), `texts`, `facts`, and all texts for a tokenizer."""
+
+    data: Manifest
+    in_whole: list[int]
+    captioned: np.ndarray
+    texts: Texts
+    facts: list[Fact]
+    corpus: list[str]
 
 
 def build_and_train(
@@ -48,94 +60,90 @@ def build_and_train(
     resume: bool,
     shards: Any = None,
     test: Manifest | None = None,
-    overrides: Sequence[str] = (),
+    given: Sequence[str] = (),
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Train on the train split of `manifest`, write `out`, measure the reloaded file on `test`.
 
     `shards`: a Shards whose table `manifest` is; images are then read from it. `test`: where the
-    figures come from; `manifest` when its image files are there, without either none are taken.
+    figures come from; `manifest` when its image files are there, without either none are taken. `given`: the
+    words of the command behind `dermaudit pretrain`, for the card.
     """
     torch.set_num_threads(threads)
-    subset, rows, texts, facts, said = _captions(recipe, manifest)
-    start = make_start(recipe, said, work)
+    said = _captions(recipe, manifest)
+    require_batch(len(said.captioned) if recipe.contrastive.epochs else said.data.n, recipe)
+    if test is None and shards is None:
+        test = manifest
+    hashes = _hashes(said, shards) if world.leads else {}
+    if world.leads and test is not None:
+        _refuse_leak(test, set(hashes.values()), manifest.path)
+    start = make_start(recipe, said.corpus, work)
     # What a model starts from says its size and its normalisation.
     recipe = _as_started(recipe, start)
-    source, kept, skipped = _source(recipe, subset, rows, shards)
-    if len(kept) < subset.n:
-        subset = subset.take(kept)
-        facts = [replace(f, values=f.values[kept]) for f in facts]
-        texts = texts.take(kept) if isinstance(texts, ColumnTexts) else _fact_texts(recipe, facts)
-    say(f"  {source.n} train images, {skipped} skipped, {len(facts)} facts")
-    identity = {
-        "key": sha256_json(_identity(recipe, subset, source, texts, facts)),
-        "processes": world.size,
-    }
-    stages = _stages(recipe, start, texts, facts, subset)
-    started = time.monotonic()
-    plan = Plan(recipe, source, work, identity, world, threads)
-    weights = train(plan, stages, resume=resume)
-    minutes = (time.monotonic() - started) / 60
+    stages = _stages(recipe, start, said, world)
+    source, skipped = _source(recipe, said, shards, threads)
+    stages[-1].source = source.only(said.captioned) if recipe.contrastive.epochs else source
+    if len(stages) > 1:
+        stages[0].source = source
+    say(f"  {source.n} train images, {skipped} skipped, {len(said.facts)} facts")
+    facts = _identity(recipe, said, source)
+    identity = {"key": sha256_json(facts), "facts": facts, "processes": world.size}
+    weights, seconds = train(Plan(recipe, work, identity, world, threads), stages, resume=resume)
     model = start.model.cpu()
     model.load_state_dict({name: value.cpu() for name, value in weights.items()})
     summary = {
         "out": str(out),
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "set": list(overrides),
+        "given": list(given),
         "n_train": source.n,
         "n_skipped": skipped,
-        "minutes": round(minutes, 2),
+        "minutes": round(seconds / 60, 2),
         "threads": threads,
         "processes": world.size,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     if world.leads:
-        summary["n_failed"] = _failed(work / "log.jsonl")
-        hashes = _hashes(subset, rows, shards)
-        if test is None and shards is None:
-            test = manifest
+        summary["n_failed"] = _failed(work / LOG_FILE)
         # The others need not wait: measuring may take longer than a process group allows.
-        summary["test"] = _write(recipe, start, model, subset, hashes, test, out, work, summary)
+        used = [hashes[row] for row in source.rows.tolist() if row in hashes]
+        summary["test"] = _write(recipe, start, said.data, used, test, out, work, summary)
+        _tell(summary)
     return summary
 
 
-def _captions(recipe: Recipe, manifest: Manifest):
-    """(train rows of the manifest, their numbers, captions, facts, every text)."""
+def _captions(recipe: Recipe, manifest: Manifest) -> Said:
     rows = [i for i, split in enumerate(manifest.splits) if split == "train"]
     if not rows:
         raise EvidenceError(f"{manifest.path} has no row in the train split")
     part = recipe.contrastive
-    subset = manifest.take(rows)
+    data = manifest.take(rows)
+    everyone = np.arange(data.n)
     if not part.epochs:  # stage 1 needs images alone
-        return subset, rows, _fact_texts(recipe, []), [], []
-    texts: Texts
-    if part.captions == "columns":
-        texts = ColumnTexts(subset)
-        with_caption = [i for i in range(subset.n) if texts.has_caption(i)]
-        if not with_caption:
+        return Said(data, rows, everyone, FactTexts([], part.keep, part.deny), [], [])
+    facts: list[Fact] = []
+    if part.captions == "facts" or part.aspect_weight or part.local_weight:
+        facts = [f for f in facts_of(data, part.columns) if np.nansum(f.values) > 0]
+    if part.captions == "facts":
+        if not facts:
             raise EvidenceError(
-                f"{manifest.path} has no caption in its train split",
-                "write a `caption` column, or --set contrastive.captions=facts",
+                f"{manifest.path} says nothing about its images (no label, artifact: or concept: "
+                "column)",
+                "a contrastive stage needs captions: add label columns, or captions with "
+                "--set contrastive.captions=columns",
             )
-        if len(with_caption) < subset.n:
-            say(f"  {subset.n - len(with_caption)} train images have no caption and are left out")
-            rows = [rows[i] for i in with_caption]
-            subset, texts = manifest.take(rows), texts.take(with_caption)
-    facts = [f for f in facts_of(subset, part.columns) if np.nansum(f.values) > 0]
-    if part.captions == "columns":
-        return subset, rows, texts, facts, [*texts.all(), *corpus(facts)]
-    if not facts:
+        texts: Texts = FactTexts(facts, part.keep, part.deny)
+        return Said(data, rows, everyone, texts, facts, corpus(facts))
+    texts = ColumnTexts(data)
+    captioned = np.array([i for i in range(data.n) if texts.has_caption(i)], dtype=np.int64)
+    if not len(captioned):
         raise EvidenceError(
-            f"{manifest.path} says nothing about its images (no label, artifact: or concept: column)",
-            "a contrastive stage needs captions: add label columns, or captions with "
-            "--set contrastive.captions=columns",
+            f"{manifest.path} has no caption in its train split",
+            "write a `caption` column, or --set contrastive.captions=facts",
         )
-    return subset, rows, _fact_texts(recipe, facts), facts, corpus(facts)
-
-
-def _fact_texts(recipe: Recipe, facts: list[Fact]) -> FactTexts:
-    return FactTexts(facts, recipe.contrastive.keep, recipe.contrastive.deny)
+    if len(captioned) < data.n:
+        say(f"  {data.n - len(captioned)} train images have no caption: stage 2 leaves them out")
+    return Said(data, rows, captioned, texts, facts, [*texts.all(), *corpus(facts)])
 
 
 def _as_started(recipe: Recipe, start: Start) -> Recipe:
@@ -153,171 +161,116 @@ def _as_started(recipe: Recipe, start: Start) -> Recipe:
     return recipe.model_copy(update={"model": part})
 
 
-def _source(
-    recipe: Recipe, subset: Manifest, rows: list[int], shards: Any
-) -> tuple[Source, np.ndarray, int]:
-    size = recipe.image_size
-    everything = np.arange(subset.n)
+def _source(recipe: Recipe, said: Said, shards: Any, threads: int) -> tuple[Source, int]:
+    """(images of every train row, how many could not be read while decoding ahead)."""
+    size, data = recipe.decode_size, said.data
     if shards is not None:
-        return FromShards(shards, rows, size), everything, 0
-    small = subset.n * size * size * 3 <= _IN_MEMORY
+        return FromShards(shards, said.in_whole, size), 0
+    small = data.n * size * size * 3 <= _IN_MEMORY
     if recipe.data == "stream" or (recipe.data == "auto" and not small):
-        return Files(subset.paths(), size), everything, 0
-    pixels, kept, skipped = decode_all(subset, size)
+        return Files(data.paths(), size), 0
+    pixels, kept, skipped = decode_all(data, size, threads=threads)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    return Memory(images), kept, len(skipped)
+    return Memory(images, kept), len(skipped)
 
 
-def _identity(
-    recipe: Recipe, subset: Manifest, source: Source, texts: Texts, facts: list[Fact]
-) -> dict[str, Any]:
-    """What a training that is resumed must share with the one that was stopped."""
-    pixels = int(source.images.sum(dtype=torch.int64)) if isinstance(source, Memory) else None
-    plan = recipe.model_dump(mode="json", exclude={"checkpoint_every"})
+def _identity(recipe: Recipe, said: Said, source: Source) -> dict[str, Any]:
+    """What a training that is resumed must share with the one that was stopped. Learning rates, warm-up
+    and clipping may change: that is how a loss that is not finite is mended."""
+    plan = recipe.model_dump(mode="json", exclude={"checkpoint_every", "warmup", "clip_norm"})
+    for stage in ("masked", "contrastive"):
+        for name in ("lr", "warmup", "clip_norm"):
+            plan[stage].pop(name, None)
+    part = recipe.contrastive.knowledge
+    others = (
+        recipe.model.init, recipe.model.vision_init, recipe.masked.teacher, part.encoder,
+        part.ontology, recipe.model.text_cfg.get("hf_model_name", ""),
+    )
+    facts = hashlib.sha256()
+    for fact in said.facts:
+        facts.update(repr((fact.name, fact.said, fact.denied)).encode())
+        facts.update(fact.values.tobytes())
     return {
-        "recipe": plan,
-        "n": source.n,
-        "manifest": subset.sha256(),
-        "pixels": pixels,
-        "facts": {f.name: [*f.said, *f.denied, f.values.tobytes().hex()] for f in facts},
+        **_flat(plan),
+        "manifest": said.data.sha256(),
+        "rows": hashlib.sha256(source.rows.tobytes()).hexdigest(),
+        "pixels": int(source.images.sum(dtype=torch.int64)) if isinstance(source, Memory) else None,
+        "facts": facts.hexdigest(),
+        "others": [content_of(name) for name in others],
     }
 
 
-def _stages(
-    recipe: Recipe, start: Start, texts: Texts, facts: list[Fact], subset: Manifest
-) -> list[Stage]:
+def _flat(plan: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"contrastive.make.sigma": 0.3, …}"""
+    found: dict[str, Any] = {}
+    for name, value in plan.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def _stages(recipe: Recipe, start: Start, said: Said, world: World) -> list[Stage]:
+    """The stages without their images, which come last: what is wrong is found before they are read."""
     stages: list[Stage] = []
+    nothing = Source([])
     if recipe.masked.epochs:
         torch.manual_seed(seed_of(recipe.seed, "masked-init"))
         part = recipe.masked
-        teacher = None if part.teacher == "ema" else _teacher(recipe, start)
+        visual = start.model.visual
+        teacher = None if part.teacher == "ema" else make_teacher(recipe, visual)
         objective = MaskedLatent(
-            start.model.visual, recipe.image_size, depth=part.depth, teacher=teacher,
-            weights=part.weights,
+            visual, recipe.image_size, depth=part.depth, teacher=teacher, weights=part.weights
         )
-        stages.append(MaskedStage(recipe, start.model, objective))
-    if not recipe.contrastive.epochs:
-        return stages
-    torch.manual_seed(seed_of(recipe.seed, "contrastive-init"))
-    similarity, diseases = _diseases(recipe, subset)
-    stages.append(
-        ContrastiveStage(
-            recipe, start.model, start.tokenize, texts, facts,
-            knowledge=_knowledge(recipe), similarity=similarity, diseases=diseases,
+        stages.append(MaskedStage(recipe, start.model, objective, nothing))
+    if recipe.contrastive.epochs:
+        torch.manual_seed(seed_of(recipe.seed, "contrastive-init"))
+        similarity, diseases = disease_similarity(recipe, said.data)
+        width = int(start.model_cfg["embed_dim"])
+        stages.append(
+            ContrastiveStage(
+                recipe, start.model, start.tokenize, said.texts, said.facts, nothing,
+                knowledge=knowledge_encoder(recipe, width, world.device),
+                similarity=similarity, diseases=diseases,
+            )
         )
-    )
+    if world.size > 1:
+        _share_statistics(start.model, world)
     return stages
 
 
-def _teacher(recipe: Recipe, start: Start) -> Teacher:
-    """The teacher at the size that gives the student's grid; its normalisation is made up for."""
-    from .tokens import TokenReader
-
-    tower = load_model(recipe.masked.teacher)
-    config = tower.preprocess_config
-    grid = TokenReader(start.model.visual, recipe.image_size).grid
-    visual = tower.release().visual
-    size = resize_grid(visual, grid, recipe.masked.teacher)
-    mine, theirs = (recipe.model.mean, recipe.model.std), (config["mean"], config["std"])
-    scale = [a / b for a, b in zip(mine[1], theirs[1], strict=True)]
-    shift = [(a - b) / s for a, b, s in zip(mine[0], theirs[0], theirs[1], strict=True)]
-    return Teacher(visual, size, (scale, shift))
-
-
-def resize_grid(visual: torch.nn.Module, grid: tuple[int, int], name: str) -> int:
-    """Bring a teacher to the student's grid: the side of its input in pixels.
-
-    A /14 teacher of a 14 x 14 student gets 196 px; its position embedding is resampled (bicubic), as
-    open_clip does on loading. Errors: ForeignArtifactError when the tower cannot be resized.
-    """
-    from .tokens import TokenReader
-
-    size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
-    reader = TokenReader(visual, size)
-    if reader.grid == grid:
-        return size
-    side = size // reader.grid[0] * grid[0]
-    if reader.family == "open_clip ViT":
-        from open_clip.model import resize_pos_embed
-
-        state = {"visual.positional_embedding": visual.positional_embedding.data}
-        holder = torch.nn.Module()
-        holder.visual = visual
-        visual.grid_size, visual.image_size = grid, (side, side)
-        resize_pos_embed(state, holder)
-        visual.positional_embedding = torch.nn.Parameter(state["visual.positional_embedding"])
-        return side
-    trunk = getattr(visual, "trunk", None)
-    if hasattr(trunk, "set_input_size"):
-        trunk.set_input_size((side, side))
-        visual.image_size = (side, side)
-        return side
-    raise ForeignArtifactError(
-        f"the teacher {name} has {reader.grid[0]} x {reader.grid[1]} cells, the student "
-        f"{grid[0]} x {grid[1]}, and its tower cannot be resized",
-        'choose a teacher with the student\'s grid, or masked.teacher = "ema"',
-    )
-
-
-def _knowledge(recipe: Recipe) -> Callable[[list[str]], Tensor] | None:
-    part = recipe.contrastive.knowledge
-    if not part.encoder:
-        return None
-    tower = load_model(part.encoder)
-    fresh = not recipe.model.init
-    if fresh and tower.d_pooled != recipe.model.embed_dim:
-        raise UserInputError(
-            f"the knowledge encoder {part.encoder} has {tower.d_pooled} dimensions, the recipe's "
-            f"embedding {recipe.model.embed_dim}",
-            "choose an encoder of the same width, or set model.embed_dim",
+def _share_statistics(model: torch.nn.Module, world: World) -> None:
+    """Batch norm over all processes on GPUs; on the CPU torch has none, and that is said."""
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    if world.device.type == "cuda":
+        model.visual = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.visual)
+    else:
+        say(
+            f"  the image tower has {len(norms)} batch norms: each process normalises its own rows, so "
+            "the result depends on the number of processes"
         )
-    return tower.encode_text
-
-
-def _diseases(recipe: Recipe, subset: Manifest) -> tuple[Tensor | None, np.ndarray | None]:
-    """Similarities between diseases of the ontology (1 − Wu–Palmer distance), and each row's disease."""
-    part = recipe.contrastive.knowledge
-    if not part.soft:
-        return None, None
-    from dermaudit.ontology import SEPARATOR, Ontology
-
-    ontology = Ontology.load(part.ontology)
-    words = [
-        path.split(SEPARATOR)[-1] if path else label
-        for path, label in zip(subset.column("ontology", ""), subset.column("label", ""), strict=True)
-    ]
-    nodes = [ontology.find(word) if word else None for word in words]
-    known = sorted({node for node in nodes if node is not None})
-    if not known:
-        raise EvidenceError(
-            f"no train image of {subset.path} has a disease that {part.ontology} knows",
-            "write an `ontology` column: dermaudit data subcaptions --ontology",
-        )
-    place = {node: i for i, node in enumerate(known)}
-    similarity = 1 - torch.from_numpy(np.asarray(ontology.distances(known), dtype=np.float32))
-    n_unknown = sum(node is None for node in nodes)
-    if n_unknown:
-        say(f"  {n_unknown} train images have no disease of the ontology: their targets stay hard")
-    return similarity, np.array([-1 if node is None else place[node] for node in nodes])
 
 
 def _write(
-    recipe: Recipe, start: Start, model: torch.nn.Module, subset: Manifest, hashes: list[str],
-    test: Manifest | None, out: Path, work: Path, summary: dict[str, Any],
-) -> dict[str, Any]:
-    """The checkpoint, measured from its file, with the card that says so; returns the figures."""
-    save = {
-        "model_cfg": start.model_cfg,
-        "preprocess_cfg": start.preprocess_cfg,
-        "tokenizer": start.tokenizer,
-        "training_hashes": hashes,
-        "overwrite": True,
-    }
-    save_local_dir(out, model, card="", **save)
-    figures = measure(load_model(f"local-dir:{out}"), test) if test is not None else {}
-    licences = sorted({str(w) for w in subset.column("licence", "unknown") if w})
-    save_local_dir(out, model, card=card(recipe, summary, licences, figures), **save)
-    shutil.copy(work / "log.jsonl", out / "training_log.jsonl")
+    recipe: Recipe, start: Start, data: Manifest, hashes: list[str], test: Manifest | None,
+    out: Path, work: Path, summary: dict[str, Any],
+) -> dict[str, Any] | None:
+    """The checkpoint, then its figures from the file, with the card that says so; returns the figures."""
+    licences = sorted({str(w) for w in data.column("licence", "unknown")})
+
+    def write(figures: dict[str, Any] | None) -> None:
+        save_local_dir(
+            out, start.model, model_cfg=start.model_cfg, preprocess_cfg=start.preprocess_cfg,
+            tokenizer=start.tokenizer, card=card(recipe, summary, licences, figures),
+            training_hashes=hashes, overwrite=True,
+        )
+        shutil.copy(work / LOG_FILE, out / "training_log.jsonl")
+
+    write(None)
+    figures = None
+    if test is not None:
+        figures = measure(load_model(f"local-dir:{out}"), test)
+        write(figures)
     shutil.rmtree(work, ignore_errors=True)
     return figures
 
@@ -328,8 +281,33 @@ def _failed(log: Path) -> int:
     return sum(json.loads(line).get("failed", 0) for line in lines)
 
 
-def _hashes(subset: Manifest, rows: list[int], shards: Any) -> list[str]:
-    """sha256 of every training image file; in shards, of what was packed."""
+def _tell(summary: dict[str, Any]) -> None:
+    """Where the checkpoint is and how well it does, as the last thing said."""
+    figures = summary["test"]
+    if figures is None:
+        told = "not measured: give test images with --test"
+    elif not figures:
+        told = "not measured: no label has enough test images"
+    else:
+        probe = np.mean([row["probe"] for row in figures.values()])
+        told = f"mean probe AUROC of {len(figures)} labels on test {probe:.3f} (intervals in its README.md)"
+    say(f"\n{summary['out']}: written after {summary['minutes']:.1f} minutes; {told}")
+
+
+def _hashes(said: Said, shards: Any) -> dict[int, str]:
+    """sha256 of every training image file, by row; in shards, of what was packed."""
     if shards is None:
-        return [sha256_file(path) for path in subset.paths() if path.is_file()]
-    return [hashlib.sha256(shards.read(int(row))).hexdigest() for row in rows]
+        paths = enumerate(said.data.paths())
+        return {row: sha256_file(path) for row, path in paths if path.is_file()}
+    packed = enumerate(said.in_whole)
+    return {row: hashlib.sha256(shards.read(int(at))).hexdigest() for row, at in packed}
+
+
+def _refuse_leak(test: Manifest, seen: set[str], trained_on: Path) -> None:
+    """UserInputError when a test image is a training image: said before training, not after it."""
+    for path, split in zip(test.paths(), test.splits, strict=True):
+        if split == "test" and path.is_file() and sha256_file(path) in seen:
+            raise UserInputError(
+                f"{path} is in the test split, and a train image of {trained_on} is the same file",
+                "give both one group or remove one: dermaudit data check names them all",
+            )

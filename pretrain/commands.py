@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dermaudit.errors import UserInputError
+from dermaudit.towers.names import CONFIG_FILE
 
 
 def pretrain(
@@ -35,7 +35,7 @@ def pretrain(
         Path | None, typer.Option(help="data set whose test split is measured (default: --data)")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun each process its own")] = "cpu",
-    threads: Annotated[int, typer.Option(help="torch threads, and images read at once")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="torch threads, and images read at once")] = 2,
     resume: Annotated[bool, typer.Option(help="go on where a stopped run was")] = False,
     skip_lost: Annotated[
         bool, typer.Option("--skip-lost", help="go on without shards that are missing or cut off")
@@ -51,37 +51,78 @@ def pretrain(
 
     overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
     plan = load_recipe(recipe, overrides)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise UserInputError(
-            f"{out} already holds a checkpoint", "use --force to replace it, or another --out"
-        )
+    _check_out(out, resume, force)
     if plan.precision == "bf16" and not device.startswith("cuda"):
         raise UserInputError(
             f"the recipe {plan.name} computes in bf16, which is very slow on a CPU",
             "use --device cuda, or --set precision=float32",
         )
+    from dermaudit.console import say
     from dermaudit.data import Manifest
 
     manifest, shards = open_data(data, strict=not skip_lost)
     scored = Manifest.load(test) if test is not None else None
     if dry_run:
         n = sum(split == "train" for split in manifest.splits)
+        stages = {"masked": plan.masked.epochs, "contrastive": plan.contrastive.epochs}
+        told = ", ".join(f"{epochs:g} epochs {name}" for name, epochs in stages.items() if epochs)
+        say(f"{out}: would be trained by {plan.name} on {n} images of {data}: {told}, batch {plan.batch}")
         return {"recipe": plan.model_dump(mode="json"), "n_train": n, "out": str(out)}
-    from dermaudit.distributed import barrier, join_world
+    from dermaudit.distributed import join_world
 
     from .build import build_and_train
+    from .state import STATE_FILE
 
     work = out.with_name(f".{out.name}.training")
+    if (work / STATE_FILE).is_file() and not resume and not force:
+        raise UserInputError(
+            f"{work} holds an unfinished training",
+            "go on with it: --resume, or begin again: --force",
+        )
+    _make_folder(work)
     with join_world(device) as world:
         if not world.leads:
             os.environ["DERMAUDIT_QUIET"] = "1"
-        elif not resume:
-            shutil.rmtree(work, ignore_errors=True)
-        barrier()
         return build_and_train(
             plan, manifest, out, work, threads=threads, resume=resume, shards=shards, test=scored,
-            overrides=set_ or [], world=world,
+            given=[
+                recipe, "--seed", str(plan.seed), "--threads", str(threads), "--device", device,
+                *(word for text in set_ or [] for word in ("--set", text)),
+            ],
+            world=world,
         )
+
+
+def _check_out(out: Path, resume: bool, force: bool) -> None:
+    """UserInputError unless `out` can become a checkpoint without losing anything that is not one."""
+    if not out.name:
+        raise UserInputError(f"--out {out} has no name", "name the checkpoint's folder")
+    if out.exists() and not out.is_dir():
+        raise UserInputError(f"--out {out} is a file", "choose a folder")
+    held = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if not held:
+        return
+    if CONFIG_FILE not in held:
+        raise UserInputError(
+            f"--out {out} holds files that are no checkpoint ({held[0]})", "choose another --out"
+        )
+    if resume and not out.with_name(f".{out.name}.training").is_dir():
+        raise UserInputError(
+            f"{out} is finished: there is nothing to resume", "use --force to train it anew"
+        )
+    if not force:
+        raise UserInputError(
+            f"{out} already holds a checkpoint", "use --force to replace it, or another --out"
+        )
+
+
+def _make_folder(work: Path) -> None:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserInputError(
+            f"--out: the folder {work} cannot be made: {error.strerror}", "choose another --out"
+        ) from error
 
 
 def open_data(path: Path, *, strict: bool = True) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ three places; each is a switch, and the formula is the default:
   weights z / Σz. Code, "image_to_text": each image's pooled patches against all texts, weights cut at `sigma`
   and of unit length.
 - `weights`. Formula, "ratio": t_id · t_ij over its maximum among the image's sub-captions, both ways. Code,
-  "softmax": the softmax of the same before the ratio, image → text only.
+  "softmax": the softmax of the same before the ratio, and text → image is not weighted.
 
 `weights="none"` turns them off (DermFM-Zero-Open). The code's index errors are not offered. Sums are divided
 by the sum of the weights, in the formula too, so that learning rates do not depend on the number of views.
@@ -84,9 +84,9 @@ def make_loss(
     all_mask = _gather_bool(mask)
     whole = _Batch(all_images, all_texts, all_mask, rank() * len(images))
     if switches.denominator == "view":
-        contrastive = _per_view(images, texts, mask, weight, scale, whole, soft)
+        contrastive = _per_view(images, texts, mask, weight, scale, whole, switches, soft)
     else:
-        contrastive = _over_all(images, texts, mask, weight, scale, whole, switches.mask_positives)
+        contrastive = _over_all(images, texts, mask, weight, scale, whole, switches)
     if pooled is None:
         alignment = contrastive.new_zeros(())
     elif switches.alignment == "text_to_image":
@@ -128,7 +128,7 @@ def pool_patches(
     """One vector an image (b, d): patches (b, c, d) weighed by their cosine with its raw caption (b, d).
 
     Negative cosines weigh nothing: the formula's z / Σz has no meaning where they sum to zero. An image
-    without raw caption has the mean of its patches.
+    without raw caption, or with no patch that looks like it, has the mean of its patches.
     """
     z = torch.einsum("bcd,bd->bc", patches, raw)
     if switches.alignment == "text_to_image":
@@ -136,11 +136,14 @@ def pool_patches(
         z = z / z.sum(1, keepdim=True).clamp(min=_EPS)
     else:
         z = F.normalize(z * (z >= switches.sigma), dim=1)
-    z = torch.where(has_raw[:, None], z, 1 / patches.shape[1])
+    looks = has_raw & (z > 0).any(1)
+    z = torch.where(looks[:, None], z, 1 / patches.shape[1])
     return torch.einsum("bc,bcd->bd", z, patches)
 
 
-def _per_view(images, texts, mask, weight, scale, whole: _Batch, soft) -> Tensor:
+def _per_view(
+    images, texts, mask, weight, scale, whole: _Batch, switches: MakeSwitches, soft
+) -> Tensor:
     """Each view against the same view of all images, both ways."""
     # (view, own image, whole batch)
     to_texts = scale * torch.einsum("id,jkd->kij", images, whole.texts)
@@ -148,8 +151,16 @@ def _per_view(images, texts, mask, weight, scale, whole: _Batch, soft) -> Tensor
     to_images = to_texts.mT if alone else scale * torch.einsum("ikd,jd->kij", texts, whole.images)
     # An absent caption is nobody's negative; an image always is one.
     to_texts = to_texts.masked_fill(_absent(whole.mask, len(images), whole.offset), -torch.inf)
-    loss = sum(_cross_entropy(logits, whole.offset, soft) for logits in (to_texts, to_images))
-    return _weighted_mean(loss.T / 2, weight * mask)
+    to_text, to_image = (
+        _cross_entropy(logits, whole.offset, soft).T for logits in (to_texts, to_images)
+    )
+    return _both_ways(to_text, to_image, weight * mask, mask, switches)
+
+
+def _both_ways(to_text, to_image, weight, mask, switches: MakeSwitches) -> Tensor:
+    """(image → text + text → image) / 2 from (b, N) losses; the code weighs the first alone."""
+    back = mask.to(weight.dtype) if switches.weights == "softmax" else weight
+    return (_weighted_mean(to_text, weight) + _weighted_mean(to_image, back)) / 2
 
 
 def _absent(mask: Tensor, b: int, offset: int) -> Tensor:
@@ -172,15 +183,14 @@ def _cross_entropy(logits: Tensor, offset: int, soft: Tensor | None) -> Tensor:
     return -(target * log_p.masked_fill(~seen, 0.0)).sum(-1)
 
 
-def _over_all(images, texts, mask, weight, scale, whole: _Batch, mask_positives: bool) -> Tensor:
-    """Image → all texts of the batch; text → all images, unweighted (as the code does)."""
+def _over_all(images, texts, mask, weight, scale, whole: _Batch, switches: MakeSwitches) -> Tensor:
+    """Image → all texts of the batch; text → all images."""
     to_texts = scale * images @ whole.texts.flatten(0, 1).T
-    to_text = _negative_log(to_texts, whole, mask_positives)
+    to_text = _negative_log(to_texts, whole, switches.mask_positives)
     rows = torch.arange(len(images), device=images.device)
     logits = scale * torch.einsum("ikd,jd->ikj", texts, whole.images)
     to_image = -logits.log_softmax(-1)[rows, :, rows + whole.offset]
-    ones = mask.to(to_image.dtype)
-    return (_weighted_mean(to_text, weight * mask) + _weighted_mean(to_image, ones)) / 2
+    return _both_ways(to_text, to_image, weight * mask, mask, switches)
 
 
 def _negative_log(logits: Tensor, whole: _Batch, mask_positives: bool) -> Tensor:

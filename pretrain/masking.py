@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import torch
 
 _MIN_BLOCK = 16  # cells of a block on a grid of 14 x 14; smaller grids take a like share
@@ -14,18 +15,19 @@ _TRIES = 10
 
 def block_mask(
     grid: tuple[int, int], count: int, rng: random.Random, *, min_block: int | None = None
-) -> torch.Tensor:
+) -> np.ndarray:
     """Boolean (rows · columns,), row-major, with exactly `count` true.
 
-    Rectangles of at least `min_block` cells (16 of 196, or as many of a smaller grid) and of an aspect
-    ratio between 0.3 and 1 / 0.3 are laid over each other until no block fits any more; what is then
-    missing is grown from the border of what is masked, so that the count is exact.
+    Rectangles of about `min_block` cells or more (16 of 196, or as many of a smaller grid) and of an
+    aspect ratio of about 0.3 … 1 / 0.3 (sides are rounded) are laid over each other until ten tries in a
+    row find none that fits; what is then missing is grown from the border of what is masked, so that the
+    count is exact.
     """
     rows, columns = grid
     if not 0 <= count <= rows * columns:
         raise ValueError(f"{count} of {rows * columns} cells cannot be masked")
     least = min_block or max(1, round(_MIN_BLOCK * rows * columns / 196))
-    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    mask = np.zeros((rows, columns), dtype=bool)
     left = count
     while left >= least:
         added = _add_block(mask, least, left, rng)
@@ -34,10 +36,10 @@ def block_mask(
         left -= added
     while left:
         left -= _grow(mask, left, rng)
-    return mask.flatten()
+    return mask.ravel()
 
 
-def _add_block(mask: torch.Tensor, least: int, most: int, rng: random.Random) -> int:
+def _add_block(mask: np.ndarray, least: int, most: int, rng: random.Random) -> int:
     """Mask one more rectangle with between 1 and `most` new cells; how many were new (0: none fits)."""
     rows, columns = mask.shape
     for _ in range(_TRIES):
@@ -48,36 +50,28 @@ def _add_block(mask: torch.Tensor, least: int, most: int, rng: random.Random) ->
             continue
         top, left = rng.randint(0, rows - height), rng.randint(0, columns - width)
         block = mask[top : top + height, left : left + width]
-        new = height * width - int(block.sum())
+        new = height * width - int(np.count_nonzero(block))
         if 0 < new <= most:
-            block.fill_(True)
+            block.fill(True)
             return new
     return 0
 
 
-def _grow(mask: torch.Tensor, most: int, rng: random.Random) -> int:
+def _grow(mask: np.ndarray, most: int, rng: random.Random) -> int:
     """Mask up to `most` free cells beside masked ones (any free cell when nothing is masked)."""
-    rows, columns = mask.shape
-    free = [(r, c) for r in range(rows) for c in range(columns) if not mask[r, c]]
-    beside = [
-        (r, c)
-        for r, c in free
-        if any(
-            0 <= r + dr < rows and 0 <= c + dc < columns and mask[r + dr, c + dc]
-            for dr, dc in ((0, 1), (1, 0), (0, -1), (-1, 0))
-        )
-    ]
-    picked = rng.sample(beside or free, min(most if beside else 1, len(beside or free)))
-    for r, c in picked:
-        mask[r, c] = True
+    wide = np.pad(mask, 1)
+    near = wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
+    beside = np.flatnonzero(near & ~mask)
+    free = beside if len(beside) else np.flatnonzero(~mask)
+    picked = rng.sample(free.tolist(), min(most if len(beside) else 1, len(free)))
+    mask.ravel()[picked] = True
     return len(picked)
 
 
-def block_masks(
-    seeds: list[int], grid: tuple[int, int], share: float
-) -> torch.Tensor:
+def block_masks(seeds: list[int], grid: tuple[int, int], share: float) -> torch.Tensor:
     """Boolean (n, cells), one row a seed, each with exactly round(share · cells) true, at least 1 and
     at most cells − 1. A row depends on its seed alone, not on its place in the batch."""
     cells = grid[0] * grid[1]
     count = min(cells - 1, max(1, round(share * cells)))
-    return torch.stack([block_mask(grid, count, random.Random(seed)) for seed in seeds])
+    masks = [block_mask(grid, count, random.Random(seed)) for seed in seeds]
+    return torch.from_numpy(np.stack(masks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ _BUNDLED = Path(__file__).parent / "recipes"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelPart(_Part):
@@ -52,12 +53,15 @@ class ModelPart(_Part):
                 raise ValueError(f"{key} must be a whole number above 0")
         if self.vision_cfg.get("panderm", "base") not in ("base", "large"):
             raise ValueError("vision_cfg.panderm must be base or large")
+        if min(self.std) <= 0:
+            raise ValueError("std must be above 0")
         return self
 
 
 class AugmentPart(_Part):
     """Random views of a training image. `rotate` in radians; `scale`, `shift` and `crop` as shares (crop:
-    of the area); `jitter_p` and `grayscale` are chances."""
+    of the area, cut from an image decoded larger); `colour` is a gain of each channel; `jitter_p` and
+    `grayscale` are chances."""
 
     flip: bool = True
     rotate: float = 0.25
@@ -71,10 +75,19 @@ class AugmentPart(_Part):
     jitter_p: float = Field(1.0, ge=0, le=1)
     grayscale: float = Field(0.0, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _shares(self) -> AugmentPart:
+        if not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError("crop must be two shares, 0 < low <= high <= 1")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError("scale must be two numbers, 0 < low <= high")
+        return self
+
 
 class MaskedPart(_Part):
     """Stage 1, masked latent modelling: the share of cells masked (in blocks), who is predicted, the
-    depth of the latent regressor, and the weights of class token, visible and masked cells."""
+    depth of the latent regressor, and the weights of class token, visible and masked cells. `warmup`,
+    `weight_decay` and `clip_norm` are those of the recipe where they are left out."""
 
     epochs: float = Field(0.0, ge=0)
     mask: float = Field(0.5, gt=0, lt=1)
@@ -82,7 +95,16 @@ class MaskedPart(_Part):
     ema: float = Field(0.996, ge=0, lt=1)
     depth: int = Field(1, ge=1)
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    lr: float = 5e-4
+    lr: float = Field(5e-4, gt=0)
+    warmup: int | None = Field(None, ge=0)
+    weight_decay: float | None = Field(None, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _weighs(self) -> MaskedPart:
+        if min(self.weights) < 0 or not sum(self.weights):
+            raise ValueError("weights must be three numbers of 0 or more, not all 0")
+        return self
 
 
 class MakePart(_Part):
@@ -127,7 +149,7 @@ class ContrastivePart(_Part):
     local_weight: float = Field(0.0, ge=0)
     keep: float = Field(0.7, ge=0, le=1)
     deny: float = Field(0.15, ge=0, le=1)
-    lr: float = 1e-3
+    lr: float = Field(1e-3, gt=0)
     columns: tuple[str, ...] = ()  # further manifest columns whose values captions may say
 
     @model_validator(mode="after")
@@ -138,7 +160,10 @@ class ContrastivePart(_Part):
             raise ValueError("knowledge.soft needs knowledge.ontology, a file")
         if self.gather == "full" and self.loss != "clip":
             raise ValueError('gather = "full" is there for loss = "clip" alone')
-        if not (self.clip_weight or self.aspect_weight or self.local_weight):
+        captions = self.clip_weight and (
+            self.loss != "make" or self.make.lambda_m or self.make.lambda_s
+        )
+        if not (captions or self.aspect_weight or self.local_weight):
             raise ValueError("all weights are 0: nothing would be learned")
         return self
 
@@ -152,7 +177,7 @@ class Recipe(_Part):
 
     format_version: Literal[1] = 1
     name: str
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=1 << 63)
     batch: int = Field(64, gt=1)
     accumulate: int = Field(1, ge=1)
     precision: Literal["float32", "bf16"] = "float32"
@@ -161,9 +186,9 @@ class Recipe(_Part):
     data: Literal["auto", "memory", "stream"] = "auto"
     optimizer: Literal["adamw", "muon"] = "adamw"
     eps: float = Field(1e-6, gt=0)
-    warmup: int = 50
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
+    warmup: int = Field(50, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
     weight_ema: float = Field(0.998, ge=0, lt=1)
     model: ModelPart
     augment: AugmentPart = AugmentPart()
@@ -176,12 +201,20 @@ class Recipe(_Part):
             raise ValueError(f"batch {self.batch} cannot be cut into {self.accumulate} equal parts")
         if not (self.masked.epochs or self.contrastive.epochs):
             raise ValueError("masked.epochs and contrastive.epochs are both 0: nothing would be done")
+        if self.masked.epochs and self.model.vision_cfg.get("patch_dropout"):
+            raise ValueError("stage 1 takes cells out itself: leave out vision_cfg.patch_dropout")
         return self
 
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels; known once the model is, where it has `init`."""
         return int(self.model.vision_cfg["image_size"])
+
+    @property
+    def decode_size(self) -> int:
+        """Side at which images are decoded: larger where crops will be cut from them, so that the
+        smallest crop has the detail of an input."""
+        return math.ceil(self.image_size / math.sqrt(self.augment.crop[0]))
 
 
 def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -236,7 +269,10 @@ def _sentences(error: ValidationError) -> list[str]:
         where = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             near = closest(str(fault["loc"][-1]), _all_fields())
-            lines.append(f"unknown key '{where}'" + (f": did you mean '{near}'?" if near else ""))
+            # One that is a key elsewhere is told with where it belongs.
+            whole = [f"{part}.{near}" for part in _PARTS if near in _PARTS[part].model_fields]
+            told = f"'{near}'" if near != fault["loc"][-1] or not whole else " or ".join(whole)
+            lines.append(f"unknown key '{where}'" + (f": did you mean {told}?" if near else ""))
         else:
             got = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
             said = fault["msg"].removeprefix("Value error, ")
@@ -244,8 +280,12 @@ def _sentences(error: ValidationError) -> list[str]:
     return lines
 
 
+_PARTS = {
+    "model": ModelPart, "augment": AugmentPart, "masked": MaskedPart,
+    "contrastive": ContrastivePart, "contrastive.make": MakePart,
+    "contrastive.knowledge": KnowledgePart,
+}
+
+
 def _all_fields() -> list[str]:
-    parts = (
-        Recipe, ModelPart, AugmentPart, MaskedPart, ContrastivePart, MakePart, KnowledgePart
-    )
-    return [name for part in parts for name in part.model_fields]
+    return [name for part in (Recipe, *_PARTS.values()) for name in part.model_fields]

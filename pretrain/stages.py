@@ -28,6 +28,7 @@ from .make import MakeSwitches, info_nce, make_loss, pool_patches, soft_targets
 from .masked import MaskedLatent
 from .masking import block_masks
 from .recipe import Recipe
+from .source import Source
 from .tokens import TokenReader, encode_texts
 from .views import Texts
 
@@ -56,8 +57,14 @@ class MaskedStage:
     separable = True
     constant = frozenset()
 
-    def __init__(self, recipe: Recipe, model: nn.Module, objective: MaskedLatent) -> None:
+    def __init__(
+        self, recipe: Recipe, model: nn.Module, objective: MaskedLatent, source: Source
+    ) -> None:
         part = recipe.masked
+        self.source = source
+        self.warmup = recipe.warmup if part.warmup is None else part.warmup
+        self.clip_norm = recipe.clip_norm if part.clip_norm is None else part.clip_norm
+        self.weight_decay = recipe.weight_decay if part.weight_decay is None else part.weight_decay
         self.epochs, self.lr, self.ema, self.mask = part.epochs, part.lr, part.ema, part.mask
         self.recipe, self.model, self.objective = recipe, model, objective
         self.normal = normaliser(recipe, model.logit_scale.dtype)
@@ -65,7 +72,7 @@ class MaskedStage:
         self.trained = [model.visual, objective]
 
     def encode(self, part: Part) -> Encoded:
-        x = self.normal(apply_views(part.images, self.recipe.augment, part.views))
+        x = self.normal(_viewed(self.recipe, part))
         mask = block_masks(part.seeds, self.objective.reader.grid, self.mask).to(x.device)
         return {"distance": self.objective(self.model.visual, x, mask)}
 
@@ -81,6 +88,7 @@ class ContrastiveStage:
 
     `tokenize`: list of str -> ids. `knowledge`: frozen, list of str -> unit rows (KEP).
     `similarity`: (diseases, diseases), with `diseases` (n,) indices into it, -1 where unknown (O-MAKE).
+    Texts, facts and diseases count rows as `source` does.
     """
 
     name = "contrastive"
@@ -94,13 +102,16 @@ class ContrastiveStage:
         tokenize: Callable[[list[str]], Tensor],
         texts: Texts,
         facts: list[Fact],
+        source: Source,
         *,
         knowledge: Callable[[list[str]], Tensor] | None = None,
         similarity: Tensor | None = None,
         diseases: np.ndarray | None = None,
     ) -> None:
         part = self.part = recipe.contrastive
-        self.epochs, self.lr = part.epochs, part.lr
+        self.epochs, self.lr, self.source = part.epochs, part.lr, source
+        self.warmup, self.clip_norm = recipe.warmup, recipe.clip_norm
+        self.weight_decay = recipe.weight_decay
         self.recipe, self.model, self.tokenize, self.texts = recipe, model, tokenize, texts
         self.facts, self.knowledge = facts, knowledge
         self.similarity, self.diseases = similarity, diseases
@@ -125,7 +136,7 @@ class ContrastiveStage:
     # ---- rows through the towers
 
     def encode(self, part: Part) -> Encoded:
-        x = self.normal(apply_views(part.images, self.recipe.augment, part.views))
+        x = self.normal(_viewed(self.recipe, part))
         visual, found = self.model.visual, {}
         if self.reader is None:
             found["images"] = _unit(self.model.encode_image(x))
@@ -140,7 +151,9 @@ class ContrastiveStage:
             found |= self._views(part, rngs)
             if self.needs_cells and self.part.make.lambda_s:
                 has_raw = found["mask"][:, 0] > 0
-                found["pooled"] = pool_patches(cells, found["texts"][:, 0], has_raw, self.switches)
+                raw = _full(found["texts"][:, 0])
+                with torch.autocast(x.device.type, enabled=False):
+                    found["pooled"] = pool_patches(cells, raw, has_raw, self.switches)
         else:
             said = [self.texts.raw(int(r), g) for r, g in zip(part.rows, rngs, strict=True)]
             found["texts"] = self._encode(said)
@@ -228,6 +241,10 @@ class ContrastiveStage:
     def after(self) -> None:
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
+
+
+def _viewed(recipe: Recipe, part: Part) -> Tensor:
+    return apply_views(part.images, recipe.augment, part.views, recipe.image_size)
 
 
 def _full(x: Tensor) -> Tensor:

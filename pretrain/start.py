@@ -54,6 +54,7 @@ def make_start(recipe: Recipe, corpus: Sequence[str], work: Path) -> Start:
         start = _fresh(recipe, corpus, work)
     if recipe.contrastive.loss == "siglip" and getattr(start.model, "logit_bias", None) is None:
         start.model.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        start.model_cfg["init_logit_bias"] = -10.0
     if recipe.grad_checkpointing:
         start.model.set_grad_checkpointing(True)
     return start
@@ -125,7 +126,8 @@ def _bare(name: str) -> str:
 def _from_model(recipe: Recipe) -> Start:
     import open_clip
 
-    from dermaudit.towers.load import read_config
+    from dermaudit.towers import resolve
+    from dermaudit.towers.load import read_config, tag_quick_gelu
     from dermaudit.towers.tokenizer import TokenizerFiles
 
     tower = load_model(recipe.model.init)
@@ -146,7 +148,11 @@ def _from_model(recipe: Recipe) -> Start:
     else:
         arch = recipe.model.init.rpartition("/")[0].replace("/", "-")
         model_cfg, tokens = open_clip.get_model_config(arch), None
-    return Start(model, tower.tokenizer, model_cfg, dict(tower.preprocess_config), tokens)
+        if tag_quick_gelu(resolve(recipe.model.init)):
+            model_cfg["quick_gelu"] = True
+    # Training squashes, whatever the start did: rulers and ink at the border stay in the picture.
+    preprocess = {**tower.preprocess_config, "resize_mode": "squash", "interpolation": "bicubic"}
+    return Start(model, tower.tokenizer, model_cfg, preprocess, tokens)
 
 
 def _stock(vision_cfg: dict[str, Any]) -> dict[str, Any]:
@@ -180,16 +186,21 @@ def _put_visual(model: nn.Module, recipe: Recipe) -> None:
         return
     if path is None:
         return
-    from dermaudit.towers.load import read_state
+    from dermaudit.towers.weights import few, read_state
 
     state = read_state(path)
     if any(key.startswith("visual.") for key in state):  # of a whole model the image tower is taken
         state = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
-    found = model.visual.load_state_dict(state, strict=False)
-    if set(found.missing_keys) - {"proj", "head.proj.weight"}:
+    mine = model.visual.state_dict()
+    fits = {k: v for k, v in state.items() if k in mine and mine[k].shape == v.shape}
+    fresh = [k for k in mine if k not in fits]
+    # The projection into the joint space belongs to the model it was trained in.
+    if set(fresh) - {"proj", "head.proj.weight", "head.mlp.fc1.weight", "head.mlp.fc2.weight"}:
         raise ForeignArtifactError(
-            f"{path} does not fit the recipe's image tower: missing {', '.join(found.missing_keys[:4])}",
+            f"{path} does not fit the recipe's image tower: missing or of another shape {few(fresh)}",
             "give the weights of this architecture",
         )
-    if found.unexpected_keys:
-        say(f"  {path}: not taken over: {', '.join(found.unexpected_keys)}")
+    model.visual.load_state_dict(fits, strict=False)
+    for what, keys in (("keeps its first values for", fresh), ("leaves out", set(state) - set(fits))):
+        if keys:
+            say(f"  {path.name}: the start {what} {few(sorted(keys))}")

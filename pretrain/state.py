@@ -22,10 +22,11 @@ STATE_FILE = "state.safetensors"
 
 @dataclass
 class Position:
-    """`step` steps of `stage` are done."""
+    """`step` steps of `stage` are done, after `seconds` of training in all."""
 
     stage: str
     step: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -65,10 +66,15 @@ def save_state(state: State, folder: Path, identity: dict[str, Any]) -> None:
     progress = {**identity, **asdict(state.position)}
     write_safetensors(
         folder / STATE_FILE,
-        # Clones: tied weights share memory, which safetensors refuses to write.
-        {name: value.detach().cpu().clone() for name, value in state.tensors().items()},
+        {name: _own(value) for name, value in state.tensors().items()},
         {"progress": json.dumps(progress)},
     )
+
+
+def _own(value: Tensor) -> Tensor:
+    """On the CPU, in memory of its own: tied weights share theirs, which safetensors refuses to write."""
+    value = value.detach()
+    return value.clone() if value.device.type == "cpu" else value.cpu()
 
 
 def read_position(folder: Path, identity: dict[str, Any]) -> Position | None:
@@ -80,11 +86,13 @@ def read_position(folder: Path, identity: dict[str, Any]) -> Position | None:
     path = folder / STATE_FILE
     if not path.is_file():
         return None
-    progress = json.loads(_open(path)[0].get("progress", "{}"))
+    progress = json.loads(_open(path, tensors=False)[0].get("progress", "{}"))
     if progress.get("key") != identity["key"]:
+        differs = _differs(progress.get("facts", {}), identity.get("facts", {}))
         raise ForeignArtifactError(
-            f"{path} belongs to another recipe or other images",
-            "resume with the same ones, or use --force",
+            f"{path} belongs to another recipe or other images{differs}",
+            "resume with the same ones (only learning rates, warm-up and clipping may change), or begin "
+            "again: --force without --resume",
         )
     if progress["processes"] != identity["processes"]:
         raise ForeignArtifactError(
@@ -93,7 +101,16 @@ def read_position(folder: Path, identity: dict[str, Any]) -> Position | None:
             f"resume with torchrun --nproc-per-node {progress['processes']}, or begin again without "
             "--resume",
         )
-    return Position(progress["stage"], progress["step"])
+    return Position(progress["stage"], progress["step"], progress["seconds"])
+
+
+def _differs(was: dict[str, Any], now: dict[str, Any]) -> str:
+    """": contrastive.keep was 0.7, is 0.5" for the first thing that differs."""
+    for name in sorted({*was, *now}):
+        if was.get(name) != now.get(name):
+            shown = [str(side.get(name))[:40] for side in (was, now)]
+            return f": {name} was {shown[0]}, is {shown[1]}"
+    return ""
 
 
 def restore(state: State, folder: Path, position: Position) -> None:
@@ -102,24 +119,25 @@ def restore(state: State, folder: Path, position: Position) -> None:
     for part, module in state.modules.items():
         module.load_state_dict(_below(tensors, f"{part}."))
     device = state.parameters[0].device
+    # A fused AdamW counts its steps on the device, Muon on the CPU.
+    fused = isinstance(state.optimizer, torch.optim.AdamW)
     state.average = {k: v.to(device) for k, v in _below(tensors, "average.").items()}
     for i, parameter in enumerate(state.parameters):
         values = _below(tensors, f"optimizer.{i}.")
         if values:
-            # AdamW keeps its step count on the CPU.
             state.optimizer.state[parameter] = {
-                k: v if k == "step" else v.to(device) for k, v in values.items()
+                k: v.to(device) if fused or k != "step" else v for k, v in values.items()
             }
     state.position = position
 
 
-def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _open(path: Path, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            return handle.metadata() or {}, tensors
+            names = handle.keys() if tensors else ()
+            return handle.metadata() or {}, {name: handle.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise ForeignArtifactError(
             f"{path} cannot be read ({error})", "begin again without --resume"

@@ -128,14 +128,16 @@ def _square(n: int) -> tuple[int, int]:
 def statistics_kept(module: nn.Module) -> Iterator[None]:
     """Batch-norm statistics are not moved inside: for a forward whose result is computed again."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
+    kept = [(m.momentum, None if m.num_batches_tracked is None else int(m.num_batches_tracked)) for m in norms]
     for m in norms:
         m.momentum = 0.0
     try:
         yield
     finally:
-        for m, momentum in zip(norms, momenta, strict=True):
+        for m, (momentum, count) in zip(norms, kept, strict=True):
             m.momentum = momentum
+            if count is not None:
+                m.num_batches_tracked.fill_(count)
 
 
 def encode_texts(model: nn.Module, ids: Tensor, *, buckets: int = 4) -> Tensor:

@@ -6,8 +6,9 @@ gradients are taken; then one by one with gradients, from there on backwards (Gr
 So all rows of a batch stay negatives of each other, whatever the memory holds.
 
 What is random depends on the recipe's seed and the step alone (state.py): a killed run that is resumed gives
-the same weights, bit for bit at fixed threads on one process; several processes give those of one but for
-rounding.
+the same weights, on the CPU bit for bit at fixed threads on one process. Several processes, and batches in
+parts, give those of one but for rounding where the towers have neither dropout nor batch norm: batch norm
+takes its statistics over the rows that are computed at once, dropout draws for each process anew.
 """
 
 from __future__ import annotations
@@ -24,57 +25,70 @@ import torch
 from torch import Tensor, nn
 
 from dermaudit.console import Meter, say
-from dermaudit.distributed import World, average_gradients, barrier, n_processes, total
+from dermaudit.distributed import (
+    World,
+    average_buffers,
+    average_gradients,
+    barrier,
+    n_processes,
+    rank,
+    total,
+)
 from dermaudit.errors import EvidenceError
 from dermaudit.failpoints import hit
+from dermaudit.files import write_text
 
 from .augment import draw_views
 from .optimizer import make_optimizer
 from .recipe import Recipe
-from .source import Source, batches
+from .source import batches
 from .stages import Losses, Part, Stage
-from .state import Position, State, read_position, restore, save_state, seed_of
+from .state import STATE_FILE, Position, State, read_position, restore, save_state, seed_of
 from .tokens import statistics_kept
+
+LOG_FILE = "log.jsonl"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a stage is run: where images come from, who computes, where the state is kept."""
+    """How stages are run: who computes, where the state is kept."""
 
     recipe: Recipe
-    source: Source
     folder: Path
     identity: dict[str, Any]
     world: World
     threads: int = 1
 
 
-def train(plan: Plan, stages: list[Stage], *, resume: bool = False) -> dict[str, Tensor]:
-    """Run the stages in order; returns the averaged weights of the last one (its own without `weight_ema`).
+def train(
+    plan: Plan, stages: list[Stage], *, resume: bool = False
+) -> tuple[dict[str, Tensor], float]:
+    """Run the stages in order: (the averaged weights of the last one, or its own without `weight_ema`;
+    seconds of training in all).
 
     `plan.folder` takes `state.safetensors` and `log.jsonl`. Errors: EvidenceError with fewer images than
     one batch or a loss that is not finite; ForeignArtifactError when the state in `folder` belongs to
     another training.
     """
     recipe = plan.recipe
-    if plan.source.n < recipe.batch:
-        raise EvidenceError(
-            f"{plan.source.n} training images are fewer than one batch of {recipe.batch}",
-            "give more images, or --set batch=…",
-            {"n": plan.source.n, "batch": recipe.batch},
-        )
+    for stage in stages:
+        require_batch(stage.source.n, recipe)
     plan.world.share(recipe.batch // recipe.accumulate, "part of a batch")
     at = read_position(plan.folder, plan.identity) if resume else None
     if resume and at is None:
         say("  nothing was saved yet: beginning at the start")
+    if at is None and plan.world.leads:
+        for name in (STATE_FILE, LOG_FILE):
+            (plan.folder / name).unlink(missing_ok=True)
+    position = at or Position(stages[0].name)
     names = [stage.name for stage in stages]
     for stage in stages[names.index(at.stage) if at else 0 :]:
         for module in stage.modules.values():
             module.to(plan.world.device).train()
         optimizer = make_optimizer(
-            recipe.optimizer, stage.trained, stage.lr, recipe.weight_decay, recipe.eps
+            recipe.optimizer, stage.trained, stage.lr, stage.weight_decay, recipe.eps
         )
-        state = State(stage.modules, optimizer, Position(stage.name))
+        state = State(stage.modules, optimizer, Position(stage.name, 0, position.seconds))
         if recipe.weight_ema and stage is stages[-1]:
             state.average = {
                 k: v.detach().clone() for k, v in stage.modules["model"].state_dict().items()
@@ -82,29 +96,42 @@ def train(plan: Plan, stages: list[Stage], *, resume: bool = False) -> dict[str,
         if at and at.stage == stage.name:
             restore(state, plan.folder, at)
             if plan.world.leads:
-                _cut_log(plan.folder / "log.jsonl", at, names)
+                _cut_log(plan.folder / LOG_FILE, at, names)
                 say(f"  going on after step {at.step} of the {at.stage} stage")
         _run(plan, stage, state)
-    return state.average or dict(stages[-1].modules["model"].state_dict())
+        position = state.position
+    weights = state.average or dict(stages[-1].modules["model"].state_dict())
+    return weights, position.seconds
+
+
+def require_batch(n: int, recipe: Recipe) -> None:
+    """EvidenceError when there are fewer images than one batch."""
+    if n < recipe.batch:
+        raise EvidenceError(
+            f"{n} training images are fewer than one batch of {recipe.batch}",
+            "give more images, or --set batch=…",
+            {"n": n, "batch": recipe.batch},
+        )
 
 
 def _run(plan: Plan, stage: Stage, state: State) -> None:
     recipe, world = plan.recipe, plan.world
-    per_epoch = plan.source.n // recipe.batch
+    per_epoch = stage.source.n // recipe.batch
     last = max(1, round(stage.epochs * per_epoch))
-    started, first = time.monotonic(), state.position.step
+    started, first, before = time.monotonic(), state.position.step, state.position.seconds
     sums: dict[str, float] = {}
     since, failed = first, 0
     with Meter(stage.name, last * recipe.batch, first * recipe.batch, shown=world.leads) as meter:
         for step, parts, bad in _parts(plan, stage, first, last):
             for group in state.optimizer.param_groups:
-                group["lr"] = stage.lr * _schedule(step, last, recipe.warmup)
+                group["lr"] = stage.lr * _schedule(step, last, stage.warmup)
             losses = take_step(stage, state.optimizer, parts, recipe)
             _average(state, recipe.weight_ema)
             for name, value in _means(losses, stage.name, step).items():
                 sums[name] = sums.get(name, 0.0) + value
             failed += bad
-            state.position = Position(stage.name, step + 1)
+            seconds = time.monotonic() - started
+            state.position = Position(stage.name, step + 1, before + seconds)
             meter.advance(recipe.batch, f"loss {sums['loss'] / (step + 1 - since):.3f}")
             hit("pretrain-step")
             every = recipe.checkpoint_every
@@ -112,11 +139,12 @@ def _run(plan: Plan, stage: Stage, state: State) -> None:
             if not (at_mark or (every and (step + 1) % every == 0)):
                 continue
             n_failed = int(total(torch.tensor(float(failed), device=world.device)))
+            # Processes have seen other rows: what is saved is what all of them go on with.
+            average_buffers(stage.modules.values())
             if world.leads:
-                seconds = time.monotonic() - started
                 means = {name: value / (step + 1 - since) for name, value in sums.items()}
                 _log(
-                    plan.folder / "log.jsonl", stage=stage.name, step=step + 1,
+                    plan.folder / LOG_FILE, stage=stage.name, step=step + 1,
                     epoch=(step + 1) / per_epoch, images=(step + 1) * recipe.batch,
                     seconds=round(seconds, 1), lr=state.optimizer.param_groups[0]["lr"],
                     images_per_s=round((step + 1 - first) * recipe.batch / seconds, 1),
@@ -133,7 +161,7 @@ def _parts(
     plan: Plan, stage: Stage, first: int, last: int
 ) -> Iterator[tuple[int, list[Part], int]]:
     """(step, this process' parts of its batch, images that could not be read) from `first` on."""
-    recipe, source = plan.recipe, plan.source
+    recipe, source = plan.recipe, stage.source
     per_epoch = source.n // recipe.batch
     # Every process takes its share of each part of the batch, so that a part is a part everywhere.
     size = recipe.batch // recipe.accumulate
@@ -178,7 +206,7 @@ def take_step(
 
     def encode(i: int) -> dict[str, Tensor]:
         # Dropout and stochastic depth draw from the global generator: the same twice.
-        torch.manual_seed(parts[i].step_seed + 7919 * i)
+        torch.manual_seed(parts[i].step_seed + 7919 * i + 104729 * rank())
         with autocast:
             return stage.encode(parts[i])
 
@@ -196,7 +224,7 @@ def take_step(
         losses = _through_cache(stage, parts, encode)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     average_gradients(parameters)
-    torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+    torch.nn.utils.clip_grad_norm_(parameters, stage.clip_norm)
     optimizer.step()
     stage.after()
     return losses
@@ -239,7 +267,7 @@ def _means(losses: Losses, stage: str, step: int) -> dict[str, float]:
     if not math.isfinite(means["loss"]):
         raise EvidenceError(
             f"{stage}: the loss is not finite at step {step}",
-            f"lower the learning rate (--set {stage}.lr=…) and use --resume",
+            f"lower the learning rate (--set {stage}.lr=…) and go on with --resume",
         )
     return means
 
@@ -279,8 +307,11 @@ def _cut_log(path: Path, at: Position, names: list[str]) -> None:
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # a line that a kill cut in two
+            continue
         place = (names.index(entry["stage"]), entry["step"])
         if place <= (names.index(at.stage), at.step):
             kept.append(line)
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_text(path, "".join(f"{line}\n" for line in kept))

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(result, int):
             # typer turns Ctrl-C into the plain exit code; it is told and printed as any error.
             return _fail(_Interrupted(), as_json) if result == _Interrupted.exit_code else result
-        if as_json:
+        # Under torchrun one process speaks for all.
+        if as_json and os.environ.get("RANK", "0") == "0":
             print(json.dumps({"schema_version": SCHEMA_VERSION, **result}, allow_nan=False))
         return 0
     except DermauditError as error:

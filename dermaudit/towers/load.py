@@ -69,13 +69,23 @@ def _open_tag(source: Source) -> HookedTower:
 
     check_tag(source)
     require_weights(source.arch, source.tag)
-    model, _, _ = open_clip.create_model_and_transforms(source.arch, source.tag, weights_only=True)
+    model, _, _ = open_clip.create_model_and_transforms(
+        source.arch, source.tag, weights_only=True, force_quick_gelu=tag_quick_gelu(source)
+    )
     return HookedTower(
         model,
         tokenizer=open_clip.get_tokenizer(source.arch),
         preprocess_cfg=dict(model.visual.preprocess_cfg),
         name=source.name,
     )
+
+
+def tag_quick_gelu(source: Source) -> bool:
+    """Whether the weights of a tag were trained with QuickGELU: open_clip only warns when the
+    architecture's name says otherwise (as of `ViT-B-16/openai`) and computes something else."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    return bool(get_pretrained_cfg(source.arch, source.tag).get("quick_gelu", False))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

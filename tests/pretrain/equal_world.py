@@ -59,15 +59,15 @@ def make_plan(recipe: Recipe, folder: Path, world, dtype=torch.float64):
     model.set_grad_checkpointing(recipe.grad_checkpointing)
     if recipe.contrastive.loss == "siglip":
         model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0, dtype=dtype))
-    stages = []
+    source, stages = Memory(images), []
     if recipe.masked.epochs:
         objective = MaskedLatent(model.visual, SIDE, depth=2).to(dtype)
-        stages.append(MaskedStage(recipe, model, objective))
+        stages.append(MaskedStage(recipe, model, objective, source))
     part = recipe.contrastive
     texts = FactTexts(facts, part.keep, part.deny)
-    stages.append(ContrastiveStage(recipe, model, tokenize, texts, facts))
+    stages.append(ContrastiveStage(recipe, model, tokenize, texts, facts, source))
     identity = {"key": "equal", "processes": world.size}
-    return Plan(recipe, Memory(images), folder, identity, world), stages
+    return Plan(recipe, folder, identity, world), stages
 
 
 def main(folder: Path, dtype: torch.dtype) -> None:
@@ -77,7 +77,7 @@ def main(folder: Path, dtype: torch.dtype) -> None:
             recipe = Recipe.model_validate(json.loads(settings.read_text()))
             out = settings.with_suffix("")
             plan, stages = make_plan(recipe, out, world, dtype)
-            weights = train(plan, stages)
+            weights, _ = train(plan, stages)
             if world.leads:
                 save_file({k: v.clone() for k, v in weights.items()}, out / "weights.safetensors")
 

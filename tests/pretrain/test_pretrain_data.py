@@ -16,7 +16,7 @@ from PIL import Image
 from dermaudit.data import BadImage, Manifest
 from dermaudit.errors import UserInputError
 from dermaudit.pretrain.facts import Fact, corpus
-from dermaudit.pretrain.source import Files, FromShards, Memory, batches
+from dermaudit.pretrain.source import Files, FromShards, Memory, Source, batches
 from dermaudit.pretrain.views import ColumnTexts, FactTexts
 
 # ---- views
@@ -113,8 +113,12 @@ def test_files__in_order_with_a_stand_in_for_the_broken_one(files, threads):
     paths, arrays = files
     source = Files(paths, 8)
     found = list(batches(source, plan([0, 4, 2], [8, 1, 5], [3, 3, 4]), threads))
-    assert [read.rows.tolist() for read in found] == [[0, 5, 2], [8, 1, 5], [3, 3, 5]]
+    rows = [read.rows.tolist() for read in found]
     assert [read.failed for read in found] == [1, 0, 1]
+    # Another row of the data stands in, and none that is in the batch already.
+    assert rows[0][0] == 0 and rows[0][2] == 2 and rows[0][1] not in (0, 2, 4)
+    assert rows[1] == [8, 1, 5] and rows[2][:2] == [3, 3] and rows[2][2] not in (3, 4)
+    assert rows[2][2] == rows[0][1] or rows[0][1] == 3  # the same one each time
     for read in found:
         for row, image in zip(read.rows, read.images, strict=True):
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), arrays[row])
@@ -132,9 +136,27 @@ def test_memory_and_files__the_same_images_and_orders(files):
         assert torch.equal(a.images, b.images) and a.rows.tolist() == b.rows.tolist()
 
 
+def test_many_files_gone__training_goes_on(files, tmp_path):
+    paths = [tmp_path / f"gone{i}.png" for i in range(40)] + [p for p in files[0] if p.name != "4.png"]
+    source = Files(paths, 8)
+    (read,) = batches(source, plan(list(range(0, 40, 8))), 2)
+    assert (read.rows >= 40).all()
+    assert read.failed >= 5
+
+
+def test_only__some_rows_of_any_source(files):
+    paths, arrays = files
+    memory = Memory(torch.from_numpy(np.stack(arrays)[[0, 2, 5, 7]]).permute(0, 3, 1, 2), [0, 2, 5, 7])
+    for source in (memory, Files(paths, 8)):
+        some = source.only([2, 7, 3])
+        assert set(some.order(1)) == ({2, 7} if source is memory else {2, 3, 7})
+        (read,) = batches(some, plan([7, 2]))
+        np.testing.assert_array_equal(read.images[0].permute(1, 2, 0).numpy(), arrays[7])
+
+
 def test_nothing_readable__one_sentence(tmp_path):
     source = Files([tmp_path / "absent.png"] * 3, 8)
-    with pytest.raises(UserInputError, match="32 images after each other cannot be read, the last: .*absent"):
+    with pytest.raises(UserInputError, match="32 images drawn after each other cannot be read.*absent"):
         list(batches(source, plan([0, 1])))
 
 
@@ -142,15 +164,13 @@ def test_batches__are_read_while_the_caller_computes():
     """Reading ahead: when a batch is handed over, those behind it are under way or done."""
     begun, lock = [], threading.Lock()
 
-    class Slow:
-        n = 100
-
+    class Slow(Source):
         def image(self, row):
             with lock:
                 begun.append(row)
             return np.zeros((2, 2, 3), dtype=np.uint8)
 
-    reader = batches(Slow(), plan(*[[4 * i, 4 * i + 1] for i in range(20)]), 2)
+    reader = batches(Slow(range(100)), plan(*[[4 * i, 4 * i + 1] for i in range(20)]), 2)
     next(reader)
     deadline = time.monotonic() + 20
     while len(begun) < 8 and time.monotonic() < deadline:

@@ -81,7 +81,7 @@ def by_loops(images, texts, mask, patches, switches) -> tuple[float, float]:
         to_text.append(nll(own, [s * dot(images[i], texts[j, m]) for j, m in pool]))
     weight = [w[i][k] for i, k in there]
     mean = lambda x, w: sum(a * c for a, c in zip(x, w, strict=True)) / sum(w)  # noqa: E731
-    flat = weight if switches.denominator == "view" else [1.0] * len(there)
+    flat = [1.0] * len(there) if switches.weights == "softmax" else weight
     contrastive = (mean(to_text, weight) + mean(to_image, flat)) / 2
 
     pooled = []
@@ -221,6 +221,16 @@ def test_pool__without_a_raw_caption_the_mean():
     patches = unit(2, 5, 4)
     pooled = pool_patches(patches, unit(2, 4), torch.tensor([True, False]), MakeSwitches())
     torch.testing.assert_close(pooled[1], patches[1].mean(0))
+
+
+@pytest.mark.parametrize("alignment", ["text_to_image", "image_to_text"])
+def test_pool__where_no_patch_looks_like_the_caption_the_mean_and_a_gradient(alignment):
+    raw = unit(2, 4)
+    patches = torch.stack([-raw[:1].expand(5, 4), unit(5, 4)]).requires_grad_(True)
+    pooled = pool_patches(patches, raw, torch.tensor([True, True]), MakeSwitches(alignment=alignment))
+    torch.testing.assert_close(pooled[0], -raw[0])
+    pooled[0].sum().backward()
+    assert (patches.grad[0].abs().sum(1) > 0).all()
 
 
 # ---- what else teaches

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dermaudit.errors import ForeignArtifactError
-from dermaudit.pretrain.build import resize_grid
 from dermaudit.pretrain.masked import MaskedLatent, Teacher, paint, split_cells
 from dermaudit.pretrain.masking import block_mask, block_masks
+from dermaudit.pretrain.recipe import load_recipe
+from dermaudit.pretrain.teachers import make_teacher, resize_grid
 from dermaudit.pretrain.tokens import TokenReader
+from dermaudit.towers import load_model
 from dermaudit.towers.panderm import PanDermVisual
 
 # ---- masks
@@ -34,7 +36,7 @@ def test_block_mask__exact_count(rows, columns, share, seed):
 def test_block_mask__of_the_published_base_recipe():
     shares = []
     for seed in range(40):
-        mask = block_mask((14, 14), 98, random.Random(seed)).view(14, 14)
+        mask = torch.from_numpy(block_mask((14, 14), 98, random.Random(seed))).view(14, 14)
         assert int(mask.sum()) == 98
         same = (mask[1:] == mask[:-1]).float().mean() + (mask[:, 1:] == mask[:, :-1]).float().mean()
         shares.append(float(same) / 2)
@@ -240,13 +242,17 @@ def test_teacher__stays_frozen_in_eval_and_out_of_the_state():
 
 
 def test_teacher__its_own_normalisation_is_made_up_for():
-    visual = native().eval()
-    pixels = torch.rand(2, 3, 32, 32)
-    mine, theirs = ([0.5] * 3, [0.25] * 3), ([0.4] * 3, [0.2] * 3)
-    scale = [a / b for a, b in zip(mine[1], theirs[1], strict=True)]
-    shift = [(a - b) / s for a, b, s in zip(mine[0], theirs[0], theirs[1], strict=True)]
-    got = Teacher(visual, 32, (scale, shift))((pixels - 0.5) / 0.25)
-    torch.testing.assert_close(got, Teacher(visual, 32)((pixels - 0.4) / 0.2), atol=1e-5, rtol=1e-5)
+    # A teacher of another size and normalisation: what it sees of the same pixels is what it would.
+    recipe = load_recipe(
+        "phantom", ["masked.teacher=phantom-vit", "model.mean=[0.5, 0.4, 0.3]", "model.std=[0.25, 0.2, 0.3]"]
+    )
+    teacher = make_teacher(recipe, load_model("phantom-vit").release().visual)
+    pixels = torch.rand(2, 3, 96, 96)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.model.mean, recipe.model.std))
+    tower = load_model("phantom-vit")
+    theirs = [torch.tensor(tower.preprocess_config[k]).view(3, 1, 1) for k in ("mean", "std")]
+    expected = Teacher(tower.release().visual, 96)((pixels - theirs[0]) / theirs[1])
+    torch.testing.assert_close(teacher((pixels - mean) / std), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_resize_grid__a_14_px_teacher_gets_196_px():

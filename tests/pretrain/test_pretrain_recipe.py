@@ -74,6 +74,7 @@ def test_overrides__keep_their_types(path):
     [
         ("contrastive.epoch=3", "unknown key 'contrastive.epoch': did you mean 'epochs'?"),
         ("bach=3", "unknown key 'bach': did you mean 'batch'?"),
+        ("lr=0.1", "unknown key 'lr': did you mean masked.lr or contrastive.lr?"),
         ("batch=many", "batch: .* (got 'many')"),
         ("masked.mask=1.0", "masked.mask: .*less than 1"),
         ("contrastive.loss=cosine", "contrastive.loss: .*'clip', 'siglip' or 'make'"),

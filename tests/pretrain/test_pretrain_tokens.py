@@ -88,6 +88,7 @@ def test_statistics_kept():
     with statistics_kept(nn.Sequential(norm)):
         norm(torch.randn(8, 3) + 5)
         assert not norm.running_mean.any()
+    assert int(norm.num_batches_tracked) == 0
     norm(torch.randn(8, 3) + 5)
     assert (norm.running_mean > 0.3).all() and norm.momentum == 0.1
 

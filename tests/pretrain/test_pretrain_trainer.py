@@ -16,6 +16,7 @@ from dermaudit.distributed import World
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.pretrain.build import build_and_train
+from dermaudit.pretrain.card import licence_of
 from dermaudit.pretrain.probe import embed, measure
 from dermaudit.pretrain.recipe import load_recipe
 from dermaudit.towers import load_model
@@ -107,12 +108,29 @@ def _metadata(path):
         return handle.metadata()
 
 
-@pytest.mark.parametrize("override", ["seed=6", "contrastive.lr=0.5", "masked.mask=0.4"])
+@pytest.mark.parametrize("override", ["seed=6", "contrastive.keep=0.5", "masked.mask=0.4"])
 def test_resume__another_recipe_is_refused(killed_thrice, tiny_recipe, phantoms, tmp_path, override):
     shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
-    with pytest.raises(ForeignArtifactError, match="belongs to another recipe or other images") as no:
+    name = override.split("=")[0]
+    with pytest.raises(
+        ForeignArtifactError, match=f"belongs to another recipe or other images: {name} was .*, is "
+    ) as no:
         train(tiny_recipe, phantoms, tmp_path / "out", override, resume=True)
-    assert "--force" in no.value.hint and not (tmp_path / "out").exists()
+    assert "--force without --resume" in no.value.hint and not (tmp_path / "out").exists()
+
+
+def test_resume__with_a_lower_learning_rate(killed_thrice, tiny_recipe, phantoms, tmp_path):
+    shutil.copytree(killed_thrice[2][1], tmp_path / ".out.training")
+    train(tiny_recipe, phantoms, tmp_path / "out", "contrastive.lr=1e-5", "clip_norm=0.5", resume=True)
+    assert log_of(tmp_path / "out")[-1]["lr"] < 1e-5
+
+
+def test_resume__a_log_line_that_a_kill_cut(killed_thrice, tiny_recipe, phantoms, tmp_path):
+    shutil.copytree(killed_thrice[2][1], tmp_path / ".out.training")
+    with (tmp_path / ".out.training" / "log.jsonl").open("a") as log:
+        log.write('{"stage": "contrastive", "st')
+    train(tiny_recipe, phantoms, tmp_path / "out", resume=True)
+    assert [e["step"] for e in log_of(tmp_path / "out")][-2:] == [4, 8]
 
 
 def test_resume__another_number_of_processes_is_refused(killed_thrice, tiny_recipe, phantoms, tmp_path):
@@ -171,7 +189,8 @@ def test_shards__train_and_a_lost_one_is_left_out(cli, tiny_recipe, sound, tmp_p
     assert cut.rc == 2 and "shard-000002.tar: cut off" in cut.json()["error"]["message"]
     done = cli(*argv, "--out", tmp_path / "b", "--skip-lost", timeout=300)
     assert done.rc == 0 and 50 < done.json()["n_train"] < 74
-    assert "20 images are left out" in done.stderr and done.json()["test"] == {}
+    assert "20 images are left out" in done.stderr and done.json()["test"] is None
+    assert "Not measured." in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_starts_from_a_model__with_its_tokenizer_and_a_frozen_teacher(
@@ -220,6 +239,20 @@ def test_stage_1_alone__and_stage_2_from_its_image_tower(tiny_recipe, sound, tmp
     fresh = tmp_path / "fresh"
     train(tiny_recipe, sound, fresh, "masked.epochs=0", "contrastive.lr=1e-12", "weight_decay=0")
     assert not torch.allclose(weights_of(fresh)[visual[0]].float(), first[visual[0]].float(), atol=1e-3)
+
+
+def test_stage_1__sees_images_without_a_caption_too(tiny_recipe, sound, tmp_path, capsys):
+    manifest = Manifest.load(sound)
+    captions = [c if i % 2 else None for i, c in enumerate(manifest.column("caption"))]
+    place = manifest.table.column_names.index("caption")
+    half = Manifest(manifest.table.set_column(place, "caption", [captions]), manifest.root, manifest.path)
+    build_and_train(
+        load_recipe(tiny_recipe, ["contrastive.captions=columns", "contrastive.local_weight=0"]), half,
+        tmp_path / "o", tmp_path / "w", threads=1, resume=False,
+    )
+    steps = {e["stage"]: e["step"] for e in log_of(tmp_path / "o")}
+    assert steps["masked"] == 8 and steps["contrastive"] < 6  # 74 images, and about half of them
+    assert "have no caption: stage 2 leaves them out" in capsys.readouterr().err
 
 
 def test_captions_of_the_manifest__with_make_and_soft_targets(tiny_recipe, sound, tmp_path):
@@ -303,10 +336,94 @@ def test_card__names_the_recipe_and_how_to_reproduce(unbroken):
 
 
 def test_card__says_what_was_overridden(tiny_recipe, sound, tmp_path):
-    given = ["masked.epochs=0", "contrastive.epochs=0.3"]
-    train(tiny_recipe, sound, tmp_path / "o", *given, overrides=given)
+    given = ["tiny.toml", "--set", "model.mean=[0.5, 0.5, 0.5]"]
+    train(tiny_recipe, sound, tmp_path / "o", "masked.epochs=0", "contrastive.epochs=0.3", given=given)
     card = (tmp_path / "o" / "README.md").read_text()
-    assert "--threads 1 --set masked.epochs=0 --set contrastive.epochs=0.3`." in card
+    assert "pretrain tiny.toml --set 'model.mean=[0.5, 0.5, 0.5]' --data DATA" in card
+    assert "No label has enough test images" in card
+
+
+@pytest.mark.parametrize(
+    ("images", "weights"),
+    [
+        (["CC0-1.0"], "apache-2.0"), (["cc-by-nc-4.0", "CC0-1.0"], "cc-by-nc-4.0"),
+        (["CC-BY-4.0", "CC BY-NC-ND 4.0"], "cc-by-nc-nd-4.0"), (["CC-BY-NC"], "cc-by-nc-4.0"),
+        (["CC0-1.0", "unknown"], "other"), ([], "other"), (["CC-BY-SA-4.0"], "cc-by-sa-4.0"),
+    ],
+)
+def test_card__the_strictest_licence(images, weights):
+    assert licence_of(images) == weights
+
+
+def test_siglip__is_saved_with_its_bias_and_opens_again(tiny_recipe, sound, tmp_path):
+    train(tiny_recipe, sound, tmp_path / "o", "masked.epochs=0", "contrastive.loss=siglip")
+    bias = load_model(f"local-dir:{tmp_path / 'o'}").model.logit_bias
+    assert float(bias.detach()) != 0 and abs(float(bias.detach()) + 10) < 1
+    open_clip.create_model(f"local-dir:{tmp_path / 'o'}")
+
+
+def test_leak__is_refused_before_training(tiny_recipe, sound, tmp_path):
+    manifest = Manifest.load(sound)
+    root = tmp_path / "leaky"
+    shutil.copytree(sound, root)
+    first = {s: manifest.splits.index(s) for s in ("train", "test")}
+    names = manifest.column("image")
+    shutil.copy(sound / names[first["train"]], root / names[first["test"]])
+    with pytest.raises(UserInputError, match="in the test split, and a train image of .* is the same file"):
+        train(tiny_recipe, root, tmp_path / "o")
+    assert not (tmp_path / ".o.training" / "state.safetensors").exists()
+
+
+def test_unfinished_training__is_not_thrown_away(cli, killed_thrice, tiny_recipe, phantoms, tmp_path):
+    shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
+    argv = ["pretrain", tiny_recipe, "--data", phantoms, "--out", tmp_path / "out", "--json"]
+    done = cli(*argv)
+    assert done.rc == 2 and "holds an unfinished training" in done.json()["error"]["message"]
+    assert (tmp_path / ".out.training" / "state.safetensors").is_file()
+    # Begun again by force, but with a batch that cannot be: what was there is still there.
+    assert cli(*argv, "--force", "--set", "batch=900").rc == 3
+    assert (tmp_path / ".out.training" / "state.safetensors").is_file()
+
+
+def test_out__nothing_that_is_no_checkpoint_is_replaced(main, tiny_recipe, sound, tmp_path):
+    folder, file = tmp_path / "mine", tmp_path / "file"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("precious")
+    file.write_text("x")
+    argv = ["pretrain", tiny_recipe, "--data", sound]
+    for options in ([], ["--force"]):
+        done = main(*argv, "--out", folder, *options)
+        assert done.rc == 2 and "no checkpoint (notes.txt)" in done.stderr
+        done = main(*argv, "--out", file, *options)
+        assert done.rc == 2 and "is a file" in done.stderr
+    assert (folder / "notes.txt").read_text() == "precious"
+
+
+def test_out__finished_has_nothing_to_resume(main, unbroken, tiny_recipe, phantoms):
+    argv = ["pretrain", tiny_recipe, "--data", phantoms, "--out", unbroken[0]]
+    assert "is finished: there is nothing to resume" in main(*argv, "--resume").stderr
+    assert "use --force to replace it" in main(*argv).stderr
+
+
+def test_dry_run__says_what_would_be_done(main, tiny_recipe, sound, tmp_path):
+    done = main("pretrain", tiny_recipe, "--data", sound, "--out", tmp_path / "o", "--dry-run")
+    assert done.rc == 0 and "on 74 images" in done.stderr and "2 epochs masked" in done.stderr
+    assert not (tmp_path / ".o.training").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--threads", "0"], "--threads"), (["--device", "banana"], "--device banana is no device"),
+        (["--out", "/proc/x/y"], "cannot be made"), (["--set", "contrastive.lr=-1"], "contrastive.lr"),
+        (["--set", "seed=1000000000000000000000000"], "seed"),
+        (["--set", "contrastive.epochs=inf"], "contrastive.epochs"),
+        (["--set", "model.std=[0,0,0]"], "std must be above 0"),
+    ],
+)
+def test_bad_options__one_sentence(main, tiny_recipe, sound, tmp_path, options, sentence):
+    done = main("pretrain", tiny_recipe, "--data", sound, "--out", tmp_path / "o", *options)
+    assert done.rc == 2 and sentence in done.stderr and "Traceback" not in done.stderr
 
 
 # ---- scoring

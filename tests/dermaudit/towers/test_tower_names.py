@@ -198,3 +198,23 @@ def test_models_with_nothing_installed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dermaudit.towers.commands.bundled_names", list)
     assert main(["models", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bundled"] == []
+
+
+def test_tag__the_activation_it_was_trained_with(monkeypatch):
+    """open_clip builds `ViT-B-16/openai` with GELU and only warns; OpenAI's weights need QuickGELU."""
+    import open_clip
+
+    from dermaudit.towers import load
+
+    asked = {}
+
+    def create(arch, tag, **options):
+        asked.update(options)
+        raise KeyError("stop here")
+
+    monkeypatch.setattr(load, "require_weights", lambda arch, tag: None)
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    for name, quick in (("ViT-B-16/openai", True), ("ViT-B-16/laion2b_s34b_b88k", False)):
+        with pytest.raises(KeyError, match="stop here"):
+            load.load_model(name)
+        assert asked["force_quick_gelu"] is quick
