@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ def _source(recipe: Recipe, said: Said, shards: Any, threads: int) -> tuple[Sour
     size, data = recipe.decode_size, said.data
     if shards is not None:
         return FromShards(shards, said.in_whole, size), 0
-    small = data.n * size * size * 3 <= _IN_MEMORY
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    small = data.n * size * size * 3 * processes <= _IN_MEMORY
     if recipe.data == "stream" or (recipe.data == "auto" and not small):
         return Files(data.paths(), size), 0
     pixels, kept, skipped = decode_all(data, size, threads=threads)
