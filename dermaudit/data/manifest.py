@@ -128,9 +128,8 @@ class Manifest:
                 f"SELECT __row FROM manifest WHERE ({expression}\n) ORDER BY __row"
             ).fetchnumpy()["__row"]
         except duckdb.Error as error:
-            text = str(error).splitlines()[0]
             raise UserInputError(
-                f"--where {expression!r} cannot be used: {text}", self._near(expression)
+                f"--where {expression!r} cannot be used: {_why(error)}", self._near(expression)
             ) from error
         finally:
             connection.close()
@@ -159,6 +158,25 @@ class Manifest:
             values = self.table.column(name).to_pylist()
             digest.update(json.dumps([name, values], default=str).encode("utf-8"))
         return digest.hexdigest()
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a condition, from what DuckDB says of it in its first line."""
+    said = str(error).partition("\n")[0]
+    for pattern, reason in (
+        (r'Referenced column "(.+?)" not found', "there is no column {}"),
+        (r"Function with name (\S+) does not exist", "there is no function {}"),
+        (r"Table with name (\S+) does not exist", "there is no table {}, only the manifest"),
+        (r"unterminated (?:string|quoted)", "a quote is not closed"),
+        (r'at or near "\)"', "a part is missing, or a bracket too many"),
+        (r'at or near "(.+?)"', "it cannot be read from '{}' on"),
+        (r"Could not convert string '(.*?)' to", "the text '{}' stands where a number is needed"),
+        (r"disabled", "reading other files is disabled"),
+        (r"aggregates|window", "it must hold or not hold for each row by itself"),
+    ):
+        if found := re.search(pattern, said):
+            return reason.format(*found.groups())
+    return "it is no condition on one row"
 
 
 def load_manifest(path: Path | str) -> Manifest:
