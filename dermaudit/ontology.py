@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dermaudit.data.missing import missing
 from dermaudit.data.sentinels import says_nothing
 from dermaudit.errors import UserInputError, closest
 
@@ -65,7 +66,7 @@ class Ontology:
             text = path.read_text(encoding="utf-8-sig")
             tree = json.loads(text, object_pairs_hook=_object)
         except FileNotFoundError as error:
-            raise UserInputError(f"ontology {path} does not exist") from error
+            raise missing(path, "ontology") from error
         except OSError as error:
             raise UserInputError(f"ontology {path} cannot be read: {error.strerror}") from error
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dermaudit.console import track
+from dermaudit.errors import UserInputError
 from dermaudit.splits import assign
 
 from .duplicates import N_BITS, near_pairs, perceptual_hash
@@ -33,6 +34,20 @@ LEVELS = {
 }
 
 
+class Unusable(UserInputError):
+    """A data set that no run can use; `check` is what `check_data` found, told under --json too."""
+
+    code = "unusable_data"
+
+    def __init__(self, message: str, check: dict[str, Any]) -> None:
+        first = next((f for f in check["findings"] if f["level"] != "warning"), None)
+        super().__init__(message, f"begin with: {first['message']}" if first else None)
+        self.check = check
+
+    def as_json(self) -> dict[str, Any]:
+        return {**super().as_json(), "check": self.check}
+
+
 @dataclass(frozen=True)
 class Seen:
     """One image that was read: the hash of its bytes and its perceptual hash, bool (256,)."""
@@ -45,12 +60,14 @@ class Seen:
 def check_data(
     path: Path, layout: str = "auto", limits: ImageLimits = DEFAULT_LIMITS
 ) -> dict[str, Any]:
-    """Findings over a whole data set: {layout, n_rows, n_usable, counts, findings}.
+    """Findings over a whole data set: {layout, n_rows, n_usable, usable, counts, findings, remarks}.
+    `usable`: the table is not refused, and at least one image can be read.
 
     Errors: UserInputError only when there is no table to check.
     """
     raw = read_layout(path, layout)
-    found = [*findings(raw), *skipped_findings(raw)]
+    refused = list(findings(raw))
+    found = [*refused, *skipped_findings(raw)]
     n_usable = 0
     if "image" in raw.table.column_names:
         seen: list[Seen] = []
@@ -67,9 +84,11 @@ def check_data(
         "layout": raw.layout,
         "n_rows": raw.table.num_rows + len(raw.skipped),
         "n_usable": n_usable,
+        "usable": n_usable > 0 and not refused,
         "levels": {level: sum(f.level == level for f in found) for level in LEVELS},
         "counts": dict(sorted(Counter(f.kind for f in found).items())),
         "findings": [finding.as_json() for finding in found],
+        "remarks": raw.remarks,
     }
 
 

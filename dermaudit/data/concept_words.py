@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from dermaudit.errors import UserInputError
 from dermaudit.files import sha256_json
 
+from .missing import missing
+
 _BUNDLED = Path(__file__).parent / "concept_words.json"
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _CUES = {"no", "without", "denies", "denied", "lacks", "lacking", "neither", "never", "nor"}
@@ -57,7 +59,7 @@ class ConceptWords:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError as error:
-            raise UserInputError(f"vocabulary {path} does not exist") from error
+            raise missing(path, "vocabulary") from error
         except OSError as error:
             raise UserInputError(f"vocabulary {path} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:

@@ -71,12 +71,19 @@ def refuse_overwrite(planned: Plan, out: Path, force: bool) -> None:
 
     This very conversion, stopped half way, is gone on with.
     """
+    refuse_out(out, force, planned.identity())
+
+
+def refuse_out(out: Path, force: bool, identity: dict[str, Any]) -> None:
+    """The same from what is known of the conversion (`identity`, or a part of it) before there is a
+    plan."""
     if out.exists() and not out.is_dir():
         raise UserInputError(f"--out {out} is a file", "choose a folder")
     if force or not out.exists():
         return
     if (out / UNFINISHED).exists():
-        if read_json(out / UNFINISHED) != planned.identity():
+        said = read_json(out / UNFINISHED)
+        if {name: said.get(name) for name in identity} != identity:
             raise UserInputError(
                 f"{out} holds an unfinished conversion of another source",
                 "use --force to begin again, or another --out",
@@ -106,7 +113,7 @@ def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manife
     for stale in (out / "images").rglob(".*.tmp"):
         stale.unlink()
     rows = list(zip(manifest.paths(), images, strict=True))
-    for row, (source, image) in enumerate(track(rows, "copying images")):
+    for row, (source, image) in enumerate(track(rows, "linking images" if link else "copying images")):
         try:
             read_image(source)
         except BadImage as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dermaudit.console import say, table
-from dermaudit.errors import UserInputError, unknown
+from dermaudit.errors import EvidenceError, UserInputError, unknown
 
 if TYPE_CHECKING:
     from .dedup import Calibration, Pairs
@@ -52,21 +52,41 @@ def dedup(
     html_max: Annotated[int, typer.Option(help="pairs on the page")] = 200,
     threads: Annotated[int, typer.Option(help="images decoded at once, threads of the model")] = 1,
     device: Annotated[str, typer.Option(help="where the model computes")] = "cpu",
+    skip_lost: Annotated[
+        bool, typer.Option("--skip-lost", help="go on without shards that are missing or cut off")
+    ] = False,
     force: Annotated[bool, typer.Option(help="replace the pairs in --out")] = False,
 ) -> dict[str, Any]:
     """Find pictures that are in both sets (or twice in one): what training may have seen of a test."""
     _check_flags(b, out, by, threshold, false_share, bits, html, force,
                  (embeddings_a, embeddings_b, ids_a, ids_b))
     from .dedup import calibrate, find_pairs, require_evidence
-    from .dedup_read import open_images, read_side
+    from .dedup_read import embedded_rows, open_images, read_side
 
-    # What can be refused is refused before a model is loaded or an image read.
-    images_a, images_b = open_images(a), None if b is None else open_images(b)
-    if by != "hash" and threshold is None:
-        require_evidence(images_a[0].n, len(set(images_a[0].groups)), false_share)
+    # What can be refused is refused before a model is loaded or an image read: wrong names and files
+    # first, too few images last.
+    images_a = open_images(a, skip_lost=skip_lost)
+    images_b = None if b is None else open_images(b, skip_lost=skip_lost)
+    hashes, cosine, refusal = by != "cosine", by != "hash", None
+    groups = images_a[0].groups
+    if embeddings_a is not None:
+        rows_a = embedded_rows(
+            images_a[0], None if images_b is None else images_b[0], embeddings_a, embeddings_b,
+            ids_a, ids_b,
+        )
+        groups = [groups[row] for row in rows_a]
+    elif cosine:
+        from dermaudit.towers import resolve
+
+        resolve(model)
+    if cosine and threshold is None:
+        try:
+            require_evidence(len(groups), len(set(groups)), false_share)
+        except EvidenceError as error:
+            refusal = _hash_alone(error, by)
+            cosine = False
     tower = None
-    hashes = by != "cosine"
-    if by != "hash" and embeddings_a is None:
+    if cosine and embeddings_a is None:
         import torch
 
         from dermaudit.towers import load_model
@@ -81,19 +101,25 @@ def dedup(
         b, images_b, embeddings=embeddings_b, ids=ids_b, turned=turned, **options
     )
     calibration = None
-    if by != "hash" and threshold is None:
-        calibration = calibrate(side_a.known.embeddings, _codes(side_a), false_share)
-        threshold = calibration.threshold
+    if cosine and threshold is None:
+        try:
+            calibration = calibrate(side_a.known.embeddings, _codes(side_a), false_share)
+            threshold = calibration.threshold
+        except EvidenceError as error:  # images that could not be read made them too few
+            refusal = _hash_alone(error, by)
+            cosine = False
+    known = [side.known if cosine else side.known._replace(embeddings=None) for side in (side_a, side_b)]
     pairs = find_pairs(
-        side_a.known, None if b is None else side_b.known,
-        threshold if threshold is not None else math.inf, bits,
+        known[0], None if b is None else known[1],
+        threshold if cosine and threshold is not None else math.inf, bits,
     )
     rows = _rows(side_a, side_b, pairs)
     result = {
         "format_version": FORMAT_VERSION, "a": str(a), "b": None if b is None else str(b),
         "by": by, "model": None if tower is None else tower.name,
         "fingerprint": None if tower is None else tower.fingerprint,
-        "threshold": threshold, "max_bits": bits if hashes else None, "turned": hashes and turned,
+        "cosine_refused": refusal,
+        "threshold": threshold if cosine else None, "max_bits": bits if hashes else None, "turned": hashes and turned,
         "calibration": None if calibration is None else calibration._asdict(),
         # What the cosine alone would list if there were no duplicate at all.
         "expected_by_chance": None if calibration is None
@@ -104,7 +130,7 @@ def dedup(
         # Of two tables each has a split of its own.
         "n_across_splits": sum(row["a_split"] != row["b_split"] for row in rows)
         if b is None else None,
-        "duplicates": _shares(side_b, pairs, b is None),
+        "duplicates": _shares(side_b, pairs, b is None, {"cosine": cosine, "hash": hashes}),
     }
     if out is not None:
         _write(out, rows, result)
@@ -112,6 +138,15 @@ def dedup(
             _page(out / "pairs.html", result, side_a, side_b, pairs, rows, html_max)
     _tell(result, calibration, rows, b is None)
     return {**result, "out": None if out is None else str(out), "pairs": rows[:1000]}
+
+
+def _hash_alone(error: EvidenceError, by: str) -> str:
+    """Say that the cosine has no threshold and the hash goes on without it; the sentence. Without a
+    hash the error stands."""
+    if by != "both":
+        raise error
+    say(f"no cosine: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+    return error.message
 
 
 def _check_flags(
@@ -175,13 +210,15 @@ def _rows(side_a: Side, side_b: Side, pairs: Pairs) -> list[dict[str, Any]]:
     return rows
 
 
-def _shares(side_b: Side, pairs: Pairs, within: bool) -> dict[str, Any]:
+def _shares(side_b: Side, pairs: Pairs, within: bool, looked: dict[str, bool]) -> dict[str, Any]:
+    """Of what was `looked` at only: a witness that was not asked found none and says nothing."""
     import numpy as np
 
     from .dedup import share
 
     groups = side_b.column("group")
-    found = {"either": pairs.by_cosine | pairs.by_hash, "cosine": pairs.by_cosine, "hash": pairs.by_hash}
+    found = {"either": pairs.by_cosine | pairs.by_hash}
+    found |= {name: getattr(pairs, f"by_{name}") for name, asked in looked.items() if asked}
     return {
         name: share(np.concatenate([pairs.a[of], pairs.b[of]]) if within else pairs.b[of], groups)
         for name, of in found.items()
@@ -283,7 +320,10 @@ def _tell(
         "Images of " + ("A" if within else "B") + " with a near-duplicate"
         + (" in A (bootstrap over groups)" if not within else " (bootstrap over groups)"),
         ("found by", "images", "share"),
-        [(name, s["n"], _percent(s)) for name, s in result["duplicates"].items()],
+        [
+            (name, s["n"], _percent(s)) for name, s in result["duplicates"].items()
+            if name != "either" or len(result["duplicates"]) > 2
+        ],
     )
     table(
         f"Pairs ({len(rows)}"

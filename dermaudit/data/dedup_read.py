@@ -17,6 +17,7 @@ from .dedup import Witnesses
 from .duplicates import pack_hashes, perceptual_hash, turns
 from .images import BadImage, Mode, read_image
 from .manifest import Manifest
+from .missing import missing
 from .shards import Shards
 from .tables import SHARDS_FILE
 
@@ -43,10 +44,13 @@ class Side:
         return [None] * len(self.rows) if values is None else [values[i] for i in self.rows]
 
 
-def open_images(path: Path) -> tuple[Manifest, Read]:
-    """A data set or a folder of shards: its manifest, and how one image of it is decoded."""
+def open_images(path: Path, *, skip_lost: bool = False) -> tuple[Manifest, Read]:
+    """A data set or a folder of shards: its manifest, and how one image of it is decoded. With
+    `skip_lost` shards that are missing or cut off are told and left out."""
     if (path / SHARDS_FILE).is_file():
-        shards = Shards.load(path)
+        shards = Shards.load(path, strict=not skip_lost)
+        for one in shards.lost:
+            say(f"  {path / one['file']}: {one['reason']}; its {one['n']} images are left out")
         return shards.manifest, lambda row, size, mode: shards.decode(row, size, mode)
     manifest = Manifest.load(path)
     paths = manifest.paths()
@@ -151,7 +155,7 @@ def load_embeddings(path: Path) -> np.ndarray:
     Errors: UserInputError naming the file and what is wrong with it.
     """
     if not path.is_file():
-        raise UserInputError(f"{path} does not exist")
+        raise missing(path)
     try:
         if path.suffix == ".npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -183,6 +187,25 @@ def _one_tensor(path: Path) -> np.ndarray:
     )
 
 
+def embedded_rows(
+    manifest_a: Manifest, manifest_b: Manifest | None, a: Path, b: Path | None,
+    ids_a: Path | None = None, ids_b: Path | None = None,
+) -> np.ndarray:
+    """The manifest rows of the embeddings of A. Errors: UserInputError for files of embeddings that
+    do not fit their images or each other, before an image is read."""
+    given = load_embeddings(a)
+    rows = _rows_of(manifest_a, given, a, ids_a)
+    if manifest_b is not None and b is not None:
+        other = load_embeddings(b)
+        _rows_of(manifest_b, other, b, ids_b)
+        if given.shape[1] != other.shape[1]:
+            raise UserInputError(
+                f"{a} has embeddings of {given.shape[1]} numbers, {b} of {other.shape[1]}",
+                "both sides need the same model",
+            )
+    return rows
+
+
 def _rows_of(manifest: Manifest, array: np.ndarray, file: Path, ids: Path | None) -> np.ndarray:
     """The manifest row of each embedding."""
     if ids is None:
@@ -193,7 +216,7 @@ def _rows_of(manifest: Manifest, array: np.ndarray, file: Path, ids: Path | None
             )
         return np.arange(manifest.n)
     if not ids.is_file():
-        raise UserInputError(f"{ids} does not exist")
+        raise missing(ids)
     names = ids.read_text(encoding="utf-8").splitlines()
     if len(names) != len(array):
         raise UserInputError(f"{ids} has {len(names)} lines, {file} has {len(array)} rows")

@@ -28,7 +28,8 @@ def subcaptions(
         Path | None, typer.Option(help="tree of diseases, nested JSON (that of Derm1M)")
     ] = None,
     vocabulary: Annotated[
-        Path | None, typer.Option(help="concept words: JSON {concept: [terms]}, or a term a line")
+        Path | None,
+        typer.Option(help="words in place of the toolkit's own: JSON {concept: [terms]}, or a term a line"),
     ] = None,
     max: Annotated[int, typer.Option(help="sub-captions an image at most")] = 8,
     llm: Annotated[
@@ -50,6 +51,11 @@ def subcaptions(
             f"{data} would be written to",
             "name a folder for a new data set with --out, or allow it with --force",
         )
+    from .convert import refuse_out
+
+    if out is not None and not dry_run:
+        # Before any work: the answers of a model cost time and money.
+        refuse_out(out, force, {"source": str(data.resolve())})
     from dermaudit.files import sha256_file
     from dermaudit.ontology import Ontology
 

@@ -7,6 +7,7 @@ messages name the line, as an editor shows it.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from dermaudit.errors import UserInputError
+
+from .missing import missing, no_table
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -81,6 +84,14 @@ class RawTable:
         image = f": {skipped.image}" if skipped.image else ""
         return f"{self.file}{line}{image}: {skipped.reason}"
 
+    def remark(self, sentence: str) -> None:
+        """Something that people should know of how the table was read (`remarks`)."""
+        self.notes.setdefault("remarks", []).append(sentence)
+
+    @property
+    def remarks(self) -> list[str]:
+        return self.notes.get("remarks", [])
+
     def line(self, row: int) -> int | None:
         if self.lines is not None:
             return self.lines[row]
@@ -100,11 +111,9 @@ def read_table(path: Path) -> tuple[pa.Table, int | None]:
     readers = {".csv": _read_csv, ".parquet": _read_parquet, ".jsonl": _read_jsonl}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UserInputError(
-            f"{path} is not a table that can be read", "use .csv, .parquet or .jsonl"
-        )
+        raise no_table(path)
     if not path.is_file():
-        raise UserInputError(f"{path} does not exist")
+        raise missing(path)
     if path.stat().st_size == 0:
         raise UserInputError(f"{path} is empty", "write a table with an `image` column")
     try:
@@ -140,9 +149,32 @@ def _read_csv(path: Path) -> tuple[pa.Table, int | None]:
         column_types={name: pa.string() for name in names if is_text_column(name)},
         null_values=_BLANK, strings_can_be_null=True, quoted_strings_can_be_null=True,
     )
-    table = pa_csv.read_csv(path, parse_options=parse, convert_options=convert)
+    try:
+        table = pa_csv.read_csv(path, parse_options=parse, convert_options=convert)
+    except pa.ArrowInvalid as error:
+        raise (_ragged(path, delimiter) or error) from error
     table = table.rename_columns([name.strip() for name in table.column_names])
     return table, 2 if n_lines == table.num_rows + 1 else None
+
+
+def _ragged(path: Path, delimiter: str) -> UserInputError | None:
+    """The error for the first row with more or fewer fields than the header, None where all agree:
+    pyarrow says neither its line nor the numbers."""
+    csv.field_size_limit(1 << 24)
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
+        reader = csv.reader(handle, delimiter=delimiter)
+        header, line = next(reader, []), 2
+        try:
+            for record in reader:
+                if record and len(record) != len(header):
+                    return UserInputError(
+                        f"{path}, line {line}: the row has {len(record)} fields, the header {len(header)}",
+                        'put a field with commas or line ends in quotes: "red, scaly"',
+                    )
+                line = reader.line_num + 1
+        except csv.Error:
+            return None
+    return None
 
 
 def _read_jsonl(path: Path) -> tuple[pa.Table, int | None]:

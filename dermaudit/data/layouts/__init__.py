@@ -10,14 +10,15 @@ from pathlib import Path
 
 from dermaudit.errors import UserInputError, unknown
 
-from ..tables import SHARDS_FILE, UNFINISHED, UNFINISHED_SHARDS, RawTable
+from ..missing import missing, no_table
+from ..tables import SHARDS_FILE, TABLE_SUFFIXES, UNFINISHED, UNFINISHED_SHARDS, RawTable
 from . import concept_meta, derm1m, dermoscopy, folder, hf_metadata, isic, make, native, zeroshot
 
-# Tables of the published systems: told by the columns of a file that is named. A folder of images
-# with such a table in it stays a folder until --layout says otherwise.
+# Tables of the published systems, told by the columns of a file.
 FOREIGN = {
     layout.NAME: layout for layout in (make, derm1m, zeroshot, concept_meta, hf_metadata, isic)
 }
+_PROBED = 200  # rows of a table whose images are looked for
 # In the order in which they are tried.
 LAYOUTS = {"native": native, "dermoscopy": dermoscopy, "folder": folder, **FOREIGN}
 
@@ -25,7 +26,9 @@ LAYOUTS = {"native": native, "dermoscopy": dermoscopy, "folder": folder, **FOREI
 def detect(path: Path) -> str:
     """The name of the first layout that `path` looks like. UserInputError when there is none."""
     if not path.exists():
-        raise UserInputError(f"{path} does not exist")
+        raise missing(path)
+    if path.is_file() and path.suffix.lower() not in TABLE_SUFFIXES:
+        raise no_table(path)
     if (path / UNFINISHED).is_file():
         raise UserInputError(
             f"{path} is an unfinished conversion: {UNFINISHED} is in it",
@@ -43,8 +46,11 @@ def detect(path: Path) -> str:
             return name
     if path.is_dir():
         # No image below it: perhaps its images are elsewhere, but the table says what it is.
-        for name, _ in foreign_tables(path):
-            return name
+        tables = list(foreign_tables(path))
+        if len(tables) > 1:
+            raise _several(path, tables)
+        if tables:
+            return tables[0][0]
     raise UserInputError(
         f"{path} holds no manifest and no image",
         "give a folder with manifest.csv (.parquet, .jsonl), such a file, or a folder of images",
@@ -61,13 +67,63 @@ def foreign_tables(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def read_layout(path: Path, layout: str = "auto") -> RawTable:
-    """Read `path` in a layout by name (`auto`: the first that fits)."""
+    """Read `path` in a layout by name (`auto`: the first that fits).
+
+    `auto` takes a folder of images with one table of the published systems by that table where its
+    images are there, and refuses to choose among several: subfolders would be taken for labels.
+    """
     if layout not in ("auto", *LAYOUTS):
-        raise unknown("layout", layout, ["auto", *LAYOUTS])
+        error = unknown("layout", layout, ["auto", *LAYOUTS])
+        needs = "; ".join(f"{name}: {module.NEEDS}" for name, module in FOREIGN.items())
+        raise UserInputError(error.message, f"{error.hint}. Columns they need: {needs}")
     name = detect(path) if layout == "auto" else layout
     if not path.exists():
-        raise UserInputError(f"{path} does not exist")
+        raise missing(path)
+    if path.is_file() and path.suffix.lower() not in TABLE_SUFFIXES:
+        raise no_table(path)
+    if (layout, name) == ("auto", "folder"):
+        return _by_table(path)
     return LAYOUTS[name].read(path)
+
+
+def _by_table(folder: Path) -> RawTable:
+    """A folder of images, read by the one table of the published systems in it if there is one."""
+    tables = list(foreign_tables(folder))
+    if len(tables) > 1:
+        raise _several(folder, tables)
+    if not tables:
+        return LAYOUTS["folder"].read(folder)
+    name, file = tables[0]
+    try:
+        raw = LAYOUTS[name].read(file)
+    except UserInputError as error:
+        raise UserInputError(
+            error.message,
+            f"{file.name} looks like the layout '{name}'; to leave it and take the subfolders for "
+            "labels: --layout folder" + (f" ({error.hint})" if error.hint else ""),
+        ) from error
+    images = raw.table.column("image").slice(0, _PROBED).to_pylist()
+    if any(image and "\0" not in image and (raw.root / image).is_file() for image in images):
+        raw.remark(
+            f"{file} was read, in the layout '{name}'; to leave it and take the subfolders for "
+            "labels: --layout folder"
+        )
+        return raw
+    plain = LAYOUTS["folder"].read(folder)
+    plain.remark(
+        f"{file} was not read: it looks like the layout '{name}', but the images that it names are "
+        f"not there; use it with --layout {name}"
+    )
+    return plain
+
+
+def _several(folder: Path, tables: list[tuple[str, Path]]) -> UserInputError:
+    told = ", ".join(f"{file.name} ({name})" for name, file in tables[:6])
+    name, file = tables[0]
+    return UserInputError(
+        f"{folder} holds {len(tables)} tables that could be meant: {told}",
+        f"name one of them: {file} --layout {name}; to take the subfolders for labels: --layout folder",
+    )
 
 
 def read_for_use(path: Path) -> RawTable:

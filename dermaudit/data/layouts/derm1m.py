@@ -18,6 +18,7 @@ from ..tables import RawTable, Skipped
 from .rows import Column, header_of, one_file, raw_table, read_rows
 
 NAME = "derm1m"
+NEEDS = "filename, caption, disease_label"
 _NEEDED = {"filename", "caption", "disease_label"}
 _USED = {"filename", "caption", "truncated_caption", "disease_label", "hierarchical_disease_label"}
 # What a language model's tokenizer left behind.

@@ -16,6 +16,7 @@ from ..validate import texts
 from .rows import header_of, raw_table, read_rows
 
 NAME = "hf-metadata"
+NEEDS = "file_name, and a caption or text"
 _FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _CAPTIONS = ("caption", "text", "caption_zh_polish_en", "description")
 

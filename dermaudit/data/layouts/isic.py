@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dermaudit.errors import UserInputError
+
 from ..sentinels import known
 from ..tables import IMAGE_SUFFIXES, RawTable, Skipped
 from .concept_meta import images_of
@@ -15,9 +17,15 @@ from .find import ImageNames
 from .rows import Column, Rows, header_of, one_file, raw_table, read_rows
 
 NAME = "isic"
+NEEDS = (
+    "image (or image_id, image_name, isic_id), and MEL, NV, … of 0/1 or diagnosis (or dx, "
+    "diagnosis_1 … diagnosis_3)"
+)
 _IDS = ("image", "image_id", "image_name", "isic_id")
 _CODES = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC", "UNK")
-_DIAGNOSES = ("diagnosis", "dx", "diagnosis_1")
+# From the finest to the coarsest, as in the archive's metadata (benign or malignant last).
+_DIAGNOSES = ("diagnosis_3", "diagnosis", "dx", "diagnosis_2", "diagnosis_1")
+_LICENCES = ("copyright_license", "license")
 _GROUPS = ("patient_id", "lesion_id")
 
 
@@ -53,12 +61,18 @@ def read(path: Path) -> RawTable:
     or with no or several diagnoses, are set aside."""
     file = one_file(path, _is_it, NAME, "ISIC_2019_Training_GroundTruth.csv")
     rows = read_rows(file)
-    id_ = _id_column(list(rows.columns)) or "image"
-    rows.need([id_], NAME)
+    id_ = _id_column(list(rows.columns))
     codes = [name for name in rows.columns if name in _CODES]
-    spoken = next((name for name in _DIAGNOSES if name in rows.columns), None)
-    if len(codes) < 2 and spoken is None:
-        rows.need([_DIAGNOSES[0]], NAME)
+    spoken = [name for name in _DIAGNOSES if name in rows.columns]
+    if id_ is None or (len(codes) < 2 and not spoken):
+        lacking = [] if id_ else ["'image' (image_id, image_name and isic_id serve too)"]
+        if len(codes) < 2 and not spoken:
+            lacking.append("'diagnosis' (dx, diagnosis_1 … diagnosis_3, or MEL, NV, … of 0/1 serve too)")
+        raise UserInputError(
+            f"{file} has no column {' and none '.join(lacking)}, which the layout '{NAME}' needs",
+            f"its columns: {', '.join(list(rows.columns)[:12]) or 'none'}; see --layout",
+        )
+    said_by: dict[str, int] = {}
     images, bad = images_of(rows, id_, ImageNames(file.parent, file.parent))
     if len(codes) > 1:
         labels: Column = []
@@ -69,8 +83,9 @@ def read(path: Path) -> RawTable:
                 bad.setdefault(row, problem)
         used = {id_, *codes}
     else:
-        labels = [known(cell) for cell in rows.get(spoken)]
-        used = {id_, spoken}
+        labels, said_by = _finest(rows, spoken)
+        # The coarser ones stay beside the label, for `--where`.
+        used = {id_, *spoken} if len(spoken) == 1 else {id_}
     joined = _beside(file, id_, rows)
     for name, cells in joined.items():
         rows.columns.setdefault(name, cells)
@@ -81,7 +96,29 @@ def read(path: Path) -> RawTable:
     columns = {"image": images, "image_id": list(rows.get(id_)), "label": labels}
     if any(groups):
         columns["group"] = groups
-    return raw_table(rows, NAME, columns, used, bad, file.parent)
+    licence = next((name for name in _LICENCES if name in rows.columns), None)
+    if licence and "licence" not in rows.columns:
+        columns["licence"] = rows.get(licence)
+        used.add(licence)
+    raw = raw_table(rows, NAME, columns, used, bad, file.parent)
+    if said_by:
+        told = ", ".join(f"'{name}' ({n} rows)" for name, n in said_by.items())
+        raw.remark(f"the label is the finest diagnosis that is filled in: column {told}")
+    return raw
+
+
+def _finest(rows: Rows, names: list[str]) -> tuple[Column, dict[str, int]]:
+    """The first known cell of the columns `names` of each row, and how many rows each one gave."""
+    labels: Column = []
+    said_by = dict.fromkeys(names, 0)
+    for cells in zip(*(rows.get(name) for name in names), strict=True):
+        at, label = next(
+            ((k, said) for k, cell in enumerate(cells) if (said := known(cell))), (None, None)
+        )
+        labels.append(label)
+        if at is not None:
+            said_by[names[at]] += 1
+    return labels, {name: n for name, n in said_by.items() if n}
 
 
 def _one_hot(rows: Rows, codes: list[str], row: int) -> tuple[str | None, Skipped | None]:

@@ -15,6 +15,10 @@ from .derm1m import clean, empty_problem, joined
 from .rows import Rows, header_of, one_file, raw_table, read_rows
 
 NAME = "make"
+NEEDS = (
+    "filename, caption, ontology_caption, visual_concept_caption, "
+    "subcaption_1 …, sub_caption_mask, knowledge_masks"
+)
 _NEEDED = {"filename", "caption", "sub_caption_mask", "knowledge_masks"}
 _VIEWS = {
     "caption": "caption", "ontology_caption": "ontology_caption",

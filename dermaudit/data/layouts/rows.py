@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from dermaudit.errors import UserInputError
 
+from ..missing import missing
 from ..tables import RawTable, Skipped, is_text_column
 
 _BLANK = {"", "NA", "N/A", "NaN", "nan", "NULL", "null"}
@@ -43,12 +44,12 @@ class Rows:
         return self.columns.get(name) or [None] * self.n
 
     def need(self, names: Iterable[str], layout: str) -> None:
-        """UserInputError for the first of the columns that is not there."""
-        missing = [name for name in names if name not in self.columns]
-        if missing:
+        """UserInputError for the columns that are not there, all of them, each once."""
+        absent = [name for name in dict.fromkeys(names) if name not in self.columns]
+        if absent:
             raise UserInputError(
-                f"{self.file} has no column '{missing[0]}'"
-                + (f" (nor {', '.join(missing[1:4])})" if missing[1:] else "")
+                f"{self.file} has no column{'s' if absent[1:] else ''} "
+                + ", ".join(f"'{name}'" for name in absent)
                 + f", which the layout '{layout}' needs",
                 f"its columns: {', '.join(list(self.columns)[:12]) or 'none'}; see --layout",
             )
@@ -89,7 +90,7 @@ def read_rows(path: Path) -> Rows:
     """Read a CSV as text. Errors: UserInputError for a missing or empty file, another encoding with
     two bytes a letter, a header that names a column twice, and a quote that is never closed."""
     if not path.is_file():
-        raise UserInputError(f"{path} does not exist")
+        raise missing(path)
     with path.open("rb") as handle:
         if handle.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise UserInputError(f"{path} is UTF-16 text", "save it again as UTF-8")

@@ -8,6 +8,7 @@ from ..tables import RawTable, Skipped
 from .rows import header_of, one_file, raw_table, read_rows
 
 NAME = "dermfm-zeroshot"
+NEEDS = "image_path, label (a number), diag (its name)"
 _NEEDED = ("image_path", "label", "diag")
 
 

@@ -145,12 +145,15 @@ def test_faults_of_the_table_are_findings_not_failures(main, image_folder):
         "a.png,G,train,1\nb.png,G,test,maybe\n../x.png,,train,\nc.png,,dev,0\nc.png,,train,2\n"
     )
     done = main("data", "check", root, "--json")
-    assert done.rc == 0
-    found = kinds(done.json())
+    assert done.rc == 2, "a run would refuse it"
+    answer = done.json()["error"]["check"]
+    assert "3 of 5 images can be used" in done.json()["error"]["message"]
+    assert "manifest.csv, line 3" in done.json()["error"]["hint"]
+    found = kinds(answer)
     assert set(found) == {
         "group_across_splits", "bad_path", "bad_value", "duplicate_image", "unknown_split",
     }
-    assert done.json()["findings"][0]["level"] == "leak"
+    assert answer["findings"][0]["level"] == "leak" and not answer["usable"]
     assert [f["line"] for f in found["bad_value"]] == [3, 6]
     assert all(f["hint"] for kind in ("bad_path", "bad_value") for f in found[kind])
 
@@ -160,18 +163,46 @@ def test_faults_of_the_table_are_findings_not_failures(main, image_folder):
 def test_a_table_of_nothing_is_a_finding(main, image_folder, table, kind):
     root = image_folder("a.png")
     (root / "manifest.csv").write_text(table)
-    answer = main("data", "check", root, "--json").json()
-    assert answer["counts"] == {kind: 1} and answer["n_usable"] == 0
+    done = main("data", "check", root, "--json")
+    answer = done.json()["error"]["check"]
+    assert done.rc == 2 and answer["counts"] == {kind: 1} and answer["n_usable"] == 0
 
 
 def test_many_findings_of_a_kind_are_cut_on_the_screen_and_whole_in_json(main, tmp_path):
     rows = "\n".join(f"gone{k}.png" for k in range(30))
     (tmp_path / "manifest.csv").write_text(f"image\n{rows}\n")
     done = main("data", "check", tmp_path, "--json")
-    assert done.json()["counts"] == {"missing": 30}
-    assert len(done.json()["findings"]) == 30
+    answer = done.json()["error"]["check"]
+    assert done.rc == 2 and answer["counts"] == {"missing": 30}, "no image can be used"
+    assert len(answer["findings"]) == 30
     assert "gone19.png" in done.stderr and "gone20.png" not in done.stderr
     assert "10 more" in done.stderr
+
+
+def test_a_fault_of_one_image_alone_is_no_failure(main, image_folder):
+    root = image_folder("a.png")
+    (root / "manifest.csv").write_text("image\na.png\ngone.png\n")
+    done = main("data", "check", root, "--json")
+    assert done.rc == 0 and done.json()["usable"] and done.json()["counts"] == {"missing": 1}
+
+
+def test_a_group_in_two_splits_alone_is_refused(main, image_folder):
+    """It is told as a leak, not as an error, and refused by a run as any error."""
+    root = image_folder("a.png", "b.png")
+    (root / "manifest.csv").write_text("image,group,split\na.png,G,train\nb.png,G,test\n")
+    done = main("data", "check", root, "--json")
+    assert done.rc == 2 and done.json()["error"]["check"]["levels"]["error"] == 0
+
+
+def test_one_fact_of_many_rows_is_one_line(main, image_folder):
+    names = [f"{k}.png" for k in range(5)]
+    root = image_folder(*names)
+    (root / "manifest.csv").write_text("image,label\n0.png,\n1.png,\n2.png,nv\n")
+    done = main("data", "check", root, "--json")
+    assert done.json()["counts"] == {"blank_label": 2, "unlisted": 2}
+    assert [line.split()[:2] for line in done.stderr.splitlines() if line.startswith("  blank_label")
+            or line.startswith("  unlisted")] == [["blank_label", "2"], ["unlisted", "2"]]
+    assert "2 rows without a label; the first: " in done.stderr and "3.png: no row of" in done.stderr
 
 
 def test_nothing_to_check_is_bad_input(main, tmp_path):

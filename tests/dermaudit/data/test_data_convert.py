@@ -71,6 +71,28 @@ def test_a_native_table_keeps_its_columns_and_split(main, image_folder, tmp_path
     assert (again / "manifest.parquet").read_bytes() == (out / "manifest.parquet").read_bytes()
 
 
+def test_an_empty_split_is_said_in_one_line(main, image_folder, tmp_path):
+    source = image_folder("a.png", "b.png", "c.png")
+    table = "image,split\na.png,train\nb.png,{}\nc.png,{}\n"
+    for splits, said in ((("train", "train"), "no image in val and test:"),
+                         (("val", "train"), "no image in test:"), (("val", "test"), "")):
+        (source / "manifest.csv").write_text(table.format(*splits))
+        done = main("data", "convert", source, "--out", tmp_path / "out", "--force")
+        warned = [line for line in done.stderr.splitlines() if "warning" in line]
+        assert done.rc == 0 and len(warned) == bool(said) and said in "".join(warned)
+
+
+def test_help_names_the_columns_of_every_layout(cli):
+    from dermaudit.data.commands import convert
+    from dermaudit.data.layouts import FOREIGN
+
+    said = " ".join(convert.__doc__.split())
+    for name, layout in FOREIGN.items():
+        assert f"{name}: {layout.NEEDS}" in said
+    done = cli("data", "convert", "--help")
+    assert "sub_caption_mask" in done.stdout and "isic_id" in done.stdout
+
+
 def test_where_and_dry_run(main, image_folder, tmp_path):
     source, out = image_folder(*NAMES), tmp_path / "out"
     argv = ["data", "convert", source, "--out", out, "--where", "label = 'nv'", "--json"]
@@ -84,7 +106,8 @@ def test_where_and_dry_run(main, image_folder, tmp_path):
 
 def test_links_instead_of_copies(main, image_folder, tmp_path):
     source, out = image_folder(*NAMES), tmp_path / "out"
-    assert main("data", "convert", source, "--out", out, "--link").rc == 0
+    done = main("data", "convert", source, "--out", out, "--link")
+    assert done.rc == 0 and "linking images" in done.stderr and "copying" not in done.stderr
     paths = Manifest.load(out).paths()
     assert all(path.is_symlink() for path in paths)
     assert np.array_equal(read_image(paths[0]), read_image(source / NAMES[0]))

@@ -309,6 +309,52 @@ def test_shards__are_a_set_like_any_other(main, tmp_path):
     assert packed["pairs"] == plain["pairs"] and len(plain["pairs"]) == 1
 
 
+def test_a_lost_shard__is_refused_or_left_out(main, tmp_path):
+    a, b = folder(tmp_path / "a", range(9)), folder(tmp_path / "b", [0, 8], smaller)
+    assert main("data", "shard", a, "--out", tmp_path / "s", "--per-shard", 4).rc == 0
+    (tmp_path / "s" / "shard-000000.tar").unlink()
+    argv = ("data", "dedup", tmp_path / "s", b, "--by", "hash", "--json")
+    refused = main(*argv)
+    assert refused.rc == 2 and "--skip-lost" in refused.json()["error"]["hint"]
+    done = main(*argv, "--skip-lost")
+    assert [p["a_image"] for p in done.json()["pairs"]] == ["008.png"] and done.json()["n_a"] == 5
+    assert "shard-000000.tar: the file does not exist; its 4 images are left out" in done.stderr
+
+
+def test_what_was_not_looked_at__is_not_reported(main, tmp_path):
+    a = folder(tmp_path / "a", range(4))
+    done = main("data", "dedup", a, "--by", "hash", "--json")
+    assert set(done.json()["duplicates"]) == {"either", "hash"}
+    rows = [line.split()[0] for line in done.stderr.splitlines() if "interval" in line]
+    assert rows == ["hash"]
+
+
+def test_too_few_for_a_threshold__the_hash_is_told_alone(main, tmp_path):
+    a, b = folder(tmp_path / "a", range(8)), folder(tmp_path / "b", [3, 30], smaller)
+    done = main("data", "dedup", a, b, "--json")
+    answer = done.json()
+    assert done.rc == 0 and [p["a_image"] for p in answer["pairs"]] == ["003.png"]
+    assert "500 are needed" in answer["cosine_refused"] and "no cosine: 8 images" in done.stderr
+    assert (answer["model"], answer["threshold"]) == (None, None)
+    assert set(answer["duplicates"]) == {"either", "hash"} and answer["pairs"][0]["cosine"] is None
+    alone = main("data", "dedup", a, b, "--by", "cosine", "--json")
+    assert alone.rc == 3 and "500 are needed" in alone.json()["error"]["message"]
+
+
+def test_wrong_names_and_shapes__come_before_too_few_images(main, tmp_path):
+    a, b = folder(tmp_path / "a", range(4)), folder(tmp_path / "b", range(20, 23))
+    done = main("data", "dedup", a, b, "--model", "dermoscopy-smal")
+    assert done.rc == 2 and "did you mean 'dermoscopy-small'" in done.stderr
+    np.save(tmp_path / "a.npy", np.ones((4, 6), np.float32))
+    for shape, said in (((3, 5), "of 6 numbers"), ((2, 6), "has 2 rows")):
+        np.save(tmp_path / "b.npy", np.ones(shape, np.float32))
+        done = main("data", "dedup", a, b, "--embeddings-a", tmp_path / "a.npy",
+                    "--embeddings-b", tmp_path / "b.npy")
+        assert done.rc == 2 and said in done.stderr
+    missing = main("data", "dedup", a, "--embeddings-a", tmp_path / "aa.npy")
+    assert missing.rc == 2 and f"did you mean {tmp_path / 'a.npy'}?" in missing.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -333,6 +333,31 @@ def test_concept_meta__two_images_of_one_name_and_no_folder(image_folder, tmp_pa
         read_layout(file)
 
 
+def test_concept_meta__known_artifacts_are_artifacts(main, image_folder, tmp_path):
+    root = image_folder(*(f"final_images/{k}.png" for k in range(4)))
+    columns = {"Papule": "1010", "Ruler": "1001", "dark corners": "0011", "Patch": "0100",
+               "ink": "10 0", "purple pen": "0100", "gel-bubble": "1   "}
+    file = write(root / "meta.csv", [
+        {"ImageID": str(k), **{name: cells[k].strip() for name, cells in columns.items()}}
+        for k in range(4)
+    ])
+    truth = loaded(file).truth()
+    assert {word: kind for word, (kind, _) in truth.items()} == {
+        "papule": "concept", **dict.fromkeys(["ruler", "dark_corner", "patch", "ink", "gel_bubble"],
+                                             "artifact"),
+    }
+    np.testing.assert_array_equal(truth["ink"][1], [1, 1, np.nan, 0], "either of two columns")
+    done = main("data", "convert", file, "--out", tmp_path / "out")
+    assert "'Ruler' as artifact:ruler" in done.stderr and "'purple pen' as artifact:ink" in done.stderr
+    # In SkinCon's words a patch is a lesion.
+    file = write(root / "meta.csv", [{"ImageID": str(k), "Papule": "1", "Patch": str(k % 2)}
+                                     for k in range(4)])
+    assert loaded(file).truth()["patch"][0] == "concept"
+    assert "taken for the kind of lesion" in read_layout(file).remarks[0]
+    file = write(root / "meta.csv", [{"ImageID": str(k), "artifact:patch": str(k % 2)} for k in range(4)])
+    assert loaded(file).truth()["patch"][0] == "artifact" and not read_layout(file).remarks
+
+
 def test_concept_meta__a_slip_in_a_concept_column_is_named(image_folder):
     names = [f"final_images/{i}.png" for i in range(40)]
     root = image_folder(*names, side=16)
@@ -414,6 +439,40 @@ def test_isic__id_and_diagnosis_with_patients(image_folder):
     assert manifest.labels == [None, "nevus"] and manifest.groups == ["P1", "L2"]
 
 
+def test_isic__the_archive_gives_the_finest_diagnosis_and_the_licence(main, image_folder, tmp_path):
+    root = image_folder("ISIC_1.jpg", "ISIC_2.jpg", "ISIC_3.jpg")
+    columns = ("isic_id", "copyright_license", "diagnosis_1", "diagnosis_2", "diagnosis_3")
+    file = write(root / "metadata.csv", [dict(zip(columns, row, strict=True)) for row in (
+        ("ISIC_1", "CC-0", "Benign", "Benign proliferations", "Nevus"),
+        ("ISIC_2", "CC-BY", "Malignant", "Malignant proliferations", ""),
+        ("ISIC_3", "CC-0", "", "", ""),
+    )])
+    manifest = loaded(file)
+    assert manifest.labels == ["Nevus", "Malignant proliferations", None]
+    assert manifest.column("licence") == ["CC-0", "CC-BY", "CC-0"]
+    assert manifest.column("diagnosis_1") == ["Benign", "Malignant", None]
+    done = main("data", "convert", file, "--out", tmp_path / "out")
+    assert "column 'diagnosis_3' (1 rows), 'diagnosis_2' (1 rows)" in done.stderr
+    assert json.loads((tmp_path / "out" / "data.json").read_text())["licence"] == "CC-0, CC-BY"
+
+
+def test_columns_that_are_missing_are_named_all_and_once(tmp_path):
+    (tmp_path / "t.csv").write_text("filename,subcaption_1\na.png,x\n")
+    with pytest.raises(UserInputError) as caught:
+        read_layout(tmp_path / "t.csv", "make")
+    assert (
+        "has no columns 'caption', 'knowledge_masks', 'sub_caption_mask', 'ontology_caption', "
+        "'visual_concept_caption', which the layout 'make' needs"
+    ) in caught.value.message
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserInputError, match="image_id, image_name and isic_id serve too") as caught:
+        read_layout(tmp_path / "t.csv", "isic")
+    assert "and none 'diagnosis'" in caught.value.message
+    with pytest.raises(UserInputError) as caught:
+        read_layout(tmp_path / "t.csv", "help")
+    assert "make: filename, caption" in caught.value.hint
+
+
 # ---- which layout
 
 
@@ -429,14 +488,44 @@ def test_detection__a_table_that_is_ours_stays_ours(image_folder):
     assert detect(root) == "folder"
 
 
-def test_a_folder_with_such_a_table_says_so_when_it_is_converted(main, image_folder, tmp_path):
+def test_a_folder_with_one_such_table_is_read_by_it(main, image_folder, tmp_path):
     root = image_folder("final_images/a.png")
-    write(root / "meta.csv", [{"ImageID": "a", "Papule": "1"}])
+    file = write(root / "meta.csv", [{"ImageID": "a", "Papule": "1"}])
     assert [name for name, _ in foreign_tables(root)] == ["concept-meta"]
-    done = main("data", "convert", root, "--out", tmp_path / "out")
-    assert done.rc == 0 and "use it with --layout concept-meta" in done.stderr
-    used = main("data", "check", root, "--layout", "concept-meta", "--json")
+    done = main("data", "convert", root, "--out", tmp_path / "out", "--json")
+    assert done.rc == 0 and f"{file} was read, in the layout 'concept-meta'" in done.stderr
+    assert done.json()["layout"] == "concept-meta" and done.json()["truth"]["papule"]["present"] == 1
+    used = main("data", "check", root, "--json")
     assert used.rc == 0 and used.json()["layout"] == "concept-meta"
+    plain = main("data", "check", root, "--layout", "folder", "--json")
+    assert plain.rc == 0 and plain.json()["layout"] == "folder"
+
+
+def test_a_folder_with_a_table_of_other_images_stays_a_folder_and_says_so(main, image_folder, tmp_path):
+    root = image_folder("mel/a.png")
+    file = write(root / "derm1m.csv", [derm1m(filename="else/x.png")])
+    done = main("data", "convert", root, "--out", tmp_path / "out", "--json")
+    assert done.rc == 0 and done.json()["labels"] == {"mel": 1}
+    assert f"{file} was not read: it looks like the layout 'derm1m'" in done.stderr
+
+
+def test_a_folder_with_several_such_tables_is_refused(main, image_folder, tmp_path):
+    root = image_folder("edu/a.png")
+    write(root / "a.csv", [derm1m()])
+    write(root / "b.csv", [make(filename="edu/a.png")])
+    done = main("data", "convert", root, "--out", tmp_path / "out", "--json")
+    error = done.json()["error"]
+    assert done.rc == 2 and "a.csv (derm1m), b.csv (make)" in error["message"]
+    assert "--layout derm1m" in error["hint"] and "--layout folder" in error["hint"]
+    assert main("data", "convert", root / "b.csv", "--out", tmp_path / "out").rc == 0
+
+
+def test_a_recognised_table_that_cannot_be_read_is_not_dropped(image_folder):
+    root = image_folder("mel/a.png")
+    (root / "t.csv").write_text('filename,caption,disease_label\nmel/a.png,"open,x\n')
+    with pytest.raises(UserInputError, match="never closed") as caught:
+        read_layout(root)
+    assert "--layout folder" in caught.value.hint
 
 
 def test_a_foreign_table_must_be_converted_first(tmp_path):

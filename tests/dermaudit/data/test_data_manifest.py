@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermaudit.data import Manifest
+from dermaudit.data.layouts import read_layout
 from dermaudit.data.validate import truth_value
 from dermaudit.errors import UserInputError
 from dermaudit.splits import split_of
@@ -209,7 +210,9 @@ def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, said, hint
         ("image,concept:streaks", ["a.jpg,inf"], "column 'concept:streaks' says 'inf'", "blank"),
         ("image,artifact:scale,concept:scale", ["a.jpg,1,0"], "says the same word", "rename"),
         ("image,concept:", ["a.jpg,1"], "names no concept", "rename"),
-        ("image,label", ["a.jpg,mel,extra"], "cannot be read as CSV", "save it again"),
+        ("image,label", ["a.jpg,mel", "b.jpg,a,b,c"], "line 3: the row has 4 fields, the header 2",
+         "in quotes"),
+        ("image,caption", ['a.jpg,"two', 'lines"', "b.jpg"], "line 4: the row has 1 fields", "in quotes"),
     ],
 )
 def test_a_fault_is_named_with_its_place_and_mend(tmp_path, header, rows, said, hint):
@@ -254,10 +257,30 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, said):
 
 
 def test_a_place_without_images_is_named(tmp_path):
-    with pytest.raises(UserInputError, match="nothing-here does not exist"):
+    with pytest.raises(UserInputError, match="nothing-here does not exist") as caught:
         Manifest.load(tmp_path / "nothing-here")
+    assert caught.value.hint == f"nothing in {tmp_path} is called so: see the spelling"
+    with pytest.raises(UserInputError) as caught:
+        Manifest.load(tmp_path / "no" / "such" / "place")
+    assert caught.value.hint.startswith(f"there is no {tmp_path / 'no'} either")
+    (tmp_path / "lesions").mkdir()
+    with pytest.raises(UserInputError) as caught:
+        Manifest.load(tmp_path / "lesion")
+    assert caught.value.hint == f"did you mean {tmp_path / 'lesions'}?"
     with pytest.raises(UserInputError, match="holds no manifest and no image"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(("suffix", "hint"), [
+    (".xlsx", "save it as .csv"), (".TSV", "save it as .csv"), (".db", "use .csv, .parquet or .jsonl"),
+])
+@pytest.mark.parametrize("layout", ["auto", "native", "isic"])
+def test_a_file_that_is_no_table_says_how_to_save_it(tmp_path, suffix, hint, layout):
+    file = tmp_path / f"a{suffix}"
+    file.write_bytes(b"image\tlabel\n")
+    with pytest.raises(UserInputError, match="is not a table that can be read") as caught:
+        read_layout(file, layout)
+    assert caught.value.hint == hint
 
 
 def test_images_may_be_links_but_paths_never_climb(tmp_path, image_folder):

@@ -188,6 +188,9 @@ def test_a_shard_cut_off__is_named_or_counted(packed):
     tar.write_bytes(data[:-700])
     with pytest.raises(UserInputError, match=rf"shard-000001\.tar: cut off: 700 of {len(data)}"):
         Shards.load(packed)
+    with pytest.raises(UserInputError) as caught:
+        Shards.load(packed)
+    assert "--skip-lost" in caught.value.hint
     part = Shards.load(packed, strict=False)
     assert len(part) == N - 4 and part.n_lost == 4 and part.lost[0]["file"] == tar.name
     assert [c.split()[1] for c in part.manifest.column("caption")][4:] == ["8,", "9,", "10,"]

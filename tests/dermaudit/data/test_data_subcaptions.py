@@ -204,6 +204,21 @@ def test_the_verb__wrong_options_are_named(main, data, options, said, monkeypatc
     assert done.rc == 2 and said in done.json()["error"]["message"]
 
 
+def test_the_verb__out_is_looked_at_before_the_model_is_asked(main, data, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("DERMAUDIT_LLM_URL", model.url)
+    out = tmp_path / "out"
+    out.mkdir()
+    argv = ("data", "subcaptions", data(), "--out", out, "--llm", "small", "--json")
+    for name, text, said in (
+        ("thesis.txt", "mine", "already holds files (thesis.txt)"),
+        ("unfinished.json", '{"source": "/else"}', "an unfinished conversion of another source"),
+    ):
+        (out / name).write_text(text)
+        done = main(*argv)
+        assert done.rc == 2 and said in done.json()["error"]["message"]
+    assert model.asked == [] and not out.with_name("out.llm").exists()
+
+
 def test_the_verb__a_data_set_without_words(main, data, image_folder, tmp_path):
     root = data([{"label": "melanoma"}])
     done = main("data", "subcaptions", root, "--force", "--json")
