@@ -55,7 +55,7 @@ def join_world(device: str = "cpu") -> Iterator[World]:
             f"WORLD_SIZE is {size}, but torchrun started no processes",
             "run it under torchrun --nproc-per-node, or unset WORLD_SIZE",
         )
-    device = _checked(device, size)
+    device = checked_device(device, size)
     if size == 1:
         yield World(device=torch.device(device))
         return
@@ -66,8 +66,8 @@ def join_world(device: str = "cpu") -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _checked(device: str, size: int) -> str:
-    """The device of this process. Errors: UserInputError when there is none."""
+def checked_device(device: str, size: int = 1) -> str:
+    """The device of this process, one of `size`. Errors: UserInputError when there is none."""
     try:
         wanted = torch.device(device)
     except RuntimeError as error:

@@ -10,100 +10,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dermaudit.data import Manifest
-from dermaudit.errors import UserInputError
-from dermaudit.files import read_json
 from dermaudit.paired import Figures, bootstrap_figures
-from dermaudit.stats import MIN_CELL, GroupBootstrap, auroc_draws, auroc_many
+from dermaudit.stats import GroupBootstrap, auroc_draws, auroc_many
 
+from .concepts import Concept, enough
 from .render import TOO_SMALL, Sheet, cell, comparison_sheet
 
 TEMPERATURE = math.exp(-4.5944)
-#: (with the term, without it).
-TEMPLATES: dict[str, tuple[tuple[str, str], ...]] = {
-    "skin": (
-        ("This is skin image of {}", "This is skin image"),
-        ("This is dermatology image of {}", "This is dermatology image"),
-        ("This is image of {}", "This is image"),
-        ("A skin image of {}", "A skin image"),
-        ("An image of {}, a skin condition.", "An image of a skin condition."),
-        ("{}, a skin disorder, is shown in this image.", "a skin disorder is shown in this image."),
-    ),
-    "dermoscopy": (
-        ("This is dermatoscopy of {}", "This is dermatoscopy"),
-        ("This is dermoscopy of {}", "This is dermoscopy"),
-    ),
-}
 #: words that no image of skin is about. Several letters and sounds, for tokenisers by word or piece.
 RANDOM_WORDS = (
     "table", "river", "violin", "parliament", "bicycle", "harvest", "thunder", "library", "engine",
     "orchard", "compass", "lantern", "Tuesday", "marathon", "glacier", "recipe", "tunnel", "poetry",
     "satellite", "market", "curtain", "journey", "algebra", "kitchen",
 )  # fmt: skip
-MIN_CASES = 5  # positives, and negatives, below which an AUROC is noise
 GOOD = 0.7  # the published count: concepts with an AUROC above it
 MEAN = "mean AUROC"
 COUNT = f"concepts above {GOOD}"
-
-
-@dataclass(frozen=True)
-class Concept:
-    """`truth` (n,) 1, 0, nan = unknown; `own_name` where its terms are only its name."""
-
-    name: str
-    truth: np.ndarray
-    terms: tuple[str, ...]
-    own_name: bool = False
-
-
-def read_terms(path: Path) -> dict[str, tuple[str, ...]]:
-    """{concept: terms} of a ConceptTerms.json. Errors: UserInputError naming the concept."""
-    value = read_json(path, "terms")
-    if not isinstance(value, dict) or not value:
-        raise UserInputError(f"{path} holds no concepts", 'write {"ulcer": ["ulcer", "erosion"]}')
-    for name, terms in value.items():
-        if not isinstance(terms, list) or not terms or not all(
-            isinstance(term, str) and term.strip() for term in terms
-        ):
-            raise UserInputError(
-                f"{path}: '{name}' needs a list of terms", f'write "{name}": ["{name}"]'
-            )
-    return {name: tuple(terms) for name, terms in value.items()}
-
-
-def concepts_of(
-    manifest: Manifest, terms: Mapping[str, Sequence[str]], rows: np.ndarray
-) -> tuple[list[Concept], list[str]]:
-    """(the concept and artifact columns with their terms by name, terms that have no column).
-
-    A column without terms is asked for by its own name. Errors: UserInputError without a column.
-    """
-    truth = manifest.truth()
-    if not truth:
-        raise UserInputError(
-            f"{manifest.path} has no concept: or artifact: column",
-            "annotation is scored against them: concept:<name> with 1, 0 or blank",
-        )
-    by_name: dict[str, tuple[str, ...]] = {}
-    for name, words in terms.items():
-        by_name.setdefault(_fold(name), tuple(words))
-    found = []
-    for name, (_, values) in truth.items():
-        known = np.asarray(values, dtype=float)[rows]
-        words = by_name.pop(_fold(name), None)
-        found.append(Concept(name, known, words or (name.replace("_", " "),), words is None))
-    return found, sorted(by_name)
-
-
-def _fold(name: str) -> str:
-    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
 @torch.no_grad()
@@ -127,13 +54,6 @@ def presence(
         margin = x @ (mix @ target - reference).T
         score += 0.5 * (1 + np.tanh(margin / (2 * TEMPERATURE)))  # the softmax of two
     return score / len(templates)
-
-
-def enough(truth: np.ndarray) -> bool:
-    """30 known images, 5 with and 5 without the concept."""
-    known = np.isfinite(truth)
-    n_pos = int((truth[known] > 0.5).sum())
-    return int(known.sum()) >= MIN_CELL and MIN_CASES <= n_pos <= int(known.sum()) - MIN_CASES
 
 
 def annotation_figures(
@@ -179,11 +99,13 @@ def annotation_sheets(
     groups: Sequence[str],
     unmatched: Sequence[str],
     *,
+    diagnoses: Mapping[str, Sequence[str]] | None = None,
     n_draws: int,
     seed: int,
     reference: str | None,
 ) -> list[Sheet]:
-    """`scores` {model: (n, concepts)}, `controls` {model: (n, random words)}, the same rows."""
+    """`scores` {model: (n, concepts)}, `controls` {model: (n, random words)}, the same rows;
+    `diagnoses` {concept: its terms that name one}, which a note tells."""
     keep = [k for k, c in enumerate(concepts) if enough(c.truth)]
     kept = [concepts[k] for k in keep]
     figures = annotation_figures(
@@ -219,6 +141,12 @@ def annotation_sheets(
     notes = []
     if any(c.own_name for c in concepts):
         notes.append("* no terms of this name: asked for by the name of its column")
+    if diagnoses:
+        said = "; ".join(f"{name}: {', '.join(terms)}" for name, terms in diagnoses.items())
+        notes.append(
+            f"terms that name a diagnosis, so that the figure may be of the disease, not of the sign "
+            f"({len(diagnoses)} concepts): {said}"
+        )
     if unmatched:
         few = ", ".join(unmatched[:12]) + (", …" if len(unmatched) > 12 else "")
         notes.append(f"terms without a column, left out ({len(unmatched)}): {few}")

@@ -17,9 +17,9 @@ Where = Annotated[str | None, typer.Option(help="only rows for which this SQL co
 Reference = Annotated[
     str | None, typer.Option(help="compare every model with this one, not all pairs")
 ]
-Draws = Annotated[int, typer.Option(help="bootstrap resamples")]
-Seed = Annotated[int, typer.Option(help="of resamples and inner folds")]
-Threads = Annotated[int, typer.Option(help="torch threads")]
+Draws = Annotated[int, typer.Option(help="bootstrap resamples, 100 or more")]
+Seed = Annotated[int, typer.Option(help="of resamples and inner folds", min=0)]
+Threads = Annotated[int, typer.Option(help="torch threads", min=1)]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …")]
 Form = Annotated[str, typer.Option("--format", help="text, markdown, latex or parquet")]
 Out = Annotated[Path | None, typer.Option(help="folder for the table and the predictions")]
@@ -52,11 +52,18 @@ def bench_zeroshot(
     force: Force = False,
 ) -> dict[str, Any]:
     """Classify the labels of a data set by prompts alone; --out keeps the predictions."""
-    from .prompting import load_classes, load_templates, truth_numbers
-    from .session import check_enough, dataset_name, finish, planned_files, split_rows, towers
+    from .places import planned_files
+    from .prompting import load_classes, load_templates, named_classes, truth_numbers
+    from .session import check_enough, dataset_name, finish, split_rows, towers
 
-    names, manifest, reference = _checked(model, data, where, reference, draws)
+    names, reference = _checked(model, reference, draws)
     prompts = load_templates(templates)
+    if classes is not None:
+        named_classes(classes)
+    tree = _ontology(ontology)
+    dataset = dataset_name(data)
+    table = planned_files(out, "zeroshot", form, dataset, list(names), force)
+    manifest = _manifest(data, where)
     rows = split_rows(manifest, split)
     chosen = load_classes(classes, [manifest.labels[i] for i in rows], data)
     labels: list[str | None] = [None] * manifest.n  # other splits may hold other labels
@@ -65,9 +72,6 @@ def bench_zeroshot(
     truth = truth_numbers(labels, chosen, data)
     labelled = rows[truth[rows] >= 0]
     check_enough(len(labelled), f"{data}, split {split}, with a label")
-    tree = _ontology(ontology)
-    dataset = dataset_name(data)
-    table = planned_files(out, "zeroshot", form, dataset, list(names), force)
 
     from .embedding import embed_rows
     from .saved import write_predictions
@@ -110,23 +114,23 @@ def bench_retrieval(
     force: Force = False,
 ) -> dict[str, Any]:
     """Find the caption of an image and the image of a caption, among all of the split."""
-    from dermaudit.errors import unknown
+    from .captions import captions_of
+    from .places import planned_files
+    from .session import check_enough, dataset_name, finish, split_rows, towers
 
-    from .session import check_enough, dataset_name, finish, planned_files, split_rows, towers
-
-    names, manifest, reference = _checked(model, data, where, reference, draws)
+    names, reference = _checked(model, reference, draws)
     ks = sorted(set(k or [1, 5, 10, 50]))
     if ks[0] < 1:
-        raise UserInputError(f"--k {ks[0]} must be at least 1")
-    rows = split_rows(manifest, split)
-    captions = manifest.column(column)
-    if captions is None:
-        raise unknown("column of captions", column, manifest.table.column_names)
-    captions = ["" if text is None else str(text).strip() for text in captions]
-    spoken = rows[[bool(captions[i]) for i in rows]]
-    check_enough(len(spoken), f"{data}, split {split}, with a {column}")
+        raise UserInputError(
+            f"--k {ks[0]} must be at least 1", "--k 1 asks how often the first answer is right"
+        )
     dataset = dataset_name(data)
     table = planned_files(out, "retrieval", form, dataset, [], force)
+    manifest = _manifest(data, where)
+    captions = captions_of(manifest, column)
+    rows = split_rows(manifest, split)
+    spoken = rows[[bool(captions[i]) for i in rows]]
+    check_enough(len(spoken), f"{data}, split {split}, with a {column}")
 
     from .embedding import embed_rows
     from .retrieval import encode_captions, ranks, retrieval_sheets
@@ -163,13 +167,17 @@ def bench_probe(
     force: Force = False,
 ) -> dict[str, Any]:
     """Linear probe and prompted AUROC of every label, and the probe of `label` on 1 to 100 % of train."""
-    from .session import dataset_name, finish, planned_files, towers
+    from .places import planned_files
+    from .session import dataset_name, finish, towers
 
-    names, manifest, reference = _checked(model, data, where, reference, draws)
+    names, reference = _checked(model, reference, draws)
     if parts < 1:
-        raise UserInputError(f"--parts {parts} must be at least 1")
+        raise UserInputError(
+            f"--parts {parts} must be at least 1", "--parts 1 draws each part of train once"
+        )
     dataset = dataset_name(data)
     table = planned_files(out, "probe", form, dataset, list(names), force)
+    manifest = _manifest(data, where)
 
     from ..probe import embed_splits, measure
     from .probed import curve_of, label_sheet
@@ -220,33 +228,32 @@ def bench_annotate(
     """AUROC of every concept and artifact by its words alone, beside random words."""
     from dermaudit.errors import unknown
 
-    from .session import dataset_name, finish, planned_files, split_rows, towers
-
-    names, manifest, reference = _checked(model, data, where, reference, draws)
-    rows = split_rows(manifest, split)
-    dataset = dataset_name(data)
-    table = planned_files(out, "annotate", form, dataset, [], force)
-
     from ..facts import facts_of
-    from .annotate import (
-        RANDOM_WORDS,
-        TEMPLATES,
-        annotation_sheets,
-        concepts_of,
-        enough,
-        presence,
-        read_terms,
-    )
-    from .embedding import embed_rows
+    from .concepts import TEMPLATES, concepts_of, diagnosis_terms, enough, read_terms
+    from .places import planned_files
+    from .session import dataset_name, finish, split_rows, towers
 
+    names, reference = _checked(model, reference, draws)
     if templates not in TEMPLATES:
         raise unknown("set of templates", templates, TEMPLATES)
-    words = {fact.name: fact.said for fact in facts_of(manifest)} if terms is None else read_terms(terms)
-    if not any(enough(c.truth) for c in concepts_of(manifest, words, rows)[0]):
+    words = None if terms is None else read_terms(terms)
+    dataset = dataset_name(data)
+    table = planned_files(out, "annotate", form, dataset, [], force)
+    manifest = _manifest(data, where)
+    if words is None:
+        words = {fact.name: fact.said for fact in facts_of(manifest)}
+    rows = split_rows(manifest, split)
+    asked = concepts_of(manifest, words, rows)[0]
+    if not any(enough(c.truth) for c in asked):
         raise EvidenceError(
             f"{data}: no concept has 30 images of known truth, 5 with it and 5 without, in {split}",
             "annotate more images, or score another --split",
         )
+    diagnoses = diagnosis_terms(asked, manifest.labels)
+
+    from .annotate import RANDOM_WORDS, annotation_sheets, presence
+    from .embedding import embed_rows
+
     scores, controls, skipped = {}, {}, {}
     for name, tower in towers(names, device, threads):
         embedded = embed_rows(tower, manifest, rows)
@@ -258,36 +265,44 @@ def bench_annotate(
         groups = [manifest.groups[i] for i in embedded.rows]
     sheets = annotation_sheets(
         dataset, scores, controls, concepts, groups, unmatched if terms is not None else [],
-        n_draws=draws, seed=seed, reference=reference,
+        diagnoses=diagnoses, n_draws=draws, seed=seed, reference=reference,
     )
     return {
         **_what(names, data, split, where, skipped),
         "templates": templates,
         "terms_without_column": unmatched if terms is not None else [],
+        "terms_of_diagnoses": diagnoses,
         **finish(sheets, form, table),
     }
 
 
 def _checked(
-    model: list[str], data: Path, where: str | None, reference: str | None, draws: int
-) -> tuple[dict[str, str], Any, str | None]:
-    """(models by short name, the manifest, the reference's short name), once every flag is known to
-    be usable."""
+    model: list[str], reference: str | None, draws: int
+) -> tuple[dict[str, str], str | None]:
+    """(models by short name, the reference's short name), once these flags are known to be usable."""
     from .session import check_models, reference_name
     from .table import check_draws
 
     names = check_models(model)
-    reference = reference_name(reference, names)
     check_draws(draws)
+    return names, reference_name(reference, names)
+
+
+def _manifest(data: Path, where: str | None) -> Any:
     from dermaudit.data import Manifest
 
     manifest = Manifest.load(data)
-    return names, manifest if where is None else manifest.where(where), reference
+    return manifest if where is None else manifest.where(where)
 
 
 def _ontology(path: Path | None) -> Any:
     if path is None:
         return None
+    if not path.exists():
+        raise UserInputError(
+            f"ontology {path} does not exist",
+            'give nested JSON, {"nail diseases": {"onycholysis": {}}}, or leave --ontology out',
+        )
     from dermaudit.ontology import Ontology
 
     return Ontology.load(path)

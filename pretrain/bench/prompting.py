@@ -82,28 +82,31 @@ def load_templates(name: str) -> list[str]:
     return lines
 
 
-def load_classes(name: str | None, labels: Sequence[str | None], where: Any) -> Classes:
-    """The classes of a zero-shot task: {code: names}, in the order of the set or file.
+def named_classes(name: str) -> Classes:
+    """The classes of a built-in set, or of a TOML or JSON file of code -> names: {code: names}, in
+    its order. Errors: UserInputError."""
+    sets = built_in_classes()
+    return sets[name] if name in sets else _read_classes(Path(name), sets)
 
-    `name`: a built-in set, a TOML or JSON file of code -> names, or None for the built-in set that
-    has all `labels`. Errors: UserInputError, also when `labels` holds none.
-    """
+
+def load_classes(name: str | None, labels: Sequence[str | None], where: Any) -> Classes:
+    """The classes of a zero-shot task: those of `named_classes`, or the built-in set that has all
+    `labels`. Errors: UserInputError, also when `labels` holds none."""
     known = sorted({label for label in labels if label})
     if not known:
         raise UserInputError(
             f"{where} has no label to score zero-shot", "it needs a `label` column with values"
         )
-    sets = built_in_classes()
-    if name is None:
-        for classes in sets.values():
-            if not _strange(known, classes):
-                return classes
-        raise UserInputError(
-            f"no built-in set of classes has all labels of {where} ({', '.join(known[:8])}"
-            + (", …)" if len(known) > 8 else ")"),
-            "name them in a file: --classes classes.toml with lines such as mel = [\"melanoma\"]",
-        )
-    return sets[name] if name in sets else _read_classes(Path(name), sets)
+    if name is not None:
+        return named_classes(name)
+    for classes in built_in_classes().values():
+        if not _strange(known, classes):
+            return classes
+    raise UserInputError(
+        f"no built-in set of classes has all labels of {where} ({', '.join(known[:8])}"
+        + (", …)" if len(known) > 8 else ")"),
+        "name them in a file: --classes classes.toml with lines such as mel = [\"melanoma\"]",
+    )
 
 
 def _strange(labels: Sequence[str], classes: Classes) -> list[str]:
@@ -125,18 +128,23 @@ def _fold(word: str) -> str:
 
 
 def truth_numbers(labels: Sequence[str | None], classes: Classes, where: Any) -> np.ndarray:
-    """(n,) number of the class of each label, -1 where unknown. Errors: UserInputError for a label
-    outside the classes."""
+    """(n,) number of the class of each label, -1 where unknown. Errors: UserInputError for labels
+    outside the classes, all of them."""
     strange = _strange(sorted({label for label in labels if label}), classes)
     if strange:
-        count = sum(label == strange[0] for label in labels)
-        near = closest(strange[0], [*classes, *(w for names in classes.values() for w in names)])
-        tail = f": did you mean '{near}'?" if near else ""
+        words = [*classes, *(w for names in classes.values() for w in names)]
+        said = []
+        for label in strange:
+            near = closest(label, words)
+            tail = f"; did you mean '{near}'?" if near else ""
+            said.append(f"'{label}' ({sum(other == label for other in labels)} images{tail})")
+        left_out = ", ".join("'" + label.replace("'", "''") + "'" for label in strange)
         raise UserInputError(
-            f"{where}: the label '{strange[0]}' ({count} images) is none of the classes "
-            f"{', '.join(list(classes)[:12])}{tail}",
-            "add it to --classes FILE, or leave its rows out with --where \"label != "
-            f"'{strange[0]}'\"",
+            f"{where}: {len(strange)} of the labels "
+            f"{'is' if len(strange) == 1 else 'are'} none of the classes "
+            f"{', '.join(list(classes)[:12])}{', …' if len(classes) > 12 else ''}: {', '.join(said)}",
+            "add them to --classes FILE, or leave their rows out with --where \"label not in "
+            f"({left_out})\"",
         )
     by_word = class_of(classes)
     return np.array([by_word[_fold(label)] if label else -1 for label in labels], dtype=int)

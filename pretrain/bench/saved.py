@@ -22,7 +22,7 @@ from dermaudit.errors import UserInputError, closest
 from dermaudit.files import write_text
 
 _PROBABILITY = re.compile(r"probability_class_(\d+)")
-_CLASSES = ".classes.csv"
+CLASSES_SUFFIX = ".classes.csv"
 _NOT_PREDICTIONS = ("published_intervals.csv",)
 #: float32 softmax of 134 classes, written with 8 digits, is off by 1e-6.
 _SUM_TOLERANCE = 1e-3
@@ -69,7 +69,8 @@ def read_predictions(folder: Path | str) -> dict[str, dict[str, Predictions]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserInputError(
-            f"{folder} is not a folder of predictions", "give DIR with DIR/<dataset>/<model>.csv"
+            f"{folder} is not a folder of predictions" if folder.exists() else f"{folder} does not exist",
+            "give DIR with DIR/<dataset>/<model>.csv; `bench zeroshot --out DIR` writes one",
         )
     single = sorted(_files(folder))
     folders = [folder] if single else sorted(p for p in folder.iterdir() if p.is_dir())
@@ -78,7 +79,7 @@ def read_predictions(folder: Path | str) -> dict[str, dict[str, Predictions]]:
         files = sorted(_files(place))
         if files:
             name = place.absolute().name
-            classes = _classes(place.absolute().parent / f"{name}{_CLASSES}")
+            classes = _classes(place.absolute().parent / f"{name}{CLASSES_SUFFIX}")
             found[name] = aligned({p.stem: read_file(p, classes) for p in files})
     if not found:
         raise UserInputError(
@@ -89,7 +90,7 @@ def read_predictions(folder: Path | str) -> dict[str, dict[str, Predictions]]:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.glob("*.csv"):
-        if not path.name.endswith(_CLASSES) and path.name not in _NOT_PREDICTIONS:
+        if not path.name.endswith(CLASSES_SUFFIX) and path.name not in _NOT_PREDICTIONS:
             yield path
 
 
@@ -110,7 +111,7 @@ def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
     if classes is not None and len(classes) != len(probability):
         raise UserInputError(
             f"{path} has {len(probability)} columns of probabilities, its classes are {len(classes)}",
-            f"mend {path.parent.name}{_CLASSES} beside its folder",
+            f"mend {path.parent.name}{CLASSES_SUFFIX} beside its folder",
         )
     classes = classes or [str(c) for c in range(len(probability))]
 
@@ -281,7 +282,7 @@ def write_predictions(folder: Path, dataset: str, models: dict[str, Predictions]
     """Write DIR/<dataset>/<model>.csv and DIR/<dataset>.classes.csv; the paths written."""
     first = next(iter(models.values()))
     lines = [("diag", "label"), *((c, i) for i, c in enumerate(first.classes))]
-    paths = [folder / f"{dataset}{_CLASSES}"]
+    paths = [folder / f"{dataset}{CLASSES_SUFFIX}"]
     write_text(paths[0], _csv(lines))
     for name, found in models.items():
         header = [

@@ -17,7 +17,7 @@ from dermaudit.errors import EvidenceError, UserInputError, unknown
 from dermaudit.splits import SPLITS
 from dermaudit.stats import MIN_CELL
 
-from .render import SUFFIX, Sheet, check_format, save, show
+from .render import Sheet, save, show
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
@@ -89,34 +89,18 @@ def check_enough(n: int, where: str) -> None:
 
 
 def towers(names: dict[str, str], device: str, threads: int) -> Iterator[tuple[str, Any]]:
-    """(short name, tower) one after the other, so that only one is in memory."""
+    """(short name, tower) one after the other, so that only one is in memory. Errors: UserInputError
+    for a device that is none."""
     import torch
 
+    from dermaudit.distributed import checked_device
     from dermaudit.towers import load_model
 
+    device = checked_device(device)
     torch.set_num_threads(threads)
     for name, model in names.items():
         say(f"{name}:")
         yield name, load_model(model, device=device)
-
-
-def planned_files(
-    out: Path | None, bench: str, form: str, dataset: str, names: Sequence[str], force: bool
-) -> Path | None:
-    """The file of the table below --out; None without. Errors: UserInputError for an unknown format,
-    and for a file that is there already without --force."""
-    check_format(form)
-    if out is None:
-        if form == "parquet":
-            raise UserInputError("--format parquet needs a folder", "give --out DIR")
-        return None
-    if out.exists() and not out.is_dir():
-        raise UserInputError(f"--out {out} is a file", "give a folder: tables and predictions go there")
-    table = out / f"{bench}{SUFFIX[form]}"
-    for path in (table, *(out / dataset / f"{name}.csv" for name in names)):
-        if path.exists() and not force:
-            raise UserInputError(f"{path} is there already", "use --force to replace it, or another --out")
-    return table
 
 
 def finish(sheets: Sequence[Sheet], form: str, table: Path | None) -> dict[str, Any]:

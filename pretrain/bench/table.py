@@ -25,6 +25,8 @@ from .metrics import METRICS, SHOWN, TESTED, columns, recall_figures, score_pred
 from .render import WORDS, Sheet, cell, comparison_sheet, figure_sheet
 from .saved import Predictions
 
+MIN_DRAWS = 100  # below, the 2.5 percentile rests on two draws
+
 
 def honest_sheets(
     dataset: str,
@@ -217,5 +219,8 @@ def tabulate(
 
 
 def check_draws(n_draws: int) -> None:
-    if n_draws < 100:
-        raise UserInputError(f"--draws {n_draws} is too few for an interval", "use 1000 or more")
+    if n_draws < MIN_DRAWS:
+        raise UserInputError(
+            f"--draws {n_draws} is too few for an interval",
+            f"at least {MIN_DRAWS} are needed, 1000 are usual",
+        )

@@ -20,22 +20,26 @@ def bench_table(
         str | None, typer.Option(help="compare every model with this one, not all pairs")
     ] = None,
     by_class: Annotated[bool, typer.Option("--by-class", help="recall of every class too")] = False,
-    draws: Annotated[int, typer.Option(help="bootstrap resamples")] = 2000,
-    seed: Annotated[int, typer.Option(help="of the resamples")] = 0,
+    draws: Annotated[int, typer.Option(help="bootstrap resamples, 100 or more")] = 2000,
+    seed: Annotated[int, typer.Option(help="of the resamples", min=0)] = 0,
     form: Annotated[
         str | None, typer.Option("--format", help="text, markdown, latex or parquet")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="write the table to this file")] = None,
+    force: Annotated[bool, typer.Option(help="replace the file --out")] = False,
 ) -> dict[str, Any]:
     """Measures, intervals and paired tests of saved per-image predictions."""
     from dermaudit.console import say
 
+    from .places import check_place
     from .render import check_output, save, show
     from .saved import read_predictions
     from .table import check_draws, tabulate
 
     form = check_output(form, out)
     check_draws(draws)
+    if out is not None:
+        check_place(out, force)
     found = read_predictions(predictions)
     sheets, more = tabulate(
         found, predictions, legacy=legacy_bootstrap, n_draws=draws, seed=seed,

@@ -14,14 +14,17 @@ from dermaudit.pretrain.bench.annotate import (
     COUNT,
     MEAN,
     TEMPERATURE,
-    TEMPLATES,
-    Concept,
     annotation_figures,
     annotation_sheets,
-    concepts_of,
-    enough,
     presence,
     random_aurocs,
+)
+from dermaudit.pretrain.bench.concepts import (
+    TEMPLATES,
+    Concept,
+    concepts_of,
+    diagnosis_terms,
+    enough,
     read_terms,
 )
 
@@ -103,6 +106,34 @@ def test_terms__the_published_file_and_broken_ones(tmp_path, data_dir):
         read_terms(tmp_path / "t.json")
 
 
+def named(name, *terms):
+    return Concept(name, np.zeros(1), terms)
+
+
+def test_diagnoses_among_terms__labels_and_built_in_names():
+    asked = [
+        named("plaque", "plaque", "psoriasis"),
+        named("patch", "melasma", "vitiligo"),
+        named("pigment", "Malignant melanomas", "dark"),  # a built-in name, within a term
+        named("nevoid", "nevoid"),  # not the word "nevus", nor a part of a word
+    ]
+    assert diagnosis_terms(asked, ["Psoriasis", None, "nail_disease", ""]) == {
+        "plaque": ["psoriasis"], "pigment": ["Malignant melanomas"],
+    }  # fmt: skip
+    assert diagnosis_terms(asked[:2], []) == {}
+
+
+def test_diagnoses_among_terms__the_published_file(data_dir):
+    path = data_dir / "peer-data" / "make" / "ConceptTerms.json"
+    if not path.is_file():
+        pytest.skip("no peer-data/make in DERMAUDIT_DATA")
+    asked = [named(name, *terms) for name, terms in read_terms(path).items()]
+    found = diagnosis_terms(asked, ["vitiligo", "psoriasis", "scabies", "impetigo"])
+    assert found["plaque"] == ["psoriasis"] and found["patch"] == ["vitiligo"]
+    assert found["burrow"] == ["scabies"] and found["erosion"] == ["impetigo"]
+    assert "ulcer" not in found and "scale" not in found
+
+
 def concepts(n=200, seed=0):
     rng = np.random.default_rng(seed)
     truth = (rng.random((n, 2)) < 0.4).astype(float)
@@ -134,8 +165,10 @@ def test_random_words__stay_around_one_half_and_the_sheet_shows_them():
     assert not enough(rare.truth)
     sheets = annotation_sheets(
         "toy", {"m": np.column_stack([score, noise[:, 2]])}, {"m": noise}, [*both, rare],
-        [str(i) for i in range(400)], ["hair"], n_draws=50, seed=0, reference=None,
+        [str(i) for i in range(400)], ["hair"], diagnoses={"b": ["a mole", "nevus"]},
+        n_draws=50, seed=0, reference=None,
     )
+    assert any("terms that name a diagnosis" in n and "b: a mole, nevus" in n for n in sheets[0].notes)
     assert sheets[0].rows[-1][4] == "n too small"
     assert sheets[1].rows[0][2] == "2 of 2"
     assert sheets[1].rows[0][3] == "2 of 2"

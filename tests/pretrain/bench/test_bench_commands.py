@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dermaudit.data import Manifest
 from dermaudit.errors import UserInputError
+from dermaudit.pretrain.bench.captions import captions_of
 from dermaudit.pretrain.bench.session import dataset_name, short_names
 from dermaudit.pretrain.probe import measure
 from dermaudit.towers import ZeroShot, load_model
@@ -127,7 +129,9 @@ def test_probe__figures_of_measure_and_the_curve(both, two_models, scored, main,
 
 
 def test_annotate__concepts_by_name_beside_random_words(both, main, tmp_path):
-    (tmp_path / "t.json").write_text('{"Ruler": ["a ruler", "scale marks"], "ulcus": ["ulcus"]}')
+    (tmp_path / "t.json").write_text(
+        '{"Ruler": ["a ruler", "scale marks"], "ulcus": ["ulcus"], "hair": ["a nevus", "hair"]}'
+    )
     done = main(
         "bench", "annotate", *both, "--terms", tmp_path / "t.json", "--split", "all",
         "--draws", "100", "--out", tmp_path / "o", "--format", "parquet", "--json",
@@ -138,6 +142,8 @@ def test_annotate__concepts_by_name_beside_random_words(both, main, tmp_path):
     assert [f["terms"] for f in ruler] == ["a ruler; scale marks"] * 2
     assert not ruler[0]["own_name"]
     assert found["terms_without_column"] == ["ulcus"]
+    assert found["terms_of_diagnoses"] == {"hair": ["a nevus"]}
+    assert "terms that name a diagnosis" in done.stderr
     assert pq.read_table(tmp_path / "o" / "annotate.parquet").num_rows == len(found["figures"])
 
 
@@ -156,9 +162,14 @@ def test_training_images_are_refused(two_models, scored, main, bench):
     ("extra", "said"),
     [
         (["--format", "word"], "unknown format 'word'"),
+        (["--format", "html", "--where", "index < 9"], "unknown format 'html'"),
+        (["--threads", "0"], "Invalid value for '--threads'"),
+        (["--seed", "-1"], "Invalid value for '--seed'"),
+        (["--device", "gpu"], "--device gpu is no device\n  use cpu, cuda or cuda:0"),
+        (["--out", "/proc/no/such"], "cannot write /proc/no/such"),
         (["--format", "parquet"], "needs a folder"),
         (["--reference", "plane"], "did you mean 'plain'"),
-        (["--draws", "5"], "--draws 5 is too few"),
+        (["--draws", "1"], "at least 100 are needed"),
         (["--where", "labl = 'nv'"], "did you mean label"),
         (["--model", "phantom-vot"], "did you mean 'phantom-vit'"),
     ],
@@ -175,16 +186,18 @@ def test_wrong_flags__one_sentence(both, main, bench, extra, said):
     [
         (["zeroshot", "--split", "tset"], 2, "did you mean 'test'"),
         (["zeroshot", "--classes", "hamm"], 2, "did you mean 'ham'"),
-        (["zeroshot", "--classes", "pad"], 2, "the label 'akiec'"),
+        (["zeroshot", "--classes", "hamm", "--where", "index < 9"], 2, "did you mean 'ham'"),
+        (["zeroshot", "--classes", "pad"], 2, "of the labels are none of the classes NEV"),
         (["zeroshot", "--templates", "mine"], 2, "neither a file nor a set"),
-        (["zeroshot", "--ontology", "absent.json"], 2, "ontology absent.json does not exist"),
+        (["zeroshot", "--ontology", "absent.json"], 2, "ontology absent.json does not exist\n  give nested JSON"),
         (["zeroshot", "--where", "index < 20"], 3, "at least 30 are needed"),
         (["retrieval", "--column", "captoin"], 2, "did you mean 'caption'"),
-        (["retrieval", "--k", "0"], 2, "--k 0 must be at least 1"),
+        (["retrieval", "--column", "index"], 2, "holds numbers, not text, such as 0\n  columns of text: "),
+        (["retrieval", "--k", "0"], 2, "--k 0 must be at least 1\n  --k 1 asks"),
         (["annotate", "--templates", "skn"], 2, "did you mean 'skin'"),
-        (["annotate", "--terms", "absent.json"], 2, "terms absent.json does not exist"),
+        (["annotate", "--terms", "absent.json"], 2, "--terms absent.json does not exist\n  write {"),
+        (["annotate", "--templates", "skn", "--where", "index < 9"], 2, "did you mean 'skin'"),
         (["probe", "--parts", "0"], 2, "--parts 0 must be at least 1"),
-        (["zeroshot", "--device", "abacus"], 2, "device 'abacus' cannot be used"),
     ],
 )
 def test_wrong_input__one_sentence(both, main, argv, rc, said):
@@ -199,10 +212,40 @@ def test_out__is_not_overwritten_without_force(both, main, tmp_path):
     assert main(*argv).rc == 0
     done = main(*argv)
     assert done.rc == 2
-    assert "zeroshot.txt is there already" in done.stderr
+    assert "zeroshot.txt is there already" in done.stderr and "--force" in done.stderr
     assert main(*argv, "--force").rc == 0
+    # Predictions of another bench mean what the file of classes says; it is not replaced either.
+    again = main("bench", "probe", *both[2:], "--out", tmp_path / "o", "--draws", "100")
+    assert (again.rc, "toy.csv" in again.stderr, "other.csv is there" in again.stderr) == (2, False, True)
+    (tmp_path / "o" / "toy" / "other.csv").unlink()
+    again = main("bench", "probe", *both[2:], "--out", tmp_path / "o", "--draws", "100")
+    assert (again.rc, "toy.classes.csv is there already" in again.stderr) == (2, True)
     (tmp_path / "file").write_text("")
     assert "is a file" in main("bench", "zeroshot", *both, "--out", tmp_path / "file").stderr
+
+
+def test_out__a_refused_run_leaves_nothing(two_models, scored, main, tmp_path):
+    done = main(
+        "bench", "zeroshot", "--model", two_models / "plain", "--data", scored, "--where", "index < 9",
+        "--out", tmp_path / "new" / "o",
+    )  # fmt: skip
+    assert done.rc == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_captions__numbers_written_as_text(tmp_path):
+    columns = {
+        "image": ["a.png", "b.png", "c.png"], "note": ["a dark lesion", None, "2"],
+        "years": ["50", " 61.5", None], "blank": pa.nulls(3),
+    }  # fmt: skip
+    m = Manifest(pa.table(columns), tmp_path, tmp_path / "m.csv")
+    assert captions_of(m, "note") == ["a dark lesion", "", "2"]
+    for column, said in (("years", "holds numbers, not text, such as 50"), ("blank", "holds nothing")):
+        with pytest.raises(UserInputError) as caught:
+            captions_of(m, column)
+        assert said in caught.value.message and caught.value.hint == "columns of text: note"
+    with pytest.raises(UserInputError, match="did you mean 'note'"):
+        captions_of(m, "notes")
 
 
 def test_no_label__no_caption__no_concept(two_models, image_folder, main):

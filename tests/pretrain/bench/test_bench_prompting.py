@@ -102,8 +102,13 @@ def test_classes__broken_files(tmp_path, name, text, said):
 def test_truth__by_code_or_name_and_unknown_stays_unknown():
     classes = {"mel": ["melanoma"], "nv": ["nevus", "mole"]}
     assert truth_numbers(["nv", "Melanoma", None, "MOLE"], classes, "d").tolist() == [1, 0, -1, 1]
-    with pytest.raises(UserInputError, match=r"label 'meel' \(2 images\).*did you mean 'mel'"):
+    with pytest.raises(UserInputError, match=r"1 of .* is none .*'meel' \(2 images; did you mean 'mel'\?\)"):
         truth_numbers(["meel", "nv", "meel"], classes, "d")
+    with pytest.raises(UserInputError) as caught:
+        truth_numbers(["meel", "nv", "meel", "baker's", None], classes, "d")
+    assert "2 of the labels are none of the classes" in caught.value.message
+    assert "'baker's' (1 images), 'meel' (2 images" in caught.value.message
+    assert "--where \"label not in ('baker''s', 'meel')\"" in caught.value.hint
 
 
 def test_truth__a_code_wins_over_another_classes_name():

@@ -295,8 +295,9 @@ def test_bad_file__one_sentence(folder, main, change, said):
 
 
 def test_bad_folder__one_sentence(folder, main, tmp_path):
+    (tmp_path / "file").write_text("")
     assert "is not a folder of predictions" in main(
-        "bench", "table", "--predictions", tmp_path / "none"
+        "bench", "table", "--predictions", tmp_path / "file"
     ).stderr
     (tmp_path / "bare").mkdir()
     assert "holds no predictions" in main(
@@ -326,3 +327,29 @@ def test_loads_no_torch(run_python, folder):
         "assert 'torch' not in sys.modules",
     )
     assert done.rc == 0, done.stderr
+
+
+# ---- where it is written
+
+
+def test_out__is_kept_without_force_and_checked_before_any_work(folder, main, tmp_path):
+    out = tmp_path / "t.md"
+    out.write_text("precious")
+    # Nothing was read yet: the folder of predictions is not there.
+    done = main("bench", "table", "--predictions", tmp_path / "absent", "--out", out)
+    assert (done.rc, "is there already" in done.stderr, "--force" in done.stderr) == (2, True, True)
+    assert out.read_text() == "precious"
+    argv = ["bench", "table", "--predictions", folder, "--draws", "100"]
+    done = main(*argv, "--out", out, "--force")
+    assert done.rc == 0 and out.read_text().startswith("**toy")
+    done = main(*argv, "--out", tmp_path, "--format", "text")
+    assert (done.rc, "is a folder" in done.stderr) == (2, True)
+    for bad in ("/proc/no/t.md", out / "below" / "t.md", tmp_path / ("x" * 300 + ".md")):
+        done = main("bench", "table", "--predictions", tmp_path / "absent", "--out", bad)
+        assert done.rc == 2 and "cannot write" in done.stderr, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p", "t.md"]
+
+
+def test_predictions__absent(main, tmp_path):
+    done = main("bench", "table", "--predictions", tmp_path / "absent")
+    assert done.rc == 2 and "absent does not exist\n  give DIR with" in done.stderr
