@@ -139,6 +139,8 @@ class Decomposer:
         headers = {"Content-Type": "application/json", **self._authorised()}
         said = ""
         for attempt in range(_TRIES):
+            if self._stop.is_set():  # also right after a wait that was cut short
+                break
             wait = min(2.0**attempt, _LONGEST_WAIT)
             request = urllib.request.Request(self.url, body, headers)
             try:
@@ -153,8 +155,6 @@ class Decomposer:
                 said = str(getattr(error, "reason", error)) or type(error).__name__
             except ValueError as error:
                 said = str(error)
-            if self._stop.is_set():
-                break
             if attempt + 1 < _TRIES:
                 self._count("retried")
                 self.sleep(wait)
