@@ -13,7 +13,7 @@ from dermaudit.splits import SPLITS
 from ..sentinels import known
 from ..tables import RawTable, read_table
 from ..validate import texts
-from .rows import header_of, raw_table, read_rows
+from .rows import header_of, raw_table, read_rows, there_are
 
 NAME = "hf-metadata"
 NEEDS = "file_name, and a caption or text"
@@ -63,7 +63,7 @@ def read(path: Path) -> RawTable:
     if "file_name" not in table.column_names:
         raise UserInputError(
             f"{file} has no column 'file_name', which the layout '{NAME}' needs",
-            f"its columns: {', '.join(table.column_names[:12])}; see --layout",
+            there_are(table.column_names),
         )
     spoken = next((name for name in _CAPTIONS if name in table.column_names), "")
     columns = {"image": texts(table, "file_name")}

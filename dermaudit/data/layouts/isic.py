@@ -14,7 +14,7 @@ from ..sentinels import known
 from ..tables import IMAGE_SUFFIXES, RawTable, Skipped
 from .concept_meta import images_of
 from .find import ImageNames
-from .rows import Column, Rows, header_of, one_file, raw_table, read_rows
+from .rows import Column, Rows, header_of, one_file, raw_table, read_rows, there_are
 
 NAME = "isic"
 NEEDS = (
@@ -69,8 +69,8 @@ def read(path: Path) -> RawTable:
         if len(codes) < 2 and not spoken:
             lacking.append("'diagnosis' (dx, diagnosis_1 … diagnosis_3, or MEL, NV, … of 0/1 serve too)")
         raise UserInputError(
-            f"{file} has no column {' and none '.join(lacking)}, which the layout '{NAME}' needs",
-            f"its columns: {', '.join(list(rows.columns)[:12]) or 'none'}; see --layout",
+            f"{file} has no column {' and no '.join(lacking)}, which the layout '{NAME}' needs",
+            there_are(rows.columns),
         )
     said_by: dict[str, int] = {}
     images, bad = images_of(rows, id_, ImageNames(file.parent, file.parent))

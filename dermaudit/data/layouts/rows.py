@@ -51,8 +51,14 @@ class Rows:
                 f"{self.file} has no column{'s' if absent[1:] else ''} "
                 + ", ".join(f"'{name}'" for name in absent)
                 + f", which the layout '{layout}' needs",
-                f"its columns: {', '.join(list(self.columns)[:12]) or 'none'}; see --layout",
+                there_are(self.columns),
             )
+
+
+def there_are(names: Iterable[str]) -> str:
+    """The mend for a column that is missing: those that are there, and where those needed are told."""
+    told = ", ".join(list(names)[:12]) or "none"
+    return f"its columns: {told}; `dermaudit data convert --help` lists what each layout needs"
 
 
 def header_of(path: Path) -> list[str]:

@@ -467,7 +467,7 @@ def test_columns_that_are_missing_are_named_all_and_once(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserInputError, match="image_id, image_name and isic_id serve too") as caught:
         read_layout(tmp_path / "t.csv", "isic")
-    assert "and none 'diagnosis'" in caught.value.message
+    assert "and no 'diagnosis'" in caught.value.message
     with pytest.raises(UserInputError) as caught:
         read_layout(tmp_path / "t.csv", "help")
     assert "make: filename, caption" in caught.value.hint
