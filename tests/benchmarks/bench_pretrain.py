@@ -49,32 +49,34 @@ def main() -> None:
         options.data = work / "phantoms"
         make_data_set(options.data, 2000, seed=7, size=96, table=load_bias_table())
     manifest, shards = open_data(options.data)
-    recipe = load_recipe(options.recipe, ["masked.epochs=0"])
-    subset, rows, texts, facts, said = _captions(recipe, manifest)
-    n = recipe.batch * options.steps
-    if subset.n < n:
-        raise SystemExit(f"{options.data} has {subset.n} train images; --steps {subset.n // recipe.batch}")
-    subset, rows = subset.take(range(n)), rows[:n]
     recipe = load_recipe(options.recipe, ["masked.epochs=0", "contrastive.epochs=1"])
+    n = recipe.batch * options.steps
+    train_rows = [i for i, split in enumerate(manifest.splits) if split == "train"][:n]
+    if len(train_rows) < n:
+        raise SystemExit(f"{options.data} has {len(train_rows)} train images: fewer --steps")
+    said = _captions(recipe, manifest.take(train_rows))
+    size = recipe.decode_size
     sources = {}
     if shards is not None:
-        sources["shards"] = FromShards(shards, rows, recipe.image_size)
-        pixels = np.stack([shards.decode(row, recipe.image_size) for row in rows])
+        sources["shards"] = FromShards(shards, train_rows, size)
+        pixels = np.stack([shards.decode(row, size) for row in train_rows])
     else:
-        sources["files"] = Files(subset.paths(), recipe.image_size)
-        pixels = decode_all(subset, recipe.image_size)[0]
+        sources["files"] = Files(said.data.paths(), size)
+        pixels = decode_all(said.data, size)[0]
     sources["memory"] = Memory(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
 
-    def stage():
-        start = make_start(recipe, said, work)
-        return _stages(recipe, start, texts, facts, subset)[0]
+    def stage(name: str):
+        start = make_start(recipe, said.corpus, work)
+        one = _stages(recipe, start, said, World())[0]
+        one.source = sources[name]
+        return one
 
     def plan(name: str) -> Plan:
         identity = {"key": "bench", "processes": 1}
-        return Plan(recipe, sources[name], work / name, identity, World(), options.threads)
+        return Plan(recipe, work / name, identity, World(), options.threads)
 
     def bare() -> float:
-        one = stage()
+        one = stage("memory")
         optimizer = make_optimizer(recipe.optimizer, one.trained, one.lr, recipe.weight_decay)
         _, parts, _ = next(_parts(plan("memory"), one, 0, options.steps))
         take_step(one, optimizer, parts, recipe)
@@ -84,7 +86,7 @@ def main() -> None:
         return (options.steps - 1) * recipe.batch / (time.perf_counter() - started)
 
     def loop(name: str) -> float:
-        one = stage()
+        one = stage(name)
         started = time.perf_counter()
         train(plan(name), [one])
         return n / (time.perf_counter() - started)
