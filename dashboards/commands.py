@@ -62,8 +62,9 @@ def explore(
         "127.0.0.1",
         "--server.port",
         str(port),
+        # Otherwise Streamlit's first start asks for an e-mail address and waits.
         "--server.headless",
-        "false" if browser else "true",
+        "true",
         "--browser.gatherUsageStats",
         "false",
         "--server.fileWatcherType",
@@ -83,6 +84,8 @@ def explore(
     # A polite kill of this process must not leave the server behind it.
     signal.signal(signal.SIGTERM, _interrupt)
     done = subprocess.Popen(command, env=_environment(os.environ, target, logs), stdout=sys.stderr)
+    if browser:
+        _open_browser(port)
     try:
         code = done.wait()
     except KeyboardInterrupt:
@@ -117,6 +120,32 @@ def report(
 
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _open_browser(port: int) -> None:
+    """Open the page once the server answers, where there is a screen to open it on."""
+    import os
+    import sys
+    import threading
+
+    if not (sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
+        return
+
+    def wait_and_open() -> None:
+        import socket
+        import time
+        import webbrowser
+
+        for _ in range(120):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            except OSError:
+                time.sleep(0.5)
+                continue
+            webbrowser.open(f"http://127.0.0.1:{port}")
+            return
+
+    threading.Thread(target=wait_and_open, daemon=True).start()
 
 
 def _end(server: Any) -> None:
