@@ -213,7 +213,6 @@ def _flat(plan: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _stages(recipe: Recipe, start: Start, said: Said, world: World) -> list[Stage]:
     """The stages without their images, which come last: what is wrong is found before they are read."""
     stages: list[Stage] = []
-    nothing = Source([])
     if recipe.masked.epochs:
         torch.manual_seed(seed_of(recipe.seed, "masked-init"))
         part = recipe.masked
@@ -222,14 +221,14 @@ def _stages(recipe: Recipe, start: Start, said: Said, world: World) -> list[Stag
         objective = MaskedLatent(
             visual, recipe.image_size, depth=part.depth, teacher=teacher, weights=part.weights
         )
-        stages.append(MaskedStage(recipe, start.model, objective, nothing))
+        stages.append(MaskedStage(recipe, start.model, objective))
     if recipe.contrastive.epochs:
         torch.manual_seed(seed_of(recipe.seed, "contrastive-init"))
         similarity, diseases = disease_similarity(recipe, said.data)
         width = int(start.model_cfg["embed_dim"])
         stages.append(
             ContrastiveStage(
-                recipe, start.model, start.tokenize, said.texts, said.facts, nothing,
+                recipe, start.model, start.tokenize, said.texts, said.facts,
                 knowledge=knowledge_encoder(recipe, width, world.device),
                 similarity=similarity, diseases=diseases,
             )

@@ -124,10 +124,6 @@ class MaskedLatent(nn.Module):
         self.register_buffer("centre", torch.zeros(e))
         self._sum = self._count = None
 
-    @property
-    def n_cells(self) -> int:
-        return self.reader.grid[0] * self.reader.grid[1]
-
     def train(self, mode: bool = True) -> MaskedLatent:
         super().train(mode)
         self.teacher.eval()

@@ -13,20 +13,18 @@ _ASPECT = 0.3
 _TRIES = 10
 
 
-def block_mask(
-    grid: tuple[int, int], count: int, rng: random.Random, *, min_block: int | None = None
-) -> np.ndarray:
+def block_mask(grid: tuple[int, int], count: int, rng: random.Random) -> np.ndarray:
     """Boolean (rows · columns,), row-major, with exactly `count` true.
 
-    Rectangles of about `min_block` cells or more (16 of 196, or as many of a smaller grid) and of an
-    aspect ratio of about 0.3 … 1 / 0.3 (sides are rounded) are laid over each other until ten tries in a
-    row find none that fits; what is then missing is grown from the border of what is masked, so that the
+    Rectangles of about 16 cells or more of 196 (as large a share of a smaller grid) and of an aspect
+    ratio of about 0.3 … 1 / 0.3 (sides are rounded) are laid over each other until ten tries in a row
+    find none that fits; what is then missing is grown from the border of what is masked, so that the
     count is exact.
     """
     rows, columns = grid
     if not 0 <= count <= rows * columns:
         raise ValueError(f"{count} of {rows * columns} cells cannot be masked")
-    least = min_block or max(1, round(_MIN_BLOCK * rows * columns / 196))
+    least = max(1, round(_MIN_BLOCK * rows * columns / 196))
     mask = np.zeros((rows, columns), dtype=bool)
     left = count
     while left >= least:

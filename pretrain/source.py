@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,7 @@ _AHEAD = 3  # batches that are being read while one is computed
 _TRIES = 32  # rows tried in the place of one that cannot be read
 
 
-class Source:
+class Source(ABC):
     """Images by row of the data. `rows` (n,) are those that may come up."""
 
     def __init__(self, rows: Sequence[int]) -> None:
@@ -46,9 +47,9 @@ class Source:
         places = torch.randperm(self.n, generator=torch.Generator().manual_seed(seed))
         return self.rows[places.numpy()]
 
+    @abstractmethod
     def image(self, row: int) -> np.ndarray:
         """uint8 (s, s, 3). Errors: BadImage."""
-        raise NotImplementedError
 
 
 class Memory(Source):
@@ -59,6 +60,9 @@ class Memory(Source):
         self.images = images
         self._place = np.full(int(self.rows.max(initial=-1)) + 1, -1)
         self._place[self.rows] = np.arange(len(self.rows))
+
+    def image(self, row: int) -> np.ndarray:
+        return self.take(np.array([row]))[0].permute(1, 2, 0).numpy()
 
     def take(self, rows: np.ndarray) -> Tensor:
         return self.images[torch.from_numpy(self._place[rows])]

@@ -1,8 +1,8 @@
 """The two stages: what is computed of a part of a batch, and the losses over the whole of it.
 
 `encode` takes images and texts through the towers, row by row; `losses` compares rows of the whole batch.
-The cut between them lets a batch be computed in parts and by several processes and keep all its negatives
-(trainer.py).
+The cut between the two lets a batch be computed in parts and by several processes and keep all its negatives
+(trainer.py). `source` may be set later than the rest, before training: images are read last.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ class MaskedStage:
     constant = frozenset()
 
     def __init__(
-        self, recipe: Recipe, model: nn.Module, objective: MaskedLatent, source: Source
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        objective: MaskedLatent,
+        source: Source | None = None,
     ) -> None:
         part = recipe.masked
         self.source = source
@@ -102,7 +106,7 @@ class ContrastiveStage:
         tokenize: Callable[[list[str]], Tensor],
         texts: Texts,
         facts: list[Fact],
-        source: Source,
+        source: Source | None = None,
         *,
         knowledge: Callable[[list[str]], Tensor] | None = None,
         similarity: Tensor | None = None,

@@ -7,7 +7,6 @@ text tower; or a whole model by name. Nothing is fetched but what the recipe nam
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +161,7 @@ def _stock(vision_cfg: dict[str, Any]) -> dict[str, Any]:
 
 def _build(kind: type, model_cfg: dict[str, Any]) -> nn.Module:
     try:
-        return kind(**copy.deepcopy(json.loads(json.dumps(model_cfg))))
+        return kind(**copy.deepcopy(model_cfg))  # open_clip empties what it is given
     except Exception as error:  # open_clip raises any class for a configuration it cannot build
         raise UserInputError(
             f"open_clip cannot build the recipe's model ({type(error).__name__}: {error})",

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -252,8 +253,6 @@ def _through_cache(stage: Stage, parts: list[Part], encode) -> Losses:
 
 def _joined(parts: list[Part]) -> Part:
     """What `losses` reads of a batch in parts; its images are not among it."""
-    import numpy as np
-
     first = parts[0]
     return Part(
         np.concatenate([p.rows for p in parts]), first.images, {}, [], first.step_seed, first.progress

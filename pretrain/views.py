@@ -81,7 +81,7 @@ class ColumnTexts:
         return other
 
     def all(self) -> list[str]:
-        """Every text, for a tokenizer of one's own and for the key of a training run."""
+        """Every text, for a tokenizer of one's own."""
         return [t for full, subs in zip(self._full, self._subs, strict=True) for t in (*full, *subs) if t]
 
     def raw(self, row: int, rng: random.Random) -> str:
