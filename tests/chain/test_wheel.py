@@ -39,7 +39,7 @@ def test_the_wheel_holds_everything_and_runs(tmp_path):
         "dermaudit/checkpoints/phantom-vit/open_clip_model.safetensors",
         "dermaudit/checkpoints/dermoscopy-small/README.md",
         "dermaudit/concepts/vocabulary/dermoscopy.toml",
-        "dermaudit/pretrain/recipes/phantom-vit.toml",
+        "dermaudit/pretrain/recipes/phantom.toml",
         "dermaudit/phantom/default_bias.toml",
         "dermaudit/cli/demo_bias.toml",
         "dermaudit/dashboards/app.py",
