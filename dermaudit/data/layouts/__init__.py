@@ -138,4 +138,11 @@ def read_for_use(path: Path) -> RawTable:
             f"{path} is in the layout '{name}', which must be converted first",
             f"run: dermaudit data convert {path} --layout {name} --out data/{path.name}",
         )
+    if name == "folder" and (tables := list(foreign_tables(path))):
+        name, file = tables[0]
+        raise UserInputError(
+            f"{path} holds {file.name} in the layout '{name}', which must be converted first",
+            f"run: dermaudit data convert {path} --out data/{path.name} (with --layout folder to take "
+            "the subfolders for labels)",
+        )
     return LAYOUTS[name].read(path)

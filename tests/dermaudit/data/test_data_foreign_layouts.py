@@ -536,6 +536,14 @@ def test_a_foreign_table_must_be_converted_first(tmp_path):
         Manifest.load(tmp_path)
 
 
+def test_subfolders_are_not_taken_for_labels_beside_a_foreign_table(image_folder):
+    root = image_folder("edu/a.png")
+    write(root / "train.csv", [make(filename="edu/a.png")])
+    with pytest.raises(UserInputError, match="holds train.csv in the layout 'make'") as caught:
+        Manifest.load(root)
+    assert "data convert" in caught.value.hint
+
+
 @pytest.mark.parametrize("layout", ["derm1m", "make", "dermfm-zeroshot", "concept-meta", "isic"])
 def test_each_layout__says_which_column_or_table_is_missing(tmp_path, layout):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
