@@ -1,24 +1,72 @@
-"""Embeddings of a run's images at its sites: one forward pass a batch, written shard by shard."""
+"""Embeddings of images at the sites of a tower: planned, made shard by shard, and put together.
+
+The engines differ in who makes the shards: this process, its share among workers that torchrun or
+SLURM started (no collectives: a worker only looks at files), or Ray (embed_ray.py).
+"""
 
 from __future__ import annotations
 
+import itertools
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from dermaudit.console import track
-from dermaudit.data import read_image
+from dermaudit.console import Meter, say
+from dermaudit.errors import NoSpaceError, UserInputError
 from dermaudit.failpoints import hit
-from dermaudit.files import sha256_file
-from dermaudit.rundir import Run
+from dermaudit.files import sha256_file, sha256_json
+from dermaudit.rundir import Run, open_run
 
-from .store import ActivationStore, group_number
+from .embed_shard import BATCH, POOLED, Batch, batches_ahead, embed_shard, n_batches
+from .embed_shard import activations as activations  # part of this module's interface
+from .parts import Images, Part, Plan, Site, finish, forget, plan_parts, read_note
+from .share import Share
+from .store import ITEM_BYTES, ActivationStore, Identity
 
-POOLED = "visual.pooled"
-SHARD = 1024
-BATCH = 64
+SHARD = 1024  # images at most
+SHARD_BYTES = 256 << 20  # a shard of patch tokens holds fewer images
+_ONE_ROW_SITES = (POOLED, "visual.embedding")
+
+#: one part, and the sites at which it is still to be made
+Job = tuple[Part, list[Site]]
+Engine = Callable[[list[Job]], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for. `tokens`: patch or cls, of the sites that have tokens; `dtype` None: float32
+    for one row an image, float16 for patch tokens; `strict`: a number that is not finite is fatal."""
+
+    sites: list[str]
+    tokens: str = "patch"
+    dtype: str | None = None
+    strict: bool = False
+    share: Share = Share()
+
+    def report_not_finite(self, stores: list[ActivationStore]) -> dict[str, int]:
+        """Say which images gave numbers that are not finite, {site: how many}.
+
+        Errors: UserInputError if `strict`.
+        """
+        counts = {}
+        for store in stores:
+            images = sum(store.meta["not_finite"].values(), [])
+            if not images:
+                continue
+            counts[store.meta["site"]] = len(images)
+            said = (
+                f"{len(images)} of {store.meta['n']} images have values at {store.meta['site']} "
+                f"that are not finite, the first: {images[0]}"
+            )
+            mend = "float16 ends at 65504: try --dtype bfloat16 or float32; else look at the image"
+            if self.strict:
+                raise UserInputError(said, f"{mend}, or leave out --strict")
+            say(f"  {said}\n  {mend}")
+        return counts
 
 
 def default_sites(tower: Any) -> list[str]:
@@ -38,74 +86,202 @@ def default_sites(tower: Any) -> list[str]:
     return [POOLED, f"visual.blocks.{block}.hook_resid_post"]
 
 
-@torch.no_grad()
-def activations(tower: Any, images: list[np.ndarray], sites: list[str]) -> dict[str, np.ndarray]:
-    """{site: (n, d) float32 or (n, tokens, d) float32} of uint8 images; prefix tokens are dropped."""
-    x = tower.preprocess(images)
-    blocks = [site for site in sites if site != POOLED]
-    if blocks:
-        pooled, cache = tower.run_with_cache(x, names_filter=lambda name: name in blocks)
-    else:
-        pooled, cache = tower.encode_image(x, normalize=True), {}
-    found = {site: cache[site][:, tower.n_prefix_tokens :].numpy() for site in blocks}
-    if POOLED in sites:
-        found[POOLED] = pooled.numpy()
-    return found
+def site_of(
+    tower: Any, name: str, tokens: str = "patch", dtype: str | None = None
+) -> tuple[Identity, dict[str, Any]]:
+    """What the store of site `name` is: (identity, facts d, tokens, grid, batch, threads).
+
+    `tokens`: patch or cls, of the sites that have tokens. `dtype` None: float32 for one row an
+    image, float16 for patch tokens. Errors: UserInputError when the tower has no such thing.
+    """
+    tower.check_site(name)
+    if not name.startswith("visual."):
+        raise UserInputError(
+            f"site '{name}' is not in the image tower", "name one that starts with 'visual.'"
+        )
+    kind = "pooled" if name in _ONE_ROW_SITES else tokens
+    if kind == "cls" and not tower.n_prefix_tokens:
+        raise UserInputError(
+            f"--tokens cls: the tower has no class token at {name}", "use --tokens patch"
+        )
+    grid = list(tower.site_grid(name)) if kind == "patch" else None
+    identity = Identity(
+        model_fingerprint=tower.fingerprint,
+        preprocess_sha256=sha256_json(tower.preprocess_config),
+        site=name,
+        token_kind=kind,
+        dtype=dtype or ("float16" if kind == "patch" else "float32"),
+    )
+    facts = {
+        "d": tower.site_width(name),
+        "tokens": grid[0] * grid[1] if grid else 1,
+        "grid": grid,
+        "batch": BATCH,
+        "threads": torch.get_num_threads(),
+    }
+    return identity, facts
+
+
+def bytes_per_image(site: Site) -> int:
+    return site.facts["d"] * site.facts["tokens"] * ITEM_BYTES[site.identity.dtype]
+
+
+def embed_sites(
+    sites: list[Site],
+    images: Images,
+    engine: Engine,
+    *,
+    share: Share | None = None,
+    force: bool = False,
+) -> list[ActivationStore] | None:
+    """Bring the store of every site to hold exactly `images`; `engine` makes the shards.
+
+    Returns the stores, or None when shards of other workers are still missing. Errors: NoSpaceError
+    before any work when they do not fit on the disk; ForeignArtifactError for another model's store.
+    """
+    if force:
+        for site in sites:
+            forget(site.folder)
+    most = SHARD_BYTES // max(map(bytes_per_image, sites))
+    per_shard = min(SHARD, max(BATCH, 1 << max(most, 1).bit_length() - 1))
+    plans = {site.name: plan_parts(site, images, per_shard) for site in sites}
+    jobs = _jobs(sites, plans, share or Share())
+    _check_space(jobs)
+    if jobs:
+        engine(jobs)
+    stores = [finish(site, images, plans[site.name]) for site in sites]
+    done = [store for store in stores if store is not None]
+    return done if len(done) == len(stores) else None
+
+
+def _jobs(sites: list[Site], plans: dict[str, Plan], share: Share) -> list[Job]:
+    """What this worker has to make; a part that several sites need goes through the tower once."""
+    jobs: dict[tuple[int, str], Job] = {}
+    for site in sites:
+        for part in plans[site.name].parts:
+            if part.index % share.size == share.rank and read_note(site, part) is None:
+                jobs.setdefault((part.index, part.digest()), (part, []))[1].append(site)
+    return [jobs[name] for name in sorted(jobs)]
+
+
+def _check_space(jobs: list[Job]) -> None:
+    needed = sum(len(part.ids) * bytes_per_image(site) for part, sites in jobs for site in sites)
+    if not needed:
+        return
+    folder = jobs[0][1][0].folder.absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise NoSpaceError(
+            f"the activations need {needed / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB free",
+            "free some space, name fewer sites, or a smaller --dtype",
+        )
+
+
+def in_this_process(tower: Any, *, strict: bool = False, readers: int = 1) -> Engine:
+    """The engine of one process: images are read ahead by `readers` threads while the tower works."""
+
+    def engine(jobs: list[Job]) -> None:
+        total = sum(len(part.ids) for part, _ in jobs)
+        with Meter("embedding", total) as meter:
+            stream = batches_ahead(
+                tower, (part for part, _ in jobs), BATCH, strict=strict, readers=readers
+            )
+            for part, sites in jobs:
+                own = itertools.islice(stream, n_batches(part, BATCH))
+                embed_shard(tower, part, sites, batches=_counted(own, meter))
+                hit("embed")
+
+    return engine
+
+
+def _counted(batches: Iterable[Batch], meter: Meter) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        meter.advance(len(batch.kept) + len(batch.skipped))
+
+
+class _OthersAreAtWork(Exception):
+    """Shards of other workers are missing: whoever makes the last one ends the stage."""
+
+
+def embed_into(
+    root: Path,
+    tower: Any,
+    images: Images,
+    order: Order,
+    *,
+    engine: Engine | None = None,
+    force: bool = False,
+) -> list[ActivationStore] | None:
+    """The stores of `order` below `root`, each in the folder of its content; None when other workers
+    are still at it. Images that cannot be read are left out and listed in the store (`skipped`)."""
+    sites = [Site(identity.folder(root), identity, facts) for identity, facts in _wanted(tower, order)]
+    return embed_sites(
+        sites, images, engine or in_this_process(tower), share=order.share, force=force
+    )
 
 
 def embed_run(
     run: Run,
     tower: Any,
-    paths: list[Path],
-    groups: list[str],
-    sites: list[str],
+    images: Images,
+    order: Order,
     *,
+    engine: Engine | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Write the store of every site; a stopped run goes on with its next shard."""
-    images = sha256_file(run.file("images.parquet"))
-    key = {"model_fingerprint": tower.fingerprint, "images_sha256": images}
+    """Write the store of every site of a run; a stopped run goes on with its next shard.
+
+    Returns {"sites", "n", "not_finite"}, with "unfinished": True when other workers are still at
+    it. A file that can no longer be read is an error here: the run has a row for it.
+    """
+    inputs: dict[str, Any] = {
+        "model_fingerprint": tower.fingerprint,
+        "images_sha256": sha256_file(run.file("images.parquet")),
+        "sites": order.sites,
+    }
+    if order.tokens != "patch" or order.dtype is not None:
+        inputs |= {"tokens": order.tokens, "dtype": order.dtype}
 
     def make() -> tuple[list[Path], dict[str, Any]]:
-        stores = {site: _store(run, tower, site, key) for site in sites}
-        starts = range(0, len(paths), SHARD)
-        work = [
-            (i, s)
-            for i, s in enumerate(starts)
-            if not all(store.has_shard(i) for store in stores.values())
+        sites = [
+            Site(run.file("embeddings", identity.site), identity, facts)
+            for identity, facts in _wanted(tower, order)
         ]
-        batches = [(i, s, b) for i, s in work for b in range(s, min(s + SHARD, len(paths)), BATCH)]
-        parts: dict[str, list[np.ndarray]] = {site: [] for site in sites}
-        for i, start, at in track(batches, "embedding batches"):
-            stop = min(start + SHARD, len(paths))
-            pixels = [read_image(path) for path in paths[at : min(at + BATCH, stop)]]
-            for site, value in activations(tower, pixels, sites).items():
-                parts[site].append(value)
-            if at + BATCH < stop:
-                continue
-            rows = np.arange(start, stop)
-            numbers = np.array([group_number(groups[row]) for row in rows])
-            for site, store in stores.items():
-                acts = np.concatenate(parts[site])
-                if not store.has_shard(i):
-                    store.write_shard(i, acts.astype(store.meta["dtype"]), rows, numbers)
-                parts[site] = []
-            hit("embed")
-        files = [file for store in stores.values() for file in store.files()]
-        return files, {"sites": sites, "n": len(paths)}
+        work = engine or in_this_process(tower, strict=True)
+        stores = embed_sites(sites, images, work, share=order.share, force=force)
+        if stores is None:
+            raise _OthersAreAtWork
+        run.meta = open_run(run.path).meta  # other workers may have written to it meanwhile
+        summary = {
+            "sites": order.sites,
+            "n": images.n,
+            "not_finite": order.report_not_finite(stores),
+        }
+        return [file for store in stores for file in store.files()], summary
 
-    return run.stage("embed", {**key, "sites": sites}, make, upstream=["images"], force=force)
+    try:
+        return run.stage("embed", inputs, make, upstream=["images"], force=force)
+    except _OthersAreAtWork:
+        return {"sites": order.sites, "n": images.n, "not_finite": {}, "unfinished": True}
 
 
-def _store(run: Run, tower: Any, site: str, key: dict[str, str]) -> ActivationStore:
-    pooled = site == POOLED
-    grid = None if pooled else list(tower.site_grid(site))
-    meta = {
-        **key,
-        "site": site,
-        "d": tower.site_width(site),
-        "grid": grid,
-        "tokens": 1 if pooled else grid[0] * grid[1],
-        "dtype": "float32" if pooled else "float16",
-    }
-    return ActivationStore.create(run.file("embeddings", site), meta)
+def images_of_run(run: Run) -> Images:
+    """The images of a run whose `images` stage is done."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(run.file("images.parquet"))
+    root = Path(run.meta["data"]["root"])
+
+    def column(name: str) -> list[str]:
+        name = name if name in table.column_names else "image"
+        return [str(value) for value in table[name].to_pylist()]
+
+    hashes = column("sha256") if "sha256" in table.column_names else None
+    paths = [str(root / image) for image in column("image")]
+    return Images(column("image_id"), column("group"), paths, hashes)
+
+
+def _wanted(tower: Any, order: Order) -> list[tuple[Identity, dict[str, Any]]]:
+    return [site_of(tower, name, order.tokens, order.dtype) for name in order.sites]

@@ -41,7 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "dermaudit.pretrain.bench.table_command:bench_table", "tables from saved predictions",
     ),
     "models": ("dermaudit.towers.commands:models", "models that can be opened by name"),
-    "embed": ("dermaudit.sae.commands:embed", "activations of the images at the run's sites"),
+    "embed": ("dermaudit.sae.embed_command:embed", "activations of the images at the run's sites"),
     "fit": ("dermaudit.sae.commands:fit", "sparse autoencoders on the stored activations"),
     "sae show": ("dermaudit.sae.commands:show", "what a sparse autoencoder on disk is"),
     "annotate": ("dermaudit.concepts.commands:annotate", "latents against labels: lift share"),
