@@ -39,13 +39,25 @@ Engine = Callable[[list[Job]], None]
 @dataclass(frozen=True)
 class Order:
     """What is asked for. `tokens`: patch or cls, of the sites that have tokens; `dtype` None: float32
-    for one row an image, float16 for patch tokens; `strict`: a number that is not finite is fatal."""
+    for one row an image, float16 for patch tokens; `strict`: a number that is not finite is fatal;
+    `shard`, `batch`: images a shard at most, and images a forward (None: SHARD, BATCH)."""
 
     sites: list[str]
     tokens: str = "patch"
     dtype: str | None = None
     strict: bool = False
     share: Share = Share()
+    shard: int | None = None
+    batch: int | None = None
+
+    def site(self, tower: Any, name: str) -> tuple[Identity, dict[str, Any]]:
+        """The identity of the store of a site, and the facts that go into `store.json`."""
+        identity, facts = site_of(tower, name, self.tokens, self.dtype)
+        return identity, {**facts, "batch": self.batch or BATCH, "threads": torch.get_num_threads()}
+
+    def engine(self, tower: Any, *, strict: bool = False, readers: int = 1) -> Engine:
+        """The engine of this process alone."""
+        return in_this_process(tower, batch=self.batch or BATCH, strict=strict, readers=readers)
 
     def report_not_finite(self, stores: list[ActivationStore]) -> dict[str, int]:
         """Say which images gave numbers that are not finite, {site: how many}.
@@ -89,7 +101,7 @@ def default_sites(tower: Any) -> list[str]:
 def site_of(
     tower: Any, name: str, tokens: str = "patch", dtype: str | None = None
 ) -> tuple[Identity, dict[str, Any]]:
-    """What the store of site `name` is: (identity, facts d, tokens, grid, batch, threads).
+    """What the store of site `name` is: (identity, its d, tokens and grid).
 
     `tokens`: patch or cls, of the sites that have tokens. `dtype` None: float32 for one row an
     image, float16 for patch tokens. Errors: UserInputError when the tower has no such thing.
@@ -116,8 +128,6 @@ def site_of(
         "d": tower.site_width(name),
         "tokens": grid[0] * grid[1] if grid else 1,
         "grid": grid,
-        "batch": BATCH,
-        "threads": torch.get_num_threads(),
     }
     return identity, facts
 
@@ -129,9 +139,9 @@ def bytes_per_image(site: Site) -> int:
 def embed_sites(
     sites: list[Site],
     images: Images,
+    order: Order,
     engine: Engine,
     *,
-    share: Share | None = None,
     force: bool = False,
 ) -> list[ActivationStore] | None:
     """Bring the store of every site to hold exactly `images`; `engine` makes the shards.
@@ -143,15 +153,21 @@ def embed_sites(
         for site in sites:
             forget(site.folder)
     most = SHARD_BYTES // max(map(bytes_per_image, sites))
-    per_shard = min(SHARD, max(BATCH, 1 << max(most, 1).bit_length() - 1))
+    least = min(order.batch or BATCH, order.shard or SHARD)
+    per_shard = min(order.shard or SHARD, max(least, 1 << max(most, 1).bit_length() - 1))
     plans = {site.name: plan_parts(site, images, per_shard) for site in sites}
-    jobs = _jobs(sites, plans, share or Share())
+    jobs = _jobs(sites, plans, order.share)
     _check_space(jobs)
     if jobs:
         engine(jobs)
     stores = [finish(site, images, plans[site.name]) for site in sites]
     done = [store for store in stores if store is not None]
-    return done if len(done) == len(stores) else None
+    if len(done) < len(stores):
+        return None
+    if order.share.size == 1:  # nobody else writes: what is left over is of killed workers
+        for leftover in (file for site in sites for file in site.folder.glob(".s*.tmp")):
+            leftover.unlink(missing_ok=True)
+    return done
 
 
 def _jobs(sites: list[Site], plans: dict[str, Plan], share: Share) -> list[Job]:
@@ -178,17 +194,19 @@ def _check_space(jobs: list[Job]) -> None:
         )
 
 
-def in_this_process(tower: Any, *, strict: bool = False, readers: int = 1) -> Engine:
+def in_this_process(
+    tower: Any, *, batch: int = BATCH, strict: bool = False, readers: int = 1
+) -> Engine:
     """The engine of one process: images are read ahead by `readers` threads while the tower works."""
 
     def engine(jobs: list[Job]) -> None:
         total = sum(len(part.ids) for part, _ in jobs)
         with Meter("embedding", total) as meter:
             stream = batches_ahead(
-                tower, (part for part, _ in jobs), BATCH, strict=strict, readers=readers
+                tower, (part for part, _ in jobs), batch, strict=strict, readers=readers
             )
             for part, sites in jobs:
-                own = itertools.islice(stream, n_batches(part, BATCH))
+                own = itertools.islice(stream, n_batches(part, batch))
                 embed_shard(tower, part, sites, batches=_counted(own, meter))
                 hit("embed")
 
@@ -216,10 +234,9 @@ def embed_into(
 ) -> list[ActivationStore] | None:
     """The stores of `order` below `root`, each in the folder of its content; None when other workers
     are still at it. Images that cannot be read are left out and listed in the store (`skipped`)."""
-    sites = [Site(identity.folder(root), identity, facts) for identity, facts in _wanted(tower, order)]
-    return embed_sites(
-        sites, images, engine or in_this_process(tower), share=order.share, force=force
-    )
+    wanted = [order.site(tower, name) for name in order.sites]
+    sites = [Site(identity.folder(root), identity, facts) for identity, facts in wanted]
+    return embed_sites(sites, images, order, engine or order.engine(tower), force=force)
 
 
 def embed_run(
@@ -246,11 +263,10 @@ def embed_run(
 
     def make() -> tuple[list[Path], dict[str, Any]]:
         sites = [
-            Site(run.file("embeddings", identity.site), identity, facts)
-            for identity, facts in _wanted(tower, order)
+            Site(run.file("embeddings", name), *order.site(tower, name)) for name in order.sites
         ]
-        work = engine or in_this_process(tower, strict=True)
-        stores = embed_sites(sites, images, work, share=order.share, force=force)
+        work = engine or order.engine(tower, strict=True)
+        stores = embed_sites(sites, images, order, work, force=force)
         if stores is None:
             raise _OthersAreAtWork
         run.meta = open_run(run.path).meta  # other workers may have written to it meanwhile
@@ -281,7 +297,3 @@ def images_of_run(run: Run) -> Images:
     hashes = column("sha256") if "sha256" in table.column_names else None
     paths = [str(root / image) for image in column("image")]
     return Images(column("image_id"), column("group"), paths, hashes)
-
-
-def _wanted(tower: Any, order: Order) -> list[tuple[Identity, dict[str, Any]]]:
-    return [site_of(tower, name, order.tokens, order.dtype) for name in order.sites]

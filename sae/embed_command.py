@@ -47,6 +47,10 @@ def embed(
     strict: Annotated[bool, typer.Option(help="a bad image, or a NaN, is fatal")] = False,
     engine: Annotated[str, typer.Option(help="local or ray")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="processes on this machine, or in Ray")] = 1,
+    shard: Annotated[
+        int | None, typer.Option(min=1, help="images a shard at most (1024, fewer of many tokens)")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="images a forward pass")] = 64,
     readers: Annotated[int, typer.Option(min=1, help="threads that decode ahead")] = 1,
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option(min=1, help="torch threads of a worker")] = 1,
@@ -78,7 +82,7 @@ def embed(
     from dermaudit.distributed import checked_device
     from dermaudit.towers import load_model
 
-    from .embed import POOLED, Order, default_sites, in_this_process, site_of
+    from .embed import POOLED, Order, default_sites
 
     torch.set_num_threads(threads)
     device = checked_device(device, share.size)
@@ -88,30 +92,33 @@ def embed(
         raise UserInputError(
             f"--tokens pooled is the site {POOLED} alone", "leave out --site, or --tokens"
         )
-    order = Order(sites, "patch" if tokens == "pooled" else tokens, dtype, strict, share)
+    kind = "patch" if tokens == "pooled" else tokens
+    order = Order(sites, kind, dtype, strict, share, shard, batch)
     if dry_run:
         where_to = {"model": model, "run": str(run)} if run else {"model": model, "store": str(store)}
-        facts = {name: site_of(tower, name, order.tokens, dtype) for name in sites}
+        facts = {name: order.site(tower, name) for name in sites}
         return {"n_images": manifest.n, **where_to, **_sizes(facts, manifest.n)}
     strictly = strict or run is not None  # a run has a row for every image it read
     if engine == "ray":
         from .embed_ray import on_ray
 
-        work = on_ray(model, workers=workers, threads=threads, device=device, strict=strictly)
+        work = on_ray(
+            model, workers=workers, threads=threads, device=device, batch=batch, strict=strictly
+        )
     elif workers > 1:
         from .embed_workers import by_processes
 
         options = {
             "--model": model, "--run": run, "--store": store, "--tokens": tokens, "--dtype": dtype,
-            "--where": where, "--images-at": images_at, "--readers": readers, "--seed": seed,
-            "--threads": threads, "--device": device,
+            "--where": where, "--images-at": images_at, "--shard": shard, "--batch": batch,
+            "--readers": readers, "--seed": seed, "--threads": threads, "--device": device,
         }
         argv = ["embed", str(data)]
         argv += [str(part) for name, value in options.items() if value is not None for part in (name, value)]
         argv += [part for name in site or [] for part in ("--site", name)]
         work = by_processes(argv + ["--strict"] * strict, workers)
     else:
-        work = in_this_process(tower, strict=strictly, readers=readers)
+        work = order.engine(tower, strict=strictly, readers=readers)
     if run is not None:
         target = _open_run(run, manifest, tower, seed, threads, strict, force, share.rank)
         return _into_run(target, tower, order, work, force)
@@ -168,8 +175,8 @@ def _sizes(sites: dict[str, tuple[Any, dict[str, Any]]], n: int) -> dict[str, An
     }
     table(
         f"activations of {n} images",
-        ("site", "tokens", "d", "dtype", "GB"),
-        [(name, s["tokens"], s["d"], s["dtype"], f"{s['bytes'] / 1e9:.3f}") for name, s in found.items()],
+        ("site", "tokens", "d", "dtype", "MB"),
+        [(name, s["tokens"], s["d"], s["dtype"], f"{s['bytes'] / 1e6:.1f}") for name, s in found.items()],
     )
     return {"sites": found, "bytes": sum(s["bytes"] for s in found.values())}
 

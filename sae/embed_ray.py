@@ -6,7 +6,11 @@ images may lie in object storage (paths that are URIs). The driver puts the stor
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dermaudit.errors import DermauditError, UserInputError
@@ -18,28 +22,50 @@ if TYPE_CHECKING:
 class ShardMaker:
     """An actor: opens the tower once, then makes a shard a row."""
 
-    def __init__(self, model: str, threads: int, device: str, strict: bool) -> None:
+    def __init__(self, model: str, threads: int, device: str, batch: int, strict: bool) -> None:
         import torch
 
         from dermaudit.towers import load_model
 
         torch.set_num_threads(threads)
         self.tower = load_model(model, device)
+        self.batch = batch
         self.strict = strict
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         from .embed_shard import embed_shard
 
-        part, sites = row["job"]
+        part, sites = _from_text(row["job"])
         try:
-            embed_shard(self.tower, part, sites, strict=self.strict)
+            embed_shard(self.tower, part, sites, batch=self.batch, strict=self.strict)
         except DermauditError as error:
             # As data: Ray would wrap it in its own exception, and start the actor again.
             return {"made": 0, "error": error.message, "hint": error.hint or ""}
         return {"made": len(part.ids), "error": "", "hint": ""}
 
 
-def on_ray(model: str, *, workers: int, threads: int, device: str, strict: bool) -> Engine:
+def _as_text(job: Job) -> str:
+    """A job as JSON: a row that needs no pickling, with paths that hold in any working directory."""
+    part, sites = job
+    paths = [path if "://" in path else str(Path(path).absolute()) for path in part.paths]
+    places = [[str(s.folder.absolute()), asdict(s.identity), s.facts] for s in sites]
+    return json.dumps([{**asdict(part), "paths": paths}, places])
+
+
+def _from_text(text: str) -> Job:
+    from .parts import Part, Site
+    from .store import Identity
+
+    part, sites = json.loads(text)
+    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in part.items()}
+    return Part(**lists), [
+        Site(Path(folder), Identity(**identity), facts) for folder, identity, facts in sites
+    ]
+
+
+def on_ray(
+    model: str, *, workers: int, threads: int, device: str, batch: int, strict: bool
+) -> Engine:
     """The engine of `workers` actors, each with `threads` cores (and a GPU where `device` is one).
 
     A cluster is found by RAY_ADDRESS; without, Ray is started on this machine. Errors:
@@ -67,10 +93,13 @@ def on_ray(model: str, *, workers: int, threads: int, device: str, strict: bool)
     def _make(jobs: list[Job]) -> None:
         from dermaudit.console import Meter
 
-        data = ray.data.from_items([{"job": job} for job in jobs], override_num_blocks=len(jobs)).map(
+        ray.data.DataContext.get_current().enable_progress_bars = False  # ours is shown
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        rows = [{"job": _as_text(job)} for job in jobs]
+        data = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             ShardMaker,
-            fn_constructor_args=(model, threads, device, strict),
-            concurrency=min(workers, len(jobs)),
+            fn_constructor_args=(model, threads, device, batch, strict),
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(jobs))),
             num_cpus=threads,
             num_gpus=1 if device.startswith("cuda") else 0,
         )

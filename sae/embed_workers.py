@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from dermaudit.errors import DermauditError, UserInputError
 
 if TYPE_CHECKING:
     from .embed import Job
+
+_LOOK_EVERY = 0.1  # seconds
 
 
 def by_processes(argv: list[str], n: int) -> Callable[[list[Job]], None]:
@@ -30,10 +33,13 @@ def by_processes(argv: list[str], n: int) -> Callable[[list[Job]], None]:
     def engine(jobs: list[Job]) -> None:
         workers = [_start(argv, rank, n) for rank in range(n)]
         try:
-            for rank, worker in enumerate(workers):
-                said, _ = worker.communicate()
-                if worker.returncode:
-                    raise _failure(rank, n, worker.returncode, said)
+            running = dict(enumerate(workers))
+            while running:
+                time.sleep(_LOOK_EVERY)
+                for rank in [rank for rank, worker in running.items() if worker.poll() is not None]:
+                    said, _ = running[rank].communicate()
+                    if code := running.pop(rank).returncode:
+                        raise _failure(rank, n, code, said)
         finally:
             for worker in workers:
                 with suppress(ProcessLookupError):
