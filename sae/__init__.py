@@ -13,7 +13,10 @@ if __name__ != "dermaudit.sae":
 
 _PUBLIC = {
     "ActivationStore": ".store",
+    "Rows": ".rows",
     "ThresholdSAE": ".model",
+    "TopKSAE": ".model",
+    "load_sae": ".model",
     "Codes": ".codes",
     "LatentSuppressor": ".suppressor",
     "fit_sae": ".train",

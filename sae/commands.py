@@ -1,4 +1,4 @@
-"""The verbs `embed`, `fit` and `sae show`. Input is validated before anything heavy is imported."""
+"""The verb `fit`. Input is validated before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -59,29 +59,3 @@ def fit(
         ],
     )
     return {"run": str(run), "sae": metrics}
-
-
-def show(
-    folder: Annotated[
-        Path, typer.Argument(help="folder with cfg.json and sae_weights.safetensors")
-    ],
-) -> dict[str, Any]:
-    """Say what a sparse autoencoder on disk is."""
-    if not folder.is_dir():
-        raise UserInputError(f"{folder} is not a folder", "give the folder that holds cfg.json")
-    from dermaudit.console import say
-
-    from .model import ThresholdSAE
-
-    sae = ThresholdSAE.load(folder)
-    facts = {
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        "hook_name": sae.hook_name,
-        "threshold": round(float(sae.threshold.mean()), 6),
-        "decoder_norm": round(float(sae.W_dec.norm(dim=1).mean()), 6),
-        "metadata": sae.metadata,
-    }
-    for name, value in facts.items():
-        say(f"  {name}: {value}")
-    return facts

@@ -69,7 +69,7 @@ class LinearSAE:
             "normalize_activations": "none",
             "reshape_activations": "none",
             **self._own_cfg(),
-            "sae_lens_version": self.metadata.get("sae_lens_version", LAYOUT),
+            "sae_lens_version": LAYOUT,
             "metadata": dict(sorted(self.metadata.items())),
         }
         write_safetensors(

@@ -95,7 +95,9 @@ class LatentSuppressor(nn.Module):
         self.k = sae.k if isinstance(sae, TopKSAE) else None
         index, dtype = torch.tensor(latents), sae.W_enc.dtype
         whole = self.k is not None
-        self.register_buffer("W_enc", sae.W_enc.clone() if whole else sae.W_enc[:, index].contiguous())
+        self.register_buffer(
+            "W_enc", sae.W_enc.clone() if whole else sae.W_enc[:, index].contiguous()
+        )
         self.register_buffer("b_enc", sae.b_enc.clone() if whole else sae.b_enc[index])
         if whole:
             self.register_buffer("index", index)
@@ -103,7 +105,9 @@ class LatentSuppressor(nn.Module):
             self.register_buffer("threshold", sae.threshold[index])
         self.register_buffer("W_dec", sae.W_dec[index].contiguous())
         self.register_buffer("b_dec", sae.b_dec.clone())
-        self.register_buffer("level", _per_latent(0.0 if level is None else level, latents, "level", dtype))
+        self.register_buffer(
+            "level", _per_latent(0.0 if level is None else level, latents, "level", dtype)
+        )
         self.register_buffer(
             "gate_weight",
             _per_latent(1.0 if gate_weight is None else gate_weight, latents, "gate_weight", dtype),
@@ -191,9 +195,7 @@ class LatentSuppressor(nn.Module):
     # ---- in a tower, and in a file ---------------------------------------------------------------
 
     @contextmanager
-    def attach(
-        self, tower: Any, site: str, positions: str | Tensor | None = None
-    ) -> Iterator[Any]:
+    def attach(self, tower: Any, site: str, positions: str | Tensor | None = None) -> Iterator[Any]:
         """Within the block the tower (a HookedTower) runs with this suppressor at `site`.
 
         Yields the tower. Where nothing fires, its output is bit for bit what it was. The hook is

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from dermaudit.sae import ThresholdSAE
+from dermaudit.sae.model import TopKSAE
 
 
 def planted(n: int, seed: int = 0, d: int = 24, h: int = 40) -> np.ndarray:
@@ -29,4 +30,13 @@ def random_sae(d: int = 8, h: int = 12, seed: int = 0, threshold: float = 0.1) -
         b_dec=0.1 * torch.randn(d, generator=g),
         threshold=torch.full((h,), threshold),
         metadata={"hook_name": "visual.pooled", "model_name": "toy"},
+    )
+
+
+def random_topk(d: int = 8, h: int = 12, k: int = 3, seed: int = 0) -> TopKSAE:
+    """The same weights as `random_sae`, with decoder rows of different lengths."""
+    sae = random_sae(d, h, seed)
+    scale = torch.linspace(0.5, 2.0, h)[:, None]
+    return TopKSAE(
+        sae.W_enc, sae.W_dec * scale, sae.b_enc, sae.b_dec, k, metadata=dict(sae.metadata)
     )

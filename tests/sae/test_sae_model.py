@@ -8,19 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sae_rows import random_sae
+from sae_rows import random_sae, random_topk
 
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.sae.model import ThresholdSAE, TopKSAE, load_sae
-
-
-def random_topk(d: int = 8, h: int = 12, k: int = 3, seed: int = 0) -> TopKSAE:
-    """The same weights as `random_sae`, with decoder rows of different lengths."""
-    sae = random_sae(d, h, seed)
-    scale = torch.linspace(0.5, 2.0, h)[:, None]
-    return TopKSAE(
-        sae.W_enc, sae.W_dec * scale, sae.b_enc, sae.b_dec, k, metadata=dict(sae.metadata)
-    )
 
 
 def rewrite(folder, **changes):

@@ -7,8 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from sae_rows import random_sae
-from test_sae_model import random_topk
+from sae_rows import random_sae, random_topk
 
 from dermaudit.errors import UserInputError
 from dermaudit.sae import LatentSuppressor

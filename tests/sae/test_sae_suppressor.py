@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sae_rows import random_sae
-from test_sae_model import random_topk
+from sae_rows import random_sae, random_topk
 
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 from dermaudit.sae import LatentSuppressor, ThresholdSAE

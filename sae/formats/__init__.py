@@ -1,0 +1,70 @@
+"""SAE checkpoints of other programs, read as ours: one module a family, `matches(path)` and `read(path)`.
+
+Nothing is unpickled: torch files are opened with `weights_only=True`, and one that holds code is
+refused. What is written is the sae-lens layout, by `save` of the SAE that was read.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dermaudit.errors import ForeignArtifactError, UserInputError
+
+if TYPE_CHECKING:
+    from ..model import ThresholdSAE, TopKSAE
+
+#: In the order in which they are asked: by file names first, then by what the torch file holds.
+FAMILIES = ("saelens", "sparsify", "saev", "dictionary_learning", "dncbm", "overcomplete")
+
+
+def family_of(path: Path) -> Any:
+    """The module of the family that wrote the file or folder at `path`.
+
+    Errors: UserInputError when nothing is there; ForeignArtifactError when no family knows it, it is
+    cut off, or it holds pickled code.
+    """
+    if not path.exists():
+        raise UserInputError(
+            f"{path} does not exist", "give a checkpoint, or the folder that holds it"
+        )
+    modules = [importlib.import_module(f".{name}", __name__) for name in FAMILIES]
+    for module in modules:
+        if module.matches(path):
+            return module
+    raise ForeignArtifactError(
+        f"{path} is not an SAE checkpoint that can be read ({_what(path)})",
+        "known: " + ", ".join(module.NAME for module in modules),
+    )
+
+
+def read_foreign(path: Path | str, *, k: int | None = None) -> ThresholdSAE | TopKSAE:
+    """The SAE of a checkpoint of any family; `metadata["imported_from"]` names it.
+
+    `k`: the latents a row of a family whose files do not say (overcomplete; 0 for a ReLU SAE).
+    Errors: those of `family_of`, and ForeignArtifactError for what cannot be one of the two kinds.
+    """
+    path = Path(path)
+    family = family_of(path)
+    if not getattr(family, "NEEDS_K", False):
+        if k is not None:
+            raise UserInputError(
+                f"--k is not for {path}: a checkpoint of {family.NAME} says its own", "leave it out"
+            )
+        return family.read(path)
+    return family.read(path, k)
+
+
+def _what(path: Path) -> str:
+    """What was found instead, in a few words."""
+    from .checkpoint import state_of, torch_file
+
+    if path.is_dir() and torch_file(path) is None:
+        return "it holds " + _few(sorted(entry.name for entry in path.iterdir()))
+    state = state_of(path)
+    return "no torch file" if state is None else "its tensors: " + _few(list(state))
+
+
+def _few(names: list[str]) -> str:
+    return (", ".join(names[:6]) + (", …" if len(names) > 6 else "")) or "nothing"

@@ -1,0 +1,116 @@
+"""An SAE from the tensors of another program: shapes checked, biases and norms folded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dermaudit.errors import ForeignArtifactError
+
+from ..model import ThresholdSAE, TopKSAE
+
+
+def take(path: Path, state: dict[str, Tensor], *names: str) -> list[Tensor]:
+    """The tensors of these names in float64; ForeignArtifactError lists those that are missing."""
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ForeignArtifactError(
+            f"{path} has no {', '.join(missing)}; it has {', '.join(sorted(state)) or 'no tensors'}",
+            "it was written by another version, or it is not whole",
+        )
+    return [state[name].detach().double() for name in names]
+
+
+def assemble(
+    path: Path,
+    W_enc: Tensor,
+    W_dec: Tensor,
+    b_enc: Tensor,
+    b_dec: Tensor,
+    *,
+    threshold: Tensor | float | None = 0.0,
+    k: int | None = None,
+    subtract: bool = True,
+    unit_decoder: bool = False,
+    metadata: dict[str, Any],
+) -> ThresholdSAE | TopKSAE:
+    """A TopKSAE where `k` is given, else a ThresholdSAE; W_enc (d_in, d_sae), W_dec (d_sae, d_in).
+
+    `subtract`: the other program encodes x − b_dec; where it encodes x, b_dec is added back through
+    b_enc. `unit_decoder`: decoder rows to length 1, codes and threshold times their former length.
+    Folds are computed in float64. Errors: ForeignArtifactError for shapes that do not fit and for
+    numbers that are not finite.
+    """
+    tensors = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec}
+    if W_enc.ndim != 2:
+        raise ForeignArtifactError(
+            f"{path}: the encoder has the shape {tuple(W_enc.shape)}, not (d_in, d_sae)"
+        )
+    d, h = W_enc.shape
+    wanted = {"W_enc": (d, h), "W_dec": (h, d), "b_enc": (h,), "b_dec": (d,)}
+    if k is None:
+        tensors["threshold"] = torch.as_tensor(threshold, dtype=torch.float64)
+        if tensors["threshold"].ndim == 0:
+            tensors["threshold"] = tensors["threshold"].expand(h)
+        wanted["threshold"] = (h,)
+    for name, shape in wanted.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ForeignArtifactError(
+                f"{path}: {name} has the shape {tuple(tensors[name].shape)}; with an encoder of "
+                f"d_in {d} and d_sae {h} it should have {shape}"
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise ForeignArtifactError(
+                f"{path}: {name} holds numbers that are not finite",
+                "the training that wrote it diverged: take an earlier checkpoint",
+            )
+    tensors = {name: tensor.double() for name, tensor in tensors.items()}
+    if not subtract:
+        tensors["b_enc"] = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]
+    if unit_decoder:
+        tensors = fold_norm(tensors)
+    single = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    if k is None:
+        return ThresholdSAE(**single, metadata=metadata)
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= h:
+        raise ForeignArtifactError(
+            f"{path}: k = {k!r}; a TopK of {h} latents needs a whole number of 1 … {h}"
+        )
+    return TopKSAE(**single, k=k, metadata={"k": k, **metadata})
+
+
+def flip(path: Path, matrix: Tensor) -> Tensor:
+    """The transpose: torch's linear layers keep (out, in)."""
+    if matrix.ndim != 2:
+        raise ForeignArtifactError(
+            f"{path}: a weight matrix has the shape {tuple(matrix.shape)}; it should have two dimensions",
+            "it was written by another version, or it is not whole",
+        )
+    return matrix.T
+
+
+def told_k(path: Path, k: Any) -> Any:
+    """k, which a TopK cannot be without: `assemble` would take None for a threshold SAE."""
+    if k is None:
+        raise ForeignArtifactError(
+            f"{path} does not say its k", "put the settings of the training beside the file"
+        )
+    return k
+
+
+def fold_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Decoder rows to length 1, what they had taken into the codes; rows of zeros stay."""
+    norm = tensors["W_dec"].norm(dim=1)
+    norm = torch.where(norm > 0, norm, 1.0)
+    folded = {
+        **tensors,
+        "W_enc": tensors["W_enc"] * norm,
+        "b_enc": tensors["b_enc"] * norm,
+        "W_dec": tensors["W_dec"] / norm[:, None],
+    }
+    if "threshold" in tensors:
+        folded["threshold"] = tensors["threshold"] * norm
+    return folded

@@ -1,0 +1,45 @@
+"""`autoencoder.pth` of DermFM-Zero and of Discover-then-Name (DN-CBM, arXiv 2407.14499).
+
+Both train with the library `sparse_autoencoder`: `{model_state_dict, model_config, train_shape}` or
+the state dict alone, with a leading axis of components: tied_bias (c, d), encoder._weight (c, h, d),
+encoder._bias (c, h), decoder._weight (c, d, h), and the tied bias twice more as `_bias_reference`.
+z = relu(W_e (x − b) + b_e), x̂ = W_d z + b, the columns of W_d of unit length.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dermaudit.errors import ForeignArtifactError
+
+from ..model import ThresholdSAE
+from .assemble import assemble, flip, take
+from .checkpoint import state_of
+
+NAME = "DermFM-Zero / DN-CBM"
+
+_KEYS = ("tied_bias", "encoder._weight", "encoder._bias", "decoder._weight")
+
+
+def matches(path: Path) -> bool:
+    return {"tied_bias", "encoder._weight"} <= set(state_of(path) or ())
+
+
+def read(path: Path) -> ThresholdSAE:
+    """The one component of the file. ForeignArtifactError where it holds several."""
+    bias, encoder, encoder_bias, decoder = take(path, state_of(path) or {}, *_KEYS)
+    if encoder.ndim == 3:
+        if len(encoder) != 1:
+            raise ForeignArtifactError(
+                f"{path} holds {len(encoder)} SAEs (components) in one file; one can be read",
+                "save them one by one: every tensor of the state dict, [i : i + 1]",
+            )
+        bias, encoder, encoder_bias, decoder = bias[0], encoder[0], encoder_bias[0], decoder[0]
+    return assemble(
+        path,
+        flip(path, encoder),
+        flip(path, decoder),
+        encoder_bias,
+        bias,
+        metadata={"imported_from": NAME, "training_architecture": "relu-l1"},
+    )
