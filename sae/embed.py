@@ -186,10 +186,10 @@ def _check_space(jobs: list[Job]) -> None:
         return
     folder = jobs[0][1][0].folder.absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
+    disk = shutil.disk_usage(there)
+    if needed > disk.free and disk.total:  # a place such as /proc has no size, and says why itself
         raise NoSpaceError(
-            f"the activations need {needed / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB free",
+            f"the activations need {needed / 1e6:,.0f} MB, and {there} has {disk.free / 1e6:,.0f} MB free",
             "free some space, name fewer sites, or a smaller --dtype",
         )
 

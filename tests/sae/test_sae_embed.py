@@ -304,11 +304,11 @@ def test_not_finite__counted_named_and_fatal_if_strict(run, capsys):
 
 def test_the_disk_is_too_small__said_before_any_work(tmp_path, monkeypatch):
     paths = write_pictures(tmp_path / "p", 5)
-    monkeypatch.setattr(embed.shutil, "disk_usage", lambda path: SimpleNamespace(free=59))
-    with pytest.raises(NoSpaceError, match="the activations need 0.0 GB"):
+    monkeypatch.setattr(embed.shutil, "disk_usage", lambda path: SimpleNamespace(free=59, total=99))
+    with pytest.raises(NoSpaceError, match="the activations need 0 MB, and .* has 0 MB free"):
         make(tmp_path / "s", paths)  # 5 images of 3 float32
     assert Tower.seen == 0
-    monkeypatch.setattr(embed.shutil, "disk_usage", lambda path: SimpleNamespace(free=60))
+    monkeypatch.setattr(embed.shutil, "disk_usage", lambda path: SimpleNamespace(free=60, total=99))
     make(tmp_path / "s", paths)
 
 
