@@ -139,7 +139,7 @@ def monosemanticity_report(
     cut = Monosemanticity(a.shape[1], e.shape[1])
     cut.add(_winsorised(a), e)
     winsor = cut.scores()
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 2])
     highest = np.full(len(ms), -np.inf)
     for _ in range(n_shuffles):
         shuffled = Monosemanticity(a.shape[1], e.shape[1])
