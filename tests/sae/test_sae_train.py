@@ -12,9 +12,10 @@ from sae_rows import planted, random_sae
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.sae import ThresholdSAE, fit_sae
+from dermaudit.sae.calibrate import calibrate, fold
 from dermaudit.sae.fit import ROWS_PER_LATENT, site_recipe
 from dermaudit.sae.metrics import fvu, held_out_metrics
-from dermaudit.sae.train import SAERecipe, _fold, calibrate
+from dermaudit.sae.recipe import SAERecipe
 
 
 def test_fit__l0_on_the_calibration_rows_is_k(fitted, rows, recipe):
@@ -85,7 +86,7 @@ def test_fold__reconstruction_and_codes_are_the_same():
     with torch.no_grad():
         before = sae.decode(sae.encode(x * scale)) / scale
         codes = sae.encode(x * scale) / scale
-    folded = _fold(sae, scale, "s", "m")
+    folded = fold(sae, SAERecipe(d_sae=48, k=48), scale, "s", "m")
     after = folded.decode(folded.encode(x))
     torch.testing.assert_close(folded.encode(x), codes, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)

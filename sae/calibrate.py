@@ -1,0 +1,94 @@
+"""From the units of training to those of the rows: the fold, and the one threshold of the TopK family."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .model import ThresholdSAE, TopKSAE
+from .recipe import TOPK_FAMILY, SAERecipe
+
+if TYPE_CHECKING:
+    from sae_lens import TrainingSAE
+
+MOST = 32_768  # rows that a threshold is calibrated on
+_CELLS = 1 << 23  # of their pre-activations at a time
+
+
+def fold(
+    sae: TrainingSAE, recipe: SAERecipe, scale: float, site: str, model_name: str
+) -> ThresholdSAE | TopKSAE:
+    """Take the scale of training and the decoder norms into the weights: unit decoder rows.
+
+    In training x s ≈ Σ_j a_j W_d[j]/‖W_d[j]‖ + b with a = act((x s − b) W_e + b_e) · ‖W_d‖ (the norm is
+    sae-lens' `rescale_acts_by_decoder_norm`; without it the same sum is written a W_d). Dividing by s
+    gives codes in units of x. The threshold is jumprelu's own, 0 of relu, and still 0 of the TopK
+    family: `calibrate` sets it.
+    """
+    weights = {name: value.detach().cpu().float() for name, value in sae.named_parameters()}
+    norm = weights["W_dec"].norm(dim=1).clamp_min(1e-8)
+    folded: dict[str, Any] = {
+        "W_enc": (weights["W_enc"] * norm).contiguous(),
+        "W_dec": (weights["W_dec"] / norm[:, None]).contiguous(),
+        "b_enc": weights["b_enc"] * norm / scale,
+        "b_dec": weights["b_dec"] / scale,
+        "metadata": _metadata(recipe, site, model_name),
+    }
+    if recipe.export == "topk":
+        return TopKSAE(**folded, k=int(recipe.k))
+    threshold = torch.zeros_like(norm)
+    if recipe.architecture == "jumprelu":
+        threshold = weights["threshold"].clamp_min(0.0) * norm / scale
+    return ThresholdSAE(**folded, threshold=threshold)
+
+
+def needs_threshold(recipe: SAERecipe) -> bool:
+    return recipe.architecture in TOPK_FAMILY and recipe.export == "threshold"
+
+
+@torch.no_grad()
+def calibrate(
+    sae: ThresholdSAE, rows: Any, k: float, generator: torch.Generator, most: int = MOST
+) -> float:
+    """Set the one threshold at which the mean L0 over (up to `most`) rows is k; returns it.
+
+    rows: a tensor (n, d), or anything with `n` and `take`. The threshold lies in the middle of the gap
+    between two neighbouring pre-activations, so that rounding in another implementation does not move
+    a code across it.
+    """
+    n = len(rows) if isinstance(rows, torch.Tensor) else rows.n
+    picked = torch.randperm(n, generator=generator)[:most]
+    target = int(round(k * len(picked)))
+    kept = torch.empty(0)
+    for index in picked.split(max(16, min(2048, _CELLS // sae.d_sae))):
+        part = rows[index] if isinstance(rows, torch.Tensor) else torch.from_numpy(rows.take(index.numpy()))
+        pre = torch.relu(sae.pre(part.float())).flatten()
+        if len(kept) > target:
+            pre = pre[pre >= kept[-1]]  # nothing below the (target + 1)-th can come back
+        kept = torch.cat([kept, pre]).topk(min(target + 1, len(kept) + len(pre))).values
+    upper, lower = kept[min(target, len(kept)) - 1], kept[-1]
+    value = float((upper.double() + lower.double()) / 2) if len(kept) > target else 0.0
+    sae.threshold = torch.full_like(sae.threshold, value)
+    return value
+
+
+def _metadata(recipe: SAERecipe, site: str, model_name: str) -> dict[str, Any]:
+    version = importlib.metadata.version("sae-lens")
+    found: dict[str, Any] = {
+        "hook_name": site,
+        "model_name": model_name,
+        "training_architecture": recipe.architecture,
+        "sae_lens_version": version,
+        "sae_lens_training_version": version,
+    }
+    if recipe.architecture in TOPK_FAMILY:
+        found["k"] = recipe.k
+    if recipe.architecture == "matryoshka":
+        found["matryoshka_widths"] = list(recipe.widths)
+    if recipe.architecture == "relu_l1":
+        found["l1_coefficient"] = recipe.l1_coefficient
+    if recipe.architecture == "jumprelu":
+        found["l0_coefficient"] = recipe.l0_coefficient
+    return found
