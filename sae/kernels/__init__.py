@@ -1,0 +1,80 @@
+"""The arithmetic of the sparse training step, once for each kind of machine.
+
+Every module here has the same functions (tests/sae/test_sae_kernels.py holds them together):
+
+- `encode_rows`, `encode_batch`: the encoder's product, in chunks of rows, each searched for its
+  largest entries while it is hot; the dense code exists nowhere.
+- `keep_top`: which entries of a matrix are among the k largest of their row.
+- `decode`: partial reconstructions, their squared errors, and what an entry's gradient needs.
+- `weight_gradients`: the outer products of an entry and its row, summed by latent.
+
+`cpu` is numba, `plain` torch alone, `gpu` Triton. `pick(tensor)` says which one serves.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+FLOATS = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Code:
+    """Sparse rows (CSR): row i holds entries `start[i]:start[i+1]`, its latents ascending.
+
+    `start` (n_rows + 1,) int64, `latents` (n,) int32, `values` (n,) pre-activations.
+    """
+
+    start: torch.Tensor
+    latents: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.start) - 1
+
+    def rows(self) -> torch.Tensor:
+        """The row of each entry, (n,) int64."""
+        index = torch.arange(self.n_rows, device=self.start.device)
+        return index.repeat_interleave(self.start.diff(), output_size=len(self.latents))
+
+    def by_latent(self, n_latents: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(start (n_latents + 1,), order (n,)) of the same entries grouped by latent, rows ascending."""
+        counts = torch.bincount(self.latents, minlength=n_latents)
+        start = torch.zeros(n_latents + 1, dtype=torch.int64, device=self.start.device)
+        torch.cumsum(counts, 0, out=start[1:])
+        return start, torch.argsort(self.latents, stable=True)
+
+
+@functools.cache
+def _present(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def pick(tensor: torch.Tensor) -> ModuleType:
+    """The module of kernels for this tensor's device and dtype."""
+    if tensor.dtype in FLOATS:
+        if tensor.device.type == "cpu" and _present("numba"):
+            from . import cpu
+
+            return cpu
+        if tensor.device.type == "cuda" and _present("triton"):
+            from . import gpu
+
+            return gpu
+    from . import plain
+
+    return plain
+
+
+def chunk_rows(n_rows: int, n_columns: int, most: int = 1 << 22) -> int:
+    """Rows of an encoder chunk: `most` entries (16 MB of float32), between 256 and 2048 rows.
+
+    Fewer rows than that and the weights are read more often than the product can hide.
+    """
+    return max(1, min(n_rows, max(256, min(2048, most // max(1, n_columns)))))

@@ -1,0 +1,316 @@
+"""The compiled loops of `cpu.py`: each does a range of rows or latents, in one thread, no GIL.
+
+Inner loops run over contiguous floats and are written so that LLVM turns them into vector code:
+several rows of a table to one pass over the sum they go into, no branch on a single entry.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+# Reassociated sums, but NaN and infinity keep their meaning: a NaN must reach the loss.
+_MATHS = {"reassoc", "contract", "arcp", "nsz"}
+_compiled = njit(nogil=True, cache=True, fastmath=_MATHS, error_model="numpy")
+
+
+@_compiled
+def kth_largest(a, n, k):
+    """The k-th largest (from 1) of a[:n]; reorders it. Hoare's selection."""
+    lo, hi, at = 0, n - 1, k - 1
+    while lo < hi:
+        pivot = a[(lo + hi) >> 1]
+        i, j = lo, hi
+        while i <= j:
+            while a[i] > pivot:
+                i += 1
+            while a[j] < pivot:
+                j -= 1
+            if i <= j:
+                a[i], a[j] = a[j], a[i]
+                i += 1
+                j -= 1
+        if at <= j:
+            hi = j
+        elif at >= i:
+            lo = i
+        else:
+            return a[at]
+    return a[at]
+
+
+@_compiled
+def top_rows(pre, bias, scale, k, latents, values, counts, lo, hi):
+    """Rows lo:hi of `encode_rows`: pre (n, h) without bias → latents, values (n, k), counts (n,).
+
+    The k-th largest of the maxima of disjoint groups is a lower bound of the k-th largest entry:
+    with four groups to each of the k, what passes it is little more than k.
+    """
+    h = pre.shape[1]
+    groups = 4 * k
+    grouped = h - h % groups if groups < h else 0
+    key = np.empty(h, pre.dtype)
+    peak = np.empty(groups, pre.dtype)
+    found = np.empty(h, np.int32)
+    held = np.empty(h, pre.dtype)
+    for i in range(lo, hi):
+        row = pre[i]
+        for j in range(h):
+            key[j] = (row[j] + bias[j]) * scale[j]
+        floor = pre.dtype.type(0)
+        if grouped > 0:
+            peak[:] = 0
+            for at in range(0, grouped, groups):
+                part = key[at : at + groups]
+                for g in range(groups):
+                    peak[g] = part[g] if part[g] > peak[g] else peak[g]
+            floor = kth_largest(peak, groups, k)
+        n = 0
+        if floor > 0:
+            for j in range(h):
+                found[n] = j
+                n += key[j] >= floor
+        else:
+            for j in range(h):
+                found[n] = j
+                n += key[j] > 0
+        spare = n
+        if n > k:
+            for p in range(n):
+                held[p] = key[found[p]]
+            floor = kth_largest(held, n, k)
+            spare = k  # how many entries equal to the k-th there is room for: the first ones
+            for p in range(n):
+                spare -= key[found[p]] > floor
+        else:
+            floor = pre.dtype.type(-1)
+        kept = 0
+        for p in range(n):
+            j = found[p]
+            if key[j] < floor:
+                continue
+            if key[j] == floor:
+                if spare == 0:
+                    continue
+                spare -= 1
+            latents[i, kept] = j
+            values[i, kept] = row[j] + bias[j]
+            kept += 1
+        counts[i] = kept
+
+
+@_compiled
+def pack(counts, start, latents, values, out_latents, out_values, lo, hi):
+    """The first counts[i] of each row of (n, k) one after the other."""
+    for i in range(lo, hi):
+        at = start[i]
+        for p in range(counts[i]):
+            out_latents[at + p] = latents[i, p]
+            out_values[at + p] = values[i, p]
+
+
+@_compiled
+def count_above(pre, bias, scale, floor, counts, lo, hi):
+    for i in range(lo, hi):
+        row = pre[i]
+        n = np.int32(0)
+        for j in range(pre.shape[1]):
+            n += np.int32((row[j] + bias[j]) * scale[j] > floor)
+        counts[i] = n
+
+
+@_compiled
+def take_above(pre, bias, scale, floor, start, latents, values, keys, lo, hi):
+    h = pre.shape[1]
+    found = np.empty(h, np.int32)
+    key = np.empty(h, pre.dtype)
+    for i in range(lo, hi):
+        row = pre[i]
+        for j in range(h):
+            key[j] = (row[j] + bias[j]) * scale[j]
+        n = 0
+        for j in range(h):
+            found[n] = j
+            n += key[j] > floor
+        at = start[i]
+        for p in range(n):
+            j = found[p]
+            latents[at + p] = j
+            values[at + p] = row[j] + bias[j]
+            keys[at + p] = key[j]
+
+
+@_compiled
+def histogram(bits, shift, prefix, bins):
+    """Of the numbers whose bits above `shift` + 16 are `prefix`: how often the next 16 occur.
+
+    The bits of positive floats, read as integers, are in the order of the floats.
+    """
+    for p in range(len(bits)):
+        if (bits[p] >> shift) >> 16 == prefix:
+            bins[(bits[p] >> shift) & 0xFFFF] += 1
+
+
+@_compiled
+def keep_above(start, latents, values, keys, floor, spare):
+    """Drop, in place, what is below `floor`, and what equals it after the first `spare` of them."""
+    at = 0
+    first = start[0]
+    for i in range(len(start) - 1):
+        last = start[i + 1]
+        for p in range(first, last):
+            key = keys[p]
+            if key < floor:
+                continue
+            if key == floor:
+                if spare == 0:
+                    continue
+                spare -= 1
+            latents[at], values[at], keys[at] = latents[p], values[p], key
+            at += 1
+        first = last
+        start[i + 1] = at
+    return at
+
+
+@_compiled
+def top_mask(matrix, k, kept, lo, hi):
+    """Rows lo:hi of `keep_top`; of equal entries the first."""
+    m = matrix.shape[1]
+    held = np.empty(m, matrix.dtype)
+    for i in range(lo, hi):
+        row, mark = matrix[i], kept[i]
+        held[:] = row
+        floor = kth_largest(held, m, k)
+        spare = k
+        for j in range(m):
+            mark[j] = row[j] > floor
+            spare -= mark[j]
+        for j in range(m):
+            if spare > 0 and row[j] == floor:
+                mark[j] = True
+                spare -= 1
+
+
+@_compiled
+def add_rows(total, table, index, values, lo, hi):
+    """total += Σ values[p] · table[index[p]] over p in lo:hi."""
+    d = len(total)
+    p = lo
+    while p + 4 <= hi:
+        a, b, c, e = table[index[p]], table[index[p + 1]], table[index[p + 2]], table[index[p + 3]]
+        u, v, w, z = values[p], values[p + 1], values[p + 2], values[p + 3]
+        for j in range(d):
+            total[j] += u * a[j] + v * b[j] + w * c[j] + z * e[j]
+        p += 4
+    while p < hi:
+        a, u = table[index[p]], values[p]
+        for j in range(d):
+            total[j] += u * a[j]
+        p += 1
+
+
+@_compiled
+def product(a, b):
+    total = a.dtype.type(0)
+    for j in range(len(a)):
+        total += a[j] * b[j]
+    return total
+
+
+@_compiled
+def decode_rows(start, latents, values, table, bias, x, edges, sums, squares, dots, lo, hi):
+    """Rows lo:hi of `decode`: sums (m, n, d), squares (m, n), dots (entries,).
+
+    Both passes over a row's decoder rows in one go, the second time out of the nearest cache.
+    """
+    d = x.shape[1]
+    m = len(edges)
+    cuts = np.empty(m + 1, np.int64)
+    error = np.empty(d, x.dtype)
+    for i in range(lo, hi):
+        row = x[i]
+        for j in range(d):
+            error[j] = bias[j] - row[j]
+        cuts[0] = start[i]
+        for g in range(m):
+            last = start[i + 1]
+            if g + 1 < m:
+                last = cuts[g]
+                while last < start[i + 1] and latents[last] < edges[g]:
+                    last += 1
+            cuts[g + 1] = last
+            add_rows(error, table, latents, values, cuts[g], last)
+            squares[g, i] = product(error, error)
+            out = sums[g, i]
+            for j in range(d):
+                out[j] = error[j]
+        for g in range(m - 1, -1, -1):
+            total = sums[g, i]
+            if g + 1 < m:
+                later = sums[g + 1, i]
+                for j in range(d):
+                    total[j] += later[j]
+            for p in range(cuts[g], cuts[g + 1]):
+                dots[p] = product(total, table[latents[p]])
+
+
+@_compiled
+def group(latents, start, row_of, order, cursor):
+    """Counting sort of the entries by latent: their rows and places; cursor a copy of start."""
+    for i in range(len(start) - 1):
+        for p in range(start[i], start[i + 1]):
+            at = cursor[latents[p]]
+            row_of[at] = i
+            order[at] = p
+            cursor[latents[p]] = at + 1
+
+
+@_compiled
+def sum_outer(start, rows, values, pulls, edges, sums, x, fresh, encoder, bias, decoder, lo, hi):
+    """Latents lo:hi of `weight_gradients`; entries grouped by latent, already times the factor."""
+    level = 0
+    for h in range(lo, hi):
+        while h >= edges[level]:
+            level += 1
+        to_encoder, to_decoder = encoder[h], decoder[h]
+        total = x.dtype.type(0)
+        if fresh:
+            to_encoder[:] = 0
+            to_decoder[:] = 0
+        else:
+            total = bias[h]
+        first, last = start[h], start[h + 1]
+        add_rows(to_decoder, sums[level], rows, values, first, last)
+        add_rows(to_encoder, x, rows, pulls, first, last)
+        for p in range(first, last):
+            total += pulls[p]
+        bias[h] = total
+
+
+@_compiled
+def square_sums(a, block, out, lo, hi):
+    """out[i] = Σ a² over block i of `block` numbers, in float64 over stretches of 1024."""
+    for i in range(lo, hi):
+        total = 0.0
+        end = min(len(a), (i + 1) * block)
+        for at in range(i * block, end, 1024):
+            part = a[at : min(at + 1024, end)]
+            total += product(part, part)
+        out[i] = total
+
+
+@_compiled
+def adam(param, grad, mean, square, factor, beta1, beta2, step, root, eps, block, lo, hi):
+    """Blocks lo:hi of one Adam step (arXiv 1412.6980) on flat arrays; `factor` multiplies grad.
+
+    step = lr / (1 − β₁ᵗ), root = 1 / √(1 − β₂ᵗ).
+    """
+    one = param.dtype.type(1)
+    begin, end = lo * block, min(len(param), hi * block)
+    p, g, m, v = param[begin:end], grad[begin:end], mean[begin:end], square[begin:end]
+    for j in range(end - begin):
+        pull = g[j] * factor
+        m[j] = m[j] + (one - beta1) * (pull - m[j])
+        v[j] = beta2 * v[j] + (one - beta2) * pull * pull
+        p[j] = p[j] - step * m[j] / (np.sqrt(v[j]) * root + eps)
