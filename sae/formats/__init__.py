@@ -45,15 +45,20 @@ def read_foreign(path: Path | str, *, k: int | None = None) -> ThresholdSAE | To
     `k`: the latents a row of a family whose files do not say (overcomplete; 0 for a ReLU SAE).
     Errors: those of `family_of`, and ForeignArtifactError for what cannot be one of the two kinds.
     """
+    from .checkpoint import forget
+
     path = Path(path)
-    family = family_of(path)
-    if not getattr(family, "NEEDS_K", False):
+    try:
+        family = family_of(path)
+        if getattr(family, "NEEDS_K", False):
+            return family.read(path, k)
         if k is not None:
             raise UserInputError(
                 f"--k is not for {path}: a checkpoint of {family.NAME} says its own", "leave it out"
             )
         return family.read(path)
-    return family.read(path, k)
+    finally:
+        forget()
 
 
 def _what(path: Path) -> str:

@@ -43,16 +43,21 @@ def load_checkpoint(path: Path, start: int = 0) -> Any:
 
 @functools.lru_cache(maxsize=1)  # a file is asked about by several families, then read
 def _load(path: Path, start: int, mtime: int, size: int) -> Any:
-    data = path.read_bytes()[start:]
-    if not data:
+    if size <= start:
         raise ForeignArtifactError(
             f"{path} {'ends after its header' if start else 'is empty'}", "copy it again"
         )
+    source: Any = path
+    if start:
+        with path.open("rb") as handle:
+            handle.seek(start)
+            source = io.BytesIO(handle.read())
     try:
         with warnings.catch_warnings():  # of odd pickle protocols, in damaged files
             warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for what is not a file of its own
+        data = path.read_bytes()[start:]
         code = foreign_globals(data)
         if code:
             code = ["".join(c if c.isprintable() else "?" for c in name) for name in code]
@@ -66,6 +71,11 @@ def _load(path: Path, start: int, mtime: int, size: int) -> Any:
             f"{path} is {kind} ({_reason(error)})",
             "copy it again, or unpack it and save the weights alone: torch.save(sae.state_dict(), FILE)",
         ) from error
+
+
+def forget() -> None:
+    """Let go of the file that was read last."""
+    _load.cache_clear()
 
 
 def state_of(path: Path) -> dict[str, torch.Tensor] | None:

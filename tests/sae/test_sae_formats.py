@@ -31,6 +31,7 @@ from sae_checkpoints import (
 
 from dermaudit.errors import DermauditError, ForeignArtifactError, UserInputError
 from dermaudit.sae.formats import FAMILIES, family_of, read_foreign
+from dermaudit.sae.formats.assemble import fold_norm
 from dermaudit.sae.model import ThresholdSAE, TopKSAE
 
 
@@ -566,6 +567,20 @@ def test_tensors_that_do_not_fit(tmp_path, change, message):
     change(state)
     with pytest.raises(ForeignArtifactError, match=message):
         read_foreign(write_dictionary(tmp_path, "AutoEncoder", state))
+
+
+def test_fold_norm__codes_grow_by_the_norm_and_the_rows_stay_as_they_are():
+    w = Weights()
+    raw = {"W_enc": w.We.T, "W_dec": w.Wd.clone(), "b_enc": w.be, "b_dec": w.bd}
+    raw["threshold"] = torch.linspace(0, 2, H)
+    raw["W_dec"][3] = 0
+    norm = raw["W_dec"].norm(dim=1)
+    before, after = ThresholdSAE(**raw), ThresholdSAE(**fold_norm(raw))
+    z = after.encode(X)
+    alive = norm > 0
+    torch.testing.assert_close(z[:, alive], (before.encode(X) * norm)[:, alive], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(after.decode(z), before.decode(before.encode(X)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(after.W_dec.norm(dim=1), alive.float())
 
 
 def test_k__is_not_for_a_format_that_says_its_own(tmp_path):

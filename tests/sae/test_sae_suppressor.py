@@ -351,8 +351,14 @@ def test_attach__patches_alone_by_the_prefix_of_the_tower(tower, images):
 def test_attach__bit_for_bit_where_nothing_fires(tower, images):
     module = suppressor(random_sae(16, 12, threshold=1e6))
     before = tower.encode_image(images)
-    with module.attach(tower, BLOCK):
+    seen = []
+
+    def look(value, hook):
+        seen.append(value)
+
+    with tower.hooks([(BLOCK, look)]), module.attach(tower, BLOCK), tower.hooks([(BLOCK, look)]):
         np.testing.assert_array_equal(bits(tower.encode_image(images)), bits(before))
+    assert len(seen) == 2 and seen[0] is seen[1]  # the very tensor, its strides too
 
 
 def test_attach__removed_after_an_exception(tower, images):
