@@ -43,11 +43,12 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def match(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The one-to-one pairs (rows, columns) of the largest total similarity: min(n, m) of them.
 
-    Above `MAX_EXACT` rows only pairs that are each other's best are kept: fewer pairs, a lower bound.
+    Where both have more than `MAX_EXACT`, only pairs that are each other's best are kept: fewer pairs,
+    a lower bound.
     """
     from scipy.optimize import linear_sum_assignment
 
-    if max(similarity.shape) <= MAX_EXACT:
+    if min(similarity.shape) <= MAX_EXACT:
         return linear_sum_assignment(similarity, maximize=True)
     best, back = similarity.argmax(1), similarity.argmax(0)
     rows = np.flatnonzero(back[best] == np.arange(len(best)))
@@ -148,6 +149,7 @@ def stability_report(
         per_latent_stable[latent] = bool(shared[:, place].all())
         per_latent[latent] = number(float(agreement[:, place].mean()))
     by_chance = "random unit vectors"
+    exact = all(min(len(alive), len(other.alive)) <= MAX_EXACT for other in fired[1:])
     return {
         "decoder_cosine": over([p["decoder"].mean() for p in pairs], random["mean"], by_chance),
         "decoder_cosine_of_rows": number(data["mean"]),
@@ -169,7 +171,7 @@ def stability_report(
         "stable": figure(float(shared.all(0).mean()), len(alive)),
         "against": list(names[1:]),
         "n_rows": int(fired[0].codes.shape[0]),
-        "matching": "one to one" if max(len(f.alive) for f in fired) <= MAX_EXACT else "each other's best",
+        "matching": "one to one" if exact else "each other's best",
         "per_latent": {"stable": per_latent_stable, "agreement": per_latent},
     }
 

@@ -1,0 +1,264 @@
+"""Latents against factors whose truth is known (phantoms, synthetic rows): found, split, absorbed?
+
+The groups are cut in two halves. On one, for each factor, the latent and the threshold with the best
+F1 are chosen, and the one-to-one matchings; on the other they are scored. A latent must fire to say
+"present". Choosing among thousands of latents is rewarded by chance alone, so the same is done with
+the truth shuffled, whole groups at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.stats import auroc, percentile_interval
+
+from .dictionary import decoder_report
+from .figure import bunches, draws, figure, number
+from .stability import match
+
+MIN_POSITIVE = 10  # of a factor in each half; with fewer it is left out and named
+SPLIT_F1 = 0.3
+
+
+def halves(groups: Sequence[object], seed: int = 0) -> np.ndarray:
+    """True for the rows of the half on which things are chosen: (n,) bool, whole groups."""
+    member = bunches(groups, most=1 << 62)
+    count = int(member.max()) + 1 if len(member) else 0
+    return (np.random.default_rng([seed, 3]).permutation(count) % 2 == 0)[member]
+
+
+def best_f1(codes: Any, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(F1, threshold), both (m, h): of each latent as a detector `code > threshold ≥ 0` of each factor,
+    at its best threshold. codes csr (n, h) ≥ 0; truth (n, m) of 1, 0, nan = unknown. The threshold
+    lies between two values that occur. F1 = 2 TP / (predicted + positive)."""
+    known = np.isfinite(truth)
+    filled = np.where(known, truth, 0.0)
+    positive = filled.sum(0)
+    columns = codes.tocsc()
+    f1 = np.zeros((truth.shape[1], codes.shape[1]))
+    threshold = np.full(f1.shape, np.inf)
+    for latent in range(codes.shape[1]):
+        span = slice(columns.indptr[latent], columns.indptr[latent + 1])
+        value, row = columns.data[span], columns.indices[span]
+        fires = value > 0
+        value, row = value[fires], row[fires]
+        if not len(value):
+            continue
+        order = np.argsort(-value, kind="stable")
+        value, row = value[order], row[order]
+        last = np.flatnonzero(np.append(value[:-1] != value[1:], True))
+        hits, said = filled[row].cumsum(0)[last], known[row].cumsum(0)[last]
+        score = 2 * hits / np.maximum(said + positive, 1e-12)
+        at = score.argmax(0)
+        below = np.append(value, 0.0)[last + 1]
+        f1[:, latent] = score[at, np.arange(len(at))]
+        threshold[:, latent] = (value[last[at]] + below[at]) / 2
+    return f1, threshold
+
+
+def correlations(codes: Any, truth: np.ndarray) -> np.ndarray:
+    """|Pearson correlation| of each factor with each latent over the rows where it is known: (m, h)."""
+    out = np.zeros((truth.shape[1], codes.shape[1]))
+    codes = codes.astype(np.float64)
+    squared = codes.multiply(codes).tocsr()
+    for j in range(truth.shape[1]):
+        known = np.isfinite(truth[:, j])
+        a, t = codes[known], truth[known, j]
+        n = len(t)
+        if not n or not t.std() > 0:
+            continue
+        mean = np.asarray(a.mean(0)).ravel()
+        variance = np.asarray(squared[known].mean(0)).ravel() - mean**2
+        spread = np.sqrt(np.where(variance > 1e-12 * np.maximum(mean**2, 1e-300), variance, np.inf))
+        out[j] = np.abs((a.T @ (t - t.mean())) / n / (spread * t.std()))
+    return out
+
+
+def truth_report(
+    codes: Any,
+    truth: np.ndarray,
+    groups: Sequence[object],
+    *,
+    names: Sequence[str],
+    hierarchy: Sequence[tuple[int, int]] = (),
+    W_dec: np.ndarray | None = None,
+    dictionary: np.ndarray | None = None,
+    n_draws: int = 500,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """codes csr (n, h) ≥ 0; truth (n, m): above 0 is present (its size counts for `mcc` only), nan =
+    unknown; groups (n,); hierarchy: (parent, child) factors, a child never without its parent.
+
+    Figures over factors, scored on the half of the groups that chose nothing, intervals by bootstrap
+    over its groups, control = the same with shuffled truth: `matched_f1` (best latent each),
+    `one_to_one_f1` and `mcc` (Hungarian, on F1 and |correlation|), `splitting` (mean number of
+    latents with F1 > .3), `distinct` (different latents among the best, over factors), `absorption`
+    with a hierarchy (parent there, its latent silent and the child's firing; control: parent's latent
+    silent where the parent comes without the child). `decoder` with W_dec and dictionary. `per_factor`
+    {name: …} and `left_out` {name: positives} with fewer than 10 in a half.
+    Errors: UserInputError for shapes; EvidenceError when no factor has enough.
+    """
+    truth = np.asarray(truth, dtype=np.float64)
+    if not (codes.shape[0] == len(truth) == len(groups)) or truth.shape[1] != len(names):
+        raise UserInputError(
+            f"codes {codes.shape}, truth {truth.shape}, {len(groups)} groups and {len(names)} names "
+            "do not go together"
+        )
+    choose = halves(groups, seed)
+    present = np.where(np.isfinite(truth), (truth > 0).astype(float), np.nan)
+    enough = np.ones(truth.shape[1], dtype=bool)
+    for half in (choose, ~choose):
+        yes, no = (np.nansum(present[half] == value, axis=0) for value in (1, 0))
+        enough &= (yes >= MIN_POSITIVE) & (no >= MIN_POSITIVE)
+    kept = np.flatnonzero(enough)
+    left_out = {names[j]: int(np.nansum(present[:, j])) for j in np.flatnonzero(~enough)}
+    if not len(kept):
+        raise EvidenceError(
+            f"no factor is present and absent in {MIN_POSITIVE} rows of each half of the groups", None,
+            {"factors": truth.shape[1], "n": len(truth)},
+        )
+    codes = codes.tocsr()
+    scored = _Scored(codes, truth[:, kept], present[:, kept], choose)
+    shuffled = _shuffle(np.asarray(groups), choose, seed)
+    chance = _Scored(codes, truth[shuffled][:, kept], present[shuffled][:, kept], choose)
+
+    member = bunches(np.asarray(groups)[~choose])
+    w = draws(int(member.max()) + 1, n_draws, seed)[:, member]
+    n = int((~choose).sum())
+    found: dict[str, Any] = {}
+    for name, predicted, by_chance in (
+        ("matched_f1", scored.best_says, chance.best_says), ("one_to_one_f1", scored.own_says, chance.own_says)
+    ):
+        found[name] = figure(
+            scored.mean_f1(predicted), n,
+            percentile_interval(np.array([scored.mean_f1(predicted, weight) for weight in w])),
+            control=chance.mean_f1(by_chance), control_is="shuffled truth",
+        )
+    found["mcc"] = figure(
+        scored.matched_correlation.mean(), n, control=chance.matched_correlation.mean(),
+        control_is="shuffled truth",
+    )
+    found["splitting"] = figure(
+        scored.splits.mean(), n, control=chance.splits.mean(), control_is="shuffled truth"
+    )
+    found["distinct"] = figure(len(set(scored.best.tolist())) / len(kept), n)
+    place = {factor: i for i, factor in enumerate(kept.tolist())}
+    pairs = [(place[p], place[c]) for p, c in hierarchy if p in place and c in place]
+    if pairs:
+        found["absorption"] = _absorption(scored, pairs)
+    if W_dec is not None and dictionary is not None:
+        alive = codes.getnnz(axis=0) > 0
+        found["decoder"] = {
+            k: number(v) for k, v in decoder_report(W_dec, dictionary[kept], alive).items()
+        }
+    found["per_factor"] = {names[j]: scored.row(i) for i, j in enumerate(kept.tolist())}
+    found["left_out"] = left_out
+    return found
+
+
+class _Scored:
+    """Choices made on one half (`choose`), held against the other."""
+
+    def __init__(self, codes: Any, truth: np.ndarray, present: np.ndarray, choose: np.ndarray) -> None:
+        f1, threshold = best_f1(codes[choose], present[choose])
+        factor = np.arange(f1.shape[0])
+        self.best = f1.argmax(1)
+        own = np.full(len(factor), -1)
+        rows, columns = match(f1)
+        own[rows] = columns
+        self.own = own
+        held = codes[~choose]
+        self._held = held.tocsc()
+        self.present = present[~choose]
+        self.best_says = self._says(self.best, threshold[factor, self.best])
+        self.own_says = self._says(own, threshold[factor, own])
+        self.splits = self._splitting(f1, threshold)
+        rows, columns = match(correlations(codes[choose], truth[choose]))
+        matched = np.zeros(len(factor))
+        matched[rows] = correlations(held[:, columns], truth[~choose])[rows, np.arange(len(columns))]
+        self.matched_correlation = matched
+
+    def _says(self, latents: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+        """(n_held, factors) bool; a factor without a latent (-1) is never said to be there."""
+        says = np.zeros((self._held.shape[0], len(latents)), dtype=bool)
+        for j, (latent, threshold) in enumerate(zip(latents, thresholds, strict=True)):
+            if latent >= 0:
+                says[:, j] = self._held[:, [latent]].toarray().ravel() > threshold
+        return says
+
+    def _splitting(self, f1: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+        """Latents with F1 > .3 on both halves, for each factor."""
+        counts = np.zeros(len(f1))
+        for j in range(len(f1)):
+            latents = np.flatnonzero(f1[j] > SPLIT_F1)
+            if len(latents):
+                says = self._says(latents, threshold[j, latents])
+                truth = np.repeat(self.present[:, [j]], len(latents), axis=1)
+                counts[j] = (_f1(says, truth) > SPLIT_F1).sum()
+        return counts
+
+    def mean_f1(self, says: np.ndarray, weight: np.ndarray | None = None) -> float:
+        return float(np.nanmean(_f1(says, self.present, weight)))
+
+    def row(self, j: int) -> dict[str, Any]:
+        known = np.isfinite(self.present[:, j])
+        truth = self.present[known, j]
+        activation = self._held[:, [int(self.best[j])]].toarray().ravel()[known]
+        return {
+            "latent": int(self.best[j]),
+            "f1": number(float(_f1(self.best_says, self.present)[j])),
+            "one_to_one_latent": int(self.own[j]) if self.own[j] >= 0 else None,
+            "one_to_one_f1": number(float(_f1(self.own_says, self.present)[j])),
+            "auroc": number(auroc(truth, activation)),
+            "correlation": number(float(self.matched_correlation[j])),
+            "splitting": int(self.splits[j]),
+            "n": int(known.sum()),
+            "n_positive": int(truth.sum()),
+        }
+
+
+def _f1(says: np.ndarray, truth: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """F1 of each column, over the rows where its truth is known; nan without a positive row."""
+    known = np.isfinite(truth)
+    w = np.ones(len(truth)) if weight is None else weight
+    hits = w @ (says & (truth == 1))
+    said, positive = w @ (says & known), w @ (truth == 1)
+    return np.where(positive > 0, 2 * hits / np.maximum(said + positive, 1e-12), np.nan)
+
+
+def _absorption(scored: _Scored, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Share of the rows with the child (and so the parent) on which the parent's latent is silent
+    while the child's fires; beside it the parent's misses where there is no child to absorb it."""
+    rates, misses, n = [], [], 0
+    for parent, child in pairs:
+        there, own = scored.present[:, parent] == 1, scored.present[:, child] == 1
+        with_child, alone = there & own, there & ~own
+        if not with_child.any() or not alone.any() or scored.own[parent] < 0:
+            continue
+        silent = ~scored.own_says[:, parent]
+        rates.append((silent & scored.own_says[:, child])[with_child].mean())
+        misses.append(silent[alone].mean())
+        n += int(with_child.sum())
+    return figure(
+        float(np.mean(rates)) if rates else None, n,
+        control=float(np.mean(misses)) if misses else None,
+        control_is="parent's latent silent without the child", pairs=len(rates),
+    )
+
+
+def _shuffle(groups: np.ndarray, choose: np.ndarray, seed: int) -> np.ndarray:
+    """Row numbers that give each row the truth of another one of its half. Groups go in blocks: rows
+    ordered by a random order of groups are shifted by half their number, so that rows of one group
+    get the truth of (nearly) one group."""
+    rng = np.random.default_rng([seed, 4])
+    out = np.arange(len(groups))
+    for half in (choose, ~choose):
+        rows = np.flatnonzero(half)
+        _, member = np.unique(groups[rows].astype(str), return_inverse=True)
+        order = rows[np.argsort(rng.permutation(member.max() + 1)[member], kind="stable")]
+        out[order] = np.roll(order, len(order) // 2)
+    return out

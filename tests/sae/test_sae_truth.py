@@ -1,0 +1,257 @@
+"""Against exact truth: thresholds by brute force, sae-lens' own values, oracles and floors in order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
+
+from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.sae.metrics import synthetic_rows, truth_report
+from dermaudit.sae.metrics.baselines import floor_codes, oracle_codes, probe_codes, truth_ladder
+from dermaudit.sae.metrics.dictionary import decoder_report, detector_report
+from dermaudit.sae.metrics.truth import _shuffle, best_f1, correlations, halves
+
+
+def names(m: int) -> list[str]:
+    return [f"f{j}" for j in range(m)]
+
+
+def f1_of(says: np.ndarray, truth: np.ndarray) -> float:
+    known = np.isfinite(truth)
+    tp = (says & (truth == 1))[known].sum()
+    total = says[known].sum() + (truth[known] == 1).sum()
+    return 2 * tp / total if total else 0.0
+
+
+@given(st.integers(0, 10_000), st.integers(4, 30))
+@settings(max_examples=30, deadline=None)
+def test_best_f1__is_the_best_of_all_thresholds(seed, n):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 5, (n, 4)).astype(float)  # ties, and latents that never fire
+    codes[:, 3] = 0.0
+    truth = rng.integers(0, 2, (n, 3)).astype(float)
+    truth[rng.random((n, 3)) < 0.2] = np.nan
+    f1, threshold = best_f1(csr_matrix(codes), truth)
+    for j in range(3):
+        for k in range(4):
+            tried = [f1_of(codes[:, k] > t, truth[:, j]) for t in (0.0, *np.unique(codes[:, k]))]
+            assert f1[j, k] == pytest.approx(max(tried))
+            assert f1_of(codes[:, k] > threshold[j, k], truth[:, j]) == pytest.approx(f1[j, k])
+    assert (threshold > 0).all()
+
+
+def test_correlations__are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    codes = rng.random((60, 5)) * (rng.random((60, 5)) < 0.4)
+    codes[:, 4] = 0
+    truth = rng.normal(size=(60, 2))
+    truth[:9, 1] = np.nan
+    found = correlations(csr_matrix(codes), truth)
+    for j in range(2):
+        known = np.isfinite(truth[:, j])
+        for k in range(4):
+            expected = abs(np.corrcoef(truth[known, j], codes[known, k])[0, 1])
+            assert found[j, k] == pytest.approx(expected, abs=1e-12)
+    assert (found[:, 4] == 0).all()
+
+
+def test_halves__groups_stay_whole_and_truth_is_shuffled_within_them():
+    groups = np.arange(300) // 5
+    choose = halves(groups)
+    assert (choose.reshape(60, 5) == choose[::5, None]).all() and 100 <= choose.sum() <= 200
+    moved = _shuffle(groups, choose, 0)
+    assert sorted(moved) == list(range(300)) and (choose[moved] == choose).all()
+    assert (groups[moved] != groups).all()
+    assert (groups[moved].reshape(60, 5) == groups[moved][::5, None]).all()
+
+
+def exact(n: int = 1200, **options):
+    """Synthetic rows and codes that are the factors themselves."""
+    data = synthetic_rows(n, factors=12, active=2.0, **options)
+    return data, csr_matrix(data.factors)
+
+
+def test_perfect_codes__score_one():
+    data, codes = exact()
+    report = truth_report(
+        codes, data.factors, data.groups, names=names(12), W_dec=data.dictionary,
+        dictionary=data.dictionary, n_draws=20,
+    )
+    for name in ("matched_f1", "one_to_one_f1", "mcc", "distinct", "splitting"):
+        assert report[name]["value"] == pytest.approx(1.0, abs=1e-6), name
+    assert report["matched_f1"]["control"] < 0.4 and report["mcc"]["control"] < 0.2
+    assert report["matched_f1"]["low"] == report["matched_f1"]["high"] == 1.0
+    assert report["decoder"] == {"mcc": 1.0, "best_cosine": 1.0, "uniqueness": 1.0, "n_latents": 12}
+    row = report["per_factor"]["f3"]
+    assert row["latent"] == 3 == row["one_to_one_latent"] and row["auroc"] == 1.0
+
+
+def test_nothing_known__is_at_its_control():
+    data, _ = exact()
+    rng = np.random.default_rng(0)
+    codes = csr_matrix(rng.random((1200, 80)) * (rng.random((1200, 80)) < 0.15))
+    report = truth_report(codes, data.factors, data.groups, names=names(12), n_draws=100)
+    f1 = report["matched_f1"]
+    assert f1["low"] - 0.03 < f1["control"] < f1["high"] + 0.03
+    assert report["mcc"]["value"] < 0.15
+
+
+def test_choice_is_not_scored_on_its_rows():
+    # Latents fire on random rows; chosen on the very same rows the best of 400 looks far better.
+    rng = np.random.default_rng(1)
+    codes = csr_matrix((rng.random((200, 400)) < 0.1).astype(float))
+    truth = (rng.random((200, 4)) < 0.15).astype(float)
+    report = truth_report(codes, truth, np.arange(200), names=names(4), n_draws=0)
+    assert report["matched_f1"]["value"] < best_f1(codes, truth)[0].max(1).mean() - 0.1
+
+
+def test_splitting__a_factor_in_two_latents():
+    data, codes = exact()
+    dense = codes.toarray()
+    fires = np.random.default_rng(0).random(1200) < 0.5
+    half_a, half_b = dense[:, 0] * fires, dense[:, 0] * ~fires
+    split = csr_matrix(np.column_stack([half_a, half_b, dense[:, 1:]]))
+    report = truth_report(split, data.factors, data.groups, names=names(12), n_draws=0)
+    assert report["per_factor"]["f0"]["splitting"] == 2
+    assert report["per_factor"]["f1"]["splitting"] == 1
+    assert report["per_factor"]["f0"]["f1"] == pytest.approx(2 / 3, abs=0.1)
+
+
+def test_one_to_one__a_latent_serves_one_factor_alone():
+    data, codes = exact()
+    dense = codes.toarray()
+    dense[:, 0] = dense[:, 1] = dense[:, 0] + dense[:, 1]  # 0 and 1 are one latent, twice
+    only = csr_matrix(np.delete(dense, 1, axis=1))
+    report = truth_report(only, data.factors, data.groups, names=names(12), n_draws=0)
+    first, second = (report["per_factor"][name] for name in ("f0", "f1"))
+    assert first["latent"] == second["latent"] == 0
+    assert {first["one_to_one_latent"], second["one_to_one_latent"]} != {0}
+    assert report["one_to_one_f1"]["value"] < report["matched_f1"]["value"]
+    assert report["distinct"]["value"] == pytest.approx(11 / 12, abs=1e-6)
+
+
+def test_absorption__the_parent_is_silent_where_the_child_speaks():
+    data, codes = exact(4000, children=2)
+    dense = codes.toarray()
+    hierarchy = data.hierarchy
+    assert hierarchy == ((0, 10), (1, 11))
+    assert (data.factors[data.factors[:, 10] > 0, 0] > 0).all()
+    honest = truth_report(
+        codes, data.factors, data.groups, names=names(12), hierarchy=hierarchy, n_draws=0
+    )
+    assert honest["absorption"]["value"] == honest["absorption"]["control"] == 0.0
+    dense[:, 0] *= dense[:, 10] == 0  # absorbed
+    absorbed = truth_report(
+        csr_matrix(dense), data.factors, data.groups, names=names(12), hierarchy=hierarchy, n_draws=0
+    )
+    assert absorbed["absorption"]["value"] == pytest.approx(0.5)  # of two pairs, one
+    assert absorbed["absorption"]["control"] == 0.0 and absorbed["absorption"]["pairs"] == 2
+
+
+def test_rare_factors__are_left_out_by_name_and_unknown_is_not_absent():
+    data, codes = exact()
+    truth = data.factors.copy()
+    truth[5:, 4] = np.minimum(truth[5:, 4], 0.0)
+    truth[:200, 7] = np.nan
+    report = truth_report(codes, truth, data.groups, names=names(12), n_draws=0)
+    assert set(report["left_out"]) == {"f4"} and "f4" not in report["per_factor"]
+    assert report["per_factor"]["f7"]["f1"] == 1.0
+    assert report["per_factor"]["f7"]["n"] < report["per_factor"]["f8"]["n"]
+    with pytest.raises(EvidenceError, match="no factor is present and absent in 10 rows"):
+        truth_report(codes[:30], truth[:30], data.groups[:30], names=names(12))
+    with pytest.raises(UserInputError, match="3 names do not go together"):
+        truth_report(codes, truth, data.groups, names=names(3))
+
+
+def test_sae_lens__same_mcc_uniqueness_and_detectors():
+    from sae_lens.synthetic.evals import (
+        compute_classification_metrics,
+        feature_uniqueness,
+        mean_correlation_coefficient,
+    )
+
+    rng = np.random.default_rng(0)
+    W_dec, dictionary = rng.normal(size=(30, 16)), 3 * rng.normal(size=(20, 16))
+    found = decoder_report(W_dec, dictionary, np.ones(30, bool))
+    theirs = torch.from_numpy(W_dec).float(), torch.from_numpy(dictionary).float()
+    assert found["mcc"] == pytest.approx(mean_correlation_coefficient(*theirs), abs=1e-5)
+    assert found["uniqueness"] == pytest.approx(feature_uniqueness(*theirs))
+    alive = np.arange(30) < 10
+    assert decoder_report(W_dec, dictionary, alive)["n_latents"] == 10
+    codes = rng.random((200, 30)) * (rng.random((200, 30)) < 0.3)
+    codes[:, 4] = 0.0
+    factors = rng.random((200, 20)) * (rng.random((200, 20)) < 0.3)
+    expected = compute_classification_metrics(
+        torch.from_numpy(codes), torch.from_numpy(factors), *theirs
+    )
+    mine = detector_report(codes, factors, W_dec, dictionary)
+    assert mine["precision"] == pytest.approx(expected.precision, abs=1e-6)
+    assert mine["recall"] == pytest.approx(expected.recall, abs=1e-6)
+    assert mine["f1"] == pytest.approx(expected.f1_score, abs=1e-6)
+    assert mine["accuracy"] == pytest.approx(expected.accuracy, abs=1e-6)
+
+
+def test_synthetic__is_what_it_says():
+    easy = synthetic_rows(3000, noise=0.0)
+    np.testing.assert_allclose(easy.x, easy.factors @ easy.dictionary + easy.bias, atol=1e-5)
+    assert (easy.factors > 0).sum(1).mean() == pytest.approx(4, rel=0.05)
+    np.testing.assert_allclose(np.linalg.norm(easy.dictionary, axis=1), 1)
+    other = synthetic_rows(3000, seed=1, per_group=3)
+    np.testing.assert_array_equal(other.dictionary, easy.dictionary)
+    assert not np.array_equal(other.x, easy.x) and len(set(other.groups)) == 1000
+
+    def overlap(data):
+        return np.abs(data.dictionary @ data.dictionary.T - np.eye(48)).mean()
+
+    assert overlap(synthetic_rows(10, coherence=0.5)) > 2 * overlap(easy)
+    together = np.corrcoef((synthetic_rows(3000, correlation=0.8).factors > 0).T)
+    assert together[0, 1] > 0.3 > abs(together[0, 7]) + 0.15
+    tail = (synthetic_rows(20_000, heavy_tail=1.0).factors > 0).mean(0)
+    assert tail[0] == 0.5 or tail[0] > 0.4
+    assert tail[0] > 15 * tail[-1]
+    for bad in ({"coherence": 1.0}, {"active": 48.0}, {"children": 25}):
+        with pytest.raises(UserInputError):
+            synthetic_rows(10, **bad)
+
+
+@pytest.mark.parametrize("method", ["omp", "nnls"])
+def test_oracle__finds_the_factors(method):
+    data = synthetic_rows(300, factors=24, active=2.0, noise=0.01)
+    codes = oracle_codes(data.x, data.dictionary, bias=data.bias, active=6, method=method)
+    np.testing.assert_allclose(codes.toarray(), data.factors, atol=0.2)
+    with pytest.raises(UserInputError, match="unknown oracle 'lasso'"):
+        oracle_codes(data.x, data.dictionary, bias=data.bias, active=6, method="lasso")
+
+
+@pytest.mark.parametrize(
+    "mode", [{}, {"coherence": 0.3}, {"correlation": 0.6}, {"heavy_tail": 0.7, "children": 3}]
+)
+def test_ladder__floors_below_the_sae_below_the_oracle(mode):
+    from dermaudit.sae import fit_sae
+    from dermaudit.sae.train import SAERecipe
+
+    options = {"factors": 24, "active": 3.0, "noise": 0.03, **mode}
+    train, test = synthetic_rows(3000, seed=0, **options), synthetic_rows(1500, seed=1, **options)
+    recipe = SAERecipe(d_sae=32, k=3.0, samples=150_000, batch=256, lr=5e-3)
+    sae, _ = fit_sae(train.x, test.x[:200], recipe, site="s", model_name="t")
+    ways = {
+        "oracle": oracle_codes(test.x, test.dictionary, bias=test.bias, active=8),
+        "probes": probe_codes(train.x, (train.factors > 0).astype(float), train.groups, test.x),
+        **floor_codes(train.x, test.x, 32),
+    }
+    ladder = truth_ladder(
+        csr_matrix(sae.encode(torch.from_numpy(test.x)).numpy()), test.factors, test.groups, ways,
+        names=names(24), W_dec=sae.W_dec.numpy(), dictionary=test.dictionary,
+        hierarchy=test.hierarchy, n_draws=20,
+    )
+    f1 = {name: report["one_to_one_f1"]["value"] for name, report in ladder.items()}
+    assert f1["oracle"] > 0.9 and f1["probes"] > 0.8
+    floors = ("pca", "ica", "k-means", "random directions")
+    assert max(f1[name] for name in floors) < f1["SAE"] - 0.05
+    assert f1["SAE"] < f1["oracle"] + 0.02
+    if not mode:  # at its easiest it comes near the oracle
+        assert f1["SAE"] > 0.8 * f1["oracle"] and ladder["SAE"]["decoder"]["mcc"] > 0.85
