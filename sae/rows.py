@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 
 def as_float32(values: np.ndarray) -> np.ndarray:
     """A copy as float32; uint16 is taken for the bits of bfloat16 (the upper half of a float32)."""
+    out = np.empty(values.shape, np.float32)
+    _convert(values, out)
+    return out
+
+
+def _convert(values: np.ndarray, out: np.ndarray) -> None:
     if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return np.array(values, dtype=np.float32)
+        np.left_shift(values, 16, out=out.view(np.uint32), dtype=np.uint32)
+    else:
+        out[...] = values
 
 
 class Rows:
@@ -88,7 +95,7 @@ class Rows:
                 break
             begin = end - len(part)
             upto = min(stop, end)
-            out[at - start : upto - start] = as_float32(part[at - begin : upto - begin])
+            _convert(part[at - begin : upto - begin], out[at - start : upto - start])
             at = upto
         return out
 
