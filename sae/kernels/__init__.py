@@ -44,7 +44,7 @@ class Code:
         return index.repeat_interleave(self.start.diff(), output_size=len(self.latents))
 
     def by_latent(self, n_latents: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(start (n_latents + 1,), order (n,)) of the same entries grouped by latent, rows ascending."""
+        """(start (n_latents + 1,), order (n,)): the entries grouped by latent, rows ascending."""
         counts = torch.bincount(self.latents, minlength=n_latents)
         start = torch.zeros(n_latents + 1, dtype=torch.int64, device=self.start.device)
         torch.cumsum(counts, 0, out=start[1:])

@@ -123,7 +123,7 @@ def weight_gradients(
 
 
 def _products(x: torch.Tensor, weights: torch.Tensor):
-    """(slice, x[slice] @ weights.T as an array that the next one overwrites) over chunks of rows."""
+    """Over chunks of rows (slice, x[slice] @ weights.T); the next array overwrites the last."""
     step = chunk_rows(len(x), len(weights))
     held = x.new_empty(step, len(weights))
     for first in range(0, len(x), step):

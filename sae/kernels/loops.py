@@ -11,7 +11,15 @@ from numba import njit
 
 # Reassociated sums, but NaN and infinity keep their meaning: a NaN must reach the loss.
 _MATHS = {"reassoc", "contract", "arcp", "nsz"}
-_compiled = njit(nogil=True, cache=True, fastmath=_MATHS, error_model="numpy")
+
+
+def _compiled(function):
+    """Compiled at the first call for a dtype, kept on disk where there is a place for it."""
+    options = {"nogil": True, "fastmath": _MATHS, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # numba found no folder that it may write to
+        return njit(**options)(function)
 
 
 @_compiled

@@ -1,0 +1,267 @@
+"""Each module of kernels against dense tensors, the threads against one, Adam against torch's."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from dermaudit.sae.adam import Adam, clip_and_step, gradient_norm
+from dermaudit.sae.kernels import Code, cpu, loops, pick, plain
+
+MODULES = pytest.mark.parametrize("module", [cpu, plain], ids=["cpu", "plain"])
+N, D, H = 37, 11, 70
+
+
+def weights(dtype=torch.float64, h=H, n=N, seed=0):
+    """x (n, D), encoder (h, D), bias (h,), scale (h,), decoder (h, D), decoder bias (D,)."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = (n, D), (h, D), (h,), (h,), (h, D), (D,)
+    x, encoder, bias, scale, decoder, b_dec = (
+        torch.randn(shape, generator=g, dtype=dtype) for shape in shapes
+    )
+    return x, encoder, bias, scale.abs() + 0.1, decoder, b_dec
+
+
+def densed(code, h=H):
+    dense = torch.zeros(code.n_rows, h, dtype=code.values.dtype)
+    dense[code.rows(), code.latents.long()] = code.values
+    return dense
+
+
+def assert_is_csr(code):
+    assert code.start[0] == 0 and code.start[-1] == len(code.latents) == len(code.values)
+    for first, last in zip(code.start[:-1].tolist(), code.start[1:].tolist(), strict=True):
+        assert (code.latents[first:last].diff() > 0).all()
+
+
+@MODULES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1, 5, 17, 18, 60, H])
+def test_encode_rows__is_topk_then_relu(module, dtype, k):
+    x, encoder, bias, scale, *_ = weights(dtype)
+    also = torch.tensor([3, 40, 69])
+    code, columns = module.encode_rows(x, encoder, bias, scale, k, also)
+    pre = x @ encoder.t() + bias
+    key = pre * scale
+    want = torch.zeros_like(pre).scatter(1, key.topk(k, dim=1).indices, 1.0) * pre.relu()
+    assert_is_csr(code)
+    torch.testing.assert_close(densed(code), want)
+    torch.testing.assert_close(columns, pre[:, also])
+
+
+@MODULES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_kept", [0, 1, 50, 400, N * H])
+def test_encode_batch__is_topk_of_all_rows(module, dtype, n_kept, monkeypatch):
+    monkeypatch.setattr(module, "chunk_rows", lambda n_rows, n_columns: 7)  # six chunks
+    x, encoder, bias, scale, *_ = weights(dtype)
+    also = torch.tensor([0, 33])
+    code, columns = module.encode_batch(x, encoder, bias, scale, n_kept, also)
+    pre = x @ encoder.t() + bias
+    key = (pre * scale).flatten()
+    want = torch.zeros_like(key).scatter(0, key.topk(n_kept).indices, 1.0).view_as(pre)
+    assert_is_csr(code)
+    torch.testing.assert_close(densed(code), want * pre.relu())
+    torch.testing.assert_close(columns, pre[:, also])
+
+
+def test_encode__of_equal_entries_the_first():
+    x, one = torch.ones(3, 2), torch.ones(8)
+    equal = torch.ones(8, 2)
+    code, _ = cpu.encode_rows(x, equal, one, one, 3)
+    assert code.latents.tolist() == [0, 1, 2] * 3
+    code, _ = cpu.encode_batch(x, equal, one, one, 10)
+    assert code.start.tolist() == [0, 8, 10, 10] and code.latents[8:].tolist() == [0, 1]
+    kept = cpu.keep_top(equal, 1)
+    assert kept.tolist() == [[True, False]] * 8
+
+
+@pytest.mark.parametrize("values", ["ties", "spread", "tiny"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bound__is_the_sorted_place(values, dtype):
+    g = torch.Generator().manual_seed(0)
+    keys = {
+        "ties": torch.randint(1, 9, (500,), generator=g),
+        "spread": torch.exp(20 * torch.randn(500, generator=g, dtype=torch.float64)),
+        "tiny": 1e-30 * (1 + 1e-6 * torch.rand(500, generator=g, dtype=torch.float64)),
+    }[values].to(dtype)
+    ordered = keys.sort(descending=True).values
+    for k in (1, 2, 77, 499, 500):
+        bound, room = cpu._bound(keys.numpy(), k)
+        assert bound == ordered[k - 1]
+        assert room == k - int((keys > bound).sum())
+        assert loops.kth_largest(keys.clone().numpy(), len(keys), k) == bound
+
+
+@MODULES
+@pytest.mark.parametrize("k", [1, 9, 30])
+def test_keep_top__negative_entries_too(module, k):
+    matrix = torch.randn(20, 30, generator=torch.Generator().manual_seed(0)) - 2
+    kept = module.keep_top(matrix, k)
+    assert kept.sum(1).tolist() == [k] * 20
+    assert torch.equal(
+        torch.where(kept, matrix, torch.inf).amin(1), matrix.topk(k, dim=1).values[:, -1]
+    )
+
+
+@MODULES
+@pytest.mark.parametrize("edges", [[H], [4, 30, H]])
+def test_decode_and_gradients__are_those_of_autograd(module, edges):
+    x, encoder, bias, scale, decoder, b_dec = weights()
+    code, _ = module.encode_batch(x, encoder, bias, scale, 300)
+    z = densed(code).requires_grad_()
+    table = decoder.clone().requires_grad_()
+    losses = [(z[:, :e] @ table[:e] + b_dec - x).pow(2).sum() for e in edges]
+    sum(losses).backward()
+    sums, squares, dots = module.decode(code, decoder, b_dec, x, edges)
+    torch.testing.assert_close(squares, torch.stack(losses).detach())
+    taken = code.rows(), code.latents.long()
+    torch.testing.assert_close(2 * dots, z.grad[taken])
+    got = module.weight_gradients(code, sums, x, dots, 2.0, edges)
+    pull = torch.zeros_like(z).index_put(taken, z.grad[taken])
+    want = pull.t() @ x, pull.sum(0), table.grad
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)
+    again = module.weight_gradients(code, sums, x, dots, 2.0, edges, into=got)
+    assert again[0] is got[0]
+    torch.testing.assert_close(again[2], 2 * want[2])
+
+
+@MODULES
+def test_decode__rows_without_entries(module):
+    x, *_, decoder, b_dec = weights()
+    empty = Code(
+        torch.zeros(N + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32), x.new_empty(0)
+    )
+    sums, squares, dots = module.decode(empty, decoder, b_dec, x, [5, H])
+    torch.testing.assert_close(squares, (b_dec - x).pow(2).sum().expand(2))
+    got = module.weight_gradients(empty, sums, x, dots, 1.0, [5, H])
+    assert not any(part.any() for part in got) and len(dots) == 0
+
+
+def test_threads__the_same_bits():
+    x, encoder, bias, scale, decoder, b_dec = weights(torch.float32, n=300)
+
+    def run(threads):
+        torch.set_num_threads(threads)
+        code, _ = cpu.encode_batch(x, encoder, bias, scale, 2000)
+        sums, squares, dots = cpu.decode(code, decoder, b_dec, x, [20, H])
+        return code.latents, sums, squares, dots, *cpu.weight_gradients(
+            code, sums, x, dots, 0.3, [20, H]
+        )
+
+    before = torch.get_num_threads()
+    try:
+        for one, other in zip(run(1), run(3), strict=True):
+            assert torch.equal(one, other)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_pick__other_dtypes_go_to_plain_torch():
+    assert pick(torch.zeros(1)) is cpu and pick(torch.zeros(1).double()) is cpu
+    assert pick(torch.zeros(1, dtype=torch.bfloat16)) is plain
+
+
+TRITON = """
+import torch
+from dermaudit.sae.kernels import gpu, plain
+g = torch.Generator().manual_seed(0)
+for d, h, edges in ((11, 40, [40]), (16, 40, [7, 20, 40])):
+    one = {"generator": g, "dtype": torch.float64}
+    x, encoder, decoder = (torch.randn(n, d, **one) for n in (13, h, h))
+    bias, b_dec = torch.zeros(h).double(), torch.randn(d, **one)
+    code, _ = gpu.encode_batch(x, encoder, bias, torch.ones(h).double(), 60)
+    want, got = (m.decode(code, decoder, b_dec, x, edges) for m in (plain, gpu))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)
+    sums, _, dots = want
+    into = [torch.ones(*size).double() for size in ((h, d), (h,), (h, d))]
+    for start in (None, into):
+        want, got = (
+            m.weight_gradients(
+                code, sums, x, dots, 0.75, edges, start and [part.clone() for part in start]
+            )
+            for m in (plain, gpu)
+        )
+        for one, other in zip(got, want, strict=True):
+            torch.testing.assert_close(one, other)
+print("equal")
+"""
+
+
+def test_triton__in_its_interpreter_equals_plain(run_python, tmp_path):
+    pytest.importorskip("triton")
+    (tmp_path / "check.py").write_text(TRITON)
+    done = run_python(tmp_path / "check.py", env={"TRITON_INTERPRET": "1"})
+    assert done.rc == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "equal"
+
+
+# ---- Adam
+
+
+def parameters(dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    wide = torch.randn(70, 30, generator=g, dtype=dtype).t()  # by columns, as W_enc is stored
+    parts = wide, torch.randn(70, 30, generator=g, dtype=dtype), torch.zeros(70, dtype=dtype)
+    return [torch.nn.Parameter(part) for part in parts]
+
+
+def move(optimizers, steps, max_norm, first=0):
+    for step in range(first, first + steps):
+        for optimizer in optimizers:
+            g = torch.Generator().manual_seed(step)
+            for param in optimizer.param_groups[0]["params"]:
+                param.grad = torch.randn(param.shape, generator=g, dtype=param.dtype)
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
+            if isinstance(optimizer, Adam):
+                clip_and_step(optimizer, max_norm)
+            else:
+                torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_norm)
+                optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_adam__is_torchs(dtype, max_norm):
+    ours, theirs = parameters(dtype), parameters(dtype)
+    move([Adam(ours), torch.optim.Adam(theirs)], 50, max_norm)
+    atol = 1e-6 if dtype is torch.float32 else 1e-9
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=atol)
+
+
+def test_adam__a_state_that_was_saved_in_another_order_goes_on():
+    ours, theirs = parameters(), parameters()
+    one, other = Adam(ours), torch.optim.Adam(theirs)
+    move([one, other], 5, 1.0)
+    saved, kept = copy.deepcopy(one.state_dict()), copy.deepcopy(one.state_dict())
+    for state in saved["state"].values():  # what a file makes of it
+        state["exp_avg"], state["exp_avg_sq"] = (
+            state[name].contiguous() for name in ("exp_avg", "exp_avg_sq")
+        )
+    again = Adam(ours)
+    again.load_state_dict(saved)
+    assert again.state[ours[0]]["exp_avg"].stride() == ours[0].stride()
+    crossed = torch.optim.Adam(theirs)
+    crossed.load_state_dict(kept)  # torch's own reads ours
+    move([again, crossed], 5, 1.0, first=5)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_norm__of_many_blocks():
+    param = torch.nn.Parameter(torch.zeros(200_003))
+    param.grad = torch.randn(200_003, generator=torch.Generator().manual_seed(0))
+    want = float(param.grad.double().norm())
+    assert float(gradient_norm([param])) == pytest.approx(want, rel=1e-6)
+
+
+def test_adam__other_dtypes_go_the_way_of_torch():
+    params = [torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))]
+    params[0].grad = torch.full((4,), 2.0, dtype=torch.bfloat16)
+    assert float(clip_and_step(Adam(params, lr=0.5), 1.0)) == pytest.approx(4.0)
+    assert (params[0] < 1).all()
