@@ -1,7 +1,8 @@
 """The five architectures as sae-lens' training classes, and one training step of each.
 
 The TopK family goes through `sparse_step`, which never makes the dense code; jumprelu and relu_l1 are
-dense by nature. Over several processes BatchTopK's one threshold is that of the rows of all of them.
+dense by nature. Over several processes BatchTopK's one threshold is that of the rows of all of them,
+which the sparse kernels do not know of: there batchtopk and matryoshka take the dense pass.
 """
 
 from __future__ import annotations
@@ -28,21 +29,7 @@ from torch import Tensor, nn
 from dermaudit.distributed import gather, n_processes
 
 from .recipe import TOPK_FAMILY, SAERecipe
-
-try:
-    from .sparse import Step, sparse_step
-except ImportError:  # TEMPORARY
-    from dataclasses import dataclass
-
-    @dataclass
-    class Step:
-        loss: Tensor
-        losses: dict
-        fired: Tensor
-        l0: Tensor
-
-    def sparse_step(sae, x, dead):
-        return dense_step(sae, x, dead)
+from .sparse import Step, sparse_step, transpose_storage
 
 if TYPE_CHECKING:
     from sae_lens import TrainingSAE
@@ -111,6 +98,8 @@ def build(recipe: SAERecipe, mean: Tensor, *, dtype: torch.dtype, device: torch.
         sae.activation_fn = WorldBatchTopK(recipe.k)
     if dtype == torch.float64 and isinstance(sae, JumpReLUTrainingSAE):
         sae.threshold.data = sae.threshold.data.double()  # sae-lens keeps it in float32
+    if recipe.architecture in TOPK_FAMILY:
+        transpose_storage(sae)
     return sae.to(device)
 
 
@@ -126,6 +115,8 @@ def _make(recipe: SAERecipe, common: dict[str, Any]) -> TrainingSAE:
                 l0_coefficient=recipe.l0_coefficient,
                 jumprelu_sparsity_loss_mode=recipe.l0_penalty,
                 jumprelu_bandwidth=recipe.l0_bandwidth,
+                # Of a threshold alone the few samples in its window move too little in short runs.
+                jumprelu_ste_to_input=True,
                 jumprelu_init_threshold=recipe.l0_threshold,
                 target_l0=recipe.k if recipe.l0_penalty == "quadratic" else None,
                 pre_act_loss_coefficient=recipe.aux_coefficient or None,

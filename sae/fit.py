@@ -2,112 +2,347 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from dermaudit.console import say
+from dermaudit.distributed import World, barrier, total
 from dermaudit.errors import EvidenceError
-from dermaudit.files import write_json
+from dermaudit.files import sha256_json, write_json, write_text
 from dermaudit.rundir import Run
 
 from .codes import write_codes
+from .loader import MEMORY, Chosen
 from .metrics import held_out_metrics
+from .recipe import SAERecipe, dermfm_zero
+from .rows import Rows
 from .store import ActivationStore
-from .train import SAERecipe, fit_sae
+from .sweep import name_of
+from .train import LOG_FILE, Fitted, Order, fit_saes
 
 MIN_ROWS = 64
-
-
 ROWS_PER_LATENT = 16
+HELD_ROWS = 32_768  # of val that early stopping looks at
+STABILITY_ROWS = 32_768  # of test on which seeds are compared
+_MEMORISES = 20  # rows a latent below which it is said that it will memorise
 
 
-def site_recipe(tokens: int, n_train: int, overrides: dict[str, Any]) -> SAERecipe:
+@dataclass(frozen=True)
+class Plan:
+    """What is fitted at every site.
+
+    `overrides`: settings of the recipe; `preset`: "" or dermfm-zero; `seeds`: the first one's SAE is the
+    run's, the others say which of its latents another seed finds too; `grid`: settings of each recipe
+    of a sweep, which is measured on val and leaves the run's SAE alone.
+    """
+
+    seed: int = 0
+    overrides: dict[str, Any] = field(default_factory=dict)
+    preset: str = ""
+    seeds: tuple[int, ...] = ()
+    grid: tuple[dict[str, Any], ...] = ()
+    drop_bad: bool = True
+    memory: int = MEMORY
+    resume: bool = False
+    world: World = World()
+
+    def inputs(self, site: str) -> dict[str, Any]:
+        """What a stage stands on, besides the activations. What is not set is not named, so that a
+        fit of an earlier version with the same words is still the same."""
+        found: dict[str, Any] = {
+            "seed": self.seed, "overrides": self.overrides, "site": site,
+            "threads": torch.get_num_threads(),
+        }
+        more = {
+            "preset": self.preset, "seeds": list(self.seeds), "grid": list(self.grid),
+            "fatal_bad_rows": not self.drop_bad,
+            "memory": 0 if self.memory == MEMORY else self.memory,
+            "processes": 0 if self.world.size == 1 else self.world.size,
+        }
+        return found | {name: value for name, value in more.items() if value}
+
+    def members(self) -> list[dict[str, Any]]:
+        """Settings of every SAE that is fitted at a site."""
+        seeds = [{"seed": seed} for seed in self.seeds]
+        if not self.grid:
+            return seeds or [{"seed": self.seed}]
+        several = len(seeds) > 1
+        return [{**one, **(seed if several else {})} for one in self.grid for seed in seeds or [{}]]
+
+
+def site_recipe(
+    tokens: int, n_train: int, overrides: dict[str, Any], preset: dict[str, Any] | None = None
+) -> SAERecipe:
     """Defaults by kind of site. With few rows to each latent an SAE memorises its rows: the width
     is halved until every latent has ROWS_PER_LATENT of them (not below 64), unless set by hand."""
-    base = (
+    base: dict[str, Any] = (
         {"d_sae": 128, "k": 8.0, "samples": 1_000_000}
         if tokens == 1
         else {"d_sae": 512, "k": 12.0, "samples": 1_200_000}
     )
-    if "d_sae" not in overrides:
+    given = {**(preset or {}), **{name: v for name, v in overrides.items() if v is not None}}
+    if "d_sae" not in given:
         while base["d_sae"] > 64 and base["d_sae"] * ROWS_PER_LATENT > n_train * tokens:
             base["d_sae"] //= 2
-    return SAERecipe(
-        **{**base, **{name: value for name, value in overrides.items() if value is not None}}
+    if "samples" in overrides and overrides["samples"] is not None:
+        given["epochs"] = None
+    return SAERecipe(**{**base, **given})
+
+
+def memorising(n_rows: int, d_sae: int) -> str | None:
+    """What will go wrong with so few rows to each latent; None when they are enough."""
+    if n_rows >= _MEMORISES * d_sae:
+        return None
+    share = (
+        "fewer rows than latents: each row can have a latent of its own"
+        if n_rows < d_sae
+        else f"{n_rows / d_sae:.1f} rows to a latent"
+    )
+    return (
+        f"{d_sae} latents are fitted on {n_rows} rows ({share}), so latents will stand for single rows "
+        "instead of for concepts, and reconstruct new images worse than the training rows; take "
+        f"--d-sae {max(2, n_rows // _MEMORISES)} or fewer, or embed more images or views of them"
     )
 
 
 def fit_run(
-    run: Run, splits: np.ndarray, *, seed: int, overrides: dict[str, Any], force: bool = False
+    run: Run,
+    splits: np.ndarray,
+    *,
+    seed: int = 0,
+    overrides: dict[str, Any] | None = None,
+    force: bool = False,
+    plan: Plan | None = None,
 ) -> dict[str, Any]:
-    """Fit, calibrate, measure and write `sae/<site>` and `codes/<site>` for every stored site."""
+    """Fit, calibrate, measure and write `sae/<site>` and `codes/<site>` for every stored site; with a
+    grid `sweep/<site>` alone. Returns {site: metrics}, or {site: {"members": [metrics]}}."""
+    plan = plan or Plan(seed=seed, overrides=overrides or {})
     sites = run.require("embed", "embed")["summary"]["sites"]
-    metrics: dict[str, Any] = {}
-    for site in sites:
-
-        def make(site: str = site) -> tuple[list[Path], dict[str, Any]]:
-            return _fit_site(run, site, splits, seed, overrides)
-
-        metrics[site] = run.stage(
-            f"fit:{site}",
-            {
-                "seed": seed,
-                "overrides": overrides,
-                "site": site,
-                "threads": torch.get_num_threads(),
-            },
-            make,
-            upstream=["embed"],
-            force=force,
+    stage, make = ("sweep", _sweep_site) if plan.grid else ("fit", _fit_site)
+    if force:
+        for site in sites:
+            shutil.rmtree(_work(run, stage, site), ignore_errors=True)
+    return {
+        site: _together(
+            run, f"{stage}:{site}", plan, site, lambda site=site: make(run, site, splits, plan), force
         )
-    return metrics
-
-
-def _fit_site(
-    run: Run, site: str, splits: np.ndarray, seed: int, overrides: dict[str, Any]
-) -> tuple[list[Path], dict[str, Any]]:
-    store = ActivationStore.open(run.file("embeddings", site), check=True)
-    acts, rows = store.read()
-    parts = {name: acts[splits[rows] == name] for name in ("train", "val", "test")}
-    flat = {name: part.reshape(-1, part.shape[-1]) for name, part in parts.items()}
-    if len(parts["train"]) < MIN_ROWS or not len(parts["val"]) or not len(parts["test"]):
-        # An unlabelled small folder: everything it has is train, and what is held out is said.
-        if len(acts) < MIN_ROWS:
-            raise EvidenceError(
-                f"{len(acts)} images are too few to fit an SAE at {site}",
-                f"at least {MIN_ROWS} are needed; more is better",
-                {"n": len(acts), "needed": MIN_ROWS},
-            )
-        raise EvidenceError(
-            f"the split leaves {len(parts['train'])} train, {len(parts['val'])} val and "
-            f"{len(parts['test'])} test images: too few to fit and to hold out",
-            "give more images, or a split column",
-            {name: len(part) for name, part in parts.items()},
-        )
-    recipe = site_recipe(store.meta["tokens"], len(parts["train"]), overrides)
-    sae, summary = fit_sae(
-        flat["train"],
-        flat["val"][:32_768],
-        recipe,
-        site=site,
-        model_name=run.meta["model"]["name"],
-        seed=seed,
-    )
-    measured = held_out_metrics(sae, torch.from_numpy(np.ascontiguousarray(flat["test"])))
-    metrics = {
-        "site": site,
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        "k": recipe.k,
-        "seed": seed,
-        "n_test_rows": measured.pop("n"),
-        **{k: round(v, 6) for k, v in measured.items()},
-        **{k: round(v, 6) for k, v in summary.items()},
+        for site in sites
     }
+
+
+def _work(run: Run, stage: str, site: str) -> Path:
+    """Where checkpoints lie until the stage is done."""
+    return run.file(".training", f"{stage}-{site}")
+
+
+def _together(
+    run: Run,
+    name: str,
+    plan: Plan,
+    site: str,
+    make: Callable[[], tuple[list[Path], dict[str, Any]]],
+    force: bool,
+) -> dict[str, Any]:
+    """A stage of the run, to which every process is called if the first finds it is to be done."""
+    inputs, options = plan.inputs(site), {"upstream": ["embed"], "force": force}
+    if plan.world.size == 1:
+        return run.stage(name, inputs, make, **options)
+    call = torch.ones(1, device=plan.world.device)
+    summary: dict[str, Any] = {}
+    if plan.world.leads:
+        called = []
+
+        def lead() -> tuple[list[Path], dict[str, Any]]:
+            called.append(total(call))
+            return make()
+
+        summary = run.stage(name, inputs, lead, **options)
+        if not called:
+            total(0 * call)
+    elif total(0 * call).item():
+        make()
+    barrier()
+    return summary
+
+
+@dataclass(frozen=True)
+class _Site:
+    """The rows of a site by split: of images, and of rows."""
+
+    store: ActivationStore
+    rows: Rows
+    index: dict[str, np.ndarray]
+
+    @classmethod
+    def open(cls, run: Run, site: str, splits: np.ndarray) -> _Site:
+        store = ActivationStore.open(run.file("embeddings", site), check=True)
+        rows = store.rows()
+        index = {name: rows.of_images(splits == name) for name in ("train", "val", "test")}
+        n = {name: len(part) // rows.tokens for name, part in index.items()}
+        if n["train"] < MIN_ROWS or not n["val"] or not n["test"]:
+            images = len(rows.image_rows)
+            if images < MIN_ROWS:
+                raise EvidenceError(
+                    f"{images} images are too few to fit an SAE at {site}",
+                    f"at least {MIN_ROWS} are needed; more is better",
+                    {"n": images, "needed": MIN_ROWS},
+                )
+            raise EvidenceError(
+                f"the split leaves {n['train']} train, {n['val']} val and {n['test']} test images: "
+                "too few to fit and to hold out",
+                "give more images, or a split column",
+                n,
+            )
+        return cls(store, rows, index)
+
+    def part(self, name: str, most: int | None = None) -> Chosen:
+        """The rows of a split; of more than `most`, evenly spread ones."""
+        index = self.index[name]
+        if most is not None and len(index) > most:
+            index = index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
+        return Chosen(self.rows, index)
+
+
+def _fit(run: Run, site: str, data: _Site, plan: Plan, stage: str) -> list[Fitted]:
+    tokens = data.rows.tokens
+    preset = dermfm_zero(data.rows.d) if plan.preset else {}
+    base = site_recipe(tokens, len(data.index["train"]) // tokens, plan.overrides, preset)
+    base = dataclasses.replace(base, order_seed=plan.seed)
+    recipes = [base.replaced(member) for member in plan.members()]
+    widest = max(recipe.d_sae for recipe in recipes)
+    if plan.world.leads and (warning := memorising(len(data.index["train"]), widest)):
+        say(f"  warning: at {site} {warning}")
+    held = data.part("val", HELD_ROWS)
+    held_rows = held.read(0, held.n)
+    order = Order(
+        folder=_work(run, stage, site),
+        resume=plan.resume,
+        memory=plan.memory,
+        world=plan.world,
+        drop_bad=plan.drop_bad,
+        name_rows=lambda numbers: _named(run, data.rows, numbers),
+        facts={
+            "store": sha256_json(data.store.meta["shards"]),
+            "train rows": hashlib.sha256(data.index["train"].tobytes()).hexdigest(),
+            "held-out rows": hashlib.sha256(held_rows.tobytes()).hexdigest(),
+        },
+    )
+    return fit_saes(
+        data.part("train"), held_rows, recipes, site=site, model_name=run.meta["model"]["name"], order=order
+    )
+
+
+def _named(run: Run, rows: Rows, numbers: np.ndarray) -> str:
+    """The images that some rows belong to: "2 images: a, b"."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(run.file("images.parquet"))
+    column = "image_id" if "image_id" in table.column_names else "image"
+    images = np.unique(rows.image_rows[numbers // rows.tokens])
+    names = [str(table[column][int(row)]) for row in images[:5]]
+    more = ", …" if len(images) > len(names) else ""
+    return f"{len(images)} image{'s' * (len(images) > 1)}: {', '.join(names)}{more}"
+
+
+def _fit_site(run: Run, site: str, splits: np.ndarray, plan: Plan) -> tuple[list[Path], dict[str, Any]]:
+    data = _Site.open(run, site, splits)
+    fitted = _fit(run, site, data, plan, "fit")
+    if not plan.world.leads:
+        return [], {}
+    first, sae = fitted[0], fitted[0].sae
+    metrics = _metrics(site, first, data.part("test"), "test", len(data.index["train"]))
     folder = run.file("sae", site)
     files = sae.save(folder)
+    for other in fitted[1:]:
+        files += other.sae.save(run.file("seeds", site, f"seed-{other.recipe.seed}"))
+    if len(fitted) > 1:
+        report = _stability(fitted, data)
+        write_json(folder / "stability.json", report)
+        files.append(folder / "stability.json")
+        metrics["stability"] = {name: value for name, value in report.items() if name != "per_latent"}
     write_json(folder / "metrics.json", metrics)
-    files += [folder / "metrics.json", *write_codes(run.file("codes", site), sae, acts, site)]
+    write_text(folder / LOG_FILE, _lines(run.file(".training", f"fit-{site}", LOG_FILE)))
+    files += [folder / "metrics.json", folder / LOG_FILE]
+    files += write_codes(run.file("codes", site), sae, _Images(data.rows, sae.b_dec.numpy()), site)
+    shutil.rmtree(_work(run, "fit", site), ignore_errors=True)
     return files, metrics
+
+
+def _sweep_site(run: Run, site: str, splits: np.ndarray, plan: Plan) -> tuple[list[Path], dict[str, Any]]:
+    """Every recipe of the grid, measured on val: what is chosen by it is not scored by it."""
+    data = _Site.open(run, site, splits)
+    fitted = _fit(run, site, data, plan, "sweep")
+    if not plan.world.leads:
+        return [], {}
+    files, members = [], []
+    for settings, one in zip(plan.members(), fitted, strict=True):
+        name = name_of(settings)
+        folder = run.file("sweep", site, name)
+        metrics = {"name": name, **_metrics(site, one, data.part("val"), "val", len(data.index["train"]))}
+        write_json(folder / "metrics.json", metrics)
+        files += [*one.sae.save(folder), folder / "metrics.json"]
+        members.append(metrics)
+    shutil.rmtree(_work(run, "sweep", site), ignore_errors=True)
+    return files, {"members": members}
+
+
+def _metrics(site: str, fitted: Fitted, rows: Chosen, split: str, n_train: int) -> dict[str, Any]:
+    """What is kept of a fit: how it was made, and what it does on rows it has not seen."""
+    recipe, measured = fitted.recipe, held_out_metrics(fitted.sae, rows)
+    found: dict[str, Any] = {
+        "site": site,
+        "architecture": recipe.architecture,
+        "d_in": fitted.sae.d_in,
+        "d_sae": fitted.sae.d_sae,
+        "k": recipe.k,
+        "seed": recipe.seed,
+        f"n_{split}_rows": measured.pop("n"),
+        **{name: round(value, 6) for name, value in measured.items()},
+        **{name: round(value, 6) for name, value in fitted.summary.items()},
+    }
+    if warning := memorising(n_train, recipe.d_sae):
+        found["warning"] = warning
+    return found
+
+
+def _stability(fitted: list[Fitted], data: _Site) -> dict[str, Any]:
+    from .metrics.stability import stability_report
+
+    part = data.part("test", STABILITY_ROWS)
+    rows = part.read(0, part.n)
+    return stability_report(
+        [one.sae for one in fitted],
+        rows[np.isfinite(rows).all(1)],
+        names=[f"seed {one.recipe.seed}" for one in fitted],
+    )
+
+
+def _lines(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+class _Images:
+    """The activations of all images in the order of the table, read as they are asked for: what
+    `write_codes` slices. A row that is not finite is given as `filler` (d,), b_dec: it says nothing."""
+
+    def __init__(self, rows: Rows, filler: np.ndarray) -> None:
+        self.rows, self.filler = rows, filler
+        self.order = np.argsort(rows.image_rows, kind="stable")
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        tokens = self.rows.tokens
+        index = (self.order[part][:, None] * tokens + np.arange(tokens)).reshape(-1)
+        rows = self.rows.take(index)
+        rows[~np.isfinite(rows).all(1)] = self.filler
+        return rows if tokens == 1 else rows.reshape(-1, tokens, self.rows.d)

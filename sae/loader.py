@@ -117,11 +117,8 @@ class Loader:
         """The numbers of all rows, (n,), in the order of an epoch. In chunks: of its blocks' rows."""
         if self._order is None or self._order[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
-            if self.whole:
-                drawn = rng.permutation(self.rows.n)
-            else:
-                drawn = rng.permutation(-(-self.rows.n // self.block))
-            self._order = (epoch, drawn)
+            n = self.rows.n if self.whole else -(-self.rows.n // self.block)
+            self._order = (epoch, rng.permutation(n))
         return self._order[1]
 
     def _chunk_rows(self, epoch: int, chunk: int) -> np.ndarray:

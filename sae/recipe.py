@@ -39,7 +39,7 @@ class SAERecipe:
     l1_coefficient: float = 1.0
     l0_coefficient: float = 1.0
     l0_penalty: Literal["quadratic", "step", "tanh"] = "quadratic"
-    l0_bandwidth: float = 0.05
+    l0_bandwidth: float = 1.0
     l0_threshold: float = 0.1  # at the start
     penalty_warmup: float = 0.1  # share of the steps in which a penalty grows to its coefficient
     samples: int = 400_000

@@ -13,6 +13,7 @@ from torch import Tensor
 from dermaudit.distributed import World, average_gradients, total
 from dermaudit.errors import UserInputError
 
+from .adam import Adam, clip_and_step
 from .architectures import UnitNormReLU, build, held_out_sums, learning_rate, step
 from .loader import Survey
 from .recipe import SAERecipe
@@ -53,8 +54,7 @@ class Trainee:
         self.scale = math.sqrt(rows.d) / found.spread if recipe.scale == "sqrt_d" else 1.0
         mean = torch.from_numpy(found.mean * self.scale).to(dtype)
         self.sae = build(recipe, mean, dtype=dtype, device=world.device)
-        # Not fused where a parameter is of another type than the rest.
-        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=recipe.lr, betas=(0.9, 0.999), fused=True)
+        self.optimizer = _adam(self.sae, recipe.lr, world.device)
         self.batch = recipe.batch_of(rows.n)
         self.steps = recipe.steps(rows.n)
         self.check_every = max(1, self.steps // recipe.checks)
@@ -89,8 +89,9 @@ class Trainee:
         if isinstance(self.sae, UnitNormReLU):
             self.sae.remove_radial_gradient()
         if recipe.clip:
-            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), recipe.clip)
-        self.optimizer.step()
+            clip_and_step(self.optimizer, recipe.clip)
+        else:
+            self.optimizer.step()
         if isinstance(self.sae, UnitNormReLU):
             self.sae.renormalise()
         fired = total(taken.fired.to(torch.int64)) > 0
@@ -149,12 +150,15 @@ class Trainee:
         tensors = {name: value.to(self.world.device) for name, value in tensors.items()}
         for name, parameter in self.sae.named_parameters():
             parameter.copy_(tensors[f"weights.{name}"])
-            state = {
-                key: tensors[f"adam.{key}.{name}"]
-                for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in tensors
-            }
-            if state:
-                self.optimizer.state[parameter] = state
+            if f"adam.step.{name}" not in tensors:
+                continue
+            state = self.optimizer.state[parameter]
+            # torch's fused step counts on the device, ours on the CPU.
+            step_of = tensors[f"adam.step.{name}"]
+            state["step"] = step_of.cpu() if isinstance(self.optimizer, Adam) else step_of
+            for key in ("exp_avg", "exp_avg_sq"):
+                # In memory as the parameter lies: its numbers may stand by columns.
+                state[key] = torch.empty_like(parameter).copy_(tensors[f"adam.{key}.{name}"])
         self.silent = tensors["silent"]
         self.sums = _below(tensors, "sums.")
         self.done, self.stopped = progress["done"], progress["stopped"]
@@ -217,6 +221,12 @@ class Trainee:
         dead = self.dead
         resample(self.sae, self.optimizer, dead, x, rng)
         self.silent = torch.where(dead, 0, self.silent)
+
+
+def _adam(sae: torch.nn.Module, lr: float, device: torch.device) -> torch.optim.Optimizer:
+    if device.type == "cpu":
+        return Adam(sae.parameters(), lr=lr)
+    return torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -42,9 +42,12 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "models": ("dermaudit.towers.commands:models", "models that can be opened by name"),
     "embed": ("dermaudit.sae.embed_command:embed", "activations of the images at the run's sites"),
-    "fit": ("dermaudit.sae.commands:fit", "sparse autoencoders on the stored activations"),
+    "fit": ("dermaudit.sae.fit_command:fit", "sparse autoencoders on the stored activations"),
     "sae show": ("dermaudit.sae.sae_command:show", "what a sparse autoencoder on disk is"),
     "sae import": ("dermaudit.sae.sae_command:import_", "another program's checkpoint as ours"),
+    "sae measure": (
+        "dermaudit.sae.measure_command:measure", "all figures of a run's autoencoders, on test images",
+    ),
     "annotate": ("dermaudit.concepts.commands:annotate", "latents against labels: lift share"),
     "name": ("dermaudit.concepts.commands:name", "name the latents, or leave them unnamed"),
     "concepts": ("dermaudit.concepts.commands:concepts", "list the named and labelled concepts"),

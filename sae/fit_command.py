@@ -1,0 +1,163 @@
+"""The verb `fit`. Input is validated before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dermaudit.errors import UserInputError, unknown
+
+from .recipe import ARCHITECTURES, SAERecipe, settings_from
+from .sweep import parse_grid, parse_seeds
+
+_PRESETS = ("dermfm-zero",)
+_GB = 10**9
+
+
+def fit(
+    run: Annotated[Path, typer.Option("--run", help="folder of the run")],
+    arch: Annotated[
+        str | None, typer.Option(help=f"{', '.join(ARCHITECTURES)} (default batchtopk)")
+    ] = None,
+    d_sae: Annotated[int | None, typer.Option(help="latents (default by site)", min=2)] = None,
+    k: Annotated[float | None, typer.Option(help="mean active latents a row", min=0.5)] = None,
+    samples: Annotated[int | None, typer.Option(help="rows seen in training", min=1)] = None,
+    epochs: Annotated[float | None, typer.Option(help="instead: passes over the rows")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="any setting: key=value, e.g. lr=3e-4")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="dermfm-zero: its published ReLU-L1 recipe")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the order, and the first weights")] = 0,
+    seeds: Annotated[
+        str | None, typer.Option(help="several first weights in one pass, e.g. 0,1,2: stability")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="several recipes in one pass, measured on val: 'd_sae=256,512;k=8,16'"),
+    ] = None,
+    bad_rows: Annotated[
+        str, typer.Option("--bad-rows", help="rows with NaN or infinity: drop or fatal")
+    ] = "drop",
+    memory: Annotated[
+        float, typer.Option(help="GB: rows that take more are shuffled in chunks", min=0.001)
+    ] = 2.147483648,
+    device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun each its own")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="torch threads")] = 1,
+    force: Annotated[bool, typer.Option(help="fit again, from the start")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(help="go on where a stopped fit was (always done), or say why that cannot be"),
+    ] = False,
+) -> dict[str, Any]:
+    """Fit a sparse autoencoder on each stored site (train rows), measured on test rows.
+
+    Over several processes: torchrun --nproc-per-node N -m dermaudit fit …
+    """
+    from dermaudit.rundir import open_run
+
+    target = open_run(run)
+    overrides = _overrides(arch, d_sae, k, samples, epochs, set_)
+    if preset is not None and preset not in _PRESETS:
+        raise unknown("preset", preset, _PRESETS)
+    if bad_rows not in ("drop", "fatal"):
+        raise UserInputError(f"--bad-rows {bad_rows} is neither drop nor fatal")
+    if resume and force:
+        raise UserInputError("--resume and --force contradict each other", "give one of them")
+    grid = parse_grid(sweep) if sweep is not None else []
+    several = parse_seeds(seeds) if seeds is not None else []
+    if preset is None:
+        for one in grid or [{}]:
+            SAERecipe().replaced(overrides | one)
+    target.require("embed", "embed")
+    import numpy as np
+    import pyarrow.parquet as pq
+    import torch
+
+    from dermaudit.distributed import join_world
+
+    from .fit import Plan, fit_run
+
+    torch.set_num_threads(threads)
+    splits = np.array(
+        pq.read_table(target.file("images.parquet"))["split"].to_pylist(), dtype=object
+    )
+    with join_world(device) as world:
+        if not world.leads:
+            os.environ["DERMAUDIT_QUIET"] = "1"
+        plan = Plan(
+            seed, overrides, preset or "", tuple(several), tuple(grid), bad_rows == "drop",
+            round(memory * _GB), resume, world,
+        )
+        found = fit_run(target, splits, force=force, plan=plan)
+        if world.leads:
+            _print(found, bool(grid))
+    return {"run": str(run), "sweep" if grid else "sae": found}
+
+
+def _overrides(
+    arch: str | None,
+    d_sae: int | None,
+    k: float | None,
+    samples: int | None,
+    epochs: float | None,
+    set_: list[str] | None,
+) -> dict[str, Any]:
+    """The settings that were given, each once."""
+    if arch is not None and arch not in ARCHITECTURES:
+        raise unknown("architecture", arch, ARCHITECTURES)
+    if d_sae is not None and k is not None and k > d_sae:
+        raise UserInputError(
+            f"--k {k:g} is larger than --d-sae {d_sae}", "choose k well below d-sae"
+        )
+    if samples is not None and epochs is not None:
+        raise UserInputError("--samples and --epochs both say how long to train", "give one of them")
+    if k is not None and arch == "relu_l1":
+        raise UserInputError(
+            f"--k {k:g} says nothing to relu_l1: its penalty decides how many latents are active",
+            "use --set l1_coefficient=…",
+        )
+    flags = {"architecture": arch, "d_sae": d_sae, "k": k, "samples": samples, "epochs": epochs}
+    given = {name: value for name, value in flags.items() if value is not None}
+    more = settings_from(set_ or [])
+    if twice := sorted(given.keys() & more.keys()):
+        raise UserInputError(f"{twice[0]} is given twice, by its own flag and by --set")
+    return given | more
+
+
+def _print(found: dict[str, Any], swept: bool) -> None:
+    from dermaudit.console import say, table
+
+    def cells(m: dict[str, Any]) -> tuple[object, ...]:
+        return (
+            m["d_in"], m["d_sae"], m["architecture"], f"{m['l0']:.2f}", f"{m['fvu']:.3f}", f"{m['dead']:.1%}"
+        )
+
+    columns = ("d_in", "d_sae", "architecture", "L0", "FVU", "dead", "n")
+    if swept:
+        table(
+            "a sweep, measured on val: fit what you choose, and it is measured on test",
+            ("site", "recipe", *columns),
+            [
+                (site, m["name"], *cells(m), m["n_val_rows"])
+                for site, swept_site in found.items()
+                for m in swept_site["members"]
+            ],
+        )
+        return
+    table(
+        "sparse autoencoders (held-out test rows)",
+        ("site", *columns),
+        [(site, *cells(m), m["n_test_rows"]) for site, m in found.items()],
+    )
+    for site, m in found.items():
+        if report := m.get("stability"):
+            stable, chance = report["stable"], report["shared"]["control"] or 0
+            say(
+                f"  {site}: {stable['value']:.0%} of {stable['n']} live latents are found by every "
+                f"other seed too (by chance {chance:.0%} of them match one)"
+            )

@@ -1,0 +1,289 @@
+"""Five architectures: fitted, written, opened by stock sae-lens; the unit norm, the penalties' stop,
+and dead latents that begin anew."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sae_rows import planted
+
+from dermaudit.errors import UserInputError
+from dermaudit.sae.architectures import (
+    WorldBatchTopK,
+    build,
+    dense_step,
+    held_out_sums,
+    learning_rate,
+)
+from dermaudit.sae.architectures import step as train_step
+from dermaudit.sae.metrics import held_out_metrics
+from dermaudit.sae.model import load_sae
+from dermaudit.sae.recipe import ARCHITECTURES, TOPK_FAMILY, SAERecipe, dermfm_zero
+from dermaudit.sae.resample import resample
+from dermaudit.sae.rows import Rows
+from dermaudit.sae.train import fit_sae, fit_saes
+
+BASE = SAERecipe(d_sae=48, k=4, samples=40_000, batch=200, lr=5e-3, dead_window=2000)
+KINDS = {
+    **{name: dataclasses.replace(BASE, architecture=name) for name in ARCHITECTURES},
+    "topk-as-topk": dataclasses.replace(BASE, architecture="topk", export="topk"),
+    "relu_l1-as-published": SAERecipe(**{**dermfm_zero(24), "d_sae": 48, "epochs": 30.0, "batch": 200}),
+}
+
+
+@pytest.fixture(scope="module")
+def fits(rows):
+    torch.set_num_threads(1)
+    found = fit_saes(
+        Rows.of(rows["train"]), rows["val"], list(KINDS.values()), site="visual.pooled", model_name="toy"
+    )
+    return dict(zip(KINDS, found, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sae_lens__opens_it_and_gives_the_same_codes(fits, rows, tmp_path, kind):
+    from sae_lens import SAE
+
+    sae = fits[kind].sae
+    sae.save(tmp_path)
+    stock = SAE.load_from_disk(tmp_path)
+    assert stock.cfg.architecture() == ("topk" if kind == "topk-as-topk" else "jumprelu")
+    assert stock.cfg.metadata.hook_name == "visual.pooled"
+    x = torch.from_numpy(rows["test"])
+    ours, theirs = load_sae(tmp_path).encode(x), stock.encode(x).detach()
+    assert torch.equal(ours, sae.encode(x))
+    near = torch.zeros_like(ours, dtype=torch.bool)
+    if hasattr(sae, "threshold"):
+        near = (sae.pre(x) - sae.threshold).abs() < 1e-5  # rounding may move it over the gate
+    assert near.double().mean() < 1e-3
+    torch.testing.assert_close(ours[~near], theirs[~near], atol=1e-5, rtol=0)
+    torch.testing.assert_close(sae.decode(ours), stock.decode(ours).detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_l0_of_what_is_written__is_that_of_training(fits, rows, kind):
+    """The TopK family: k. Held by a penalty: what the last steps had. And jumprelu comes near its k."""
+    fitted = fits[kind]
+    measured = held_out_metrics(fitted.sae, torch.from_numpy(rows["train"]))["l0"]
+    if fitted.recipe.architecture in TOPK_FAMILY:
+        # A topk row has k, but for one with fewer positive pre-activations.
+        assert measured == pytest.approx(fitted.recipe.k, rel=0.02)
+        return
+    end = [line["l0"] for line in fitted.log if line["step"] <= fitted.summary["best_step"]][-1]
+    assert measured == pytest.approx(end, rel=0.05)
+    if kind == "jumprelu":
+        assert measured == pytest.approx(4.0, rel=0.4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoder_rows_are_unit_and_rows_are_reconstructed(fits, rows, kind):
+    sae = fits[kind].sae
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(48), atol=1e-5, rtol=0)
+    measured = held_out_metrics(sae, torch.from_numpy(rows["test"]))
+    assert measured["fvu"] < (0.9 if kind == "relu_l1-as-published" else 0.5)
+    assert fits[kind].summary["held_fvu_training"] < 0.9
+
+
+def test_matryoshka__first_latents_alone_reconstruct(fits, rows):
+    """Its first 12 latents do better than the same number of an SAE whose latents have no order."""
+    x = torch.from_numpy(rows["test"])
+
+    def fvu_of_first(sae, n):
+        z = sae.encode(x)
+        z[:, n:] = 0
+        return float(((x - sae.decode(z)) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
+
+    assert fvu_of_first(fits["matryoshka"].sae, 12) < 0.8 * fvu_of_first(fits["batchtopk"].sae, 12)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_step__sparse_or_dense_is_sae_lens_own(architecture):
+    """Loss, gradients and what fired, AuxK at work."""
+    recipe = dataclasses.replace(BASE, architecture=architecture, penalty_warmup=0.0)
+    x = torch.from_numpy(planted(64)) * 5
+    dead = torch.zeros(48, dtype=torch.bool)
+    dead[::3] = True
+    sides = []
+    for take in (train_step, lambda sae, recipe, x, dead, _: dense_step(sae, x, dead)):
+        sae = build(recipe, x.mean(0), dtype=torch.float32, device=torch.device("cpu"))
+        taken = take(sae, recipe, x, dead, 0.5)
+        taken.loss.backward()
+        sides.append((taken, {name: p.grad for name, p in sae.named_parameters()}))
+    (ours, grads), (theirs, expected) = sides
+    assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
+    assert torch.equal(ours.fired, theirs.fired) and float(ours.l0) == pytest.approx(float(theirs.l0))
+    for name, grad in expected.items():
+        torch.testing.assert_close(grads[name], grad, atol=1e-5 * float(grad.abs().max()), rtol=1e-4)
+
+
+def test_build__the_seed_alone_decides_and_torch_is_left_alone():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    mean = torch.ones(24)
+    first, again, other = (
+        build(dataclasses.replace(BASE, seed=seed), mean, dtype=torch.float32, device=torch.device("cpu"))
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first.W_enc, again.W_enc) and not torch.equal(first.W_enc, other.W_enc)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first.b_dec, mean)
+
+
+def test_world_batch_topk__alone_is_sae_lens_own():
+    from sae_lens.saes.batchtopk_sae import BatchTopK
+
+    pre = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    for mine in (WorldBatchTopK(2.5), WorldBatchTopK(2.5).eval()):
+        assert torch.equal(mine(pre), BatchTopK(2.5)(pre))
+
+
+def test_relu_l1__decoder_stays_unit_in_training(rows):
+    """And the step is taken on the sphere: the gradient has nothing along a row."""
+    recipe = KINDS["relu_l1"]
+    sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(48))
+    dense_step(sae, torch.from_numpy(rows["train"][:200]) * 5, torch.zeros(48, dtype=torch.bool)).loss.backward()
+    sae.remove_radial_gradient()
+    along = (sae.W_dec.grad * sae.W_dec).sum(1)
+    assert along.abs().max() < 1e-5 * sae.W_dec.grad.abs().max()
+
+
+def test_relu_l1__objective_by_hand():
+    """‖x − x̂‖² + λ Σz: with the published λ it is d times the published loss."""
+    recipe = SAERecipe(**{**dermfm_zero(24), "d_sae": 48})
+    sae = build(recipe, torch.zeros(24), dtype=torch.float64, device=torch.device("cpu"))
+    assert not sae.b_dec.any()
+    x = torch.from_numpy(planted(40)).double()
+    z = torch.relu((x - sae.b_dec) @ sae.W_enc + sae.b_enc)
+    squares = ((x - z @ sae.W_dec - sae.b_dec) ** 2).sum(1)
+    published = (squares / 24 + 3e-5 * z.sum(1)).mean()
+    taken = dense_step(sae, x, torch.zeros(48, dtype=torch.bool))
+    assert float(taken.loss) == pytest.approx(24 * float(published), rel=1e-9)
+    residual, penalty = held_out_sums(sae, x)
+    assert float(residual + penalty) == pytest.approx(40 * float(taken.loss), rel=1e-9)
+
+
+def test_penalty__warms_up():
+    recipe = dataclasses.replace(KINDS["relu_l1"], penalty_warmup=0.5)
+    sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
+    x, dead = torch.from_numpy(planted(40)), torch.zeros(48, dtype=torch.bool)
+    at = [float(train_step(sae, recipe, x, dead, share).losses["l1_loss"]) for share in (0.0, 0.25, 0.5, 1.0)]
+    assert at[0] == 0 and at[1] == pytest.approx(at[3] / 2, rel=1e-5) and at[2] == pytest.approx(at[3])
+
+
+def test_early_stop__of_a_penalty_goes_by_the_whole_objective(rows):
+    """By the reconstruction alone the first, dense SAE would be kept: the penalty only makes it worse."""
+    recipe = dataclasses.replace(BASE, architecture="relu_l1", l1_coefficient=4.0, penalty_warmup=1.0, lr=1e-2)
+    fitted = fit_saes(Rows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t")[0]
+    checks = [line for line in fitted.log if "held_fvu" in line]
+    assert min(checks, key=lambda line: line["held_fvu"])["step"] < fitted.summary["best_step"]
+    assert min(checks, key=lambda line: line["held_score"])["step"] == fitted.summary["best_step"]
+
+
+def test_learning_rate__by_hand():
+    recipe = dataclasses.replace(BASE, lr=1.0, warmup=0.1, decay="linear")
+    assert [round(learning_rate(recipe, at, 100), 6) for at in (0, 4, 9, 10, 55, 99)] == [
+        0.1, 0.5, 1.0, 1.0, 0.5, round(1 / 90, 6),
+    ]
+    flat = dataclasses.replace(recipe, decay="none", warmup=0.0)
+    assert {learning_rate(flat, at, 100) for at in range(100)} == {1.0}
+    cosine = dataclasses.replace(recipe, decay="cosine")
+    assert learning_rate(cosine, 55, 100) == pytest.approx(0.5)
+
+
+# ---- resampling
+
+
+def test_resample__by_hand():
+    recipe = dataclasses.replace(BASE, architecture="relu_l1")
+    sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
+    x = torch.from_numpy(planted(60)) * 0.01
+    x[17] = torch.arange(24.0)  # the only row that is badly explained
+    dense_step(sae, x, torch.zeros(48, dtype=torch.bool)).loss.backward()
+    optimizer.step()
+    sae.renormalise()
+    dead = torch.zeros(48, dtype=torch.bool)
+    dead[[3, 40]] = True
+    before = {name: value.clone() for name, value in sae.named_parameters()}
+    moments = {name: optimizer.state[p]["exp_avg"].clone() for name, p in sae.named_parameters()}
+    assert resample(sae, optimizer, dead, x, np.random.default_rng(0)) == 2
+    direction = (x[17] - sae.b_dec) / (x[17] - sae.b_dec).norm()
+    torch.testing.assert_close(sae.W_dec[3], direction)
+    length = before["W_enc"].norm(dim=0)[~dead].mean()
+    torch.testing.assert_close(sae.W_enc[:, 3], 0.2 * length * direction)
+    # The other takes another row: none is given twice.
+    torch.testing.assert_close(sae.W_enc[:, 40], 0.2 * length * sae.W_dec[40])
+    assert (sae.W_dec[40] @ direction).abs() < 0.99
+    assert sae.b_enc[3] == 0
+    for name, parameter in sae.named_parameters():
+        moment = optimizer.state[parameter]["exp_avg"]
+        if name == "b_dec":
+            assert torch.equal(moment, moments[name]) and torch.equal(parameter, before[name])
+            continue
+        axis = parameter.ndim - 1 if name == "W_enc" else 0
+        assert not moment.index_select(axis, torch.tensor([3, 40])).any()
+        alive = (~dead).nonzero()[:, 0]
+        assert torch.equal(moment.index_select(axis, alive), moments[name].index_select(axis, alive))
+        assert torch.equal(parameter.index_select(axis, alive), before[name].index_select(axis, alive))
+
+
+def test_resample__nothing_dead_or_nothing_alive():
+    recipe = dataclasses.replace(BASE, architecture="relu_l1")
+    sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
+    optimizer = torch.optim.Adam(sae.parameters())
+    rng, x = np.random.default_rng(0), torch.from_numpy(planted(10))
+    assert resample(sae, optimizer, torch.zeros(48, dtype=torch.bool), x, rng) == 0
+    assert resample(sae, optimizer, torch.ones(48, dtype=torch.bool), x, rng) == 48
+    assert torch.isfinite(sae.W_dec).all() and torch.isfinite(sae.W_enc).all()
+
+
+def test_resample__fewer_are_dead_at_the_end(rows):
+    """A penalty that kills most latents: begun anew, more of them live."""
+    recipe = dataclasses.replace(
+        BASE, architecture="relu_l1", d_sae=96, l1_coefficient=3.0, lr=2e-2, penalty_warmup=0.0, patience=99
+    )
+    ends = []
+    for every in (0, 4000):
+        one = dataclasses.replace(recipe, resample_every=every)
+        log = fit_saes(Rows.of(rows["train"]), rows["val"], [one], site="s", model_name="t")[0].log
+        ends.append(log[-1]["dead"])
+    assert ends[0] > 0.2 and ends[1] < 0.8 * ends[0]
+
+
+# ---- rows that cannot be learned from
+
+
+def test_bad_rows__left_out_and_named_or_fatal(rows, capsys):
+    from dermaudit.sae.train import Order
+
+    train = rows["train"].copy()
+    train[[5, 1999]] = np.nan
+    short = dataclasses.replace(BASE, samples=2000)
+    fit = fit_saes(Rows.of(train), rows["val"], [short], site="s", model_name="t")[0]
+    assert "2 of 2000 rows at s are not finite (row 5, 1999): left out" in capsys.readouterr().err
+    assert fit.summary["n_train"] == 1998 and fit.summary["n_not_finite"] == 2
+    clean = fit_saes(
+        Rows.of(np.delete(train, [5, 1999], 0)), rows["val"], [short], site="s", model_name="t"
+    )[0]
+    assert torch.equal(fit.sae.W_enc, clean.sae.W_enc)
+    with pytest.raises(UserInputError, match=r"2 of 2000 rows at s are not finite \(row 5, 1999\)"):
+        fit_saes(
+            Rows.of(train), rows["val"], [short], site="s", model_name="t", order=Order(drop_bad=False)
+        )
+
+
+def test_rows_that_are_all_equal(rows):
+    with pytest.raises(UserInputError, match="all 100 rows are equal"):
+        fit_sae(np.ones((100, 24), np.float32), rows["val"], BASE, site="s", model_name="t")
+
+
+def test_diverged__says_so(rows):
+    wild = dataclasses.replace(
+        BASE, architecture="relu_l1", lr=1e30, clip=0.0, samples=2000, warmup=0.0, decay="none"
+    )
+    with pytest.raises(UserInputError, match="diverged.*never a number"):
+        fit_sae(rows["train"], rows["val"], wild, site="s", model_name="t")
