@@ -21,7 +21,7 @@ from dermaudit.rundir import Run
 
 from .codes import write_codes
 from .loader import MEMORY, Chosen
-from .metrics import held_out_metrics
+from .metrics.reconstruction import accumulate
 from .recipe import SAERecipe, dermfm_zero
 from .rows import Rows
 from .store import ActivationStore
@@ -295,8 +295,11 @@ def _sweep_site(run: Run, site: str, splits: np.ndarray, plan: Plan) -> tuple[li
 
 
 def _metrics(site: str, fitted: Fitted, rows: Chosen, split: str, n_train: int) -> dict[str, Any]:
-    """What is kept of a fit: how it was made, and what it does on rows it has not seen."""
-    recipe, measured = fitted.recipe, held_out_metrics(fitted.sae, rows)
+    """What is kept of a fit: how it was made, and what it does on rows it has not seen, with intervals
+    by bootstrap over the groups of the images (`held_out`)."""
+    recipe = fitted.recipe
+    groups = rows.rows.image_groups[rows.index // rows.rows.tokens]
+    figures = accumulate(fitted.sae, rows, groups).report(seed=recipe.order_seed)
     found: dict[str, Any] = {
         "site": site,
         "architecture": recipe.architecture,
@@ -304,9 +307,10 @@ def _metrics(site: str, fitted: Fitted, rows: Chosen, split: str, n_train: int) 
         "d_sae": fitted.sae.d_sae,
         "k": recipe.k,
         "seed": recipe.seed,
-        f"n_{split}_rows": measured.pop("n"),
-        **{name: round(value, 6) for name, value in measured.items()},
+        f"n_{split}_rows": figures["fvu"]["n"],
+        **{name: figures[name]["value"] for name in ("l0", "fvu", "dead", "dense")},
         **{name: round(value, 6) for name, value in fitted.summary.items()},
+        "held_out": figures,
     }
     if warning := memorising(n_train, recipe.d_sae):
         found["warning"] = warning

@@ -133,17 +133,20 @@ def _print(found: dict[str, Any], swept: bool) -> None:
     from dermaudit.console import say, table
 
     def cells(m: dict[str, Any]) -> tuple[object, ...]:
+        fvu, cosine = m["held_out"]["fvu"], m["held_out"]["cosine"]
+        span = "" if fvu["low"] is None else f" ({fvu['low']:.3f} … {fvu['high']:.3f})"
         return (
-            m["d_in"], m["d_sae"], m["architecture"], f"{m['l0']:.2f}", f"{m['fvu']:.3f}", f"{m['dead']:.1%}"
+            m["d_in"], m["d_sae"], m["architecture"], f"{m['l0']:.2f}", f"{m['fvu']:.3f}{span}",
+            f"{cosine['value'] or 0:.3f}", f"{m['dead']:.1%}", fvu["n"],
         )
 
-    columns = ("d_in", "d_sae", "architecture", "L0", "FVU", "dead", "n")
+    columns = ("d_in", "d_sae", "architecture", "L0", "FVU (95 %)", "cosine", "dead", "n")
     if swept:
         table(
             "a sweep, measured on val: fit what you choose, and it is measured on test",
             ("site", "recipe", *columns),
             [
-                (site, m["name"], *cells(m), m["n_val_rows"])
+                (site, m["name"], *cells(m))
                 for site, swept_site in found.items()
                 for m in swept_site["members"]
             ],
@@ -152,7 +155,7 @@ def _print(found: dict[str, Any], swept: bool) -> None:
     table(
         "sparse autoencoders (held-out test rows)",
         ("site", *columns),
-        [(site, *cells(m), m["n_test_rows"]) for site, m in found.items()],
+        [(site, *cells(m)) for site, m in found.items()],
     )
     for site, m in found.items():
         if report := m.get("stability"):

@@ -1,0 +1,197 @@
+"""The verb `fit`: what it writes, sweeps, seeds, a kill, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sae_run import PATCHES, POOLED, TOKENS, write_run
+
+from dermaudit.files import sha256_file
+from dermaudit.rundir import open_run
+from dermaudit.sae import Codes
+from dermaudit.sae.fit import memorising
+from dermaudit.sae.model import WEIGHTS, load_sae
+
+SHORT = ("--d-sae", "16", "--k", "3", "--samples", "20000", "--set", "lr=5e-3", "--set", "batch=128")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run with two sites; copy it before writing to it."""
+    return write_run(tmp_path_factory.mktemp("made") / "run", sites=(POOLED, PATCHES)).path
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def bad_run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("bad") / "run", bad=(4, 31)).path
+
+
+def test_fit__writes_sae_codes_metrics_and_log(main, run):
+    done = main("fit", "--run", run, *SHORT, "--json")
+    assert done.rc == 0, done.stderr
+    assert not (run / ".training" / f"fit-{POOLED}").exists()
+    for site, tokens in ((POOLED, 1), (PATCHES, TOKENS)):
+        said = done.json()["sae"][site]
+        assert said == json.loads((run / "sae" / site / "metrics.json").read_text())
+        assert said["architecture"] == "batchtopk" and said["d_sae"] == 16
+        assert said["n_train"] == 420 * tokens and said["n_test_rows"] == 120 * tokens
+        assert said["l0"] == pytest.approx(3, rel=0.2) and said["fvu"] < 0.8
+        fvu = said["held_out"]["fvu"]
+        assert fvu["low"] < fvu["value"] == said["fvu"] < fvu["high"] and said["held_out"]["n_groups"] == 40
+        log = [json.loads(x) for x in (run / "sae" / site / "training.jsonl").read_text().splitlines()]
+        assert log[-1]["step"] == said["steps"] and {"held_fvu", "loss", "l0", "dead", "lr"} <= log[-1].keys()
+        codes = Codes(run / "codes" / site).csr()
+        assert codes.shape == (600, 16)
+        sae = load_sae(run / "sae" / site)
+        acts = torch.from_numpy(np.load(_acts(run, site)))
+        z = sae.encode(acts)
+        expected = z if tokens == 1 else z.amax(1)
+        np.testing.assert_allclose(codes.toarray(), expected.numpy(), atol=1e-5)
+        open_run(run).require(f"fit:{site}", "fit")
+    # Nothing to do a second time; --force does it again, to the same bytes.
+    before = sha256_file(run / "sae" / POOLED / WEIGHTS)
+    log = (run / "log.jsonl").read_text()
+    assert main("fit", "--run", run, *SHORT, "--json").json()["sae"] == done.json()["sae"]
+    assert (run / "log.jsonl").read_text().count('"stage"') == log.count('"stage"')
+    assert main("fit", "--run", run, *SHORT, "--force").rc == 0
+    assert sha256_file(run / "sae" / POOLED / WEIGHTS) == before
+
+
+def _acts(run, site):
+    from dermaudit.sae import ActivationStore
+
+    path = run / f"{site}.npy"
+    np.save(path, ActivationStore.open(run / "embeddings" / site).read()[0])
+    return path
+
+
+def test_sweep__is_measured_on_val_and_leaves_the_run_alone(main, run):
+    done = main("fit", "--run", run, *SHORT[4:], "--sweep", "d_sae=8,16;k=2,3", "--json")
+    assert done.rc == 0, done.stderr
+    members = done.json()["sweep"][POOLED]["members"]
+    names = ["d_sae=8,k=2", "d_sae=8,k=3", "d_sae=16,k=2", "d_sae=16,k=3"]
+    assert [one["name"] for one in members] == names
+    assert not (run / "sae").exists() and not (run / "codes").exists()
+    for one in members:
+        assert one["n_val_rows"] == 60 and "n_test_rows" not in one
+        assert load_sae(run / "sweep" / POOLED / one["name"]).d_sae == one["d_sae"]
+        assert one["name"] in done.stderr
+    # One of them alone is the same SAE.
+    assert main("fit", "--run", run, *SHORT).rc == 0
+    same = [run / part / POOLED for part in ("sae", "sweep")]
+    assert sha256_file(same[0] / WEIGHTS) == sha256_file(same[1] / names[3] / WEIGHTS)
+
+
+def test_seeds__the_first_is_the_run_s_and_the_others_say_what_is_stable(main, run):
+    done = main("fit", "--run", run, *SHORT, "--seeds", "3,1,2", "--json")
+    assert done.rc == 0, done.stderr
+    said = done.json()["sae"][POOLED]
+    assert said["seed"] == 3 and said["stability"]["against"] == ["seed 1", "seed 2"]
+    assert "live latents are found by every other seed" in done.stderr
+    report = json.loads((run / "sae" / POOLED / "stability.json").read_text())
+    assert len(report["per_latent"]["stable"]) == 16
+    weights = {
+        sha256_file(path / WEIGHTS)
+        for path in (run / "sae" / POOLED, *(run / "seeds" / POOLED / f"seed-{i}" for i in (1, 2)))
+    }
+    assert len(weights) == 3
+
+
+@pytest.mark.parametrize("arch", ["topk", "matryoshka", "jumprelu", "relu_l1"])
+def test_architectures__by_flag(main, run, arch):
+    flags = [flag for flag in SHORT if arch != "relu_l1" or flag not in ("--k", "3")]
+    done = main("fit", "--run", run, *flags, "--arch", arch, "--json")
+    assert done.rc == 0, done.stderr
+    assert done.json()["sae"][PATCHES]["architecture"] == arch
+    assert load_sae(run / "sae" / POOLED).metadata["training_architecture"] == arch
+
+
+def test_killed_and_resumed__the_same_bytes(cli, main, run, tmp_path):
+    shutil.copytree(run, tmp_path / "whole")
+    assert main("fit", "--run", tmp_path / "whole", *SHORT).rc == 0
+    killed = cli("fit", "--run", run, *SHORT, env={"DERMAUDIT_FAILPOINT": "fit:3"}, timeout=600)
+    assert killed.rc == 137 and not (run / "sae" / POOLED / WEIGHTS).exists()
+    other = main("fit", "--run", run, *SHORT, "--set", "clip=2", "--resume", "--json")
+    assert other.rc == 2
+    assert "another fit: clip was 1.0, is 2.0" in other.json()["error"]["message"]
+    done = main("fit", "--run", run, *SHORT, "--resume")
+    assert done.rc == 0 and "going on after step" in done.stderr
+    for name in (WEIGHTS, "cfg.json", "metrics.json", "training.jsonl"):
+        one, other = (place / "sae" / POOLED / name for place in (run, tmp_path / "whole"))
+        assert sha256_file(one) == sha256_file(other), name
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--k", "20", "--d-sae", "10"], "--k 20 is larger than --d-sae 10"),
+        (["--set", "k=20", "--d-sae", "10"], "k = 20 is larger than d_sae = 10"),
+        (["--sweep", "d_sae=10;k=8,20"], "k = 20 is larger than d_sae = 10"),
+        (["--arch", "topk", "--k", "2.5"], "topk keeps a whole number"),
+        (["--arch", "topp"], "did you mean 'topk'"),
+        (["--arch", "relu_l1", "--k", "4"], "says nothing to relu_l1"),
+        (["--samples", "10", "--epochs", "2"], "--samples and --epochs"),
+        (["--epochs", "-1"], "epochs = -1 must be above 0"),
+        (["--set", "d_sae=4", "--d-sae", "8"], "d_sae is given twice"),
+        (["--seeds", "1,1"], "one seed twice"),
+        (["--preset", "dermfm"], "did you mean 'dermfm-zero'"),
+        (["--bad-rows", "keep"], "--bad-rows keep is neither drop nor fatal"),
+        (["--resume", "--force"], "contradict"),
+        (["--device", "gpu"], "--device gpu is no device"),
+    ],
+)
+def test_bad_input__in_one_sentence(main, made, flags, said):
+    done = main("fit", "--run", made, *flags, "--json")
+    assert done.rc == 2
+    error = done.json()["error"]
+    assert said in error["message"] + (error["hint"] or ""), error
+
+
+def test_bad_rows__named_by_image(main, bad_run, tmp_path):
+    shutil.copytree(bad_run, tmp_path / "run")
+    fatal = main("fit", "--run", tmp_path / "run", *SHORT, "--bad-rows", "fatal", "--json")
+    assert fatal.rc == 2
+    message = fatal.json()["error"]["message"]
+    assert "2 of 420 rows at visual.pooled are not finite (2 images: ISIC_4, ISIC_31)" in message
+    done = main("fit", "--run", tmp_path / "run", *SHORT, "--json")
+    assert done.rc == 0 and "ISIC_31): left out" in done.stderr
+    said = done.json()["sae"][POOLED]
+    assert said["n_train"] == 418 and said["n_not_finite"] == 2
+    codes = Codes(tmp_path / "run" / "codes" / POOLED).csr()
+    assert np.isfinite(codes.data).all()
+
+
+def test_store__cut_off(main, run):
+    shard = run / "embeddings" / POOLED / "shard-000001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    done = main("fit", "--run", run, *SHORT, "--json")
+    assert done.rc == 2 and "shard-000001.safetensors" in done.json()["error"]["message"]
+
+
+def test_too_few_rows__warns_what_will_go_wrong(main, run):
+    done = main("fit", "--run", run, "--d-sae", "500", "--k", "3", "--samples", "1000", "--json")
+    assert done.rc == 0
+    assert "500 latents are fitted on 420 rows (fewer rows than latents" in done.stderr
+    assert "--d-sae 21 or fewer" in done.stderr
+    assert "stand for single rows" in done.json()["sae"][POOLED]["warning"]
+    assert memorising(10_000, 500) is None and "19.0 rows to a latent" in memorising(9500, 500)
+
+
+def test_preset__the_published_recipe_at_this_width(main, run):
+    done = main(
+        "fit", "--run", run, "--preset", "dermfm-zero", "--epochs", "2", "--d-sae", "32", "--json"
+    )
+    assert done.rc == 0, done.stderr
+    said = done.json()["sae"][POOLED]
+    assert said["architecture"] == "relu_l1" and said["scale"] == 1.0 and said["steps"] == 2
+    assert load_sae(run / "sae" / POOLED).metadata["l1_coefficient"] == pytest.approx(3e-5 * 24)
