@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from . import Code, chunk_rows, loops
+from .buffers import lend
 from .shares import share_out
 
 
@@ -29,7 +30,7 @@ def encode_rows(
     columns = None if also is None else x.new_empty(n, len(also))
     for at, pre in _products(x, weights):
         share_out(
-            loops.top_rows, len(pre), pre, _numpy(bias), _numpy(scale), k,
+            loops.top_rows, len(pre), pre, _numpy(bias), _numpy(scale), k, _unit(values),
             latents[at], values[at], counts[at],
         )  # fmt: skip
         _columns(pre, bias, also, columns, at)
@@ -113,7 +114,7 @@ def weight_gradients(
     values, pulls = code.values[places].mul_(factor), dots[places].mul_(factor)
     fresh = into is None
     if into is None:
-        into = x.new_empty(h, d), x.new_empty(h), x.new_empty(h, d)
+        into = lend((h, d), x.dtype), x.new_empty(h), lend((h, d), x.dtype)
     share_out(
         loops.sum_outer, h, start, rows, values.numpy(), pulls.numpy(),
         np.asarray(edges, np.int64), sums.numpy(), _numpy(x), fresh, *(_numpy(t) for t in into),
@@ -148,7 +149,7 @@ def _bound(keys: np.ndarray, n_kept: int) -> tuple[np.floating, int]:
 
     A radix search, 16 bits at a time from the top: two passes for float32, four for float64.
     """
-    bits = keys.view(np.int32 if keys.dtype == np.float32 else np.int64)
+    bits = keys.view(_unit(keys).dtype)
     prefix, left = 0, n_kept
     for shift in range(8 * keys.itemsize - 16, -1, -16):
         bins = np.zeros(65_536, np.int64)
@@ -167,6 +168,11 @@ def _by_latent(code: Code, h: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows, order = np.empty(len(latents), np.int32), np.empty(len(latents), np.int64)
     loops.group(latents, code.start.numpy(), rows, order, start[:-1].copy())
     return start, rows, order
+
+
+def _unit(floats: np.ndarray) -> np.ndarray:
+    """A one of the integers that have as many bits."""
+    return np.ones(1, np.int32 if floats.itemsize == 4 else np.int64)
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -48,50 +48,91 @@ def kth_largest(a, n, k):
 
 
 @_compiled
-def top_rows(pre, bias, scale, k, latents, values, counts, lo, hi):
+def kth_of_few(bits, n, k, trial):
+    """The k-th largest (from 1) of bits[:n], none negative; trial (1,) of their dtype.
+
+    Bit by bit from the top, each a count in vector code: without the mispredicted branches that
+    are the price of `kth_largest` on a hundred numbers.
+    """
+    best = trial[0] ^ trial[0]
+    for b in range(8 * bits.itemsize - 2, -1, -1):
+        trial[0] = best | (1 << b)
+        limit = trial[0]
+        count = np.int32(0)
+        for p in range(n):
+            count += np.int32(bits[p] >= limit)
+        if count >= k:
+            best = limit
+    trial[0] = best
+    return best
+
+
+@_compiled
+def places(key, above, found):
+    """Where key > above, ascending, into found; returns how many.
+
+    Few do: a block of 32 is counted in vector code, and only one that has any is walked through.
+    """
+    n = 0
+    for at in range(0, len(key), 32):
+        part = key[at : at + 32]
+        count = np.int32(0)
+        for j in range(len(part)):
+            count += np.int32(part[j] > above)
+        if count > 0:
+            for j in range(len(part)):
+                found[n] = at + j
+                n += part[j] > above
+    return n
+
+
+@_compiled
+def top_rows(pre, bias, scale, k, unit, latents, values, counts, lo, hi):
     """Rows lo:hi of `encode_rows`: pre (n, h) without bias → latents, values (n, k), counts (n,).
 
     The k-th largest of the maxima of disjoint groups is a lower bound of the k-th largest entry:
-    with four groups to each of the k, what passes it is little more than k.
+    with four groups to each of the k, what passes it is little more than k. Positive floats are
+    in the order of their bits, read as integers, of which `unit` (1,) is a one.
     """
     h = pre.shape[1]
     groups = 4 * k
     grouped = h - h % groups if groups < h else 0
     key = np.empty(h, pre.dtype)
     peak = np.empty(groups, pre.dtype)
-    found = np.empty(h, np.int32)
+    found = np.empty(h + 1, np.int32)
     held = np.empty(h, pre.dtype)
+    peak_bits, held_bits = peak.view(unit.dtype), held.view(unit.dtype)
+    trial = unit.copy()
+    bound = trial.view(pre.dtype)
+    zero = pre.dtype.type(0)
     for i in range(lo, hi):
         row = pre[i]
-        for j in range(h):
+        peak[:] = 0
+        for at in range(0, grouped, groups):
+            a, b, c = row[at : at + groups], bias[at : at + groups], scale[at : at + groups]
+            part = key[at : at + groups]
+            for g in range(groups):
+                value = (a[g] + b[g]) * c[g]
+                part[g] = value
+                peak[g] = value if value > peak[g] else peak[g]
+        for j in range(grouped, h):
             key[j] = (row[j] + bias[j]) * scale[j]
-        floor = pre.dtype.type(0)
+        above = zero
         if grouped > 0:
-            peak[:] = 0
-            for at in range(0, grouped, groups):
-                part = key[at : at + groups]
-                for g in range(groups):
-                    peak[g] = part[g] if part[g] > peak[g] else peak[g]
-            floor = kth_largest(peak, groups, k)
-        n = 0
-        if floor > 0:
-            for j in range(h):
-                found[n] = j
-                n += key[j] >= floor
-        else:
-            for j in range(h):
-                found[n] = j
-                n += key[j] > 0
+            kth_of_few(peak_bits, groups, k, trial)
+            above = np.nextafter(bound[0], zero)  # what equals the bound is among the candidates
+        n = places(key, above, found)
         spare = n
         if n > k:
             for p in range(n):
                 held[p] = key[found[p]]
-            floor = kth_largest(held, n, k)
+            kth_of_few(held_bits, n, k, trial)
+            floor = bound[0]
             spare = k  # how many entries equal to the k-th there is room for: the first ones
             for p in range(n):
                 spare -= key[found[p]] > floor
         else:
-            floor = pre.dtype.type(-1)
+            floor = zero  # all of them, and none equals it
         kept = 0
         for p in range(n):
             j = found[p]
@@ -130,16 +171,13 @@ def count_above(pre, bias, scale, floor, counts, lo, hi):
 @_compiled
 def take_above(pre, bias, scale, floor, start, latents, values, keys, lo, hi):
     h = pre.shape[1]
-    found = np.empty(h, np.int32)
+    found = np.empty(h + 1, np.int32)
     key = np.empty(h, pre.dtype)
     for i in range(lo, hi):
         row = pre[i]
         for j in range(h):
             key[j] = (row[j] + bias[j]) * scale[j]
-        n = 0
-        for j in range(h):
-            found[n] = j
-            n += key[j] > floor
+        n = places(key, floor, found)
         at = start[i]
         for p in range(n):
             j = found[p]

@@ -9,6 +9,7 @@ import torch
 
 from dermaudit.sae.adam import Adam, clip_and_step, gradient_norm
 from dermaudit.sae.kernels import Code, cpu, loops, pick, plain
+from dermaudit.sae.kernels.buffers import lend
 
 MODULES = pytest.mark.parametrize("module", [cpu, plain], ids=["cpu", "plain"])
 N, D, H = 37, 11, 70
@@ -158,6 +159,17 @@ def test_threads__the_same_bits():
             assert torch.equal(one, other)
     finally:
         torch.set_num_threads(before)
+
+
+def test_lend__memory_only_of_what_is_gone():
+    one = lend((3, 1001), torch.float32)
+    grad = one.t()  # shares the memory, as a parameter's gradient does
+    place = one.data_ptr()
+    del one
+    assert lend((3, 1001), torch.float32).data_ptr() != place
+    del grad
+    assert lend((1001, 3), torch.float32).data_ptr() == place
+    assert lend((3, 1001), torch.float64).dtype is torch.float64
 
 
 def test_pick__other_dtypes_go_to_plain_torch():

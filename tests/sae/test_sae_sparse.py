@@ -181,6 +181,21 @@ def test_step__an_error_by_hand():
     assert not sae.W_enc.grad.any()  # the error is at right angles to the row taken
 
 
+def test_step__gradients_add_up_over_two_batches():
+    # The second pass must not write into the memory of the first one's gradients.
+    one, two = make("topk"), make("topk")
+    for seed in (1, 2):
+        sparse_step(one, rows(seed), dead_latents(8)).loss.backward()
+        dense(two, rows(seed), dead_latents(8)).loss.backward()
+    transpose_storage(three := make("topk"))
+    steps = [sparse_step(three, rows(seed), dead_latents(8)) for seed in (1, 2)]
+    sum(step.loss for step in steps).backward()
+    want = dict(two.named_parameters())
+    for sae in (one, three):
+        for name, parameter in sae.named_parameters():
+            torch.testing.assert_close(parameter.grad, want[name].grad, rtol=1e-9, atol=1e-9)
+
+
 def test_step__no_gradient_is_made_where_none_is_wanted():
     sae = make("topk")
     with torch.no_grad():
