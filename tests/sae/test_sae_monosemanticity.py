@@ -79,11 +79,11 @@ def test_chance__is_the_mean_over_shuffles():
     sums.add(a, e)
     rng = np.random.default_rng(1)
     shuffled = []
-    for _ in range(3000):
+    for _ in range(600):
         one = Monosemanticity(9, 5)
         one.add(a, e[rng.permutation(60)])
         shuffled.append(one.scores())
-    error = np.std(shuffled, axis=0) / np.sqrt(3000)
+    error = np.std(shuffled, axis=0) / np.sqrt(600)
     assert (np.abs(np.mean(shuffled, axis=0) - sums.chance()) < 4 * error).all()
 
 
