@@ -38,7 +38,7 @@ def audit(
     vocabulary: Annotated[str, typer.Option()] = "dermoscopy",
     strict: Annotated[bool, typer.Option(help="a bad image is fatal")] = False,
     seed: Annotated[int, typer.Option()] = 0,
-    threads: Annotated[int, typer.Option(help="torch threads")] = 2,
+    threads: Annotated[int, typer.Option(help="torch threads")] = 1,
     force: Annotated[bool, typer.Option(help="make every stage again")] = False,
     resume: Annotated[
         bool, typer.Option(help="go on where a stopped run was (always done)")
@@ -88,7 +88,7 @@ def demo(
     seed: Annotated[
         int, typer.Option(help="of the phantoms (1000 and up) and of every choice", min=1000)
     ] = DEMO_SEED,
-    threads: Annotated[int, typer.Option(help="torch threads")] = 2,
+    threads: Annotated[int, typer.Option(help="torch threads")] = 1,
     force: Annotated[bool, typer.Option(help="make every stage again")] = False,
     resume: Annotated[
         bool, typer.Option(help="go on where a stopped demo was (always done)")

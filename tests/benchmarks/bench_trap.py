@@ -51,10 +51,10 @@ def main() -> None:
             "--site",
             "visual.pooled",
             "--threads",
-            "2",
+            "1",
         )
-        run("fit", "--run", where, "--threads", "2")
-        found = run("recipe", "make", "--run", where, "--concept", "ruler", "--threads", "2")[
+        run("fit", "--run", where, "--threads", "1")
+        found = run("recipe", "make", "--run", where, "--concept", "ruler", "--threads", "1")[
             "suppression"
         ]["ruler"]
     before, after = found["worst_group_before"], found["worst_group_after"]
