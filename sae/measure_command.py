@@ -170,9 +170,10 @@ def _measure_site(
 
     sae = load_sae(run.file("sae", site))
     rows = ActivationStore.open(run.file("embeddings", site), check=True).rows()
-    stored = rows.image_rows  # the codes stand in the order of the store
     is_test, is_train = (data.splits == split for split in ("test", "train"))
+    stored = np.sort(rows.image_rows)  # the codes stand in the order of the table, rows in that of the store
     test, train = stored[is_test[stored]], stored[is_train[stored]]
+    images_of_rows = rows.image_rows[is_test[rows.image_rows]]
     if not len(test):
         raise EvidenceError(
             f"the run {run.path} has no test images to measure on", "give more images, or a split column",
@@ -196,7 +197,7 @@ def _measure_site(
         picked = np.random.default_rng([seed, 8]).choice(len(of_train), TRAIN_ROWS, replace=False)
         of_train = of_train[np.sort(picked)]
     measured = measure_sae(
-        sae, rows.take(rows.of_images(is_test)), np.repeat(data.groups[test], rows.tokens),
+        sae, rows.take(rows.of_images(is_test)), np.repeat(data.groups[images_of_rows], rows.tokens),
         train=rows.take(of_train) if len(of_train) else None,
         images=data.of(test, codes[is_test[stored]], beside[test] if beside is not None else None),
         fitted=data.of(train, codes[is_train[stored]], beside[train] if beside is not None else None),
@@ -205,7 +206,7 @@ def _measure_site(
         others=[_load_other(folder, site) for folder in against],
         names=[run.path.name, *(folder.name for folder in against)],
         classifier=classifier,
-        labels=[label or None for label in data.labels[test]] if classifier else None,
+        labels=[label or None for label in data.labels[images_of_rows]] if classifier else None,
         n_draws=draws,
         seed=seed,
     )

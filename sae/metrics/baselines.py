@@ -18,6 +18,7 @@ from dermaudit.heads import fit_probe, probe_score
 from .stability import unit
 from .truth import truth_report
 
+FLOORS = ("pca", "ica", "k-means", "random directions")
 _FIT_ROWS = 20_000  # at most: PCA, ICA and k-means gain nothing from more
 _SHOWN = ("matched_f1", "one_to_one_f1", "mcc", "splitting", "distinct", "absorption")
 
@@ -68,8 +69,10 @@ def probe_codes(
 def floor_codes(
     train: np.ndarray, x: np.ndarray, n_latents: int, seed: int = 0
 ) -> dict[str, Any]:
-    """{"pca", "ica", "k-means", "random directions": codes csr (n, ≤ n_latents)} of rows x (n, d),
+    """{one of `FLOORS`: codes csr (n, ≤ n_latents)} of rows x (n, d),
     fitted on train rows (m, d), with as many latents as the SAE where the method has that many."""
+    import warnings
+
     from scipy.sparse import csr_matrix
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA, FastICA
@@ -84,8 +87,6 @@ def floor_codes(
     components = max(1, min(n_latents // 2, d, len(train) - 1))
     clusters = max(2, min(n_latents, len(train) // 2))
     found: dict[str, Any] = {}
-    import warnings
-
     with threadpool_limits(1), warnings.catch_warnings():
         # A floor that has not quite converged is a floor.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -11,10 +11,10 @@ import torch
 
 from dermaudit.errors import EvidenceError
 
-from .baselines import floor_codes, probe_codes, truth_ladder
+from .baselines import FLOORS, floor_codes, probe_codes, truth_ladder
 from .figure import number
 from .monosemanticity import monosemanticity_report
-from .probes import probe_report, too_few
+from .probes import KS, probe_report, too_few
 from .reconstruction import accumulate, pca_fvu
 from .recovered import recovered_report
 from .stability import stability_report
@@ -225,16 +225,19 @@ def metrics_table(measured: dict[str, Any], title: str = "held-out metrics") -> 
         for part, key, label, form in _ROWS
         if key in measured.get(part, {})
     ]
-    probes = measured.get("probes", {})
-    for name, entry in probes.get("mean", {}).items():
-        lines.append(_line(f"probe AUROC, {name} (mean of labels)", entry, ".3f"))
-    for way, report in measured.get("truth", {}).items():
-        if isinstance(report, dict):
-            lines += [
-                _line(f"{label}, {way}", report[key], ".3f")
-                for key, label in (("matched_f1", "matched F1"), ("one_to_one_f1", "one-to-one F1"))
-                if key in report
-            ]
+    probes = measured.get("probes", {}).get("mean", {})
+    lines += [
+        _line(f"probe AUROC, {name} (n labels)", probes[name], ".3f")
+        for name in (*(f"{of}k={k}" for of in ("", "coordinates ") for k in KS), "whole embedding")
+        if name in probes
+    ]
+    truth = measured.get("truth", {})
+    for key, label in (("matched_f1", "matched F1"), ("one_to_one_f1", "one-to-one F1")):
+        lines += [
+            _line(f"{label}, {way}", truth[way][key], ".3f")
+            for way in ("linear probes", "SAE", *FLOORS)
+            if way in truth
+        ]
     table(title, ("figure", "value", "95 %", "control", "n"), lines)
     monosemanticity = measured.get("monosemanticity", {})
     if monosemanticity.get("same_model"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dermaudit.errors import EvidenceError
-from dermaudit.heads import fit_head, fit_probe, probe_score
+from dermaudit.heads import fit_probe, probe_score
 from dermaudit.stats import MIN_CELL, auroc, auroc_interval
 
 from .figure import figure, number
@@ -145,13 +145,18 @@ class _Problem:
 
 
 def _score(fit: np.ndarray, y: np.ndarray, groups: np.ndarray, seen: np.ndarray, seed: int) -> np.ndarray:
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
     if fit.shape[1] == 1:
         return seen[:, 0] if auroc(y, fit[:, 0]) >= 0.5 else -seen[:, 0]
     if fit.shape[1] > max(KS):
         return probe_score(fit_probe(fit, y, groups, seed=seed), seen)
-    # A few numbers: how strongly they are held back decides nothing, and need not be chosen.
-    words = np.where(y > 0.5, "present", "absent")
-    return probe_score(fit_head(fit, words, groups, seed=seed, c_grid=(1.0,)), seen)
+    # Of a few numbers: how strongly they are held back decides nothing, and need not be chosen.
+    mean, scale = fit.mean(0), fit.std(0) + 1e-8
+    with threadpool_limits(1, "blas"):
+        model = LogisticRegression(C=1.0, max_iter=2000).fit((fit - mean) / scale, y > 0.5)
+    return ((seen - mean) / scale) @ model.coef_[0]
 
 
 def _dense(table: Any, columns: np.ndarray | None) -> np.ndarray:

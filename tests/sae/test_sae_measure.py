@@ -22,8 +22,9 @@ from dermaudit.sae.metrics.measured import summary
 SITE = "visual.pooled"
 
 
-def make_run(folder, sae, n: int = 300, broken: int | None = None) -> Run:
-    """A run as embed and fit leave it; images of one group lie side by side. "ruler" is latent 5."""
+def make_run(folder, sae, n: int = 300, broken: int | None = None, order=None) -> Run:
+    """A run as embed and fit leave it; images of one group lie side by side. "ruler" is latent 5.
+    `order`: in which the images are stored."""
     acts = planted(n, 7)
     if broken is not None:
         acts[broken] = np.nan
@@ -41,7 +42,8 @@ def make_run(folder, sae, n: int = 300, broken: int | None = None) -> Run:
     store = ActivationStore.create(
         folder / "embeddings" / SITE, {"site": SITE, "d": 24, "tokens": 1, "grid": None}
     )
-    store.write_shard(0, acts, np.arange(n), np.arange(n) // 2)
+    order = np.arange(n) if order is None else order
+    store.write_shard(0, acts[order], order, order // 2)
     run.record("embed", {}, store.files(), summary={"sites": [SITE]})
     add_sae(run, sae, acts)
     return run
@@ -119,6 +121,21 @@ def test_verb__prints_writes_and_is_not_done_twice(main, tmp_path):
     add_sae(open_run(run.path), random_sae(24, 40, seed=3, threshold=0.3), acts)
     again = main(*argv).json()["sites"][SITE]
     assert again["reconstruction"]["fvu"] != figures["reconstruction"]["fvu"]
+
+
+def test_verb__the_order_of_storage_changes_nothing(main, tmp_path):
+    sae = random_sae(24, 40, threshold=0.3)
+    found = []
+    for name, order in (("a", None), ("b", np.random.default_rng(0).permutation(300))):
+        run = make_run(tmp_path / name, sae, order=order)
+        assert main("sae", "measure", "--run", run.path, "--draws", 20).rc == 0
+        found.append(json.loads(run.file("sae", SITE, "measured.json").read_text()))
+    for part in ("monosemanticity", "probes", "truth"):
+        assert found[0][part] == found[1][part]
+    figures, others = (one["reconstruction"] for one in found)
+    for name in ("fvu", "l0", "cosine"):
+        for end in ("value", "low", "high"):
+            assert figures[name][end] == pytest.approx(others[name][end], abs=2e-6)
 
 
 def test_verb__nan_rows_are_said_and_left_out_of_every_part(main, tmp_path):
