@@ -58,9 +58,16 @@ def encode_batch(
     if n_kept == 0:
         floor = dtype.type(np.inf)
     for at, pre in _products(x, weights):
-        given = pre, _numpy(bias), _numpy(scale), floor
         counts = np.empty(len(pre), np.int64)
-        share_out(loops.count_above, len(pre), *given, counts)
+        # The bound is searched among what passes the last one: in the first chunk a guess, which
+        # is a bound indeed if as many as are kept pass it.
+        guess = floor if at.start else _guess(pre, bias, scale, n_kept)
+        for bound in (guess, floor):
+            given = pre, _numpy(bias), _numpy(scale), bound
+            share_out(loops.count_above, len(pre), *given, counts)
+            if bound == floor or counts.sum() >= n_kept:
+                floor = bound
+                break
         more = _starts(counts)
         new = np.empty(more[-1], np.int32), np.empty(more[-1], dtype), np.empty(more[-1], dtype)
         share_out(loops.take_above, len(pre), *given, more, *new)
@@ -142,6 +149,19 @@ def _columns(
     if also is not None:
         torch.index_select(torch.from_numpy(pre), 1, also, out=columns[at])
         columns[at] += bias[also]
+
+
+def _guess(
+    pre: np.ndarray, bias: torch.Tensor, scale: torch.Tensor, n_kept: int
+) -> np.floating:
+    """About where half as many again as `n_kept` entries of the chunk are larger; 0 if unsure."""
+    rows = torch.from_numpy(pre[:: max(1, len(pre) // 16)])
+    keys = ((rows + bias) * scale).flatten()
+    wanted = int(1.5 * n_kept / pre.size * len(keys)) + 1
+    if n_kept == 0 or wanted > len(keys) // 4:
+        return pre.dtype.type(0 if n_kept else np.inf)
+    value = keys.kthvalue(len(keys) - wanted + 1).values.item()
+    return pre.dtype.type(value if value > 0 else 0)
 
 
 def _bound(keys: np.ndarray, n_kept: int) -> tuple[np.floating, int]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import statistics
 import time
 import warnings
@@ -100,6 +101,8 @@ def dictionary_learning_step(sizes: Sizes, device: str) -> Callable[[torch.Tenso
 
 
 def sparsify_step(sizes: Sizes, device: str) -> Callable[[torch.Tensor], None]:
+    if device == "cpu":
+        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # its own switch to embedding_bag
     from sparsify import SparseCoder, SparseCoderConfig
 
     d, h, k, _ = sizes

@@ -68,6 +68,18 @@ def test_encode_batch__is_topk_of_all_rows(module, dtype, n_kept, monkeypatch):
     torch.testing.assert_close(columns, pre[:, also])
 
 
+@pytest.mark.parametrize("odd", [0, 20])
+def test_encode_batch__a_guess_from_rows_unlike_the_rest(odd):
+    # What the first bound is guessed from (every other row here) is far larger, or far smaller.
+    x, encoder, bias, scale, *_ = weights(n=40)
+    x[::2] *= 1e3 if odd else 1e-3
+    for n_kept in (odd + 1, 30, 300):
+        code, _ = cpu.encode_batch(x, encoder, bias, scale, n_kept)
+        want = ((x @ encoder.t() + bias) * scale).flatten().topk(n_kept).values
+        got = code.values * scale[code.latents.long()]
+        torch.testing.assert_close(got.sort(descending=True).values, want)
+
+
 def test_encode__of_equal_entries_the_first():
     x, one = torch.ones(3, 2), torch.ones(8)
     equal = torch.ones(8, 2)
