@@ -61,9 +61,9 @@ def measure(
     torch.set_num_threads(threads)
     data = _RunImages(target)
     tower = _tower(target) if zero_shot and data.zero_shot_labels() else None
-    judge = _judge(embeddings_of) if embeddings_of else None
+    judge = _Judge(embeddings_of) if embeddings_of else None
     options = {
-        "against": _digests(against, sites), "embeddings_of": judge.fingerprint if judge else None,
+        "against": _digests(against, sites), "embeddings_of": judge.tower.fingerprint if judge else None,
         "zero_shot": tower is not None, "draws": draws, "seed": seed, "threads": threads,
     }
     found: dict[str, Any] = {}
@@ -182,9 +182,9 @@ def _measure_site(
     codes = Codes(run.file("codes", site)).csr()
     pooled = _pooled(run, len(data.splits))
     beside = pooled if site == POOLED else None  # probes of embeddings stand beside codes of embeddings
-    embeddings = _embed(run, judge, test) if judge is not None else None
-    if judge is None and pooled is not None:
-        embeddings = pooled[test]
+    embeddings = pooled[test] if pooled is not None else None
+    if judge is not None:
+        embeddings = judge.embed(run, test)
     classifier = None
     if tower is not None and site == POOLED:
         from dermaudit.towers import ZeroShot
@@ -270,24 +270,42 @@ def _tower(run: Run) -> Any:
     return tower
 
 
-def _judge(name: str) -> Any:
-    from dermaudit.towers import load_model
+class _Judge:
+    """An independent model, and its pooled embeddings of a run's images, made once for all sites."""
 
-    return load_model(name)
+    def __init__(self, name: str) -> None:
+        from dermaudit.towers import load_model
 
+        self.tower = load_model(name)
+        self._made: dict[bytes, np.ndarray] = {}
 
-def _embed(run: Run, judge: Any, rows: np.ndarray) -> np.ndarray:
-    """Pooled embeddings (n, d) of some images of the run by another model, in its own preprocessing."""
-    import numpy as np
+    def embed(self, run: Run, rows: np.ndarray) -> np.ndarray:
+        """(n, d) of the images with these row numbers, in the model's own preprocessing.
 
-    from dermaudit.console import track
-    from dermaudit.data import read_image
+        Errors: UserInputError naming an image that is not where the run says.
+        """
+        key = rows.tobytes()
+        if key not in self._made:
+            self._made[key] = self._embed(run, rows)
+        return self._made[key]
 
-    from .embed import POOLED, activations, images_of_run
+    def _embed(self, run: Run, rows: np.ndarray) -> np.ndarray:
+        import numpy as np
 
-    paths = images_of_run(run).paths
-    parts = []
-    for start in track(range(0, len(rows), 64), "embed by the independent model"):
-        pixels = [read_image(Path(paths[row])) for row in rows[start : start + 64]]
-        parts.append(activations(judge, pixels, [POOLED])[POOLED])
-    return np.concatenate(parts)
+        from dermaudit.console import track
+        from dermaudit.data import BadImage, read_image
+
+        from .embed import POOLED, activations, images_of_run
+
+        paths = images_of_run(run).paths
+        parts = []
+        for start in track(range(0, len(rows), 64), "embed by the independent model"):
+            try:
+                pixels = [read_image(Path(paths[row])) for row in rows[start : start + 64]]
+            except BadImage as error:
+                raise UserInputError(
+                    f"--embeddings-of needs the run's images: {error.message}",
+                    "start where the run was made (its images are named from there), or leave the flag out",
+                ) from error
+            parts.append(activations(self.tower, pixels, [POOLED])[POOLED])
+        return np.concatenate(parts)

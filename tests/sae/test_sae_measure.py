@@ -138,6 +138,26 @@ def test_verb__the_order_of_storage_changes_nothing(main, tmp_path):
             assert figures[name][end] == pytest.approx(others[name][end], abs=2e-6)
 
 
+def test_verb__an_independent_model_judges(main, tmp_path):
+    from PIL import Image
+
+    run = make_run(tmp_path / "run", random_sae(24, 40, threshold=0.3), n=120)
+    argv = ("sae", "measure", "--run", run.path, "--draws", 20, "--embeddings-of", "phantom-vit")
+    done = main(*argv)
+    assert done.rc == 2 and "--embeddings-of needs the run's images" in done.stderr
+    assert "2.png: the file does not exist" in done.stderr  # the first test image
+    rng = np.random.default_rng(0)
+    for i in range(120):
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(run.path / f"{i}.png")
+    done = main(*argv)
+    assert done.rc == 0 and "circular" not in done.stderr, done.stderr
+    found = json.loads(run.file("sae", SITE, "measured.json").read_text())["monosemanticity"]
+    assert found["same_model"] is False and found["mean"]["n"] == 30
+    # Noise is alike to it, and no latent is above chance by more than noise.
+    assert abs(found["lift"]["value"]) < 0.05 < found["mean"]["control"]
+
+
 def test_verb__nan_rows_are_said_and_left_out_of_every_part(main, tmp_path):
     sae = random_sae(24, 40, threshold=0.3)
     run = make_run(tmp_path / "run", sae, broken=2)  # a test image, the first of its group
