@@ -19,7 +19,9 @@ _PUBLIC = {
     "load_sae": ".model",
     "Codes": ".codes",
     "LatentSuppressor": ".suppressor",
+    "SAERecipe": ".recipe",
     "fit_sae": ".train",
+    "fit_saes": ".train",
 }
 __all__ = list(_PUBLIC)
 

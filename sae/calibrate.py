@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .loader import release
 from .model import ThresholdSAE, TopKSAE
 from .recipe import TOPK_FAMILY, SAERecipe
 
@@ -64,6 +65,7 @@ def calibrate(
     kept = torch.empty(0)
     for index in picked.split(max(16, min(2048, _CELLS // sae.d_sae))):
         part = rows[index] if isinstance(rows, torch.Tensor) else torch.from_numpy(rows.take(index.numpy()))
+        release(rows)
         pre = torch.relu(sae.pre(part.float())).flatten()
         if len(kept) > target:
             pre = pre[pre >= kept[-1]]  # nothing below the (target + 1)-th can come back

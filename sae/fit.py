@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from .train import LOG_FILE, Fitted, Order, fit_saes
 MIN_ROWS = 64
 ROWS_PER_LATENT = 16
 HELD_ROWS = 32_768  # of val that early stopping looks at
+_RELEASED = 65_536  # rows after whose reading mapped memory is given back
 STABILITY_ROWS = 32_768  # of test on which seeds are compared
 _MEMORISES = 20  # rows a latent below which it is said that it will memorise
 
@@ -129,7 +131,7 @@ def fit_run(
     stage, make = ("sweep", _sweep_site) if plan.grid else ("fit", _fit_site)
     if force:
         for site in sites:
-            shutil.rmtree(_work(run, stage, site), ignore_errors=True)
+            _clear(run, stage, site)
     return {
         site: _together(
             run, f"{stage}:{site}", plan, site, lambda site=site: make(run, site, splits, plan), force
@@ -141,6 +143,13 @@ def fit_run(
 def _work(run: Run, stage: str, site: str) -> Path:
     """Where checkpoints lie until the stage is done."""
     return run.file(".training", f"{stage}-{site}")
+
+
+def _clear(run: Run, stage: str, site: str) -> None:
+    work = _work(run, stage, site)
+    shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):  # there are others in it, or it never was
+        work.parent.rmdir()
 
 
 def _together(
@@ -272,7 +281,7 @@ def _fit_site(run: Run, site: str, splits: np.ndarray, plan: Plan) -> tuple[list
     write_text(folder / LOG_FILE, _lines(run.file(".training", f"fit-{site}", LOG_FILE)))
     files += [folder / "metrics.json", folder / LOG_FILE]
     files += write_codes(run.file("codes", site), sae, _Images(data.rows, sae.b_dec.numpy()), site)
-    shutil.rmtree(_work(run, "fit", site), ignore_errors=True)
+    _clear(run, "fit", site)
     return files, metrics
 
 
@@ -290,7 +299,7 @@ def _sweep_site(run: Run, site: str, splits: np.ndarray, plan: Plan) -> tuple[li
         write_json(folder / "metrics.json", metrics)
         files += [*one.sae.save(folder), folder / "metrics.json"]
         members.append(metrics)
-    shutil.rmtree(_work(run, "sweep", site), ignore_errors=True)
+    _clear(run, "sweep", site)
     return files, {"members": members}
 
 
@@ -340,6 +349,7 @@ class _Images:
     def __init__(self, rows: Rows, filler: np.ndarray) -> None:
         self.rows, self.filler = rows, filler
         self.order = np.argsort(rows.image_rows, kind="stable")
+        self.taken = 0
 
     def __len__(self) -> int:
         return len(self.order)
@@ -348,5 +358,9 @@ class _Images:
         tokens = self.rows.tokens
         index = (self.order[part][:, None] * tokens + np.arange(tokens)).reshape(-1)
         rows = self.rows.take(index)
+        self.taken += len(rows)
+        if self.taken > _RELEASED:
+            self.rows.release()
+            self.taken = 0
         rows[~np.isfinite(rows).all(1)] = self.filler
         return rows if tokens == 1 else rows.reshape(-1, tokens, self.rows.d)

@@ -56,7 +56,8 @@ def fit(
 ) -> dict[str, Any]:
     """Fit a sparse autoencoder on each stored site (train rows), measured on test rows.
 
-    Over several processes: torchrun --nproc-per-node N -m dermaudit fit …
+    Over several processes: torchrun --nproc-per-node N -m dermaudit -- fit --run … (without the --
+    torchrun takes --run for its own)
     """
     from dermaudit.rundir import open_run
 

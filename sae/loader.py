@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .rows import Rows
 
 MEMORY = 2 << 30  # bytes: a larger store is shuffled in chunks
+_PIECE = 32_768  # rows that are read at a time
+_RELEASE = 8  # pieces after which mapped memory is given back
 _BLOCKS = 64  # of a buffer at least: what is shuffled together comes from so many places
 
 
@@ -37,6 +39,9 @@ class Chosen:
 
     def take(self, index: np.ndarray) -> np.ndarray:
         return self.rows.take(self.index[index])
+
+    def release(self) -> None:
+        self.rows.release()
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,20 @@ def survey(rows: Any, chunk: int = 16_384, most: int = 65_536) -> Survey:
         part = part[fine] if not fine.all() else part
         total += part.sum(0, dtype=np.float64)
         n += len(part)
+        if start // chunk % _RELEASE == 0:
+            release(rows)
     if not n:
         raise UserInputError(f"none of the {rows.n} rows is finite", "embed the images again")
     mean = total / n
     kept = np.concatenate(sample)
     spread = float(np.linalg.norm(kept - mean.astype(np.float32), axis=1).mean()) if len(kept) else 0.0
     return Survey(n, mean, spread, np.concatenate(bad) if bad else np.empty(0, np.int64))
+
+
+def release(rows: Any) -> None:
+    """Give back the memory of mapped rows that were read, where they are mapped."""
+    if hasattr(rows, "release"):
+        rows.release()
 
 
 class Loader:
@@ -145,17 +158,27 @@ class Loader:
             if self._chunk is None or self._chunk[:2] != (epoch, chunk):
                 self._chunk = None  # before the next is read: one buffer at a time
                 numbers = self._chunk_rows(epoch, chunk)
-                self._chunk = (epoch, chunk, self.rows.take(numbers))
+                self._chunk = (epoch, chunk, self._read(numbers))
             upto = min(stop, int(bounds[chunk + 1]))
             begin = int(bounds[chunk])
             parts.append(self._chunk[2][start - begin : upto - begin])
             start, chunk = upto, chunk + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def _read(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows of a buffer, piece by piece: what reading maps and copies stays small beside it."""
+        held = np.empty((len(numbers), self.rows.d), np.float32)
+        order = np.argsort(numbers)
+        for part in np.split(order, range(_PIECE, len(order), _PIECE)):
+            held[part] = self.rows.take(numbers[part])
+            release(self.rows)
+        return held
+
 
 def _all(rows: Any) -> np.ndarray:
     """All rows in one array, filled piece by piece."""
     held = np.empty((rows.n, rows.d), np.float32)
-    for start in range(0, rows.n, 16_384):
-        held[start : start + 16_384] = rows.read(start, min(start + 16_384, rows.n))
+    for start in range(0, rows.n, _PIECE):
+        held[start : start + _PIECE] = rows.read(start, min(start + _PIECE, rows.n))
+        release(rows)
     return held

@@ -6,6 +6,7 @@ A row is one token (pooled and class-token sites: one image). Rows stand in the 
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,14 @@ class Rows:
                 out[order[at:cut]] = as_float32(part[local])
             at = cut
         return out
+
+    def release(self) -> None:
+        """Unmap what was read, which otherwise counts as this process's memory until it is short: the
+        bytes stay in the system's cache, and come back when they are asked for again."""
+        for part in self._parts:
+            mapped = getattr(part, "_mmap", None)
+            if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def images(self, start: int, stop: int) -> np.ndarray:
         """The image's row number of rows start … stop - 1: (stop - start,) int64."""

@@ -22,7 +22,7 @@ from dermaudit.sae.train import Fitted, Order, fit_saes
 N = 501  # rows: not a multiple of anything
 #: name → (recipes of one pass, bytes of memory). 501 rows of 24: 48 kB; 20,000 bytes is in chunks.
 COMMON = {
-    "d_sae": 48, "k": 4.0, "batch": 64, "samples": 3200, "checks": 5, "lr": 3e-3, "dead_window": 400, "seed": 3,
+    "d_sae": 48, "k": 4.0, "batch": 64, "samples": 3200, "checks": 5, "lr": 3e-3, "dead_window": 100, "seed": 3,
     "order_seed": 5,
 }
 KINDS: dict[str, tuple[list[dict], int]] = {
@@ -37,7 +37,10 @@ KINDS: dict[str, tuple[list[dict], int]] = {
     "penalties": (
         [
             {"architecture": "jumprelu"},
-            {"architecture": "relu_l1", "l1_coefficient": 3.0, "resample_every": 600, "d_sae": 96},
+            {
+                "architecture": "relu_l1", "l1_coefficient": 8.0, "penalty_warmup": 0.0, "lr": 2e-2,
+                "resample_every": 380, "d_sae": 96,
+            },
         ],
         1 << 20,
     ),

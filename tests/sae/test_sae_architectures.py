@@ -161,9 +161,9 @@ def test_relu_l1__objective_by_hand():
     squares = ((x - z @ sae.W_dec - sae.b_dec) ** 2).sum(1)
     published = (squares / 24 + 3e-5 * z.sum(1)).mean()
     taken = dense_step(sae, x, torch.zeros(48, dtype=torch.bool))
-    assert float(taken.loss) == pytest.approx(24 * float(published), rel=1e-9)
+    assert taken.loss.item() == pytest.approx(24 * published.item(), rel=1e-9)
     residual, penalty = held_out_sums(sae, x)
-    assert float(residual + penalty) == pytest.approx(40 * float(taken.loss), rel=1e-9)
+    assert float(residual + penalty) == pytest.approx(40 * taken.loss.item(), rel=1e-9)
 
 
 def test_penalty__warms_up():

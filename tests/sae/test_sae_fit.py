@@ -39,7 +39,7 @@ def bad_run(tmp_path_factory):
 def test_fit__writes_sae_codes_metrics_and_log(main, run):
     done = main("fit", "--run", run, *SHORT, "--json")
     assert done.rc == 0, done.stderr
-    assert not (run / ".training" / f"fit-{POOLED}").exists()
+    assert not (run / ".training").exists()
     for site, tokens in ((POOLED, 1), (PATCHES, TOKENS)):
         said = done.json()["sae"][site]
         assert said == json.loads((run / "sae" / site / "metrics.json").read_text())

@@ -77,8 +77,18 @@ def test_chunks__never_hold_more_than_half_of_memory():
     loader = Loader(spy, 32, 0, memory=16 * 1000)
     assert not loader.whole
     epoch_of(loader, 0)
-    assert max(spy.asked) <= 500 and sum(spy.asked) <= 5000
+    assert max(spy.asked) <= 500 and len(loader._chunk[2]) <= 500 and sum(spy.asked) <= 5000
     assert len(spy.asked) >= 10
+
+
+def test_release__the_rows_come_back(tmp_path):
+    path = tmp_path / "rows.bin"
+    np.arange(400, dtype=np.float32).tofile(path)
+    rows = Rows([np.memmap(path, np.float32, "r", 0, (100, 4))], np.arange(100), np.arange(100), 4)
+    before = rows.read(0, 100)
+    rows.release()
+    assert np.array_equal(rows.read(0, 100), before)
+    Chosen(numbered(5), np.arange(3)).release()  # nothing is mapped: nothing happens
 
 
 def test_in_memory__is_read_once():

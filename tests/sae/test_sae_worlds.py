@@ -7,16 +7,18 @@ import json
 import fit_world
 import pytest
 import torch
+from sae_run import POOLED, write_run
 from safetensors.torch import load_file
 
 from dermaudit.errors import UserInputError
 from dermaudit.sae.model import WEIGHTS
 
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
 
 @pytest.mark.slow
 def test_two_processes__are_one(run_python, tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = run_python(*launch, "tests/sae/fit_world.py", tmp_path, "float64", timeout=600)
+    two = run_python(*LAUNCH, "tests/sae/fit_world.py", tmp_path, "float64", timeout=600)
     assert two.rc == 0, two.stderr[-3000:]
     for kind in fit_world.KINDS:
         said = json.loads((tmp_path / f"{kind}.json").read_text())
@@ -33,7 +35,8 @@ def test_two_processes__are_one(run_python, tmp_path):
                 torch.testing.assert_close(
                     weights[name], getattr(one.sae, name), atol=1e-6, rtol=1e-6, msg=f"{named} {name}"
                 )
-        assert any(line["dead"] for one in fits for line in one.log)
+        # Or AuxK and resampling were not at work.
+        assert any(line["dead"] for one in fits for line in one.log), kind
 
 
 def test_batch__that_processes_cannot_share():
@@ -41,3 +44,25 @@ def test_batch__that_processes_cannot_share():
 
     with pytest.raises(UserInputError, match="a batch of 64 cannot be shared equally by 3 processes"):
         fit_world.fit("penalties", None, world=World(1, 3))
+
+
+@pytest.mark.slow
+def test_verb__under_torchrun_writes_one_run(run_python, main, tmp_path):
+    """Killed and gone on with; the same figures as one process but for float32; done once."""
+    run = write_run(tmp_path / "run").path
+    flags = ["--d-sae", "16", "--k", "3", "--samples", "10000", "--set", "batch=128"]
+    # Without the -- torchrun takes --run for a short form of its own --run-path.
+    verb = [*LAUNCH, "-m", "dermaudit", "--", "fit", "--run", run, *flags]
+    killed = run_python(*verb, env={"DERMAUDIT_FAILPOINT": "fit:2"}, timeout=600)
+    assert killed.rc != 0
+    alone = main("fit", "--run", run, *flags, "--resume", "--json")
+    assert alone.rc == 2 and "processes was 2, is 1" in alone.json()["error"]["message"]
+    done = run_python(*verb, timeout=600)
+    assert done.rc == 0, done.stderr[-3000:]
+    assert done.stderr.count("going on after step") == 1  # one process speaks for both
+    two = json.loads((run / "sae" / POOLED / "metrics.json").read_text())
+    assert json.loads((run / "run.json").read_text())["stages"].keys() == {"images", "embed", f"fit:{POOLED}"}
+    again = run_python(*verb, timeout=600)
+    assert again.rc == 0 and "SAE" not in again.stderr.split("sparse autoencoders")[0]
+    one = main("fit", "--run", write_run(tmp_path / "one").path, *flags, "--json").json()["sae"][POOLED]
+    assert two["steps"] == one["steps"] and two["fvu"] == pytest.approx(one["fvu"], abs=1e-3)
