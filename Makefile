@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DERMAUDIT_DATA ?= $(wildcard ../shared)
 export DERMAUDIT_DATA
 
-.PHONY: install demo test lint bench check clean
+.PHONY: install demo test lint bench bench-sae check clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,11 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_trap.py
 	$(BIN)/python tests/benchmarks/bench_pretrain.py
 	$(BIN)/python tests/benchmarks/bench_make.py
+
+bench-sae: install
+	$(BIN)/python tests/benchmarks/bench_sae_step.py
+	$(BIN)/python tests/benchmarks/bench_monosemanticity.py
+	$(BIN)/python tests/benchmarks/bench_embed.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
