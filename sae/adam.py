@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .kernels import FLOATS, _present
+from .kernels import FLOATS, present
 
 _BLOCK = 1 << 16  # numbers to a partial sum: fixed, so that the norm does not depend on threads
 
@@ -130,7 +130,7 @@ def _served(param: torch.Tensor) -> bool:
         and not param.grad.is_sparse
         and param.numel() > 0
         and (param.is_contiguous() or param.t().is_contiguous())
-        and _present("numba")
+        and present("numba")
     )
 
 

@@ -24,7 +24,7 @@ from dermaudit.errors import UserInputError
 
 from .kernels import Code, pick
 
-_DENSE_AUX = 8  # dead latents for each of the k_aux up to which whole products are cheaper
+_DENSE_AUX = 5  # dead latents for each of the k_aux up to which whole products are cheaper
 _ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk")
 
 

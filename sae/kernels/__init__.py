@@ -52,18 +52,19 @@ class Code:
 
 
 @functools.cache
-def _present(package: str) -> bool:
+def present(package: str) -> bool:
+    """Whether the package can be imported; imports nothing."""
     return importlib.util.find_spec(package) is not None
 
 
 def pick(tensor: torch.Tensor) -> ModuleType:
     """The module of kernels for this tensor's device and dtype."""
     if tensor.dtype in FLOATS:
-        if tensor.device.type == "cpu" and _present("numba"):
+        if tensor.device.type == "cpu" and present("numba"):
             from . import cpu
 
             return cpu
-        if tensor.device.type == "cuda" and _present("triton"):
+        if tensor.device.type == "cuda" and present("triton"):
             from . import gpu
 
             return gpu

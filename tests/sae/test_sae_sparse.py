@@ -115,7 +115,7 @@ def test_matryoshka_aux__each_level_its_own_dead(n_dead):
 def test_step__without_numba_is_dense_autograd_too(kind, monkeypatch):
     from dermaudit.sae import kernels
 
-    monkeypatch.setattr(kernels, "_present", lambda package: False)
+    monkeypatch.setattr(kernels, "present", lambda package: False)
     assert kernels.pick(rows()).__name__.endswith(".plain")
     assert_same_step(make(kind), rows(), dead_latents(30))
     assert_same_step(make(kind), rows(), dead_latents(85))
