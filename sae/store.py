@@ -139,7 +139,7 @@ def write_shard_file(
     tensors = {
         "acts": acts.contiguous(),
         "row": torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)),
-        "group": torch.from_numpy(np.ascontiguousarray(groups, dtype=np.int64)),
+        "group": torch.from_numpy(np.array(groups, dtype=np.int64)),  # a copy: it may be `rows`
     }
     with whole_file(path) as temporary:
         # One entry: safetensors writes several in an order that changes from run to run.
