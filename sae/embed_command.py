@@ -63,7 +63,8 @@ def embed(
 ) -> dict[str, Any]:
     """Decode the images and store their activations at the run's sites.
 
-    On several machines: the same command under torchrun or srun, on a shared folder.
+    On several machines: the same under srun, or torchrun … -m dermaudit -- embed … (without the -- torchrun
+    takes --run for its own), on a shared folder.
     """
     _check(run, store, tokens, dtype, images_at, engine)
     from dermaudit.data import Manifest
