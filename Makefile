@@ -34,7 +34,7 @@ bench: install
 
 bench-sae: install
 	$(BIN)/python tests/benchmarks/bench_sae_step.py
-	$(BIN)/python tests/benchmarks/bench_sae_quality.py runs/demo
+	$(BIN)/python tests/benchmarks/bench_sae_quality.py runs/demo  # of `make demo`
 	$(BIN)/python tests/benchmarks/bench_monosemanticity.py
 	$(BIN)/python tests/benchmarks/bench_embed.py
 
