@@ -34,7 +34,8 @@ bench: install
 
 bench-sae: install
 	$(BIN)/python tests/benchmarks/bench_sae_step.py
-	$(BIN)/python tests/benchmarks/bench_sae_quality.py runs/demo  # of `make demo`
+	test -d runs/demo || $(BIN)/dermaudit demo
+	$(BIN)/python tests/benchmarks/bench_sae_quality.py runs/demo
 	$(BIN)/python tests/benchmarks/bench_monosemanticity.py
 	$(BIN)/python tests/benchmarks/bench_embed.py
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from .metrics.measured import Images
 
-TRAIN_ROWS = 20_000  # at most, for PCA and the mean
-
 
 def measure(
     run: Annotated[Path, typer.Option("--run", help="folder of the run")],
@@ -163,8 +161,8 @@ def _measure_site(
 
     from .codes import Codes
     from .embed import POOLED
+    from .metrics.measured import TRAIN_ROWS, summary
     from .metrics.measured import measure as measure_sae
-    from .metrics.measured import summary
     from .model import load_sae
     from .store import ActivationStore
 

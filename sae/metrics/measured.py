@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..rows import Rows
 
 FORMAT_VERSION = 1
-_PCA_ROWS = 20_000  # train rows at most, for the control of FVU
+TRAIN_ROWS = 20_000  # train rows at most, for the control of FVU
 _STABILITY_ROWS = 50_000  # held-out rows at most, for codes of several SAEs
 
 
@@ -82,7 +82,7 @@ def measure(
     }
     if train is not None:
         rank = round(found["reconstruction"]["l0"]["value"])
-        (control,) = pca_fvu(_some(train, _PCA_ROWS, seed), rows, [rank])
+        (control,) = pca_fvu(_some(train, TRAIN_ROWS, seed), rows, [rank])
         found["reconstruction"]["fvu"] |= {
             "control": control, "control_is": f"PCA of train rows, {rank} components"
         }
@@ -111,7 +111,7 @@ def measure(
     if classifier is not None and labels is not None and train is not None:
         part("zero_shot", lambda: recovered_report(
             classifier, *_with_back(sae, rows), labels, groups,
-            mean=_some(train, _PCA_ROWS, seed).mean(0, dtype=np.float64), n_draws=n_draws, seed=seed,
+            mean=_some(train, TRAIN_ROWS, seed).mean(0, dtype=np.float64), n_draws=n_draws, seed=seed,
         ))
     if images is not None and fitted is not None and images.truth:
         part("probes", lambda: probe_report(

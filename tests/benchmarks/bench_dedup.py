@@ -5,7 +5,8 @@
 Rate: top-1 cosine of 10,000 rows among `--rows`, 192 wide, against the product of the same blocks and nothing
 else, the median of three alternating runs on a tenth of the rows, then all of them once with the peak memory.
 Copies (only with DATA, a data set): 400 of its images are left out, 400 of the others are planted again, changed
-in one way each; what the hash and the cosine of `--model` list of the 400, and of the 400 left out (chance).
+in one way each, at 512 px (the command reads them at 128); what the hash and the cosine of `--model` list of the
+400, and of the 400 left out (chance).
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def witnesses(images: list[np.ndarray], tower, turned: bool) -> Witnesses:
     ways = None
     if turned:
         ways = np.stack([
-            pack_hashes(np.stack([perceptual_hash(one) for one in list(turns(image))])) for image in images
+            pack_hashes(np.stack([perceptual_hash(one) for one in turns(image)])) for image in images
         ])
     with torch.no_grad():
         rows = [

@@ -20,49 +20,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from bench_sae_step import lens_trainer, our_trainer
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
-from sae_lens.saes.sae import TrainStepInput
 
 from dermaudit.rundir import open_run
 from dermaudit.sae import ActivationStore
-from dermaudit.sae.adam import Adam, clip_and_step
 from dermaudit.sae.metrics import fvu
-from dermaudit.sae.sparse import sparse_step, transpose_storage
 
 LR, WARMUP, TURN, CHECKS = 1e-3, 20, 10, 8
-
-
-class Ours:
-    name = "ours"
-
-    def __init__(self, sae: BatchTopKTrainingSAE) -> None:
-        self.sae = sae
-        transpose_storage(sae)
-        self.optimizer = Adam(sae.parameters(), lr=LR)
-
-    def step(self, x: torch.Tensor) -> None:
-        loss = sparse_step(self.sae, x).loss
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        clip_and_step(self.optimizer, 1.0)
-
-
-class Theirs:
-    name = "sae-lens"
-
-    def __init__(self, sae: BatchTopKTrainingSAE) -> None:
-        self.sae = sae
-        self.optimizer = torch.optim.Adam(sae.parameters(), lr=LR)
-
-    def step(self, x: torch.Tensor) -> None:
-        given = TrainStepInput(
-            sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
-        )
-        loss = self.sae.training_forward_pass(given).loss
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), 1.0)
-        self.optimizer.step()
 
 
 def rows_of(run: Path, site: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,27 +65,28 @@ def main() -> None:
     first = BatchTopKTrainingSAE(
         BatchTopKTrainingSAEConfig(d_in=train.shape[1], d_sae=options.d_sae, k=options.k)
     )
-    sides = [Ours(copy.deepcopy(first)), Theirs(first)]
+    saes = {"ours": copy.deepcopy(first), "sae-lens": first}
+    trainers = {"ours": our_trainer, "sae-lens": lens_trainer}
     steps = options.samples // options.batch
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(len(train), (options.batch,), generator=generator) for _ in range(steps)]
-    for side in sides:  # what is compiled or allocated once is no part of a step
-        warm = copy.deepcopy(side)
-        warm.step(train[batches[0]])
-    seconds = {side.name: 0.0 for side in sides}
-    curve: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
+    for name, trainer in trainers.items():  # what is compiled or allocated once is no part of a step
+        trainer(copy.deepcopy(saes[name]), LR)[1](train[batches[0]])
+    sides = {name: trainer(saes[name], LR) for name, trainer in trainers.items()}
+    seconds = dict.fromkeys(sides, 0.0)
+    curve: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     every = max(TURN, steps // CHECKS // TURN * TURN)
     for start in range(0, steps, TURN):
-        for side in sides:
+        for name, (optimizer, step) in sides.items():
             for at in range(start, min(start + TURN, steps)):
-                side.optimizer.param_groups[0]["lr"] = LR * min(1.0, (at + 1) / WARMUP)
+                optimizer.param_groups[0]["lr"] = LR * min(1.0, (at + 1) / WARMUP)
                 x = train[batches[at]]
                 began = clock()
-                side.step(x)
-                seconds[side.name] += clock() - began
+                step(x)
+                seconds[name] += clock() - began
         if (start + TURN) % every == 0 or start + TURN >= steps:
-            for side in sides:
-                curve[side.name].append((seconds[side.name], held_out(side.sae, val)))
+            for name, sae in saes.items():
+                curve[name].append((seconds[name], held_out(sae, val)))
     print(
         f"{options.site}: {len(train):,} train rows of {train.shape[1]}, {options.d_sae} latents, k {options.k:g}, "
         f"batch {options.batch}, {options.threads} thread(s), {options.clock} seconds"

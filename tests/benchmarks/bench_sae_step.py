@@ -29,15 +29,11 @@ Sizes = tuple[int, int, int, int]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def sae_lens_step(kind: str, sizes: Sizes, device: str, **options) -> Callable[[torch.Tensor], None]:
-    """sae-lens' training class as its trainer drives it: dense autograd, clip, torch's Adam."""
-    import sae_lens
+def lens_trainer(sae, lr: float = 3e-4) -> tuple[torch.optim.Optimizer, Callable[[torch.Tensor], None]]:
+    """(optimizer, step) of a sae-lens training SAE as its trainer drives it: dense autograd, clip, torch's Adam."""
     from sae_lens.saes.sae import TrainStepInput
 
-    d, h, k, _ = sizes
-    config = getattr(sae_lens, f"{kind}TrainingSAEConfig")
-    sae = getattr(sae_lens, f"{kind}TrainingSAE")(config(d_in=d, d_sae=h, k=k, device=device, **options))
-    optimizer = torch.optim.Adam(sae.parameters(), lr=3e-4)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
 
     def step(x: torch.Tensor) -> None:
         output = sae.training_forward_pass(
@@ -50,27 +46,39 @@ def sae_lens_step(kind: str, sizes: Sizes, device: str, **options) -> Callable[[
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         optimizer.step()
 
-    return step
+    return optimizer, step
 
 
-def our_step(kind: str, sizes: Sizes, device: str, **options) -> Callable[[torch.Tensor], None]:
-    import sae_lens
-
+def our_trainer(sae, lr: float = 3e-4) -> tuple[torch.optim.Optimizer, Callable[[torch.Tensor], None]]:
+    """The same of ours, on the same class."""
     from dermaudit.sae.adam import Adam, clip_and_step
     from dermaudit.sae.sparse import sparse_step, transpose_storage
 
-    d, h, k, _ = sizes
-    config = getattr(sae_lens, f"{kind}TrainingSAEConfig")
-    sae = getattr(sae_lens, f"{kind}TrainingSAE")(config(d_in=d, d_sae=h, k=k, device=device, **options))
     transpose_storage(sae)
-    optimizer = Adam(sae.parameters(), lr=3e-4)
+    optimizer = Adam(sae.parameters(), lr=lr)
 
     def step(x: torch.Tensor) -> None:
         optimizer.zero_grad()
         sparse_step(sae, x).loss.backward()
         clip_and_step(optimizer, 1.0)
 
-    return step
+    return optimizer, step
+
+
+def training_sae(kind: str, sizes: Sizes, device: str, **options):
+    import sae_lens
+
+    d, h, k, _ = sizes
+    config = getattr(sae_lens, f"{kind}TrainingSAEConfig")
+    return getattr(sae_lens, f"{kind}TrainingSAE")(config(d_in=d, d_sae=h, k=k, device=device, **options))
+
+
+def sae_lens_step(kind: str, sizes: Sizes, device: str, **options) -> Callable[[torch.Tensor], None]:
+    return lens_trainer(training_sae(kind, sizes, device, **options))[1]
+
+
+def our_step(kind: str, sizes: Sizes, device: str, **options) -> Callable[[torch.Tensor], None]:
+    return our_trainer(training_sae(kind, sizes, device, **options))[1]
 
 
 def overcomplete_step(sizes: Sizes, device: str) -> Callable[[torch.Tensor], None]:
