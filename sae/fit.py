@@ -23,6 +23,8 @@ from dermaudit.rundir import Run
 from .codes import write_codes
 from .loader import MEMORY, Chosen
 from .metrics.reconstruction import accumulate
+from .metrics.stability import stability_report
+from .model import load_sae
 from .recipe import SAERecipe, dermfm_zero
 from .rows import Rows
 from .store import ActivationStore
@@ -42,8 +44,9 @@ class Plan:
     """What is fitted at every site.
 
     `overrides`: settings of the recipe; `preset`: "" or dermfm-zero; `seeds`: the first one's SAE is the
-    run's, the others say which of its latents another seed finds too; `grid`: settings of each recipe
-    of a sweep, which is measured on val and leaves the run's SAE alone.
+    run's, the others (a stage of their own, together in one pass) say which of its latents another
+    seed finds too; `grid`: settings of each recipe of a sweep, which is measured on val, fitted with
+    every seed in one pass, and leaves the run's SAE alone.
     """
 
     seed: int = 0
@@ -56,28 +59,38 @@ class Plan:
     resume: bool = False
     world: World = World()
 
-    def inputs(self, site: str) -> dict[str, Any]:
+    def inputs(self, stage: str, site: str) -> dict[str, Any]:
         """What a stage stands on, besides the activations. What is not set is not named, so that a
         fit of an earlier version with the same words is still the same."""
         found: dict[str, Any] = {
             "seed": self.seed, "overrides": self.overrides, "site": site,
             "threads": torch.get_num_threads(),
         }
+        seeds = list(self.seeds)
+        if stage == "fit":
+            seeds = [] if self.first == self.seed else [self.first]
         more = {
-            "preset": self.preset, "seeds": list(self.seeds), "grid": list(self.grid),
+            "preset": self.preset, "seeds": seeds, "grid": list(self.grid),
             "fatal_bad_rows": not self.drop_bad,
             "memory": 0 if self.memory == MEMORY else self.memory,
             "processes": 0 if self.world.size == 1 else self.world.size,
         }
         return found | {name: value for name, value in more.items() if value}
 
-    def members(self) -> list[dict[str, Any]]:
-        """Settings of every SAE that is fitted at a site."""
-        seeds = [{"seed": seed} for seed in self.seeds]
-        if not self.grid:
-            return seeds or [{"seed": self.seed}]
-        several = len(seeds) > 1
-        return [{**one, **(seed if several else {})} for one in self.grid for seed in seeds or [{}]]
+    @property
+    def first(self) -> int:
+        """The seed of the run's own SAE."""
+        return self.seeds[0] if self.seeds else self.seed
+
+    def members(self, stage: str) -> list[dict[str, Any]]:
+        """Settings of every SAE that a stage (fit, seeds, sweep) fits at a site."""
+        if stage == "fit":
+            return [{"seed": self.first}]
+        if stage == "seeds":
+            return [{"seed": seed} for seed in self.seeds[1:]]
+        several = len(self.seeds) > 1
+        seeds = [{"seed": seed} for seed in self.seeds] or [{}]
+        return [{**one, **(seed if several else {})} for one in self.grid for seed in seeds]
 
 
 def site_recipe(
@@ -124,20 +137,33 @@ def fit_run(
     force: bool = False,
     plan: Plan | None = None,
 ) -> dict[str, Any]:
-    """Fit, calibrate, measure and write `sae/<site>` and `codes/<site>` for every stored site; with a
-    grid `sweep/<site>` alone. Returns {site: metrics}, or {site: {"members": [metrics]}}."""
+    """Fit, calibrate, measure and write `sae/<site>` and `codes/<site>` for every stored site, and with
+    several seeds the others and `stability`; with a grid `sweep/<site>` alone. Returns {site: metrics},
+    or {site: {"members": [metrics]}}."""
     plan = plan or Plan(seed=seed, overrides=overrides or {})
     sites = run.require("embed", "embed")["summary"]["sites"]
-    stage, make = ("sweep", _sweep_site) if plan.grid else ("fit", _fit_site)
-    if force:
-        for site in sites:
-            _clear(run, stage, site)
-    return {
-        site: _together(
-            run, f"{stage}:{site}", plan, site, lambda site=site: make(run, site, splits, plan), force
+
+    def stage(name: str, site: str, make: _Make, upstream: tuple[str, ...] = ()) -> dict[str, Any]:
+        if force:
+            _clear(run, name, site)
+        return _together(
+            run, f"{name}:{site}", plan, plan.inputs(name, site), lambda: make(run, site, splits, plan),
+            {"upstream": ["embed", *upstream], "force": force},
         )
-        for site in sites
-    }
+
+    found = {}
+    for site in sites:
+        if plan.grid:
+            found[site] = stage("sweep", site, _sweep_site)
+            continue
+        found[site] = stage("fit", site, _fit_site)
+        if len(plan.seeds) > 1:
+            stability = stage("seeds", site, _seeds_site, (f"fit:{site}",))
+            found[site] = {**found[site], "stability": stability}
+    return found
+
+
+_Make = Callable[[Run, str, np.ndarray, Plan], tuple[list[Path], dict[str, Any]]]
 
 
 def _work(run: Run, stage: str, site: str) -> Path:
@@ -156,12 +182,11 @@ def _together(
     run: Run,
     name: str,
     plan: Plan,
-    site: str,
+    inputs: dict[str, Any],
     make: Callable[[], tuple[list[Path], dict[str, Any]]],
-    force: bool,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     """A stage of the run, to which every process is called if the first finds it is to be done."""
-    inputs, options = plan.inputs(site), {"upstream": ["embed"], "force": force}
     if plan.world.size == 1:
         return run.stage(name, inputs, make, **options)
     call = torch.ones(1, device=plan.world.device)
@@ -225,9 +250,9 @@ def _fit(run: Run, site: str, data: _Site, plan: Plan, stage: str) -> list[Fitte
     preset = dermfm_zero(data.rows.d) if plan.preset else {}
     base = site_recipe(tokens, len(data.index["train"]) // tokens, plan.overrides, preset)
     base = dataclasses.replace(base, order_seed=plan.seed)
-    recipes = [base.replaced(member) for member in plan.members()]
+    recipes = [base.replaced(member) for member in plan.members(stage)]
     widest = max(recipe.d_sae for recipe in recipes)
-    if plan.world.leads and (warning := memorising(len(data.index["train"]), widest)):
+    if plan.world.leads and stage != "seeds" and (warning := memorising(len(data.index["train"]), widest)):
         say(f"  warning: at {site} {warning}")
     held = data.part("val", HELD_ROWS)
     held_rows = held.read(0, held.n)
@@ -266,23 +291,41 @@ def _fit_site(run: Run, site: str, splits: np.ndarray, plan: Plan) -> tuple[list
     fitted = _fit(run, site, data, plan, "fit")
     if not plan.world.leads:
         return [], {}
-    first, sae = fitted[0], fitted[0].sae
-    metrics = _metrics(site, first, data.part("test"), "test", len(data.index["train"]))
+    sae = fitted[0].sae
+    metrics = _metrics(site, fitted[0], data.part("test"), "test", len(data.index["train"]))
     folder = run.file("sae", site)
     files = sae.save(folder)
-    for other in fitted[1:]:
-        files += other.sae.save(run.file("seeds", site, f"seed-{other.recipe.seed}"))
-    if len(fitted) > 1:
-        report = _stability(fitted, data)
-        write_json(folder / "stability.json", report)
-        files.append(folder / "stability.json")
-        metrics["stability"] = {name: value for name, value in report.items() if name != "per_latent"}
     write_json(folder / "metrics.json", metrics)
     write_text(folder / LOG_FILE, _lines(run.file(".training", f"fit-{site}", LOG_FILE)))
     files += [folder / "metrics.json", folder / LOG_FILE]
     files += write_codes(run.file("codes", site), sae, _Images(data.rows, sae.b_dec.numpy()), site)
     _clear(run, "fit", site)
     return files, metrics
+
+
+def _seeds_site(run: Run, site: str, splits: np.ndarray, plan: Plan) -> tuple[list[Path], dict[str, Any]]:
+    """The other seeds, and how the run's SAE compares with them on test rows."""
+    data = _Site.open(run, site, splits)
+    fitted = _fit(run, site, data, plan, "seeds")
+    if not plan.world.leads:
+        return [], {}
+    files = []
+    for other in fitted:
+        files += other.sae.save(run.file("seeds", site, f"seed-{other.recipe.seed}"))
+    part = data.part("test", STABILITY_ROWS)
+    rows = part.read(0, part.n)
+    try:
+        report = stability_report(
+            [load_sae(run.file("sae", site)), *(one.sae for one in fitted)],
+            rows[np.isfinite(rows).all(1)],
+            names=[f"seed {seed}" for seed in plan.seeds],
+        )
+    except EvidenceError as error:  # an SAE without a latent that fires: a finding, not a failed fit
+        report = {"why": error.message}
+    path = run.file("sae", site, "stability.json")
+    write_json(path, report)
+    _clear(run, "seeds", site)
+    return [*files, path], {name: value for name, value in report.items() if name != "per_latent"}
 
 
 def _sweep_site(run: Run, site: str, splits: np.ndarray, plan: Plan) -> tuple[list[Path], dict[str, Any]]:
@@ -292,7 +335,7 @@ def _sweep_site(run: Run, site: str, splits: np.ndarray, plan: Plan) -> tuple[li
     if not plan.world.leads:
         return [], {}
     files, members = [], []
-    for settings, one in zip(plan.members(), fitted, strict=True):
+    for settings, one in zip(plan.members("sweep"), fitted, strict=True):
         name = name_of(settings)
         folder = run.file("sweep", site, name)
         metrics = {"name": name, **_metrics(site, one, data.part("val"), "val", len(data.index["train"]))}
@@ -324,18 +367,6 @@ def _metrics(site: str, fitted: Fitted, rows: Chosen, split: str, n_train: int) 
     if warning := memorising(n_train, recipe.d_sae):
         found["warning"] = warning
     return found
-
-
-def _stability(fitted: list[Fitted], data: _Site) -> dict[str, Any]:
-    from .metrics.stability import stability_report
-
-    part = data.part("test", STABILITY_ROWS)
-    rows = part.read(0, part.n)
-    return stability_report(
-        [one.sae for one in fitted],
-        rows[np.isfinite(rows).all(1)],
-        names=[f"seed {one.recipe.seed}" for one in fitted],
-    )
 
 
 def _lines(path: Path) -> str:

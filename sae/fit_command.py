@@ -32,10 +32,19 @@ def fit(
     preset: Annotated[
         str | None, typer.Option(help="dermfm-zero: its published ReLU-L1 recipe")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the order, and the first weights")] = 0,
-    seeds: Annotated[
-        str | None, typer.Option(help="several first weights in one pass, e.g. 0,1,2: stability")
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="of the order, and the first weights (default: the run's)")
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="first weights: the run's own SAE, then others that say which of its latents they find "
+            "too (default: three, from --seed on; one is quicker and says nothing of stability)"
+        ),
+    ] = None,
+    metrics: Annotated[
+        bool, typer.Option(help="print every held-out figure (as sae measure does)")
+    ] = True,
     sweep: Annotated[
         str | None,
         typer.Option(help="several recipes in one pass, measured on val: 'd_sae=256,512;k=8,16'"),
@@ -54,7 +63,9 @@ def fit(
         typer.Option(help="go on where a stopped fit was (always done), or say why that cannot be"),
     ] = False,
 ) -> dict[str, Any]:
-    """Fit a sparse autoencoder on each stored site (train rows), measured on test rows.
+    """Fit a sparse autoencoder on each stored site (train rows), measured on test rows: reconstruction,
+    monosemanticity, stability over seeds, what the zero-shot classifier keeps, probes, and the labels as
+    truth, each with its interval, n and control.
 
     Over several processes: torchrun --nproc-per-node N -m dermaudit -- fit --run … (without the --
     torchrun takes --run for its own)
@@ -70,7 +81,9 @@ def fit(
     if resume and force:
         raise UserInputError("--resume and --force contradict each other", "give one of them")
     grid = parse_grid(sweep) if sweep is not None else []
-    several = parse_seeds(seeds) if seeds is not None else []
+    seed = int(target.meta.get("seed", 0)) if seed is None else seed
+    given = parse_seeds(seeds) if seeds is not None else []
+    several = given or ([] if grid else [seed, seed + 1, seed + 2])
     if preset is None:
         for one in grid or [{}]:
             SAERecipe().replaced(overrides | one)
@@ -95,9 +108,15 @@ def fit(
             round(memory * _GB), resume, world,
         )
         found = fit_run(target, splits, force=force, plan=plan)
-        if world.leads:
-            _print(found, bool(grid))
-    return {"run": str(run), "sweep" if grid else "sae": found}
+        leads = world.leads
+    result: dict[str, Any] = {"run": str(run), "sweep" if grid else "sae": found}
+    if leads:  # measured by one, while the others may go
+        _print(found, bool(grid))
+        if metrics and not grid:
+            from .measure_run import measure_run
+
+            result["measured"] = measure_run(target, list(found), seed=seed, force=force)
+    return result
 
 
 def _overrides(
@@ -159,7 +178,8 @@ def _print(found: dict[str, Any], swept: bool) -> None:
         [(site, *cells(m)) for site, m in found.items()],
     )
     for site, m in found.items():
-        if report := m.get("stability"):
+        report = m.get("stability", {})
+        if "stable" in report:
             stable, chance = report["stable"], report["shared"]["control"] or 0
             say(
                 f"  {site}: {stable['value']:.0%} of {stable['n']} live latents are found by every "

@@ -38,6 +38,10 @@ def audit(
     vocabulary: Annotated[str, typer.Option()] = "dermoscopy",
     strict: Annotated[bool, typer.Option(help="a bad image is fatal")] = False,
     seed: Annotated[int, typer.Option()] = 0,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="of the SAEs, e.g. 0,1,2: also how stable each latent is (default: --seed alone)"),
+    ] = None,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
     force: Annotated[bool, typer.Option(help="make every stage again")] = False,
     resume: Annotated[
@@ -72,6 +76,7 @@ def audit(
         vocabulary,
         strict,
         seed,
+        seeds,
         threads,
         force,
         time.monotonic(),
@@ -88,6 +93,10 @@ def demo(
     seed: Annotated[
         int, typer.Option(help="of the phantoms (1000 and up) and of every choice", min=1000)
     ] = DEMO_SEED,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="of the SAEs, e.g. 0,1,2: also how stable each latent is (default: --seed alone)"),
+    ] = None,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
     force: Annotated[bool, typer.Option(help="make every stage again")] = False,
     resume: Annotated[
@@ -112,6 +121,7 @@ def demo(
         "dermoscopy",
         False,
         seed,
+        seeds,
         threads,
         force,
         started,
@@ -141,6 +151,7 @@ def _audit(
     vocabulary: str,
     strict: bool,
     seed: int,
+    seeds: str | None,
     threads: int,
     force: bool,
     started: float,
@@ -165,7 +176,10 @@ def _audit(
         threads=threads,
         **common,
     )
-    saes = timed("fit", "fit", threads=threads, **common)["sae"]
+    # One SAE a site unless more are asked for; every figure of it: `dermaudit sae measure`.
+    saes = timed(
+        "fit", "fit", threads=threads, seeds=seeds or str(seed), metrics=False, **common
+    )["sae"]
     labels = timed("annotate", "annotate", **common)["labels"]
     naming = timed("name", "name", vocabulary=vocabulary, threads=threads, **common)
     timed("heads", "heads", **common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ from .baselines import FLOORS, floor_codes, probe_codes, truth_ladder
 from .figure import number
 from .monosemanticity import monosemanticity_report
 from .probes import KS, probe_report, too_few
-from .reconstruction import accumulate, pca_fvu
+from .reconstruction import accumulate, chunk_rows, chunks, pca_fvu
 from .recovered import recovered_report
 from .stability import stability_report
+from .truth import implied_pairs
 
 if TYPE_CHECKING:
     from dermaudit.towers import ZeroShot
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
     from ..model import LinearSAE
     from ..rows import Rows
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no absorption, and no interval of MCC and splitting
 TRAIN_ROWS = 20_000  # train rows at most, for the control of FVU
 _STABILITY_ROWS = 50_000  # held-out rows at most, for codes of several SAEs
+_ZERO_SHOT_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ def measure(
             [sae, *others], _some(rows, _STABILITY_ROWS, seed), names=names, seed=seed
         ))
     if classifier is not None and labels is not None and train is not None:
-        part("zero_shot", lambda: recovered_report(
-            classifier, *_with_back(sae, rows), labels, groups,
+        part("zero_shot", lambda: _zero_shot(
+            sae, classifier, rows, labels, groups,
             mean=_some(train, TRAIN_ROWS, seed).mean(0, dtype=np.float64), n_draws=n_draws, seed=seed,
         ))
     if images is not None and fitted is not None and images.truth:
@@ -144,7 +147,8 @@ def _finite(images: Images, embeddings: np.ndarray | None) -> tuple[Images, np.n
 def _truth(
     sae: LinearSAE, images: Images, fitted: Images, n_draws: int, seed: int
 ) -> dict[str, Any]:
-    """The labels as factors, on the same rows: the SAE, linear probes above, floors below."""
+    """The labels as factors, on the same rows: the SAE, linear probes above, floors below. Which label
+    implies which is read from the train rows."""
     names = [
         name for name, values in images.truth.items()
         if not too_few(values[np.isfinite(values)], "test")
@@ -159,32 +163,39 @@ def _truth(
         ways["linear probes"] = probe_codes(fitted.x, train_truth, fitted.groups, images.x, seed)
         ways |= floor_codes(fitted.x, images.x, sae.d_sae, seed)
     return truth_ladder(
-        images.codes, truth, images.groups, ways, names=names, n_draws=n_draws, seed=seed
+        images.codes, truth, images.groups, ways, names=names, hierarchy=implied_pairs(train_truth),
+        n_draws=n_draws, seed=seed,
     )
 
 
 @torch.no_grad()
-def _with_back(sae: LinearSAE, rows: Rows | np.ndarray | torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    from .reconstruction import chunk_rows, chunks
-
-    pairs = [
-        (part.numpy(), sae.decode(sae.encode(part)).numpy())
-        for _, part in chunks(rows, chunk_rows(sae.d_sae))
-    ]
-    return np.concatenate([x for x, _ in pairs]), np.concatenate([back for _, back in pairs])
+def _zero_shot(
+    sae: LinearSAE, classifier: ZeroShot, rows: Any, labels: Sequence[str | None], groups: Sequence[object],
+    **options: Any,
+) -> dict[str, Any]:
+    """`recovered_report` of the rows, of at most `_ZERO_SHOT_ROWS` of them."""
+    index = _sample(len(groups), _ZERO_SHOT_ROWS, options["seed"])
+    x = rows.take(index) if hasattr(rows, "take") and hasattr(rows, "read") else np.asarray(rows)[index]
+    back = [sae.decode(sae.encode(part)).numpy() for _, part in chunks(x, chunk_rows(sae.d_sae))]
+    return recovered_report(
+        classifier, x, np.concatenate(back), [labels[i] for i in index], np.asarray(groups)[index], **options
+    )
 
 
 def _some(rows: Any, most: int, seed: int) -> np.ndarray:
     """At most `most` finite rows, in order, float32."""
-    n = rows.n if hasattr(rows, "read") else len(rows)
-    index = np.arange(n)
-    if n > most:
-        index = np.sort(np.random.default_rng([seed, 7]).choice(n, most, replace=False))
-    if hasattr(rows, "read"):
-        picked = rows.take(index)
-    else:
-        picked = np.asarray(rows[index] if n > most else rows, dtype=np.float32)
+    is_rows = hasattr(rows, "read")
+    n = rows.n if is_rows else len(rows)
+    index = _sample(n, most, seed)
+    picked = rows.take(index) if is_rows else np.asarray(rows[index] if n > most else rows, dtype=np.float32)
     return picked[np.isfinite(picked).all(1)]
+
+
+def _sample(n: int, most: int, seed: int) -> np.ndarray:
+    """At most `most` of the numbers 0 … n - 1, in order."""
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng([seed, 7]).choice(n, most, replace=False))
 
 
 # ---- for people
@@ -204,6 +215,7 @@ _ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("stability", "decoder_cosine", "decoder cosine of matched latents", ".3f"),
     ("stability", "encoder_cosine", "encoder cosine of the same", ".3f"),
     ("stability", "shared", "latents shared (both ≥ .7)", ".1%"),
+    ("stability", "stable", "… with every other", ".1%"),
     ("stability", "shared_by_mass", "… weighted by firing mass", ".1%"),
     ("stability", "share_decoder_09", "decoder ≥ .9", ".1%"),
     ("stability", "mmcs", "MMCS", ".3f"),
@@ -213,6 +225,15 @@ _ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("zero_shot", "cross_entropy_recovered", "cross-entropy recovered", ".1%"),
     ("zero_shot", "kl", "KL, nats", ".4f"),
     ("zero_shot", "top1_agreement", "same top class", ".1%"),
+)
+
+_WAYS = ("linear probes", "SAE", *FLOORS)
+_TRUTH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("matched_f1", "matched F1", _WAYS),
+    ("one_to_one_f1", "one-to-one F1", _WAYS),
+    ("mcc", "MCC", _WAYS),
+    ("splitting", "latents a label (splitting)", ("SAE", "random directions")),
+    ("absorption", "absorption", ("SAE", "random directions")),
 )
 
 
@@ -232,13 +253,14 @@ def metrics_table(measured: dict[str, Any], title: str = "held-out metrics") -> 
         if name in probes
     ]
     truth = measured.get("truth", {})
-    for key, label in (("matched_f1", "matched F1"), ("one_to_one_f1", "one-to-one F1")):
+    for key, label, ways in _TRUTH:
         lines += [
-            _line(f"{label}, {way}", truth[way][key], ".3f")
-            for way in ("linear probes", "SAE", *FLOORS)
-            if way in truth
+            _line(f"{label}, {way}", truth[way][key], ".3f") for way in ways if key in truth.get(way, {})
         ]
     table(title, ("figure", "value", "95 %", "control", "n"), lines)
+    say(f"  {_density(measured['reconstruction']['density'])}")
+    if pairs := truth.get("SAE", {}).get("absorption", {}).get("pairs"):
+        say(f"  absorption: {', '.join(pairs)} (in the train rows no child is without its parent)")
     monosemanticity = measured.get("monosemanticity", {})
     if monosemanticity.get("same_model"):
         say("  monosemanticity is judged by the model's own embeddings, which is circular")
@@ -250,6 +272,16 @@ def metrics_table(measured: dict[str, Any], title: str = "held-out metrics") -> 
     broken = measured["reconstruction"]["n_not_finite"]
     if broken:
         say(f"  {broken} held-out rows are not finite and were left out")
+
+
+def _density(density: dict[str, Any]) -> str:
+    """The histogram over decades of the share of rows that a latent fires on, in one line."""
+    edges, latents = density["log10_edges"], density["latents"]
+    decades: dict[int, int] = {}
+    for edge, count in zip(edges, latents, strict=False):
+        decades[math.floor(edge)] = decades.get(math.floor(edge), 0) + count
+    shown = [f"{10.0**decade:g}: {count}" for decade, count in sorted(decades.items()) if count]
+    return f"latents by the share of rows they fire on, from … up: never: {density['never']}, {', '.join(shown)}"
 
 
 def _line(label: str, entry: dict[str, Any], form: str) -> tuple[str, str, str, str, str]:

@@ -8,7 +8,7 @@ the truth shuffled, whole groups at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,8 @@ def truth_report(
     `one_to_one_f1` and `mcc` (Hungarian, on F1 and |correlation|), `splitting` (mean number of
     latents with F1 > .3), `distinct` (different latents among the best, over factors), `absorption`
     with a hierarchy (parent there, its latent silent and the child's firing; control: parent's latent
-    silent where the parent comes without the child). `decoder` with W_dec and dictionary. `per_factor`
-    {name: …} and `left_out` {name: positives} with fewer than 10 in a half.
+    silent where the parent comes without the child; `pairs` by name). `decoder` with W_dec and
+    dictionary. `per_factor` {name: …} and `left_out` {name: positives} with fewer than 10 in a half.
     Errors: UserInputError for shapes; EvidenceError when no factor has enough.
     """
     truth = np.asarray(truth, dtype=np.float64)
@@ -129,27 +129,31 @@ def truth_report(
     member = bunches(np.asarray(groups)[~choose])
     w = draws(int(member.max()) + 1, n_draws, seed)[:, member]
     n = int((~choose).sum())
-    found: dict[str, Any] = {}
-    for name, predicted, by_chance in (
-        ("matched_f1", scored.best_says, chance.best_says), ("one_to_one_f1", scored.own_says, chance.own_says)
-    ):
-        found[name] = figure(
-            scored.mean_f1(predicted), n,
-            percentile_interval(np.array([scored.mean_f1(predicted, weight) for weight in w])),
-            control=chance.mean_f1(by_chance), control_is="shuffled truth",
+
+    def over(
+        of: Callable[[np.ndarray], np.ndarray], chance_of: Callable[[np.ndarray], np.ndarray]
+    ) -> dict[str, Any]:
+        """A figure of `of(weights (draws, n)) -> (draws,)`, and its control."""
+        once = np.ones((1, n))
+        return figure(
+            of(once)[0], n, percentile_interval(of(w)), control=chance_of(once)[0], control_is="shuffled truth"
         )
-    found["mcc"] = figure(
-        scored.matched_correlation.mean(), n, control=chance.matched_correlation.mean(),
-        control_is="shuffled truth",
-    )
-    found["splitting"] = figure(
-        scored.splits.mean(), n, control=chance.splits.mean(), control_is="shuffled truth"
-    )
-    found["distinct"] = figure(len(set(scored.best.tolist())) / len(kept), n)
+
+    found: dict[str, Any] = {
+        "matched_f1": over(
+            lambda u: scored.mean_f1(scored.best_says, u), lambda u: chance.mean_f1(chance.best_says, u)
+        ),
+        "one_to_one_f1": over(
+            lambda u: scored.mean_f1(scored.own_says, u), lambda u: chance.mean_f1(chance.own_says, u)
+        ),
+        "mcc": over(lambda u: scored.correlation(u).mean(1), lambda u: chance.correlation(u).mean(1)),
+        "splitting": over(lambda u: scored.splitting(u).mean(1), lambda u: chance.splitting(u).mean(1)),
+        "distinct": figure(len(set(scored.best.tolist())) / len(kept), n),
+    }
     place = {factor: i for i, factor in enumerate(kept.tolist())}
     pairs = [(place[p], place[c]) for p, c in hierarchy if p in place and c in place]
     if pairs:
-        found["absorption"] = _absorption(scored, pairs)
+        found["absorption"] = _absorption(scored, pairs, [names[j] for j in kept], w)
     if W_dec is not None and dictionary is not None:
         alive = codes.getnnz(axis=0) > 0
         found["decoder"] = {
@@ -176,11 +180,14 @@ class _Scored:
         self.present = present[~choose]
         self.best_says = self._says(self.best, threshold[factor, self.best])
         self.own_says = self._says(own, threshold[factor, own])
-        self.splits = self._splitting(f1, threshold)
+        # Latents that tell a factor with F1 > .3 on the half of choice: (factor, latent) pairs.
+        self._split_of, split = np.nonzero(f1 > SPLIT_F1)
+        self._split_says = self._says(split, threshold[self._split_of, split])
         rows, columns = match(correlations(codes[choose], truth[choose]))
-        matched = np.zeros(len(factor))
-        matched[rows] = correlations(held[:, columns], truth[~choose])[rows, np.arange(len(columns))]
-        self.matched_correlation = matched
+        self._matched = rows
+        self._matched_codes = held[:, columns].toarray().astype(np.float64)
+        self._matched_truth = truth[~choose][:, rows]
+        self.n_factors = len(factor)
 
     def _says(self, latents: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
         """(n_held, factors) bool; a factor without a latent (-1) is never said to be there."""
@@ -190,64 +197,106 @@ class _Scored:
                 says[:, j] = self._held[:, [latent]].toarray().ravel() > threshold
         return says
 
-    def _splitting(self, f1: np.ndarray, threshold: np.ndarray) -> np.ndarray:
-        """Latents with F1 > .3 on both halves, for each factor."""
-        counts = np.zeros(len(f1))
-        for j in range(len(f1)):
-            latents = np.flatnonzero(f1[j] > SPLIT_F1)
-            if len(latents):
-                says = self._says(latents, threshold[j, latents])
-                truth = np.repeat(self.present[:, [j]], len(latents), axis=1)
-                counts[j] = (_f1(says, truth) > SPLIT_F1).sum()
-        return counts
+    def splitting(self, weights: np.ndarray) -> np.ndarray:
+        """Latents with F1 > .3 on both halves, for each factor: (draws, factors) of weights (draws, n)."""
+        found = np.zeros((len(weights), self.n_factors))
+        for j in np.unique(self._split_of):
+            mine = self._split_of == j
+            truth = np.broadcast_to(self.present[:, [j]], (len(self.present), int(mine.sum())))
+            with np.errstate(invalid="ignore"):
+                found[:, j] = (_f1(self._split_says[:, mine], truth, weights) > SPLIT_F1).sum(1)
+        return found
 
-    def mean_f1(self, says: np.ndarray, weight: np.ndarray | None = None) -> float:
-        return float(np.nanmean(_f1(says, self.present, weight)))
+    def correlation(self, weights: np.ndarray) -> np.ndarray:
+        """|Pearson correlation| of each factor with its matched latent, 0 without one or without
+        variance: (draws, factors) of weights (draws, n), rows of unknown truth left out."""
+        a, t = self._matched_codes, self._matched_truth
+        known = np.isfinite(t)
+        a, t = np.where(known, a, 0.0), np.where(known, t, 0.0)
+        total, sum_a, sum_t, aa, tt, at = (weights @ part for part in (known, a, t, a * a, t * t, a * t))
+        total = np.maximum(total, 1e-12)
+        spread_a, spread_t = (
+            np.where(square - mean**2 > 1e-12 * np.maximum(mean**2, 1e-300), square - mean**2, np.inf)
+            for square, mean in ((aa / total, sum_a / total), (tt / total, sum_t / total))
+        )
+        found = np.zeros((len(weights), self.n_factors))
+        covariance = at / total - sum_a * sum_t / total**2
+        found[:, self._matched] = np.abs(covariance) / np.sqrt(spread_a * spread_t)
+        return found
+
+    def mean_f1(self, says: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Over factors, of weights (draws, n): (draws,)."""
+        return np.nanmean(_f1(says, self.present, weights), axis=1)
 
     def row(self, j: int) -> dict[str, Any]:
         known = np.isfinite(self.present[:, j])
         truth = self.present[known, j]
         activation = self._held[:, [int(self.best[j])]].toarray().ravel()[known]
+        once = np.ones((1, len(self.present)))
         return {
             "latent": int(self.best[j]),
-            "f1": number(float(_f1(self.best_says, self.present)[j])),
+            "f1": number(float(_f1(self.best_says[:, [j]], self.present[:, [j]], once)[0, 0])),
             "one_to_one_latent": int(self.own[j]) if self.own[j] >= 0 else None,
-            "one_to_one_f1": number(float(_f1(self.own_says, self.present)[j])),
+            "one_to_one_f1": number(float(_f1(self.own_says[:, [j]], self.present[:, [j]], once)[0, 0])),
             "auroc": number(auroc(truth, activation)),
-            "correlation": number(float(self.matched_correlation[j])),
-            "splitting": int(self.splits[j]),
+            "correlation": number(float(self.correlation(once)[0, j])),
+            "splitting": int(self.splitting(once)[0, j]),
             "n": int(known.sum()),
             "n_positive": int(truth.sum()),
         }
 
 
-def _f1(says: np.ndarray, truth: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-    """F1 of each column, over the rows where its truth is known; nan without a positive row."""
-    known = np.isfinite(truth)
-    w = np.ones(len(truth)) if weight is None else weight
-    hits = w @ (says & (truth == 1))
-    said, positive = w @ (says & known), w @ (truth == 1)
+def _f1(says: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """F1 of each column (draws, columns), over the rows where its truth is known; nan without a
+    positive row. says, truth (n, columns); weights (draws, n)."""
+    hits = weights @ (says & (truth == 1))
+    said, positive = weights @ (says & np.isfinite(truth)), weights @ (truth == 1)
     return np.where(positive > 0, 2 * hits / np.maximum(said + positive, 1e-12), np.nan)
 
 
-def _absorption(scored: _Scored, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _absorption(
+    scored: _Scored, pairs: Sequence[tuple[int, int]], names: Sequence[str], weights: np.ndarray
+) -> dict[str, Any]:
     """Share of the rows with the child (and so the parent) on which the parent's latent is silent
     while the child's fires; beside it the parent's misses where there is no child to absorb it."""
-    rates, misses, n = [], [], 0
+    used, taken, misses, n = [], [], [], 0
     for parent, child in pairs:
         there, own = scored.present[:, parent] == 1, scored.present[:, child] == 1
         with_child, alone = there & own, there & ~own
         if not with_child.any() or not alone.any() or scored.own[parent] < 0:
             continue
         silent = ~scored.own_says[:, parent]
-        rates.append((silent & scored.own_says[:, child])[with_child].mean())
+        used.append(f"{names[parent]} > {names[child]}")
+        taken.append((silent & scored.own_says[:, child] & with_child, with_child))
         misses.append(silent[alone].mean())
         n += int(with_child.sum())
+    if not used:
+        return figure(None, 0, pairs=used)
+
+    def share(w: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.mean([(w @ absorbed) / (w @ of) for absorbed, of in taken], axis=0)
+
     return figure(
-        float(np.mean(rates)) if rates else None, n,
-        control=float(np.mean(misses)) if misses else None,
-        control_is="parent's latent silent without the child", pairs=len(rates),
+        share(np.ones((1, len(scored.present))))[0], n, percentile_interval(share(weights)),
+        control=float(np.mean(misses)), control_is="parent's latent silent without the child", pairs=used,
     )
+
+
+def implied_pairs(truth: np.ndarray) -> list[tuple[int, int]]:
+    """The hierarchy that labels (n, m) of 1, 0, nan = unknown have of themselves: (parent, child) where
+    no row has the child without its parent, and that is no accident: with the parent's frequency p and n
+    rows with the child pⁿ is below 1e-6. A child's own twin (always together) is no hierarchy."""
+    found = []
+    for parent in range(truth.shape[1]):
+        for child in range(truth.shape[1]):
+            known = np.isfinite(truth[:, parent]) & np.isfinite(truth[:, child])
+            has, own = truth[known, parent] > 0, truth[known, child] > 0
+            if parent == child or (own & ~has).any() or (has & ~own).sum() < MIN_POSITIVE:
+                continue
+            if own.sum() * np.log(max(has.mean(), 1e-300)) < np.log(1e-6):
+                found.append((parent, child))
+    return found
 
 
 def _shuffle(groups: np.ndarray, choose: np.ndarray, seed: int) -> np.ndarray:

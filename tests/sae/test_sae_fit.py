@@ -17,6 +17,7 @@ from dermaudit.sae.fit import memorising
 from dermaudit.sae.model import WEIGHTS, load_sae
 
 SHORT = ("--d-sae", "16", "--k", "3", "--samples", "20000", "--set", "lr=5e-3", "--set", "batch=128")
+ALONE = ("--seeds", "0", "--no-metrics")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def bad_run(tmp_path_factory):
 
 
 def test_fit__writes_sae_codes_metrics_and_log(main, run):
-    done = main("fit", "--run", run, *SHORT, "--json")
+    done = main("fit", "--run", run, *SHORT, *ALONE, "--json")
     assert done.rc == 0, done.stderr
     assert not (run / ".training").exists()
     for site, tokens in ((POOLED, 1), (PATCHES, TOKENS)):
@@ -61,9 +62,9 @@ def test_fit__writes_sae_codes_metrics_and_log(main, run):
     # Nothing to do a second time; --force does it again, to the same bytes.
     before = sha256_file(run / "sae" / POOLED / WEIGHTS)
     log = (run / "log.jsonl").read_text()
-    assert main("fit", "--run", run, *SHORT, "--json").json()["sae"] == done.json()["sae"]
+    assert main("fit", "--run", run, *SHORT, *ALONE, "--json").json()["sae"] == done.json()["sae"]
     assert (run / "log.jsonl").read_text().count('"stage"') == log.count('"stage"')
-    assert main("fit", "--run", run, *SHORT, "--force").rc == 0
+    assert main("fit", "--run", run, *SHORT, *ALONE, "--force").rc == 0
     assert sha256_file(run / "sae" / POOLED / WEIGHTS) == before
 
 
@@ -87,13 +88,13 @@ def test_sweep__is_measured_on_val_and_leaves_the_run_alone(main, run):
         assert load_sae(run / "sweep" / POOLED / one["name"]).d_sae == one["d_sae"]
         assert one["name"] in done.stderr
     # One of them alone is the same SAE.
-    assert main("fit", "--run", run, *SHORT).rc == 0
+    assert main("fit", "--run", run, *SHORT, *ALONE).rc == 0
     same = [run / part / POOLED for part in ("sae", "sweep")]
     assert sha256_file(same[0] / WEIGHTS) == sha256_file(same[1] / names[3] / WEIGHTS)
 
 
 def test_seeds__the_first_is_the_run_s_and_the_others_say_what_is_stable(main, run):
-    done = main("fit", "--run", run, *SHORT, "--seeds", "3,1,2", "--json")
+    done = main("fit", "--run", run, *SHORT, "--seeds", "3,1,2", "--no-metrics", "--json")
     assert done.rc == 0, done.stderr
     said = done.json()["sae"][POOLED]
     assert said["seed"] == 3 and said["stability"]["against"] == ["seed 1", "seed 2"]
@@ -107,10 +108,32 @@ def test_seeds__the_first_is_the_run_s_and_the_others_say_what_is_stable(main, r
     assert len(weights) == 3
 
 
+def test_defaults__three_seeds_and_every_figure(main, run):
+    alone = main("fit", "--run", run, *SHORT, *ALONE)
+    assert alone.rc == 0, alone.stderr
+    record = open_run(run).meta["stages"][f"fit:{POOLED}"]
+    done = main("fit", "--run", run, *SHORT, "--json")
+    assert done.rc == 0, done.stderr
+    # The run's own SAE is the same one: nothing that stands on it is stale.
+    assert open_run(run).meta["stages"][f"fit:{POOLED}"] == record
+    said, measured = done.json()["sae"][PATCHES], done.json()["measured"][PATCHES]
+    assert said["stability"]["against"] == ["seed 1", "seed 2"] == measured["stability"]["against"]
+    assert measured["reconstruction"]["fvu"]["value"] == pytest.approx(said["fvu"])
+    assert measured["monosemanticity"]["lift"]["n"] == 40  # one image a group
+    for line in ("FVU (around the mean)", "… above chance", "latents shared", "latents by the share of rows"):
+        assert line in done.stderr
+    written = json.loads((run / "sae" / PATCHES / "measured.json").read_text())
+    assert len(written["stability"]["per_latent"]["stable"]) == 16
+    # Fitted anew, the old comparison is not shown.
+    again = main("fit", "--run", run, *SHORT, "--set", "clip=2", "--seeds", "0", "--json")
+    assert again.rc == 0 and "no stability: the other seeds are of an earlier fit" in again.stderr
+    assert again.json()["measured"][PATCHES]["stability"].keys() == {"why"}
+
+
 @pytest.mark.parametrize("arch", ["topk", "matryoshka", "jumprelu", "relu_l1"])
 def test_architectures__by_flag(main, run, arch):
     flags = [flag for flag in SHORT if arch != "relu_l1" or flag not in ("--k", "3")]
-    done = main("fit", "--run", run, *flags, "--arch", arch, "--json")
+    done = main("fit", "--run", run, *flags, *ALONE, "--arch", arch, "--json")
     assert done.rc == 0, done.stderr
     assert done.json()["sae"][PATCHES]["architecture"] == arch
     assert load_sae(run / "sae" / POOLED).metadata["training_architecture"] == arch
@@ -118,13 +141,13 @@ def test_architectures__by_flag(main, run, arch):
 
 def test_killed_and_resumed__the_same_bytes(cli, main, run, tmp_path):
     shutil.copytree(run, tmp_path / "whole")
-    assert main("fit", "--run", tmp_path / "whole", *SHORT).rc == 0
-    killed = cli("fit", "--run", run, *SHORT, env={"DERMAUDIT_FAILPOINT": "fit:3"}, timeout=600)
+    assert main("fit", "--run", tmp_path / "whole", *SHORT, *ALONE).rc == 0
+    killed = cli("fit", "--run", run, *SHORT, *ALONE, env={"DERMAUDIT_FAILPOINT": "fit:3"}, timeout=600)
     assert killed.rc == 137 and not (run / "sae" / POOLED / WEIGHTS).exists()
-    other = main("fit", "--run", run, *SHORT, "--set", "clip=2", "--resume", "--json")
+    other = main("fit", "--run", run, *SHORT, *ALONE, "--set", "clip=2", "--resume", "--json")
     assert other.rc == 2
     assert "another fit: clip was 1.0, is 2.0" in other.json()["error"]["message"]
-    done = main("fit", "--run", run, *SHORT, "--resume")
+    done = main("fit", "--run", run, *SHORT, *ALONE, "--resume")
     assert done.rc == 0 and "going on after step" in done.stderr
     for name in (WEIGHTS, "cfg.json", "metrics.json", "training.jsonl"):
         one, other = (place / "sae" / POOLED / name for place in (run, tmp_path / "whole"))
@@ -159,11 +182,11 @@ def test_bad_input__in_one_sentence(main, made, flags, said):
 
 def test_bad_rows__named_by_image(main, bad_run, tmp_path):
     shutil.copytree(bad_run, tmp_path / "run")
-    fatal = main("fit", "--run", tmp_path / "run", *SHORT, "--bad-rows", "fatal", "--json")
+    fatal = main("fit", "--run", tmp_path / "run", *SHORT, *ALONE, "--bad-rows", "fatal", "--json")
     assert fatal.rc == 2
     message = fatal.json()["error"]["message"]
     assert "2 of 420 rows at visual.pooled are not finite (2 images: ISIC_4, ISIC_31)" in message
-    done = main("fit", "--run", tmp_path / "run", *SHORT, "--json")
+    done = main("fit", "--run", tmp_path / "run", *SHORT, *ALONE, "--json")
     assert done.rc == 0 and "ISIC_31): left out" in done.stderr
     said = done.json()["sae"][POOLED]
     assert said["n_train"] == 418 and said["n_not_finite"] == 2
@@ -179,7 +202,7 @@ def test_store__cut_off(main, run):
 
 
 def test_too_few_rows__warns_what_will_go_wrong(main, run):
-    done = main("fit", "--run", run, "--d-sae", "500", "--k", "3", "--samples", "1000", "--json")
+    done = main("fit", "--run", run, "--d-sae", "500", "--k", "3", "--samples", "1000", *ALONE, "--json")
     assert done.rc == 0
     assert "500 latents are fitted on 420 rows (fewer rows than latents" in done.stderr
     assert "--d-sae 21 or fewer" in done.stderr
@@ -189,7 +212,8 @@ def test_too_few_rows__warns_what_will_go_wrong(main, run):
 
 def test_preset__the_published_recipe_at_this_width(main, run):
     done = main(
-        "fit", "--run", run, "--preset", "dermfm-zero", "--epochs", "2", "--d-sae", "32", "--json"
+        "fit", "--run", run, "--preset", "dermfm-zero", "--epochs", "2", "--d-sae", "32", *ALONE,
+        "--json",
     )
     assert done.rc == 0, done.stderr
     said = done.json()["sae"][POOLED]

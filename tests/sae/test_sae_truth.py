@@ -13,7 +13,7 @@ from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.sae.metrics import synthetic_rows, truth_report
 from dermaudit.sae.metrics.baselines import floor_codes, oracle_codes, probe_codes, truth_ladder
 from dermaudit.sae.metrics.dictionary import decoder_report, detector_report
-from dermaudit.sae.metrics.truth import _shuffle, best_f1, correlations, halves
+from dermaudit.sae.metrics.truth import _shuffle, best_f1, correlations, halves, implied_pairs
 
 
 def names(m: int) -> list[str]:
@@ -149,7 +149,47 @@ def test_absorption__the_parent_is_silent_where_the_child_speaks():
         csr_matrix(dense), data.factors, data.groups, names=names(12), hierarchy=hierarchy, n_draws=0
     )
     assert absorbed["absorption"]["value"] == pytest.approx(0.5)  # of two pairs, one
-    assert absorbed["absorption"]["control"] == 0.0 and absorbed["absorption"]["pairs"] == 2
+    assert absorbed["absorption"]["control"] == 0.0 and absorbed["absorption"]["pairs"] == ["f0 > f10", "f1 > f11"]
+
+
+def test_implied_pairs__a_child_never_without_its_parent_and_no_accident():
+    rng = np.random.default_rng(0)
+    parent = (rng.random(600) < 0.4).astype(float)
+    child = parent * (rng.random(600) < 0.3)
+    common = (np.arange(600) != 599).astype(float)  # there almost always: the rest imply it by accident
+    rare = np.zeros(600)
+    rare[np.flatnonzero(child)[:5]] = 1  # five rows say nothing
+    truth = np.stack([parent, child, common, rare, parent], axis=1)
+    assert implied_pairs(truth[:, :4]) == [(0, 1)]
+    # A twin is no hierarchy; both twins are parents of the child.
+    assert implied_pairs(truth) == [(0, 1), (4, 1)]
+    broken = truth[:, :2].copy()
+    broken[np.flatnonzero(child)[0], 0] = 0
+    assert implied_pairs(broken) == []
+    broken[np.flatnonzero(child)[0], 0] = np.nan  # unknown is not absent
+    assert implied_pairs(broken) == [(0, 1)]
+
+
+def test_intervals__bootstrap_the_very_figure():
+    """Each figure's interval holds it, and the draws are those of an independent computation."""
+    data, codes = exact(600, children=2)
+    noisy = codes.toarray() + (np.random.default_rng(1).random(codes.shape) < 0.05)
+    report = truth_report(
+        csr_matrix(noisy), data.factors, data.groups, names=names(12), hierarchy=data.hierarchy, n_draws=200
+    )
+    for name in ("matched_f1", "one_to_one_f1", "mcc", "splitting", "absorption"):
+        one = report[name]
+        assert one["low"] <= one["value"] <= one["high"], name
+    assert report["mcc"]["high"] - report["mcc"]["low"] < 0.2
+    # With weights 1 the matched correlations are numpy's, factor by factor.
+    held = ~halves(data.groups, 0)
+    for j, name in enumerate(names(12)):
+        row = report["per_factor"][name]
+        all_of_them = [
+            abs(np.corrcoef(noisy[held, k], data.factors[held, j])[0, 1]) for k in range(noisy.shape[1])
+            if noisy[held, k].std() > 0
+        ]
+        assert min(abs(row["correlation"] - other) for other in all_of_them) < 1e-5
 
 
 def test_rare_factors__are_left_out_by_name_and_unknown_is_not_absent():

@@ -61,8 +61,10 @@ def test_verb__under_torchrun_writes_one_run(run_python, main, tmp_path):
     assert done.rc == 0, done.stderr[-3000:]
     assert done.stderr.count("going on after step") == 1  # one process speaks for both
     two = json.loads((run / "sae" / POOLED / "metrics.json").read_text())
-    assert json.loads((run / "run.json").read_text())["stages"].keys() == {"images", "embed", f"fit:{POOLED}"}
+    assert json.loads((run / "run.json").read_text())["stages"].keys() == {
+        "images", "embed", *(f"{stage}:{POOLED}" for stage in ("fit", "seeds", "measure"))
+    }
     again = run_python(*verb, timeout=600)
     assert again.rc == 0 and "SAE" not in again.stderr.split("sparse autoencoders")[0]
-    one = main("fit", "--run", write_run(tmp_path / "one").path, *flags, "--json").json()["sae"][POOLED]
+    one = main("fit", "--run", write_run(tmp_path / "one").path, *flags, "--seeds", "0", "--json").json()["sae"][POOLED]
     assert two["steps"] == one["steps"] and two["fvu"] == pytest.approx(one["fvu"], abs=1e-3)

@@ -1,0 +1,284 @@
+"""Every figure of a run's SAEs on its test images: what there is data for, one stage a site.
+
+`fit` and `sae measure` print it. What it needs of the run are the stored activations, the codes, the
+labels, and the run's model, whose zero-shot classifier is asked where the labels are known classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
+from dermaudit.files import read_json, sha256_file, write_json
+from dermaudit.rundir import Run
+
+from .codes import Codes
+from .embed_shard import POOLED
+from .loader import Chosen
+from .metrics.measured import FORMAT_VERSION, TRAIN_ROWS, Images, measure, metrics_table, summary
+from .model import load_sae
+from .store import ActivationStore
+
+IMAGES = 50_000  # of a split at most, for what needs a code and an embedding of each in memory
+
+
+def measure_run(
+    run: Run,
+    sites: Sequence[str],
+    *,
+    against: Sequence[Path] = (),
+    embeddings_of: str | None = None,
+    zero_shot: bool = True,
+    draws: int = 1000,
+    seed: int = 0,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Measure the SAEs of `sites`, print a table of each, write sae/<site>/measured.json, and return
+    {site: its summary}. `against`: folders of other SAEs of the same site, or runs; without, latents are
+    compared with the other seeds of the run, if it has some. `embeddings_of`: see `sae measure`.
+
+    Errors: those of the files it reads; EvidenceError without test images. A model that cannot be
+    opened costs the zero-shot figures alone.
+    """
+    import torch
+
+    data = _RunImages(run)
+    tower = why_not = None
+    if zero_shot and POOLED in sites and data.zero_shot_labels():
+        tower, why_not = _tower(run)
+    judge = _Judge(embeddings_of) if embeddings_of else None
+    options = {
+        "against": _digests(against, sites), "embeddings_of": judge.tower.fingerprint if judge else None,
+        "zero_shot": tower is not None, "draws": draws, "seed": seed,
+        "threads": torch.get_num_threads(), "format": FORMAT_VERSION,
+    }
+    found: dict[str, Any] = {}
+    for site in sites:
+
+        def make(site: str = site) -> tuple[list[Path], dict[str, Any]]:
+            measured = _measure_site(run, site, data, tower, judge, against, draws, seed)
+            if why_not and site == POOLED:
+                measured["zero_shot"] = {"why": why_not}
+            path = run.file("sae", site, "measured.json")
+            write_json(path, measured)
+            return [path], summary(measured)
+
+        run.stage(
+            f"measure:{site}", {"site": site, **options}, make,
+            upstream=["embed", f"fit:{site}", f"seeds:{site}"], force=force,
+        )
+        measured = read_json(run.file("sae", site, "measured.json"), "measured figures")
+        metrics_table(measured, f"{site}: held-out test images")
+        found[site] = summary(measured)
+    return found
+
+
+class _RunImages:
+    """The table of a run: splits, groups, labels, and what is known of each image."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.table = pq.read_table(run.file("images.parquet"))
+        n = self.table.num_rows
+
+        def words(name: str) -> np.ndarray:
+            values = self.table[name].to_pylist() if name in self.table.column_names else [""] * n
+            return np.array(["" if v is None else str(v) for v in values], dtype=object)
+
+        self.splits, self.groups, self.labels = words("split"), words("group"), words("label")
+        if not (self.groups != "").any():
+            self.groups = np.arange(n).astype(str)
+
+    def truth(self) -> dict[str, np.ndarray]:
+        """`artifact:*` and `concept:*` columns (.5 and up is present, blank is unknown), then each
+        label against the others: {name: (n,) of 1, 0, nan}."""
+        found: dict[str, np.ndarray] = {}
+        for column in self.table.column_names:
+            kind, _, name = column.partition(":")
+            if kind in ("artifact", "concept") and name:
+                raw = self.table[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
+                found[name] = np.where(np.isfinite(raw), (raw >= 0.5).astype(float), np.nan)
+        for label in sorted(set(self.labels) - {""}):
+            if label not in found:
+                known = self.labels != ""
+                found[label] = np.where(known, (self.labels == label).astype(float), np.nan)
+        return found
+
+    def zero_shot_labels(self) -> bool:
+        """Whether the labels are codes that the toolkit knows names for."""
+        from dermaudit.towers.prompts import ham_classes
+
+        known = set(self.labels) - {""}
+        return len(known) > 1 and known <= set(ham_classes())
+
+    def of(self, images: np.ndarray, codes: Any, pooled: np.ndarray | None) -> Images:
+        """The images of these row numbers; `codes` and `pooled` are theirs already."""
+        truth = {name: values[images] for name, values in self.truth().items()}
+        return Images(codes, self.groups[images], truth, pooled)
+
+
+def _measure_site(
+    run: Run, site: str, data: _RunImages, tower: Any, judge: _Judge | None, against: Sequence[Path],
+    draws: int, seed: int,
+) -> dict[str, Any]:
+    sae = load_sae(run.file("sae", site))
+    rows = ActivationStore.open(run.file("embeddings", site), check=True).rows()
+    is_test, is_train = (data.splits == split for split in ("test", "train"))
+    test_rows = rows.of_images(is_test)
+    if not len(test_rows):
+        raise EvidenceError(
+            f"the run {run.path} has no test images to measure on", "give more images, or a split column",
+            {"test": 0},
+        )
+    images_of_rows = rows.image_rows[test_rows // rows.tokens]
+    codes = Codes(run.file("codes", site)).csr()
+    # The codes stand in the order of the table, rows in that of the store.
+    stored = np.sort(rows.image_rows)
+    test, train = (_some(np.flatnonzero(mask[stored]), IMAGES, [seed, 9]) for mask in (is_test, is_train))
+    pooled = _pooled(run, stored[test])
+    beside = site == POOLED  # probes of embeddings stand beside codes of embeddings
+    embeddings = pooled if judge is None else judge.embed(run, stored[test])
+    classifier = None
+    if tower is not None and site == POOLED:
+        from dermaudit.towers import ZeroShot
+        from dermaudit.towers.prompts import ham_classes
+
+        used = set(data.labels) - {""}
+        classifier = ZeroShot(tower, {k: v for k, v in ham_classes().items() if k in used})
+    of_train = _some(rows.of_images(is_train), TRAIN_ROWS, [seed, 8])
+    measured = measure(
+        sae, Chosen(rows, test_rows), data.groups[images_of_rows],
+        train=rows.take(of_train) if len(of_train) else None,
+        images=data.of(stored[test], codes[test], pooled if beside else None),
+        fitted=data.of(stored[train], codes[train], _pooled(run, stored[train]) if beside else None),
+        embeddings=embeddings,
+        same_model=judge is None,
+        others=[_load_other(folder, site) for folder in against],
+        names=[run.path.name, *(folder.name for folder in against)],
+        classifier=classifier,
+        labels=[label or None for label in data.labels[images_of_rows]] if classifier else None,
+        n_draws=draws,
+        seed=seed,
+    )
+    if not against and (report := _over_seeds(run, site)):
+        measured["stability"] = report
+    return measured
+
+
+def _over_seeds(run: Run, site: str) -> dict[str, Any] | None:
+    """How the run's SAE compares with its other seeds, or why not; None where there never were any."""
+    stage, path = f"seeds:{site}", run.file("sae", site, "stability.json")
+    if stage not in run.meta["stages"]:
+        return None
+    try:
+        run.require(stage, "fit")
+    except StaleArtifactError:
+        return {"why": "the other seeds are of an earlier fit: give fit --seeds again"}
+    return read_json(path, "stability over seeds")
+
+
+def _some(index: np.ndarray, most: int, seed: Sequence[int]) -> np.ndarray:
+    """At most `most` of some numbers, drawn at random, in order."""
+    if len(index) <= most:
+        return index
+    return np.sort(np.random.default_rng(seed).choice(index, most, replace=False))
+
+
+def _pooled(run: Run, images: np.ndarray) -> np.ndarray | None:
+    """The pooled embeddings (n, d) of the images with these row numbers, nan where none is stored; None
+    without the site."""
+    folder = run.file("embeddings", POOLED)
+    if not (folder / "store.json").is_file():
+        return None
+    rows = ActivationStore.open(folder, check=True).rows()
+    place = np.full(max(rows.image_rows.max(initial=-1), images.max(initial=-1)) + 1, -1)
+    place[rows.image_rows] = np.arange(rows.n)
+    found = place[images]
+    out = np.full((len(images), rows.d), np.nan, np.float32)
+    out[found >= 0] = rows.take(found[found >= 0])
+    return out
+
+
+def _load_other(folder: Path, site: str) -> Any:
+    inner = folder / "sae" / site if (folder / "run.json").is_file() else folder
+    other = load_sae(inner)
+    if other.hook_name and other.hook_name != site:
+        raise ForeignArtifactError(
+            f"--against {inner} is an SAE of {other.hook_name}, not of {site}",
+            f"name one of {site}, or measure --site {other.hook_name}",
+        )
+    return other
+
+
+def _digests(against: Sequence[Path], sites: Sequence[str]) -> list[str]:
+    """What the SAEs compared with hold, so that figures are made again when one was fitted again."""
+    found = []
+    for folder in against:
+        run = (folder / "run.json").is_file()
+        for inner in [folder / "sae" / site for site in sites] if run else [folder]:
+            weights = inner / "sae_weights.safetensors"
+            if not weights.is_file():
+                raise UserInputError(
+                    f"there is no sparse autoencoder at --against {inner}",
+                    "give the folder with cfg.json and sae_weights.safetensors, or a run that was fitted",
+                )
+            found.append(sha256_file(weights))
+    return found
+
+
+def _tower(run: Run) -> tuple[Any, str | None]:
+    """(the run's model, None), or (None, why it cannot be had)."""
+    from dermaudit.towers import load_model
+
+    try:
+        tower = load_model(run.meta["model"]["name"])
+        run.check_model(tower.fingerprint)
+    except (UserInputError, ForeignArtifactError) as error:
+        return None, error.message
+    return tower, None
+
+
+class _Judge:
+    """An independent model, and its pooled embeddings of a run's images, made once for all sites."""
+
+    def __init__(self, name: str) -> None:
+        from dermaudit.towers import load_model
+
+        self.tower = load_model(name)
+        self._made: dict[bytes, np.ndarray] = {}
+
+    def embed(self, run: Run, rows: np.ndarray) -> np.ndarray:
+        """(n, d) of the images with these row numbers, in the model's own preprocessing.
+
+        Errors: UserInputError naming an image that is not where the run says.
+        """
+        key = rows.tobytes()
+        if key not in self._made:
+            self._made[key] = self._embed(run, rows)
+        return self._made[key]
+
+    def _embed(self, run: Run, rows: np.ndarray) -> np.ndarray:
+        from dermaudit.console import track
+        from dermaudit.data import BadImage, read_image
+
+        from .embed import images_of_run
+        from .embed_shard import activations
+
+        paths = images_of_run(run).paths
+        parts = []
+        for start in track(range(0, len(rows), 64), "embed by the independent model"):
+            try:
+                pixels = [read_image(Path(paths[row])) for row in rows[start : start + 64]]
+            except BadImage as error:
+                raise UserInputError(
+                    f"--embeddings-of needs the run's images: {error.message}",
+                    "start where the run was made (its images are named from there), or leave the flag out",
+                ) from error
+            parts.append(activations(self.tower, pixels, [POOLED])[POOLED])
+        return np.concatenate(parts)
