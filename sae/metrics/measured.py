@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..model import LinearSAE
     from ..rows import Rows
 
-FORMAT_VERSION = 2  # 1 had no absorption, and no interval of MCC and splitting
+FORMAT_VERSION = 2  # 1 had no absorption, and no interval of MCC, splitting and the mean of probes
 TRAIN_ROWS = 20_000  # train rows at most, for the control of FVU
 _STABILITY_ROWS = 50_000  # held-out rows at most, for codes of several SAEs
 _ZERO_SHOT_ROWS = 50_000
@@ -119,7 +119,7 @@ def measure(
     if images is not None and fitted is not None and images.truth:
         part("probes", lambda: probe_report(
             fitted.codes, fitted.truth, fitted.groups, images.codes, images.truth, images.groups,
-            train_x=fitted.x, test_x=images.x, n_draws=n_draws, seed=seed,
+            train_x=fitted.x, test_x=images.x, n_draws=few_draws, seed=seed,
         ))
         part("truth", lambda: _truth(sae, images, fitted, few_draws, seed))
     return found

@@ -16,9 +16,9 @@ import numpy as np
 
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import fit_probe, probe_score
-from dermaudit.stats import MIN_CELL, auroc, auroc_interval
+from dermaudit.stats import MIN_CELL, auroc, auroc_draws, percentile_interval
 
-from .figure import figure, number
+from .figure import bunches, draws, figure, number
 
 KS = (1, 2, 5)
 MIN_CLASS = 10  # positives and negatives on the train and on the test rows
@@ -68,7 +68,8 @@ def probe_report(
     n_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """{label: {"k=1": figure, …, "coordinates k=1", "whole embedding"}} and `mean` over labels.
+    """{label: {"k=1": figure, …, "coordinates k=1", "whole embedding"}} and `mean` over labels, with the
+    interval of the mean: every label sees the same draws of groups.
 
     codes csr (n, h) ≥ 0; truth {label: (n,) of 1, 0, nan = unknown}; groups (n,); x (n, d) the
     embeddings. Each "k=…" figure: AUROC on test, interval over its groups, control = the mean over
@@ -77,7 +78,10 @@ def probe_report(
     """
     train_groups, test_groups = np.asarray(train_groups), np.asarray(test_groups)
     train_codes, test_codes = train_codes.tocsr(), test_codes.tocsr()
+    member = bunches(test_groups)
+    weights = draws(int(member.max(initial=-1)) + 1, n_draws, seed)[:, member]
     found: dict[str, Any] = {}
+    drawn: dict[str, list[np.ndarray]] = {}
     for label, values in train_truth.items():
         fit, seen = (np.flatnonzero(np.isfinite(t)) for t in (values, test_truth[label]))
         y, truth = values[fit], test_truth[label][seen]
@@ -86,7 +90,7 @@ def probe_report(
             found[label] = {"why": short, "n": len(seen), "n_positive": int(truth.sum())}
             continue
         rng = np.random.default_rng([seed, 6])
-        problem = _Problem(y, train_groups[fit], truth, test_groups[seen], n_draws, seed)
+        problem = _Problem(y, train_groups[fit], truth, weights[:, seen], seed, drawn)
         entry: dict[str, Any] = {"n": len(seen), "n_positive": int(truth.sum())}
         a, b = train_codes[fit], test_codes[seen]
         shuffled = [rng.permutation(y) for _ in range(n_shuffles)]
@@ -94,18 +98,17 @@ def probe_report(
         chosen = best_columns(a, y, max(ks))
         for k in ks:
             control = [
-                problem.score(a, b, columns[:k], other)[0]
+                problem.score(a, b, columns[:k], other)
                 for columns, other in zip(by_chance, shuffled, strict=True)
             ]
-            value, interval = problem.score(a, b, chosen[:k], intervals=True)
-            entry[f"k={k}"] = figure(
-                value, len(seen), interval, control=float(np.mean(control)) if control else None,
+            entry[f"k={k}"] = problem.figure(
+                f"k={k}", a, b, chosen[:k], control=float(np.mean(control)) if control else None,
                 control_is="shuffled train labels", latents=chosen[:k].tolist(),
             )
         if train_x is not None and test_x is not None:
             entry |= _of_embedding(problem, train_x[fit], test_x[seen], ks)
         found[label] = entry
-    return {"mean": _mean(found, ks), "labels": found}
+    return {"mean": _mean(found, drawn, ks), "labels": found}
 
 
 def too_few(truth: np.ndarray, split: str) -> str | None:
@@ -117,31 +120,37 @@ def too_few(truth: np.ndarray, split: str) -> str | None:
 
 
 class _Problem:
-    """One label: fit a head on some columns of the train rows, score it on the test rows."""
+    """One label: fit a head on some columns of the train rows, score it on the test rows. `weights`
+    (draws, n) of the test rows; `drawn` {name: [(draws,) of each label]} is added to."""
 
     def __init__(
-        self, y: np.ndarray, groups: np.ndarray, truth: np.ndarray, test_groups: np.ndarray,
-        n_draws: int, seed: int,
+        self, y: np.ndarray, groups: np.ndarray, truth: np.ndarray, weights: np.ndarray, seed: int,
+        drawn: dict[str, list[np.ndarray]],
     ) -> None:
-        self.y, self.groups, self.truth, self.test_groups = y, groups, truth, test_groups
-        self.n_draws, self.seed = n_draws, seed
+        self.y, self.groups, self.truth, self.weights = y, groups, truth, weights
+        self.seed, self.drawn = seed, drawn
 
-    def score(
-        self, a: Any, b: Any, columns: np.ndarray | None, y: np.ndarray | None = None,
-        intervals: bool = False,
-    ) -> tuple[float, tuple[float, float] | None]:
-        y = self.y if y is None else y
+    def score(self, a: Any, b: Any, columns: np.ndarray | None, y: np.ndarray) -> float:
+        """AUROC of a head fitted with the labels y; nan where they are too few to fit."""
+        scores = self._scores(a, b, columns, y)
+        return float("nan") if scores is None else auroc(self.truth, scores)
+
+    def figure(
+        self, name: str, a: Any, b: Any, columns: np.ndarray | None, **more: Any
+    ) -> dict[str, Any]:
+        scores = self._scores(a, b, columns, self.y)
+        if scores is None:
+            return figure(None, len(self.truth), **more)
+        values = auroc_draws(self.truth, scores, self.weights)
+        self.drawn.setdefault(name, []).append(values)
+        return figure(auroc(self.truth, scores), len(self.truth), percentile_interval(values), **more)
+
+    def _scores(self, a: Any, b: Any, columns: np.ndarray | None, y: np.ndarray) -> np.ndarray | None:
         fit, seen = (_dense(table, columns) for table in (a, b))
         try:
-            score = _score(fit, y, self.groups, seen, self.seed)
+            return _score(fit, y, self.groups, seen, self.seed)
         except EvidenceError:
-            return float("nan"), None
-        value = auroc(self.truth, score)
-        if not intervals or not self.n_draws:
-            return value, None
-        return value, auroc_interval(
-            self.truth, score, self.test_groups, n_draws=self.n_draws, seed=self.seed
-        )
+            return None
 
 
 def _score(fit: np.ndarray, y: np.ndarray, groups: np.ndarray, seen: np.ndarray, seed: int) -> np.ndarray:
@@ -171,16 +180,16 @@ def _of_embedding(
 
     distance = np.abs(auroc_many(problem.y, a) - 0.5)
     order = np.argsort(-np.nan_to_num(distance), kind="stable")
-    found = {}
-    for k in ks:
-        value, interval = problem.score(a, b, order[:k], intervals=True)
-        found[f"coordinates k={k}"] = figure(value, len(b), interval)
-    value, interval = problem.score(a, b, None, intervals=True)
-    found["whole embedding"] = figure(value, len(b), interval)
+    found = {
+        name: problem.figure(name, a, b, order[:k]) for name, k in ((f"coordinates k={k}", k) for k in ks)
+    }
+    found["whole embedding"] = problem.figure("whole embedding", a, b, None)
     return found
 
 
-def _mean(found: dict[str, Any], ks: Sequence[int]) -> dict[str, Any]:
+def _mean(
+    found: dict[str, Any], drawn: dict[str, list[np.ndarray]], ks: Sequence[int]
+) -> dict[str, Any]:
     """Means over the labels that could be probed; `n` counts them."""
     scored = [entry for entry in found.values() if "why" not in entry]
     out = {}
@@ -191,6 +200,8 @@ def _mean(found: dict[str, Any], ks: Sequence[int]) -> dict[str, Any]:
         if values:
             out[name] = figure(
                 float(np.mean(values)), len(values),
+                # A draw may leave a label without a positive: the mean is of the others.
+                percentile_interval(np.nanmean(np.stack(drawn[name]), axis=0)),
                 control=number(float(np.mean(controls))) if controls else None,
                 control_is="shuffled train labels" if controls else None,
             )
