@@ -30,7 +30,7 @@ def measure(
         bool, typer.Option(help="also what the zero-shot classifier keeps, where labels allow")
     ] = True,
     draws: Annotated[int, typer.Option(help="bootstrap draws over groups", min=20)] = 1000,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int | None, typer.Option(help="of every draw (default: the run's)")] = None,
     threads: Annotated[int, typer.Option(help="torch threads", min=1)] = 1,
     force: Annotated[bool, typer.Option(help="measure again")] = False,
 ) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def measure(
     torch.set_num_threads(threads)
     found = measure_run(
         target, sites, against=against or [], embeddings_of=embeddings_of, zero_shot=zero_shot, draws=draws,
-        seed=seed, force=force,
+        seed=int(target.meta.get("seed", 0)) if seed is None else seed, force=force,
     )
     return {"run": str(run), "sites": found}
 
