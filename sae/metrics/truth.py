@@ -1,8 +1,8 @@
 """Latents against factors whose truth is known (phantoms, synthetic rows): found, split, absorbed?
 
-The groups are cut in two halves. On one, for each factor, the latent and the threshold with the best
-F1 are chosen, and the one-to-one matchings; on the other they are scored. A latent must fire to say
-"present". Choosing among thousands of latents is rewarded by chance alone, so the same is done with
+The groups are cut in two halves, and each chooses for the other: for each factor the latent and the
+threshold with the best F1, and the one-to-one matchings; figures are means over the two. A latent must
+fire to say "present". Choosing among thousands of latents is rewarded by chance alone, so the same is done with
 the truth shuffled, whole groups at a time.
 """
 
@@ -93,13 +93,14 @@ def truth_report(
     """codes csr (n, h) ≥ 0; truth (n, m): above 0 is present (its size counts for `mcc` only), nan =
     unknown; groups (n,); hierarchy: (parent, child) factors, a child never without its parent.
 
-    Figures over factors, scored on the half of the groups that chose nothing, intervals by bootstrap
-    over its groups, control = the same with shuffled truth: `matched_f1` (best latent each),
-    `one_to_one_f1` and `mcc` (Hungarian, on F1 and |correlation|), `splitting` (mean number of
-    latents with F1 > .3), `distinct` (different latents among the best, over factors), `absorption`
-    with a hierarchy (parent there, its latent silent and the child's firing; control: parent's latent
-    silent where the parent comes without the child; `pairs` by name). `decoder` with W_dec and
-    dictionary. `per_factor` {name: …} and `left_out` {name: positives} with fewer than 10 in a half.
+    Figures over factors, scored on the half of the groups that did not choose, both ways round,
+    intervals by bootstrap over the groups (choices stay), control = the same with shuffled truth:
+    `matched_f1` (best latent each), `one_to_one_f1` and `mcc` (Hungarian, on F1 and |correlation|),
+    `splitting` (mean number of latents with F1 > .3), `distinct` (different latents among the best,
+    over factors), `absorption` with a hierarchy (parent there, its latent silent and the child's
+    firing; control: parent's latent silent where the parent comes without the child; `pairs` by name).
+    `decoder` with W_dec and dictionary. `per_factor` {name: …} and `left_out` {name: positives} with
+    fewer than 10 in a half.
     Errors: UserInputError for shapes; EvidenceError when no factor has enough.
     """
     truth = np.asarray(truth, dtype=np.float64)
@@ -122,50 +123,50 @@ def truth_report(
             {"factors": truth.shape[1], "n": len(truth)},
         )
     codes = codes.tocsr()
-    scored = _Scored(codes, truth[:, kept], present[:, kept], choose)
     shuffled = _shuffle(np.asarray(groups), choose, seed)
-    chance = _Scored(codes, truth[shuffled][:, kept], present[shuffled][:, kept], choose)
-
-    member = bunches(np.asarray(groups)[~choose])
+    ways, chance = (
+        [_Scored(codes, truth[rows][:, kept], present[rows][:, kept], half) for half in (choose, ~choose)]
+        for rows in (np.arange(len(truth)), shuffled)
+    )
+    member = bunches(np.asarray(groups))
     w = draws(int(member.max()) + 1, n_draws, seed)[:, member]
-    n = int((~choose).sum())
+    n = len(truth)
 
-    def over(
-        of: Callable[[np.ndarray], np.ndarray], chance_of: Callable[[np.ndarray], np.ndarray]
-    ) -> dict[str, Any]:
-        """A figure of `of(weights (draws, n)) -> (draws,)`, and its control."""
+    def over(of: Callable[[_Scored, np.ndarray], np.ndarray]) -> dict[str, Any]:
+        """The figure, and its control, of `of(way, weights (draws, its rows)) -> (draws,)`."""
+
+        def mean(ways: list[_Scored], weights: np.ndarray) -> np.ndarray:
+            return np.mean([of(way, weights[:, way.held]) for way in ways], axis=0)
+
         once = np.ones((1, n))
         return figure(
-            of(once)[0], n, percentile_interval(of(w)), control=chance_of(once)[0], control_is="shuffled truth"
+            mean(ways, once)[0], n, percentile_interval(mean(ways, w)), control=mean(chance, once)[0],
+            control_is="shuffled truth",
         )
 
     found: dict[str, Any] = {
-        "matched_f1": over(
-            lambda u: scored.mean_f1(scored.best_says, u), lambda u: chance.mean_f1(chance.best_says, u)
-        ),
-        "one_to_one_f1": over(
-            lambda u: scored.mean_f1(scored.own_says, u), lambda u: chance.mean_f1(chance.own_says, u)
-        ),
-        "mcc": over(lambda u: scored.correlation(u).mean(1), lambda u: chance.correlation(u).mean(1)),
-        "splitting": over(lambda u: scored.splitting(u).mean(1), lambda u: chance.splitting(u).mean(1)),
-        "distinct": figure(len(set(scored.best.tolist())) / len(kept), n),
+        "matched_f1": over(lambda way, u: way.mean_f1(way.best_says, u)),
+        "one_to_one_f1": over(lambda way, u: way.mean_f1(way.own_says, u)),
+        "mcc": over(lambda way, u: way.correlation(u).mean(1)),
+        "splitting": over(lambda way, u: way.splitting(u).mean(1)),
+        "distinct": figure(float(np.mean([len(set(way.best.tolist())) for way in ways])) / len(kept), n),
     }
     place = {factor: i for i, factor in enumerate(kept.tolist())}
     pairs = [(place[p], place[c]) for p, c in hierarchy if p in place and c in place]
     if pairs:
-        found["absorption"] = _absorption(scored, pairs, [names[j] for j in kept], w)
+        found["absorption"] = _absorption(ways, pairs, [names[j] for j in kept], w)
     if W_dec is not None and dictionary is not None:
         alive = codes.getnnz(axis=0) > 0
         found["decoder"] = {
             k: number(v) for k, v in decoder_report(W_dec, dictionary[kept], alive).items()
         }
-    found["per_factor"] = {names[j]: scored.row(i) for i, j in enumerate(kept.tolist())}
+    found["per_factor"] = {names[j]: _row(ways, i) for i, j in enumerate(kept.tolist())}
     found["left_out"] = left_out
     return found
 
 
 class _Scored:
-    """Choices made on one half (`choose`), held against the other."""
+    """Choices made on one half (`choose`), scored on the other (`held`)."""
 
     def __init__(self, codes: Any, truth: np.ndarray, present: np.ndarray, choose: np.ndarray) -> None:
         f1, threshold = best_f1(codes[choose], present[choose])
@@ -175,6 +176,7 @@ class _Scored:
         rows, columns = match(f1)
         own[rows] = columns
         self.own = own
+        self.held = ~choose
         held = codes[~choose]
         self._held = held.tocsc()
         self.present = present[~choose]
@@ -229,21 +231,33 @@ class _Scored:
         return np.nanmean(_f1(says, self.present, weights), axis=1)
 
     def row(self, j: int) -> dict[str, Any]:
+        """What factor j comes to."""
         known = np.isfinite(self.present[:, j])
         truth = self.present[known, j]
-        activation = self._held[:, [int(self.best[j])]].toarray().ravel()[known]
-        once = np.ones((1, len(self.present)))
+        once, column = np.ones((1, len(self.present))), self.present[:, [j]]
         return {
-            "latent": int(self.best[j]),
-            "f1": number(float(_f1(self.best_says[:, [j]], self.present[:, [j]], once)[0, 0])),
-            "one_to_one_latent": int(self.own[j]) if self.own[j] >= 0 else None,
-            "one_to_one_f1": number(float(_f1(self.own_says[:, [j]], self.present[:, [j]], once)[0, 0])),
-            "auroc": number(auroc(truth, activation)),
-            "correlation": number(float(self.correlation(once)[0, j])),
-            "splitting": int(self.splitting(once)[0, j]),
+            "f1": float(_f1(self.best_says[:, [j]], column, once)[0, 0]),
+            "one_to_one_f1": float(_f1(self.own_says[:, [j]], column, once)[0, 0]),
+            "auroc": auroc(truth, self._held[:, [int(self.best[j])]].toarray().ravel()[known]),
+            "correlation": float(self.correlation(once)[0, j]),
+            "splitting": float(self.splitting(once)[0, j]),
             "n": int(known.sum()),
             "n_positive": int(truth.sum()),
         }
+
+
+def _row(ways: list[_Scored], j: int) -> dict[str, Any]:
+    """One factor: which latents the two halves chose, the means of its scores, and its rows."""
+    rows = [way.row(j) for way in ways]
+    return {
+        "latents": [int(way.best[j]) for way in ways],
+        "one_to_one_latents": [int(way.own[j]) if way.own[j] >= 0 else None for way in ways],
+        **{
+            name: number(float(np.mean([row[name] for row in rows])))
+            for name in ("f1", "one_to_one_f1", "auroc", "correlation", "splitting")
+        },
+        **{name: sum(row[name] for row in rows) for name in ("n", "n_positive")},
+    }
 
 
 def _f1(says: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -255,31 +269,34 @@ def _f1(says: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _absorption(
-    scored: _Scored, pairs: Sequence[tuple[int, int]], names: Sequence[str], weights: np.ndarray
+    ways: list[_Scored], pairs: Sequence[tuple[int, int]], names: Sequence[str], weights: np.ndarray
 ) -> dict[str, Any]:
     """Share of the rows with the child (and so the parent) on which the parent's latent is silent
     while the child's fires; beside it the parent's misses where there is no child to absorb it."""
-    used, taken, misses, n = [], [], [], 0
-    for parent, child in pairs:
-        there, own = scored.present[:, parent] == 1, scored.present[:, child] == 1
-        with_child, alone = there & own, there & ~own
-        if not with_child.any() or not alone.any() or scored.own[parent] < 0:
-            continue
-        silent = ~scored.own_says[:, parent]
-        used.append(f"{names[parent]} > {names[child]}")
-        taken.append((silent & scored.own_says[:, child] & with_child, with_child))
-        misses.append(silent[alone].mean())
-        n += int(with_child.sum())
-    if not used:
-        return figure(None, 0, pairs=used)
+    used: dict[str, None] = {}
+    taken, misses, n = [], [], 0
+    for way in ways:
+        for parent, child in pairs:
+            there, own = way.present[:, parent] == 1, way.present[:, child] == 1
+            with_child, alone = there & own, there & ~own
+            if not with_child.any() or not alone.any() or way.own[parent] < 0:
+                continue
+            silent = ~way.own_says[:, parent]
+            used[f"{names[parent]} > {names[child]}"] = None
+            taken.append((way.held, silent & way.own_says[:, child] & with_child, with_child))
+            misses.append(silent[alone].mean())
+            n += int(with_child.sum())
+    if not taken:
+        return figure(None, 0, pairs=[])
 
     def share(w: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.mean([(w @ absorbed) / (w @ of) for absorbed, of in taken], axis=0)
+            return np.mean([(w[:, held] @ absorbed) / (w[:, held] @ of) for held, absorbed, of in taken], axis=0)
 
     return figure(
-        share(np.ones((1, len(scored.present))))[0], n, percentile_interval(share(weights)),
-        control=float(np.mean(misses)), control_is="parent's latent silent without the child", pairs=used,
+        share(np.ones((1, weights.shape[1])))[0], n, percentile_interval(share(weights)),
+        control=float(np.mean(misses)), control_is="parent's latent silent without the child",
+        pairs=list(used),
     )
 
 
