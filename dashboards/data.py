@@ -28,6 +28,7 @@ _VERBS = {
     "images": "embed",
     "embed": "embed",
     "fit": "fit",
+    "seeds": "fit",
     "annotate": "annotate",
     "name": "name",
     "compare": "compare",
@@ -76,6 +77,7 @@ class RunView:
         self._checked: set[str] = set()
         self._codes: dict[str, SiteCodes] = {}
         self._weights: dict[str, dict[str, np.ndarray]] = {}
+        self._stability: dict[str, dict[str, Any] | None] = {}
         self.memo: dict[str, Any] = {}  # what is dear to compute and asked for more than once
 
     @classmethod
@@ -238,6 +240,22 @@ class RunView:
 
     def sae_metrics(self, site: str) -> dict[str, Any]:
         return self._json(f"sae/{site}/metrics.json", f"fit:{site}")
+
+    def stability(self, site: str) -> dict[str, Any] | None:
+        """How the site's SAE compares with other seeds: `against`, and `per_latent` {`stable`, `agreement`}.
+        None where it was not measured, or no latent fires, or the SAE was fitted again since."""
+        if site not in self._stability:
+            try:
+                found = self._json(f"sae/{site}/stability.json", f"seeds:{site}")
+            except (EvidenceError, UserInputError):  # a stale one is a UserInputError too
+                found = {}
+            self._stability[site] = found if "per_latent" in found else None
+        return self._stability[site]
+
+    def stable(self, site: str, latent: int) -> bool | None:
+        """Whether every other seed has a latent like it; None where that is not known."""
+        report = self.stability(site)
+        return None if report is None else report["per_latent"]["stable"][latent]
 
     @cached_property
     def suppressions(self) -> list[str]:

@@ -35,7 +35,11 @@ def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[dict[
         )
         if text.strip().lower() not in words.lower():
             continue
-        kept.append({**row, "best_for": label["concept"] if label else None})
+        kept.append({
+            **row,
+            "best_for": label["concept"] if label else None,
+            "stable": view.stable(row["site"], row["latent"]),
+        })
     return sorted(
         kept,
         key=lambda r: (
@@ -66,6 +70,7 @@ def concept_table(rows: list[dict[str, Any]]) -> Table:
             "q",
             "frequency",
             "fires on",
+            "over seeds",
             "best labelled",
             "its AUPRC",
             "chosen for",
@@ -81,6 +86,7 @@ def concept_table(rows: list[dict[str, Any]]) -> Table:
                 r["q"],
                 r["frequency"],
                 r["n_active"],
+                r.get("stable"),
                 r["label_concept"],
                 r["label_auprc"],
                 r.get("best_for"),
@@ -95,11 +101,25 @@ def concept_table(rows: list[dict[str, Any]]) -> Table:
 CONCEPTS_CAPTION = (
     "One row a latent that fires. z = text score of the name; q = its false-discovery rate "
     "against the permutation "
-    "null; frequency = share of images in which the latent fires; best labelled = the labelled "
+    "null; frequency = share of images in which the latent fires; over seeds = every other seed that was "
+    "fitted found it too (– = only one was: dermaudit fit); best labelled = the labelled "
     "concept that it ranks best on "
     "test, with its average precision; chosen for = the labelled concept for which it is the "
     "best latent on val."
 )
+
+
+def over_seeds(view: RunView, row: dict[str, Any]) -> str:
+    """In a sentence: would another fit have found this latent?"""
+    report = view.stability(row["site"])
+    if report is None:
+        return "Over seeds: not measured (`dermaudit fit` on this run compares three)."
+    others = ", ".join(report["against"])
+    agreement = report["per_latent"]["agreement"][row["latent"]]
+    if agreement is None:
+        return "Over seeds: not measured, it fires on no test row."
+    word = "found again" if view.stable(row["site"], row["latent"]) else "**not found again**"
+    return f"Over seeds: {word} by {others} (agreement {agreement:.2f}; .70 with each is wanted)."
 
 
 def find_concept(view: RunView, site: str, latent: int) -> dict[str, Any]:

@@ -147,6 +147,7 @@ def sae(view: RunView) -> Exhibit:
                 m.get("l0"),
                 m.get("fvu"),
                 m.get("dead"),
+                stability["stable"]["value"] if (stability := view.stability(site)) else None,
                 m.get("n_train"),
             )
         )
@@ -156,11 +157,12 @@ def sae(view: RunView) -> Exhibit:
         "Sparse autoencoders",
         "On test rows. L0 = active latents a row; FVU = fraction of variance unexplained; dead "
         "= latents that "
-        "fire on no test row; n = rows it was fitted on (train).",
+        "fire on no test row; over seeds = live latents that every other seed found too (decoder and encoder "
+        "cosine .7 and more), – = one seed was fitted; n = rows it was fitted on (train).",
         Table(
-            ("site", "d_in", "d_sae", "k", "L0", "FVU", "dead", "n"),
+            ("site", "d_in", "d_sae", "k", "L0", "FVU", "dead", "over seeds", "n"),
             rows,
-            shares=frozenset({"dead"}),
+            shares=frozenset({"dead", "over seeds"}),
         ),
     )
 

@@ -70,7 +70,7 @@ def _concept(run: RunView) -> None:
         for r in evidence.label_choices(run)
         if (r["site"], r["latent"]) == (site, row["latent"])
     ]
-    st.markdown(_sentence(row, chosen, run.n))
+    st.markdown(f"{_sentence(row, chosen, run.n)} {evidence.over_seeds(run, row)}")
     st.subheader("Images in which it fires most")
     found = evidence.active_rows(run, site, row["latent"])
     session.paged_grid(
