@@ -74,7 +74,7 @@ def _decode(
             f"none of the {len(paths)} images of {manifest.path} can be read",
             f"the first: {skipped[0][1]}" if skipped else None,
         )
-    if _has_labels(manifest):
+    if has_labels(manifest):
         splits, names = manifest.splits, manifest.column("image")
         refuse_training_images(
             tower, [splits[row] for row in kept], [names[row] for row in kept], hashes, manifest.path
@@ -129,5 +129,6 @@ def refuse_training_images(
         )
 
 
-def _has_labels(manifest: Manifest) -> bool:
+def has_labels(manifest: Manifest) -> bool:
+    """Whether anything could be scored on these images."""
     return bool(manifest.truth()) or any(manifest.labels)

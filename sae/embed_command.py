@@ -28,6 +28,12 @@ def embed(
         Path | None,
         typer.Option(help="instead of a run: a folder for stores named by what they were made from"),
     ] = None,
+    from_store: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-store", help="with --run: take what embed --store made there; no image is opened"
+        ),
+    ] = None,
     site: Annotated[
         list[str] | None, typer.Option("--site", help="hook points instead of the default two")
     ] = None,
@@ -66,7 +72,7 @@ def embed(
     On several machines: the same under srun, or torchrun … -m dermaudit -- embed … (without the -- torchrun
     takes --run for its own), on a shared folder.
     """
-    _check(run, store, tokens, dtype, images_at, engine)
+    _check(run, store, from_store, tokens, dtype, images_at, engine)
     from dermaudit.data import Manifest
 
     manifest = Manifest.load(data)
@@ -99,6 +105,16 @@ def embed(
         where_to = {"model": model, "run": str(run)} if run else {"model": model, "store": str(store)}
         facts = {name: order.site(tower, name) for name in sites}
         return {"n_images": manifest.n, **where_to, **_sizes(facts, manifest.n)}
+    if from_store is not None and run is not None:
+        from dermaudit.rundir import Run
+
+        from .from_store import take_stores
+
+        target = Run.create(run, seed=seed, threads=threads, force=force)
+        if not force:
+            target.check_model(tower.fingerprint)
+        taken = take_stores(target, tower, manifest, from_store, order, force=force)
+        return {"run": str(run), "n_images": taken["n"], **taken}
     strictly = strict or run is not None  # a run has a row for every image it read
     if engine == "ray":
         from .embed_ray import on_ray
@@ -128,8 +144,8 @@ def embed(
 
 
 def _check(
-    run: Path | None, store: Path | None, tokens: str, dtype: str | None, images_at: str | None,
-    engine: str,
+    run: Path | None, store: Path | None, from_store: Path | None, tokens: str, dtype: str | None,
+    images_at: str | None, engine: str,
 ) -> None:
     for name, value, known in (
         ("--tokens", tokens, _TOKENS), ("--dtype", dtype, _DTYPES), ("--engine", engine, _ENGINES)
@@ -139,6 +155,14 @@ def _check(
     if (run is None) == (store is None):
         raise UserInputError(
             "embed writes to a run or to a folder of stores", "give one of --run RUN, --store FOLDER"
+        )
+    if from_store is not None and run is None:
+        raise UserInputError(
+            "--from-store goes with --run, the run that takes what is stored", "leave out --store"
+        )
+    if from_store is not None and not from_store.is_dir():
+        raise UserInputError(
+            f"--from-store {from_store} is not a folder", "give the folder that embed --store wrote to"
         )
     if images_at is not None and store is None:
         raise UserInputError(
