@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dermaudit.console import say
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.files import read_json, sha256_file, write_json
 from dermaudit.rundir import Run
@@ -62,6 +63,7 @@ def measure_run(
     for site in sites:
 
         def make(site: str = site) -> tuple[list[Path], dict[str, Any]]:
+            say(f"  measuring {site} on test images")
             measured = _measure_site(run, site, data, tower, judge, against, draws, seed)
             if why_not and site == POOLED:
                 measured["zero_shot"] = {"why": why_not}
