@@ -23,9 +23,11 @@ from .codes import Codes
 from .embed_shard import POOLED
 from .loader import Chosen
 from .metrics.measured import FORMAT_VERSION, TRAIN_ROWS, Images, measure, metrics_table, summary
+from .metrics.recovered import recovered_report
 from .model import load_sae
 from .store import ActivationStore
 
+SPLICED = 1000  # test images at most that go through the model again, four times
 IMAGES = 50_000  # of a split at most, for what needs a code and an embedding of each in memory
 
 
@@ -50,13 +52,13 @@ def measure_run(
     import torch
 
     data = _RunImages(run)
-    tower = why_not = None
-    if zero_shot and POOLED in sites and data.zero_shot_labels():
-        tower, why_not = _tower(run)
+    zero_shot_by = why_not = None
+    if zero_shot and data.zero_shot_labels():
+        zero_shot_by, why_not = _zero_shot_of(run, data)
     judge = _Judge(embeddings_of) if embeddings_of else None
     options = {
         "against": _digests(against, sites), "embeddings_of": judge.tower.fingerprint if judge else None,
-        "zero_shot": tower is not None, "draws": draws, "seed": seed,
+        "zero_shot": zero_shot_by is not None, "draws": draws, "seed": seed,
         "threads": torch.get_num_threads(), "format": FORMAT_VERSION,
     }
     found: dict[str, Any] = {}
@@ -64,8 +66,8 @@ def measure_run(
 
         def make(site: str = site) -> tuple[list[Path], dict[str, Any]]:
             say(f"  measuring {site} on test images")
-            measured = _measure_site(run, site, data, tower, judge, against, draws, seed)
-            if why_not and site == POOLED:
+            measured = _measure_site(run, site, data, zero_shot_by, judge, against, draws, seed)
+            if why_not:
                 measured["zero_shot"] = {"why": why_not}
             path = run.file("sae", site, "measured.json")
             write_json(path, measured)
@@ -126,11 +128,12 @@ class _RunImages:
 
 
 def _measure_site(
-    run: Run, site: str, data: _RunImages, tower: Any, judge: _Judge | None, against: Sequence[Path],
-    draws: int, seed: int,
+    run: Run, site: str, data: _RunImages, zero_shot_by: tuple[Any, Any] | None, judge: _Judge | None,
+    against: Sequence[Path], draws: int, seed: int,
 ) -> dict[str, Any]:
     sae = load_sae(run.file("sae", site))
-    rows = ActivationStore.open(run.file("embeddings", site), check=True).rows()
+    store = ActivationStore.open(run.file("embeddings", site), check=True)
+    rows = store.rows()
     is_test, is_train = (data.splits == split for split in ("test", "train"))
     test_rows = rows.of_images(is_test)
     if not len(test_rows):
@@ -146,13 +149,8 @@ def _measure_site(
     pooled = _pooled(run, stored[test])
     beside = site == POOLED  # probes of embeddings stand beside codes of embeddings
     embeddings = pooled if judge is None else judge.embed(run, stored[test])
-    classifier = None
-    if tower is not None and site == POOLED:
-        from dermaudit.towers import ZeroShot
-        from dermaudit.towers.prompts import ham_classes
-
-        used = set(data.labels) - {""}
-        classifier = ZeroShot(tower, {k: v for k, v in ham_classes().items() if k in used})
+    tower, classifier = zero_shot_by if zero_shot_by is not None else (None, None)
+    at_end = classifier if site == POOLED else None
     of_train = _some(rows.of_images(is_train), TRAIN_ROWS, [seed, 8])
     measured = measure(
         sae, Chosen(rows, test_rows), data.groups[images_of_rows],
@@ -163,14 +161,45 @@ def _measure_site(
         same_model=judge is None,
         others=[_load_other(folder, site) for folder in against],
         names=[run.path.name, *(folder.name for folder in against)],
-        classifier=classifier,
-        labels=[label or None for label in data.labels[images_of_rows]] if classifier else None,
+        classifier=at_end,
+        labels=[label or None for label in data.labels[images_of_rows]] if at_end else None,
         n_draws=draws,
         seed=seed,
     )
+    if classifier is not None and at_end is None and len(of_train):
+        some = _some(stored[test], SPLICED, [seed, 10])
+        mean = rows.take(of_train).mean(0, dtype=np.float64)
+        measured["zero_shot"] = _spliced(run, store, sae, tower, classifier, data, some, mean, draws, seed)
     if not against and (report := _over_seeds(run, site)):
         measured["stability"] = report
     return measured
+
+
+def _spliced(
+    run: Run, store: ActivationStore, sae: Any, tower: Any, classifier: Any, data: _RunImages,
+    images: np.ndarray, mean: np.ndarray, draws: int, seed: int,
+) -> dict[str, Any]:
+    """What the classifier keeps when the tokens of the site are reconstructions, or why that cannot be
+    said: the images have to be where the run has them."""
+    from dermaudit.data import BadImage
+
+    from .embed import images_of_run
+    from .spliced import spliced_embeddings
+
+    paths = images_of_run(run).paths
+    kind = store.meta.get("token_kind", "patch")
+    try:
+        seen = spliced_embeddings(tower, store.meta["site"], kind, sae, [paths[i] for i in images], mean)
+    except BadImage as error:
+        return {"why": f"the run's images are needed again: {error.message}"}
+    labels = [label or None for label in data.labels[images]]
+    try:
+        return recovered_report(
+            classifier, seen["clean"], seen["sae"], labels, data.groups[images], mean=seen["ablated"],
+            zero=seen["zero"], ablated_is="mean token", n_draws=draws, seed=seed,
+        )
+    except EvidenceError as error:
+        return {"why": error.message}
 
 
 def _over_seeds(run: Run, site: str) -> dict[str, Any] | None:
@@ -234,16 +263,18 @@ def _digests(against: Sequence[Path], sites: Sequence[str]) -> list[str]:
     return found
 
 
-def _tower(run: Run) -> tuple[Any, str | None]:
-    """(the run's model, None), or (None, why it cannot be had)."""
-    from dermaudit.towers import load_model
+def _zero_shot_of(run: Run, data: _RunImages) -> tuple[tuple[Any, Any] | None, str | None]:
+    """((the run's model, its zero-shot classifier of the labels in use), None), or (None, why not)."""
+    from dermaudit.towers import ZeroShot, load_model
+    from dermaudit.towers.prompts import ham_classes
 
     try:
         tower = load_model(run.meta["model"]["name"])
         run.check_model(tower.fingerprint)
     except (UserInputError, ForeignArtifactError) as error:
         return None, error.message
-    return tower, None
+    used = set(data.labels) - {""}
+    return (tower, ZeroShot(tower, {k: v for k, v in ham_classes().items() if k in used})), None
 
 
 class _Judge:

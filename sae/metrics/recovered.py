@@ -1,5 +1,7 @@
 """What a zero-shot classifier keeps when it sees reconstructions instead of embeddings.
 
+Of tokens the reconstruction goes through the rest of the tower first (spliced.py).
+
 recovered = (A_sae − A_ablated) / (A_clean − A_ablated), and of the cross-entropy
 (CE_ablated − CE_sae) / (CE_ablated − CE_clean). Ablated is the mean embedding for every image (what a
 dictionary of nothing but its bias gives); the zero vector stands beside it, and flatters: it is a place
@@ -40,6 +42,8 @@ def recovered_report(
     groups: Sequence[object],
     *,
     mean: np.ndarray,
+    zero: np.ndarray | None = None,
+    ablated_is: str = "mean embedding",
     n_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -47,7 +51,9 @@ def recovered_report(
 
     Both are scaled to unit length before the classifier, as in use. `labels`: classes of
     `classifier`; images without a label, or of another class, are left out of what needs one.
-    `mean` (d,): of the train rows. Intervals: bootstrap over groups, of clean, SAE and ablated jointly.
+    `mean` (d,): of the train rows; or (n, d), what becomes of each image when a site before it is
+    mean-ablated, and `zero` (n, d) likewise (None: the zero vector, which has no logits). Intervals:
+    bootstrap over groups, of clean, SAE and ablated jointly.
     Returns figures `accuracy`, `balanced_accuracy`, `cross_entropy` (each with clean, ablated and
     zero beside), their `…_recovered` (control: by zero ablation), `kl` (nats, clean ‖ SAE) and
     `top1_agreement` (control: of the mean-ablated). Errors: UserInputError for other shapes;
@@ -75,8 +81,8 @@ def recovered_report(
     logits = {
         "clean": _logits(x, weight, scale),
         "sae": _logits(x_hat, weight, scale),
-        "ablated": np.broadcast_to(_logits(mean[None], weight, scale), (len(x), len(weight))),
-        "zero": np.zeros((len(x), len(weight))),
+        "ablated": np.broadcast_to(_logits(np.atleast_2d(mean), weight, scale), (len(x), len(weight))),
+        "zero": np.zeros((len(x), len(weight))) if zero is None else _logits(zero, weight, scale),
     }
     member = bunches(groups)
     resamples = draws(int(member.max()) + 1, n_draws, seed)
@@ -96,7 +102,7 @@ def recovered_report(
     ):
         found[name] = figure(
             by_way["sae"][0], n, percentile_interval(by_way["sae"][1:]),
-            control=by_way["ablated"][0], control_is="mean embedding",
+            control=by_way["ablated"][0], control_is=ablated_is,
             clean=number(by_way["clean"][0]), zero=number(by_way["zero"][0]),
         )
         against = {
@@ -122,7 +128,7 @@ def recovered_report(
         values = w @ ours / total
         found[name] = figure(
             values[0], len(seen), percentile_interval(values[1:]),
-            control=theirs.mean(), control_is="mean embedding",
+            control=theirs.mean(), control_is=ablated_is,
         )
     found["classes"] = list(classifier.classes)
     found["logit_scale"] = number(scale)

@@ -22,7 +22,7 @@ from dermaudit.sae.metrics.measured import summary
 SITE = "visual.pooled"
 
 
-def make_run(folder, sae, n: int = 300, broken: int | None = None, order=None) -> Run:
+def make_run(folder, sae, n: int = 300, broken: int | None = None, order=None, labels="ab") -> Run:
     """A run as embed and fit leave it; images of one group lie side by side. "ruler" is latent 5.
     `order`: in which the images are stored."""
     acts = planted(n, 7)
@@ -35,7 +35,7 @@ def make_run(folder, sae, n: int = 300, broken: int | None = None, order=None) -
     ruler = (sae.encode(torch.from_numpy(acts))[:, 5] > 0).double().tolist()
     table = pa.table({
         "image": [f"{i}.png" for i in range(n)], "split": splits, "group": groups,
-        "label": ["a" if i % 4 < 2 else "b" for i in range(n)],
+        "label": [labels[0] if i % 4 < 2 else labels[1] for i in range(n)],
         "artifact:ruler": pa.array([None, *ruler[1:]], pa.float64()),
     })
     write_parquet(folder / "images.parquet", table)
@@ -156,6 +156,17 @@ def test_verb__an_independent_model_judges(main, tmp_path):
     assert found["same_model"] is False and found["mean"]["n"] == 30
     # Noise is alike to it, and no latent is above chance by more than noise.
     assert abs(found["lift"]["value"]) < 0.05 < found["mean"]["control"]
+
+
+def test_verb__a_model_that_cannot_be_opened_costs_the_zero_shot_figures_alone(main, tmp_path):
+    run = make_run(tmp_path / "run", random_sae(24, 40, threshold=0.3), n=120, labels=("mel", "nv"))
+    done = main("sae", "measure", "--run", run.path, "--draws", 20, "--json")
+    assert done.rc == 0 and "no zero-shot: unknown model 'toy'" in done.stderr.replace("\n", " ")
+    assert done.json()["sites"][SITE]["probes"]["labels"]["ruler"]["k=1"]["value"] > 0.9
+    run.meta["model"] = {"name": "phantom-vit", "fingerprint": "f" * 64}
+    run.save()
+    again = main("sae", "measure", "--run", run.path, "--draws", 20, "--force")
+    assert again.rc == 0 and "was made with another model" in again.stderr.replace("\n", " ")
 
 
 def test_verb__nan_rows_are_said_and_left_out_of_every_part(main, tmp_path):
