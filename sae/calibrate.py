@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .loader import release
-from .model import ThresholdSAE, TopKSAE
+from .model import ReLUSAE, ThresholdSAE, TopKSAE
 from .recipe import TOPK_FAMILY, SAERecipe
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def fold(
 
     In training x s ≈ Σ_j a_j W_d[j]/‖W_d[j]‖ + b with a = act((x s − b) W_e + b_e) · ‖W_d‖ (the norm is
     sae-lens' `rescale_acts_by_decoder_norm`; without it the same sum is written a W_d). Dividing by s
-    gives codes in units of x. The threshold is jumprelu's own, 0 of relu, and still 0 of the TopK
-    family: `calibrate` sets it.
+    gives codes in units of x. relu_l1 is a ReLUSAE. The thresholds of jumprelu are its own, and still 0
+    of the TopK family: `calibrate` sets them.
     """
     weights = {name: value.detach().cpu().float() for name, value in sae.named_parameters()}
     norm = weights["W_dec"].norm(dim=1).clamp_min(1e-8)
@@ -39,6 +39,8 @@ def fold(
     }
     if recipe.export == "topk":
         return TopKSAE(**folded, k=int(recipe.k))
+    if recipe.architecture == "relu_l1":
+        return ReLUSAE(**folded)
     threshold = torch.zeros_like(norm)
     if recipe.architecture == "jumprelu":
         threshold = weights["threshold"].clamp_min(0.0) * norm / scale

@@ -12,6 +12,7 @@ from sae_rows import planted, random_sae
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.sae import ThresholdSAE, fit_sae
+from dermaudit.sae.architectures import build
 from dermaudit.sae.calibrate import calibrate, fold
 from dermaudit.sae.fit import ROWS_PER_LATENT, site_recipe
 from dermaudit.sae.metrics import fvu, held_out_metrics
@@ -90,6 +91,25 @@ def test_fold__reconstruction_and_codes_are_the_same():
     after = folded.decode(folded.encode(x))
     torch.testing.assert_close(folded.encode(x), codes, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("relu_l1", "standard"), ("jumprelu", "jumprelu")])
+def test_fold__of_a_penalty_is_what_was_trained(architecture, kind):
+    recipe = SAERecipe(architecture=architecture, d_sae=48, k=4)
+    sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    x, scale = torch.from_numpy(planted(50)), 3.7
+    folded = fold(sae, recipe, scale, "s", "m")
+    assert folded.architecture == kind
+    with torch.no_grad():
+        expected, z = sae.decode(sae.encode(x * scale)) / scale, sae.encode(x * scale)
+    torch.testing.assert_close(
+        folded.encode(x), z * sae.W_dec.detach().norm(dim=1) / scale, atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(folded.decode(folded.encode(x)), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("k", [0.5, 3.0, 7.25])
