@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from dermaudit.errors import UserInputError
-from dermaudit.sae.modes import MODES, check_mode
+from dermaudit.sae.modes import DOES, check_mode
 
-_MODES_SAY = "; ".join(f"{mode} {does}" for mode, does in MODES.items())
+_MODES = "; ".join(f"{mode} {does}" for mode, does in DOES.items())
 RunOption = Annotated[Path, typer.Option("--run", help="folder of the run")]
 ReadRun = Annotated[
     Path | None, typer.Option("--run", help="folder of the run (default: the newest)")
@@ -98,7 +98,7 @@ def recipe_make(
     strength: Annotated[
         float, typer.Option(help="P(concept | target) in the trap", min=0.5, max=1.0)
     ] = 0.9,
-    mode: Annotated[str, typer.Option(help=f"what becomes of a latent: {_MODES_SAY}")] = "subtract",
+    mode: Annotated[str, typer.Option(help=f"what becomes of a latent: {_MODES}")] = "subtract",
     level: Level = None,
     vocabulary: Annotated[str, typer.Option()] = "dermoscopy",
     seed: Seed = 0,
@@ -227,7 +227,7 @@ def suppress(
         str | None, typer.Option(help="the class whose logit changes are listed")
     ] = None,
     mode: Annotated[
-        str | None, typer.Option(help=f"what becomes of a latent (default: the recipe's): {_MODES_SAY}")
+        str | None, typer.Option(help=f"what becomes of a latent (default: the recipe's): {_MODES}")
     ] = None,
     level: Level = None,
     seed: Seed = 0,

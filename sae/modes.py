@@ -7,7 +7,7 @@ import math
 from dermaudit.errors import UserInputError, unknown
 
 #: Mode → what becomes of the code z of a suppressed latent.
-MODES: dict[str, str] = {
+DOES: dict[str, str] = {
     "subtract": "takes the latent off",
     "mean": "sets it to its mean over artifact-free train images",
     "clamp": "caps it at their 95 % quantile",
@@ -15,6 +15,7 @@ MODES: dict[str, str] = {
     "reactive": "takes it off only where the artifact score, the sum of the recipe's codes, is over the "
     "95 % quantile of artifact-free train images",
 }
+MODES = tuple(DOES)
 
 
 def check_mode(mode: str, level: float | None) -> None:
