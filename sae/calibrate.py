@@ -49,7 +49,7 @@ def fold(
 
 def needs_threshold(recipe: SAERecipe) -> bool:
     """Whether the recipe says a k that thresholds must give: the TopK family written with a threshold,
-    and a jumprelu, whose penalty only pulls to k (1.1 to 3 times k is what it reached)."""
+    and a jumprelu, whose penalty only pulls to k (1.1 to 3.6 times k is what it reached)."""
     return recipe.pulls_to_k or (recipe.architecture in TOPK_FAMILY and recipe.export == "threshold")
 
 
