@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from dermaudit.errors import UserInputError
+from dermaudit.sae.modes import DOES, check_mode
 
+_MODES = "; ".join(f"{mode} {does}" for mode, does in DOES.items())
 RunOption = Annotated[Path, typer.Option("--run", help="folder of the run")]
 ReadRun = Annotated[
     Path | None, typer.Option("--run", help="folder of the run (default: the newest)")
@@ -16,6 +18,9 @@ ReadRun = Annotated[
 Seed = Annotated[int, typer.Option()]
 Threads = Annotated[int, typer.Option(help="torch threads")]
 Force = Annotated[bool, typer.Option(help="do it again")]
+Level = Annotated[
+    float | None, typer.Option(help="of --mode scale: the factor of the codes, e.g. 0.5", min=0)
+]
 
 
 def annotate(run: RunOption, seed: Seed = 0, force: Force = False) -> dict[str, Any]:
@@ -93,6 +98,8 @@ def recipe_make(
     strength: Annotated[
         float, typer.Option(help="P(concept | target) in the trap", min=0.5, max=1.0)
     ] = 0.9,
+    mode: Annotated[str, typer.Option(help=f"what becomes of a latent: {_MODES}")] = "subtract",
+    level: Level = None,
     vocabulary: Annotated[str, typer.Option()] = "dermoscopy",
     seed: Seed = 0,
     threads: Threads = 1,
@@ -102,6 +109,7 @@ def recipe_make(
     ] = True,
 ) -> dict[str, Any]:
     """Choose the latents to suppress on val, measure what that does on test, write the recipe."""
+    check_mode(mode, level)
     from dermaudit.rundir import open_run
 
     from .vocabulary import Vocabulary
@@ -123,6 +131,8 @@ def recipe_make(
             strength=strength,
             seed=seed,
             vocabulary=words,
+            mode=mode,
+            level=level,
             force=force,
             refuse=refuse,
         )
@@ -145,10 +155,14 @@ def recipe_show(
         path = (run or newest_run()) / "recipes" / f"{recipe}.recipe.json"
     found = Recipe.load(path)
     body = found.body
-    say(f"{body['concept']}: {body['operation']['mode']} latents {found.latents} at {found.site}")
+    operation = body["operation"]
+    say(f"{body['concept']}: {operation['mode']} latents {found.latents} at {found.site}")
     say(
         f"  model {body['model']['name']} ({body['model']['fingerprint'][:12]}…), recipe {found.sha256[:12]}…"
     )
+    for name in ("level", "gate_level", "level_from"):
+        if name in operation:
+            say(f"  {name}: {operation[name]}")
     for key in (
         "worst_group_before",
         "worst_group_after",
@@ -213,8 +227,9 @@ def suppress(
         str | None, typer.Option(help="the class whose logit changes are listed")
     ] = None,
     mode: Annotated[
-        str | None, typer.Option(help="subtract, mean or clamp (default: the recipe's)")
+        str | None, typer.Option(help=f"what becomes of a latent (default: the recipe's): {_MODES}")
     ] = None,
+    level: Level = None,
     seed: Seed = 0,
     threads: Threads = 1,
     force: Annotated[bool, typer.Option(help="overwrite --out")] = False,
@@ -227,6 +242,10 @@ def suppress(
         raise UserInputError(
             "--concept is missing", "for example: dermaudit suppress --concept ruler"
         )
+    if mode is not None:
+        check_mode(mode, level)
+    elif level is not None:
+        raise UserInputError(f"--level {level:g} needs --mode scale", "add it, or leave --level out")
     if out.exists() and not (force or dry_run):
         raise UserInputError(f"{out} exists", "use --force to overwrite it, or another --out")
     opened = open_run(run or newest_run())
@@ -252,6 +271,7 @@ def suppress(
         head=head,
         target=target,
         mode=mode,
+        level=level,
         vocabulary=words,
         seed=seed,
         dry_run=dry_run,

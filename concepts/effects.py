@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import LinearHead, fit_probe, probe_score
-from dermaudit.sae import LatentSuppressor, ThresholdSAE
+from dermaudit.sae.model import LinearSAE
 from dermaudit.stats import GroupBootstrap, auprc_table, auroc, percentile_interval
 
+from .editor import Editor
 from .trap import Trap
 
 MAX_LATENTS = 12
@@ -38,18 +38,8 @@ class Chosen:
     tried: int
 
 
-def suppress_rows(
-    sae: ThresholdSAE, latents: list[int], x: np.ndarray, mode: str = "subtract"
-) -> np.ndarray:
-    """Rows x (n, d) with latents suppressed, float32."""
-    if not latents:
-        return x
-    module = LatentSuppressor(sae, latents, mode=mode)
-    return module.apply_to(torch.from_numpy(x)).x.numpy()
-
-
 def rank_latents(
-    codes: np.ndarray, a: np.ndarray, direction: np.ndarray, sae: ThresholdSAE
+    codes: np.ndarray, a: np.ndarray, direction: np.ndarray, sae: LinearSAE
 ) -> list[tuple[int, dict[str, float]]]:
     """Candidates for a concept, best first: latents whose codes (n, d_sae) rank its images (a: 0/1)
     clearly above prevalence, by the effect |(E[z|a=1] − E[z|a=0]) · (w·W_dec)| on the head (SHIFT,
@@ -68,13 +58,13 @@ def rank_latents(
 
 
 def choose_latents(
-    sae: ThresholdSAE, head: LinearHead, x: np.ndarray, trap: Trap, codes: np.ndarray
+    editor: Editor, head: LinearHead, x: np.ndarray, trap: Trap, codes: np.ndarray
 ) -> Chosen:
     """S on the rows of choice: latents are added while they lift the score, the best one first, from
     nothing and from the best prefix of the ranking (siblings may help only together); the better of
     the two ways. EvidenceError when nothing helps."""
     rows = trap.choose
-    ranked = rank_latents(codes[rows], trap.a[rows], head.direction()[1] * 2, sae)
+    ranked = rank_latents(codes[rows], trap.a[rows], head.direction()[1] * 2, editor.sae)
     if not ranked:
         raise EvidenceError(
             "no latent ranks the concept's images above chance on the rows of choice",
@@ -84,7 +74,7 @@ def choose_latents(
     listed = [latent for latent, _ in ranked[:CANDIDATES]]
 
     def value(latents: list[int]) -> float:
-        return _choice_score(head, sae, latents, x[rows], trap, rows)
+        return _choice_score(head, editor, latents, x[rows], trap, rows)
 
     prefixes = [listed[:i] for i in range(min(len(listed), MAX_LATENTS) + 1)]
     ways = [_grow(start, listed, value) for start in ([], max(prefixes, key=value))]
@@ -118,7 +108,7 @@ def _grow(
 
 def _choice_score(
     head: LinearHead,
-    sae: ThresholdSAE,
+    editor: Editor,
     latents: list[int],
     x: np.ndarray,
     trap: Trap,
@@ -127,7 +117,7 @@ def _choice_score(
     """Mean over label of the worse of its two groups (less noisy than the minimum of four small
     cells), at the operating point of these rows; AUROC of images without the artifact may not fall."""
     y, a, weight = trap.y[rows], trap.a[rows], trap.weights(rows)
-    score = probe_score(head, suppress_rows(sae, latents, x))
+    score = probe_score(head, editor.rows(latents, x))
     clean = a == 0
     if latents and 0 < y[clean].sum() < clean.sum():
         before = auroc(y[clean], probe_score(head, x[clean]))
@@ -168,12 +158,19 @@ class Measurement:
         return min(self.groups.values())
 
 
-def measure(head, sae, latents, x, trap: Trap, threshold: float | None = None) -> Measurement:
-    """Accuracy of each group of the test rows; the threshold comes from the rows of choice."""
+def measure(
+    head, editor: Editor | None, latents, x, trap: Trap, threshold: float | None = None
+) -> Measurement:
+    """Accuracy of each group of the test rows; the threshold comes from the rows of choice. Without
+    latents no editor is needed."""
+
+    def score_of(rows: np.ndarray) -> np.ndarray:
+        return probe_score(head, editor.rows(latents, x[rows]) if latents else x[rows])
+
     if threshold is None:
-        chosen = probe_score(head, suppress_rows(sae, latents, x[trap.choose]))
+        chosen = score_of(trap.choose)
         threshold = operating_point(trap.y[trap.choose], chosen, trap.weights(trap.choose))
-    score = probe_score(head, suppress_rows(sae, latents, x[trap.test]))
+    score = score_of(trap.test)
     full = np.full(len(trap.y), np.nan)
     full[trap.test] = (score > threshold) == (trap.y[trap.test] == 1)
     groups = {name: float(full[rows].mean()) for name, rows in trap.cells(trap.test).items()}
@@ -197,7 +194,7 @@ def matched_random_sets(active: np.ndarray, latents: list[int], *, seed: int) ->
 
 
 def evaluate(
-    sae: ThresholdSAE,
+    editor: Editor,
     head: LinearHead,
     x: np.ndarray,
     trap: Trap,
@@ -211,9 +208,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """The figures of `suppression` (docs/formats.md) on the test rows. `clean` (m,) are test rows
     without artifacts; `active` (d_sae,) how often each latent fires."""
-    before = measure(head, sae, [], x, trap)
-    after = measure(head, sae, chosen.latents, x, trap)
-    fixed = measure(head, sae, chosen.latents, x, trap, threshold=before.threshold)
+    before = measure(head, None, [], x, trap)
+    after = measure(head, editor, chosen.latents, x, trap)
+    fixed = measure(head, editor, chosen.latents, x, trap, threshold=before.threshold)
     y = trap.y[trap.test]
     lift = after.worst - before.worst
     bootstrap = GroupBootstrap(groups[trap.test], n_draws, seed)
@@ -230,7 +227,7 @@ def evaluate(
         draws.append([worst[0], worst[1], worst[1] - worst[0]])
     spans = [percentile_interval(column) for column in np.array(draws).T]
     lifts = [
-        measure(head, sae, chosen_set, x, trap).worst - before.worst
+        measure(head, editor, chosen_set, x, trap).worst - before.worst
         for chosen_set in matched_random_sets(active, chosen.latents, seed=seed)
     ]
     out: dict[str, Any] = {
@@ -257,28 +254,30 @@ def evaluate(
         "n_choose": len(trap.choose),
         "n_test": len(trap.test),
     }
-    out.update(_collateral(sae, head, x, trap, chosen.latents, clean))
+    out.update(_collateral(editor, head, x, trap, chosen.latents, clean))
     return out
 
 
-def _collateral(sae, head, x, trap: Trap, latents: list[int], clean: np.ndarray) -> dict[str, Any]:
+def _collateral(
+    editor: Editor, head, x, trap: Trap, latents: list[int], clean: np.ndarray
+) -> dict[str, Any]:
     y = trap.y[clean]
     n = {"clean_n": len(clean), "clean_n_pos": int(np.nansum(y))}
     if min(n["clean_n_pos"], len(clean) - n["clean_n_pos"]) < 10:
         reason = f"n too small: {n['clean_n_pos']} of {len(clean)} artifact-free test images are positive"
         return {**n, "clean_auroc_delta": None, "clean_auroc_delta_reason": reason}
     before = probe_score(head, x[clean])
-    after = probe_score(head, suppress_rows(sae, latents, x[clean]))
+    after = probe_score(head, editor.rows(latents, x[clean]))
     return {**n, "clean_auroc_delta": auroc(y, after) - auroc(y, before)}
 
 
 def refit_worst(
-    sae: ThresholdSAE, latents: list[int], x: np.ndarray, trap: Trap, groups: np.ndarray, seed: int
+    editor: Editor, latents: list[int], x: np.ndarray, trap: Trap, groups: np.ndarray, seed: int
 ) -> float:
     """Worst group when the head is fitted again on suppressed rows (`--refit-head`, facts §0.4)."""
-    edited = suppress_rows(sae, latents, x)
+    edited = editor.rows(latents, x)
     head = fit_probe(edited[trap.fit], trap.y[trap.fit], groups[trap.fit], seed=seed)
-    return measure(head, sae, [], edited, trap).worst
+    return measure(head, None, [], edited, trap).worst
 
 
 def worst_without_trap(x: np.ndarray, trap: Trap, train: np.ndarray, groups: np.ndarray, seed: int) -> float:

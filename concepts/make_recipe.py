@@ -14,17 +14,16 @@ import torch
 
 from dermaudit.errors import EvidenceError, UserInputError, unknown
 from dermaudit.heads import LinearHead, fit_probe, probe_score
-from dermaudit.sae import LatentSuppressor
 
+from .editor import Editor, free_codes
 from .effects import (
     Chosen,
     choose_latents,
     evaluate,
     refit_worst,
-    suppress_rows,
     worst_without_trap,
 )
-from .recipe import Recipe, rounded, sae_hash
+from .recipe import Recipe, rounded, sae_facts
 from .rundata import POOLED, RunData
 from .trap import Trap, make_trap
 
@@ -40,9 +39,12 @@ def make_recipe(
     tower: Any = None,
     seed: int = 0,
     vocabulary_sha256: str | None = None,
+    mode: str = "subtract",
+    level: float | None = None,
 ) -> tuple[Recipe, dict[str, Any], pa.Table | None]:
     """The recipe for `concept`, its figures, and one row a test image (docs/formats.md).
 
+    The latents are chosen, and everything is measured, in this `mode` (`level`: the factor of `scale`).
     Errors: UserInputError for a concept that neither labels nor vocabulary know (the nearest is
     offered); EvidenceError with the scores when no latent qualifies or n is too small.
     """
@@ -52,23 +54,26 @@ def make_recipe(
             f"the run {run.path} has no SAE at {POOLED}", f"run: dermaudit fit --run {run.path}"
         )
     truth = data.truth.get(concept)
-    sae = data.sae(POOLED)
+    free, free_is = free_codes(data, POOLED, concept, mode)
+    editor = Editor(data.sae(POOLED), mode, factor=level, free=free)
     rows = None
     if truth is not None and target in data.labels:
-        figures, why, rows = _measured(data, truth.values, concept, target, strength, tower, seed)
+        figures, why, rows = _measured(
+            data, editor, truth.values, concept, target, strength, tower, seed
+        )
     else:
         figures, why = _by_name(data, concept)
     body = {
         "concept": concept,
         "target": target,
         "model": {k: run.meta["model"][k] for k in ("name", "fingerprint", "preprocess")},
-        "sae": {"site": POOLED, "weights_sha256": sae_hash(run, POOLED), "d_sae": sae.d_sae},
+        "sae": sae_facts(run, POOLED),
         "vocabulary_sha256": vocabulary_sha256,
         "data": {"images_sha256": run.meta["stages"]["images"]["outputs"]["images.parquet"]},
         "latents": [
             {"latent": j, "why": reason} for j, reason in zip(figures["latents"], why, strict=True)
         ],
-        "operation": {"mode": "subtract", "renormalise": True, "error_term": "kept"},
+        "operation": _operation(editor, figures["latents"], free_is),
         "protocol": {"trap_strength": strength, "seed": seed},
         "effects": {k: v for k, v in figures.items() if k not in ("latents", "random_lifts")},
         "limits": _limits(figures),
@@ -77,18 +82,32 @@ def make_recipe(
     return Recipe(rounded(body)), rounded(figures), rows
 
 
+def _operation(editor: Editor, latents: list[int], free_is: str | None) -> dict[str, Any]:
+    """What is done to the latents, with the levels it was measured with."""
+    found = {"mode": editor.mode, "renormalise": True, "error_term": "kept"}
+    levels = {name: torch.as_tensor(v).tolist() for name, v in editor.levels(latents).items()}
+    return {**found, **levels, **({"level_from": free_is} if free_is else {})}
+
+
 def _measured(
-    data: RunData, a: np.ndarray, concept: str, target: str, strength: float, tower: Any, seed: int
+    data: RunData,
+    editor: Editor,
+    a: np.ndarray,
+    concept: str,
+    target: str,
+    strength: float,
+    tower: Any,
+    seed: int,
 ):
-    sae, x, groups = data.sae(POOLED), data.pooled, data.groups
+    x, groups = data.pooled, data.groups
     y = np.where(data.labels == "", np.nan, (data.labels == target).astype(float))
     trap = make_trap(y, a, data.splits, groups=groups, strength=strength, seed=seed)
     head = fit_probe(x[trap.fit], y[trap.fit], groups[trap.fit], seed=seed)
     codes = data.codes[POOLED].csr().toarray()
-    chosen = choose_latents(sae, head, x, trap, codes)
+    chosen = choose_latents(editor, head, x, trap, codes)
     clean, clean_is = artifact_free(data, concept)
     figures = evaluate(
-        sae,
+        editor,
         head,
         x,
         trap,
@@ -103,24 +122,24 @@ def _measured(
         clean_is=clean_is,
         strength=strength,
         target=target,
-        worst_group_after_refit=refit_worst(sae, chosen.latents, x, trap, groups, seed),
+        worst_group_after_refit=refit_worst(editor, chosen.latents, x, trap, groups, seed),
         worst_group_without_trap=worst_without_trap(
             x, trap, np.flatnonzero(data.rows("train")), groups, seed
         ),
-        identity_rows=_identity_rows(sae, chosen, x),
+        identity_rows=_identity_rows(editor, chosen, x),
     )
-    figures.update(_insertion(data, head, sae, chosen, concept, trap, tower, seed))
-    return figures, chosen.why, _image_rows(data, head, sae, chosen, trap, figures)
+    figures.update(_insertion(data, head, editor, chosen, concept, trap, tower, seed))
+    return figures, chosen.why, _image_rows(data, head, editor, chosen, trap, figures)
 
 
 def _image_rows(
-    data: RunData, head: LinearHead, sae: Any, chosen: Chosen, trap: Trap, figures: dict[str, Any]
+    data: RunData, head: LinearHead, editor: Editor, chosen: Chosen, trap: Trap, figures: dict[str, Any]
 ) -> pa.Table:
     """What happened to every test image of the trap: group, probability of the target, decision."""
     rows = np.sort(trap.test)
     x = data.pooled[rows]
-    z = LatentSuppressor(sae, chosen.latents).encode(torch.from_numpy(x)).numpy()
-    before, after = probe_score(head, x), probe_score(head, suppress_rows(sae, chosen.latents, x))
+    edited = editor.rows(chosen.latents, x)
+    before, after = probe_score(head, x), probe_score(head, edited)
     decided = [before > figures["threshold_before"], after > figures["threshold_after"]]
     words = np.array(["rest", figures["target"]])
     return pa.table(
@@ -132,7 +151,7 @@ def _image_rows(
             "top1_before": words[decided[0].astype(int)],
             "top1_after": words[decided[1].astype(int)],
             "flipped": decided[0] != decided[1],
-            "fired": (z > 0).any(1),
+            "fired": ~_same_bits(edited, x),
         }
     )
 
@@ -149,16 +168,19 @@ def artifact_free(data: RunData, concept: str) -> tuple[np.ndarray, str]:
     return np.flatnonzero(free), f"test images without {concept}"
 
 
-def _identity_rows(sae: Any, chosen: Chosen, x: np.ndarray) -> int:
+def _identity_rows(editor: Editor, chosen: Chosen, x: np.ndarray) -> int:
     """Rows that came back bit for bit (no latent of S fired in them)."""
-    after = suppress_rows(sae, chosen.latents, x)
-    return int((after.view(np.uint32) == x.view(np.uint32)).all(1).sum())
+    return int(_same_bits(editor.rows(chosen.latents, x), x).sum())
+
+
+def _same_bits(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one.view(np.uint32) == other.view(np.uint32)).all(1)
 
 
 def _insertion(
     data: RunData,
     head: LinearHead,
-    sae: Any,
+    editor: Editor,
     chosen: Chosen,
     concept: str,
     trap: Trap,
@@ -193,8 +215,8 @@ def _insertion(
     )
 
     def moved(latents: list[int]) -> np.ndarray:
-        with_artifact = probe_score(head, suppress_rows(sae, latents, inserted))
-        without = probe_score(head, suppress_rows(sae, latents, data.pooled[free]))
+        with_artifact = probe_score(head, editor.rows(latents, inserted))
+        without = probe_score(head, editor.rows(latents, data.pooled[free]))
         return np.abs(_sigmoid(with_artifact) - _sigmoid(without))
 
     before, after = moved([]), moved(chosen.latents)

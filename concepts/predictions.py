@@ -15,7 +15,7 @@ from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.failpoints import hit
 from dermaudit.files import write_text
 from dermaudit.rundir import Run
-from dermaudit.sae import ThresholdSAE
+from dermaudit.sae import LatentSuppressor, load_sae
 from dermaudit.sae.embed import POOLED, activations
 
 from .recipe import Recipe
@@ -44,6 +44,7 @@ def suppress_images(
     head: str | None,
     target: str | None,
     mode: str | None,
+    level: float | None = None,
     vocabulary: Vocabulary,
     seed: int,
     dry_run: bool,
@@ -55,13 +56,13 @@ def suppress_images(
     """
     recipes = [_recipe(run, concept, tower, vocabulary, seed) for concept in concepts]
     chosen = pick_head(run, tower, head)
-    sae = ThresholdSAE.load(run.file("sae", recipes[0].site))
-    suppressor = make_suppressor(run, recipes, sae, mode)
+    sae = load_sae(run.file("sae", recipes[0].site))
+    suppressor = make_suppressor(run, recipes, sae, mode, level)
     latents = suppressor.latents
     model = SuppressedModel(tower, chosen, suppressor, pick_target(chosen.classes, target))
     names, x, skipped = _embeddings(run, tower, manifest)
     prediction = model.predict_rows(x)
-    summary = _summary(names, prediction, concepts, latents, model.target, skipped)
+    summary = _summary(names, prediction, concepts, suppressor, model.target, skipped)
     if not dry_run:
         write_text(out, _csv(names, prediction, latents, model.target))
         summary["out"] = str(out)
@@ -152,14 +153,15 @@ def _csv(names: list[str], prediction: Prediction, latents: list[int], target: s
 
 
 def _summary(
-    names, prediction: Prediction, concepts, latents, target: str, skipped
+    names, prediction: Prediction, concepts, suppressor: LatentSuppressor, target: str, skipped
 ) -> dict[str, Any]:
     column = prediction.classes.index(target)
     change = prediction.p_after[:, column] - prediction.p_before[:, column]
     fired = prediction.fired
     return {
         "concepts": concepts,
-        "latents": latents,
+        "latents": suppressor.latents,
+        **_operation(suppressor),
         "target": target,
         "n_images": len(names),
         "n_fired": int(fired.sum()),
@@ -171,15 +173,27 @@ def _summary(
     }
 
 
+def _operation(suppressor: LatentSuppressor) -> dict[str, Any]:
+    """The mode, and the numbers that it works with."""
+    found: dict[str, Any] = {"mode": suppressor.mode}
+    if suppressor.mode in ("mean", "clamp", "scale"):
+        found["level"] = [round(level, 6) for level in suppressor.level.tolist()]
+    if suppressor.mode == "reactive":
+        found["gate_level"] = round(float(suppressor.gate_level), 6)
+    return found
+
+
 def _print(
     summary: dict[str, Any], prediction: Prediction, names: list[str], dry_run: bool
 ) -> None:
     verb = "would change" if dry_run else "changed"
+    gate = f", score over {summary['gate_level']:.3g}" if "gate_level" in summary else ""
     say(
-        f"{' + '.join(summary['concepts'])} suppressed (latents {summary['latents']}): they fire in "
-        f"{summary['n_fired']} of {summary['n_images']} images; the others are untouched, bit for bit. "
+        f"{' + '.join(summary['concepts'])} suppressed ({summary['mode']}{gate}, latents "
+        f"{summary['latents']}): {summary['n_fired']} of {summary['n_images']} embeddings "
+        f"{'would change' if dry_run else 'change'}; the others stay, bit for bit. "
         f"{summary['n_flipped']} decisions {verb}; p({summary['target']}) moves by "
-        f"{summary['mean_change']:+.3f} on average where they fire."
+        f"{summary['mean_change']:+.3f} on average where the embedding does."
     )
     if summary["n_skipped"]:
         say(

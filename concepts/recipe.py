@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """`body`: concept, model, sae, latents [{latent, why}], operation, threshold, effects, limits."""
+    """`body`: concept, model, sae, latents [{latent, why}], operation, effects, limits."""
 
     body: dict[str, Any]
 
@@ -73,11 +73,20 @@ class Recipe:
                 f"{path} was made for the model {self.body['model']['name']}, not for {mine['name']}",
                 "make a recipe in this run: dermaudit recipe make",
             )
-        if self.body["sae"]["weights_sha256"] != sae_hash(run, self.site):
+        facts = sae_facts(run, self.site)
+        if any(self.body["sae"].get(name) != facts.get(name) for name in ("weights_sha256", "k")):
             raise StaleArtifactError(
                 f"{path} was made with another SAE at {self.site} than the run {run.path} has",
                 "make it again: dermaudit recipe make --force",
             )
+
+
+def sae_facts(run: Run, site: str) -> dict[str, Any]:
+    """What a recipe says of the SAE that it stands on: its hash, and of a per-sample TopK its k, which
+    the weights do not hold."""
+    cfg = read_json(run.file("sae", site, "cfg.json"), "SAE config")
+    facts = {"site": site, "weights_sha256": sae_hash(run, site), "d_sae": cfg["d_sae"]}
+    return {**facts, "k": cfg["k"]} if cfg["architecture"] == "topk" else facts
 
 
 def sae_hash(run: Run, site: str) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dermaudit.rundir import Run
-from dermaudit.sae import ActivationStore, Codes, ThresholdSAE
+from dermaudit.sae import ActivationStore, Codes, ThresholdSAE, TopKSAE, load_sae
 
 POOLED = "visual.pooled"
 
@@ -91,8 +91,8 @@ class RunData:
     def codes(self) -> dict[str, Codes]:
         return {site: Codes(self.run.file("codes", site)) for site in self.sites}
 
-    def sae(self, site: str) -> ThresholdSAE:
-        return ThresholdSAE.load(self.run.file("sae", site))
+    def sae(self, site: str) -> ThresholdSAE | TopKSAE:
+        return load_sae(self.run.file("sae", site))
 
     def image_path(self, row: int) -> Path:
         return Path(self.run.meta["data"]["root"]) / self.table["image"][int(row)].as_py()

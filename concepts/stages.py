@@ -279,6 +279,8 @@ def recipe_run(
     strength: float = 0.9,
     seed: int = 0,
     vocabulary: Vocabulary,
+    mode: str = "subtract",
+    level: float | None = None,
     force: bool = False,
     refuse: bool = True,
 ) -> dict[str, Any]:
@@ -299,6 +301,8 @@ def recipe_run(
             tower=tower,
             seed=seed,
             vocabulary_sha256=vocabulary.sha256(),
+            mode=mode,
+            level=level,
         )
         recipe.save(results[0])
         write_json(results[1], figures)
@@ -315,9 +319,14 @@ def recipe_run(
 
     reason_file = run.file("suppression", f"{concept}.reason.json")
     upstream = ["images", "embed", *fits, *(["name"] if "name" in run.meta["stages"] else [])]
+    inputs = {
+        "seed": seed, "target": target, "strength": strength, "vocabulary": vocabulary.sha256(),
+    }  # fmt: skip
+    if mode != "subtract":  # the others are not named: a recipe of an earlier version is still the same
+        inputs |= {"mode": mode, "level": level}
     figures = run.stage(
         f"recipe:{concept}",
-        {"seed": seed, "target": target, "strength": strength, "vocabulary": vocabulary.sha256()},
+        inputs,
         lambda: _refusing(make, reason_file, *results),
         upstream=upstream,
         force=force,

@@ -17,9 +17,13 @@ import torch
 from dermaudit.errors import UserInputError
 from dermaudit.heads import LinearHead
 from dermaudit.rundir import Run
-from dermaudit.sae import LatentSuppressor, ThresholdSAE
+from dermaudit.sae import LatentSuppressor, ThresholdSAE, TopKSAE, load_sae
+from dermaudit.sae.modes import check_mode
 
+from .editor import Editor, free_codes
 from .recipe import Recipe
+
+_ROWS = 4096  # edited at a time: a TopK makes d_sae numbers of each
 
 
 class ZeroShotHead:
@@ -88,69 +92,93 @@ class SuppressedModel:
 
     def predict_rows(self, x: np.ndarray) -> Prediction:
         """The same for unit embeddings x (n, d) that are already there."""
-        edited = self.suppressor.apply_to(torch.from_numpy(x))
-        after = edited.x.numpy()
+        parts = [self.suppressor.apply_to(part) for part in torch.from_numpy(x).split(_ROWS)]
+        after, z, fired = (torch.cat(column) for column in zip(*parts, strict=True))
         return Prediction(
             self.head.classes,
             self.head.probs(x),
-            self.head.probs(after),
-            edited.z.numpy(),
-            edited.fired.numpy(),
-            self._delta_logit(x),
+            self.head.probs(after.numpy()),
+            z.numpy(),
+            fired.numpy(),
+            self._delta_logit(x, z),
         )
 
-    def _delta_logit(self, x: np.ndarray) -> np.ndarray:
-        # Each latent alone, by difference: exact also where the row is re-normalised.
+    def _delta_logit(self, x: np.ndarray, z: torch.Tensor) -> np.ndarray:
+        # Each latent alone, by difference: exact also where the row is re-normalised. What becomes of
+        # it is decided by all of them (the gate of `reactive`).
         column = self.head.classes.index(self.target)
         base = self.head.logits(x)[:, column]
+        change = self.suppressor.change(z)
         parts = []
         for i in range(len(self.suppressor.latents)):
-            one = _one_latent(self.suppressor, i)
-            parts.append(
-                self.head.logits(one.apply_to(torch.from_numpy(x)).x.numpy())[:, column] - base
-            )
+            alone = torch.zeros_like(change)
+            alone[:, i] = change[:, i]
+            edited, _ = self.suppressor.edit(torch.from_numpy(x), alone)
+            parts.append(self.head.logits(edited.numpy())[:, column] - base)
         return np.stack(parts, 1)
 
 
-def reference_level(run: Run, concept: str, latents: list[int], mode: str) -> torch.Tensor:
-    """What the modes `mean` and `clamp` hold a latent to: mean, or 95 % quantile, of its code over
-    the train images known to lack the concept (all train images where none is labelled)."""
-    from .rundata import POOLED, RunData
-
-    data = RunData(run)
-    rows = data.rows("train")
-    truth = data.truth.get(concept)
-    if truth is not None and (rows & (truth.values == 0)).any():
-        rows = rows & (truth.values == 0)
-    codes = np.stack([data.codes[POOLED].column(j)[rows] for j in latents], 1)
-    level = codes.mean(0) if mode == "mean" else np.quantile(codes, 0.95, axis=0)
-    return torch.from_numpy(level.astype(np.float32))
-
-
 def make_suppressor(
-    run: Run, recipes: list[Recipe], sae: ThresholdSAE, mode: str | None
+    run: Run,
+    recipes: list[Recipe],
+    sae: ThresholdSAE | TopKSAE,
+    mode: str | None = None,
+    level: float | None = None,
 ) -> LatentSuppressor:
-    """One suppressor for all latents of the recipes; `mode` instead of the recipes' own."""
-    owner = {j: recipe.body["concept"] for recipe in recipes for j in recipe.latents}
-    latents = sorted(owner)
-    mode = mode or recipes[0].body["operation"]["mode"]
-    level = None
-    if mode in ("mean", "clamp"):
-        level = torch.cat([reference_level(run, owner[j], [j], mode) for j in latents])
+    """One suppressor for all latents of the recipes, each with the levels of its own recipe.
+
+    `mode` (and `level`, the factor of `scale`) instead of the recipes' own: levels are then those of
+    the run's artifact-free train images. Errors: UserInputError for a mode that cannot be, or that
+    differs between recipes, and for `reactive` of several: a gate is one artifact's; EvidenceError
+    where too few images are free of it.
+    """
+    own = sorted({recipe.body["operation"]["mode"] for recipe in recipes})
+    concepts = ", ".join(recipe.body["concept"] for recipe in recipes)
+    if mode is not None:
+        check_mode(mode, level)
+    elif len(own) > 1:
+        raise UserInputError(
+            f"the recipes of {concepts} suppress in different modes ({', '.join(own)})",
+            "say one for all of them with --mode",
+        )
+    if (mode or own[0]) == "reactive" and len(recipes) > 1:
+        raise UserInputError(
+            f"mode reactive takes one concept, not {concepts}: its gate is one artifact's score",
+            "suppress them one at a time, or in another mode",
+        )
+    levels: dict[int, torch.Tensor] = {}
+    gate = None
+    for recipe in recipes:
+        found = _levels(run, recipe, sae, mode, level)
+        gate = found.get("gate_level", gate)
+        if "level" in found:
+            levels |= dict(zip(recipe.latents, found["level"], strict=True))
+    latents = sorted({j for recipe in recipes for j in recipe.latents})
     return LatentSuppressor(
         sae,
         latents,
-        mode=mode,
-        level=level,
+        mode=mode or own[0],
+        level=torch.stack([levels[j] for j in latents]) if levels else None,
+        gate_level=gate,
         renormalise=recipes[0].body["operation"]["renormalise"],
     )
 
 
-def _one_latent(module: LatentSuppressor, i: int) -> LatentSuppressor:
-    sae = ThresholdSAE(module.W_enc, module.W_dec, module.b_enc, module.b_dec, module.threshold)
-    return LatentSuppressor(
-        sae, [i], mode=module.mode, level=module.level[i : i + 1], renormalise=module.renormalise
-    )
+def _levels(
+    run: Run, recipe: Recipe, sae: ThresholdSAE | TopKSAE, mode: str | None, level: float | None
+) -> dict[str, Any]:
+    """`level` (|S|,) or `gate_level` of one recipe: its own where its own mode is meant, else those of
+    the run."""
+    from .rundata import RunData
+
+    operation = recipe.body["operation"]
+    if mode is None:
+        mode = operation["mode"]
+        kept = {name: operation[name] for name in ("level", "gate_level") if name in operation}
+        if kept:
+            return {n: torch.tensor(v) if n == "level" else v for n, v in kept.items()}
+    free, _ = free_codes(RunData(run), recipe.site, recipe.body["concept"], mode)
+    return Editor(sae, mode, factor=level, free=free).levels(recipe.latents)
 
 
 def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHead:
@@ -192,22 +220,31 @@ def build(
     head: str | None = None,
     target: str | None = None,
     mode: str | None = None,
+    level: float | None = None,
 ) -> SuppressedModel:
     """The suppressed model of a recipe; another model than the run's is refused."""
     run.check_model(tower.fingerprint)
-    sae = ThresholdSAE.load(run.file("sae", recipe.site))
+    sae = load_sae(run.file("sae", recipe.site))
     chosen = pick_head(run, tower, head)
-    suppressor = make_suppressor(run, [recipe], sae, mode)
+    suppressor = make_suppressor(run, [recipe], sae, mode, level)
     return SuppressedModel(tower, chosen, suppressor, pick_target(chosen.classes, target))
 
 
 @contextmanager
 def suppressed(
-    run: Run, concept: str, model: Any, *, head: str | None = None, target: str | None = None
+    run: Run,
+    concept: str,
+    model: Any,
+    *,
+    head: str | None = None,
+    target: str | None = None,
+    mode: str | None = None,
+    level: float | None = None,
 ) -> Iterator[SuppressedModel]:
-    """`with run.suppress("ruler", model) as m: m.predict(images)`. The model itself is not changed."""
+    """`with run.suppress("ruler", model) as m: m.predict(images)`. The model itself is not changed.
+    `mode`, and the `level` of mode `scale`, instead of the recipe's own."""
     recipe = load_recipe(run, concept)
-    yield build(run, recipe, model, head=head, target=target)
+    yield build(run, recipe, model, head=head, target=target, mode=mode, level=level)
 
 
 def load_recipe(run: Run, concept: str) -> Recipe:

@@ -22,6 +22,8 @@ from dermaudit.files import read_json, sha256_json
 from dermaudit.heads import LinearHead
 from dermaudit.rundir import Run, open_run
 
+from .edit import Weights
+
 POOLED = "visual.pooled"
 # Which verb makes the stages again: said in the sentence when one is missing or stale.
 _VERBS = {
@@ -76,7 +78,7 @@ class RunView:
         self.stages: dict[str, Any] = run.meta.get("stages") or {}
         self._checked: set[str] = set()
         self._codes: dict[str, SiteCodes] = {}
-        self._weights: dict[str, dict[str, np.ndarray]] = {}
+        self._weights: dict[str, Weights] = {}
         self._stability: dict[str, dict[str, Any] | None] = {}
         self.memo: dict[str, Any] = {}  # what is dear to compute and asked for more than once
 
@@ -303,19 +305,10 @@ class RunView:
             self._codes[site] = SiteCodes(tuple(meta["shape"]), arrays)
         return self._codes[site]
 
-    def sae_weights(self, site: str) -> dict[str, np.ndarray]:
-        """W_enc (d_in, d_sae), W_dec, b_enc, b_dec, threshold, as sae/model.py reads them."""
+    def sae_weights(self, site: str) -> Weights:
         if site not in self._weights:
-            from safetensors.numpy import load_file
-
             path = self.checked(f"sae/{site}/sae_weights.safetensors", f"fit:{site}")
-            weights = load_file(path)
-            cfg = read_json(path.with_name("cfg.json"), "SAE config")
-            if cfg.get("architecture") == "standard":
-                weights["threshold"] = np.zeros_like(weights["b_enc"])
-            if not cfg.get("apply_b_dec_to_input", True):
-                weights["b_enc"] = weights["b_enc"] + weights["b_dec"] @ weights["W_enc"]
-            self._weights[site] = weights
+            self._weights[site] = Weights.load(path)
         return self._weights[site]
 
     @cached_property

@@ -145,7 +145,8 @@ def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
     """Histogram of a latent's activations with its threshold, split by the label it ranks best."""
     site, latent = row["site"], row["latent"]
     column = view.codes(site).column(latent)
-    threshold = float(view.sae_weights(site)["threshold"][latent])
+    weights = view.sae_weights(site)
+    threshold = 0.0 if weights.threshold is None else float(weights.threshold[latent])
     fires = column > 0
     if not fires.any():
         raise EvidenceError(f"latent {latent} of {site} fires in no image")
@@ -172,13 +173,12 @@ def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
     return Exhibit(
         "Activations",
         f"Activation of the latent in the images in which it fires{patch}, all splits; it fires "
-        "only above its "
-        f"threshold. Quartiles of the firing images: {', '.join(f'{q:.3f}' for q in quantiles)}.",
+        f"only {weights.fires_where(latent)}. "
+        f"Quartiles of the firing images: {', '.join(f'{q:.3f}' for q in quantiles)}.",
         Table(("images", "n", "median", "largest"), lines),
         figures.histogram({k: v.tolist() for k, v in series.items()}, threshold, axis="activation"),
         f"Histogram of {int(fires.sum())} firing images of {len(column)}, median "
-        f"{quantiles[2]:.2f}, largest {quantiles[4]:.2f}, "
-        f"threshold {threshold:.2f}.",
+        f"{quantiles[2]:.2f}, largest {quantiles[4]:.2f}; fires {weights.fires_where(latent)}.",
     )
 
 

@@ -141,8 +141,8 @@ def _maps(run: RunView, site: str, latent: int, rows: list[int]) -> None:
         session.caption(
             "Activation of each patch, from the stored activations and the SAE's weights. The "
             f"scale is absolute: 0 to {scale.top:.2f}, the "
-            "largest in this run; the latent fires above its threshold of "
-            f"{scale.threshold:.2f}. Outlined: patches in which it fires; "
+            f"largest in this run; the latent fires {scale.fires}. "
+            "Outlined: patches in which it fires; "
             "outlined twice as thick: 60 % of the largest and more. A patch has seen its "
             "neighbours, so a map shows where the model "
             "holds the information, not the outline of the thing."

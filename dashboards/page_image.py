@@ -205,26 +205,16 @@ def recipe_changes(run: RunView, row: int) -> list[tuple]:
                 (concept, None, None, None, None, None, f"no recipe: {_why(run, concept, error)}")
             )
             continue
-        if recipe.site != POOLED or recipe.body["operation"]["mode"] != "subtract":
-            out.append(
-                (
-                    concept,
-                    None,
-                    None,
-                    None,
-                    None,
-                    None,
-                    f"{recipe.body['operation']['mode']} at {recipe.site} needs the model: "
-                    "dermaudit suppress",
+        operation = recipe.body["operation"]
+        try:
+            if recipe.site != POOLED:
+                raise EvidenceError(
+                    f"{operation['mode']} at {recipe.site} needs the model: dermaudit suppress"
                 )
-            )
+            after_x, fires = edit.suppress(run.sae_weights(POOLED), x, recipe.latents, operation)
+        except EvidenceError as error:
+            out.append((concept, None, None, None, None, None, error.message))
             continue
-        after_x, fires = edit.suppress(
-            run.sae_weights(POOLED),
-            x,
-            recipe.latents,
-            renormalise=recipe.body["operation"]["renormalise"],
-        )
         after = head.probs(after_x)[0]
         target = recipe.body["target"]
         at = head.classes.index(target) if target in head.classes else int(before.argmax())
@@ -285,7 +275,7 @@ def _recipes(run: RunView, row: int) -> None:
         Table(
             (
                 "recipe",
-                "fires here",
+                "edited here",
                 "class",
                 "p before",
                 "p after",
@@ -297,8 +287,8 @@ def _recipes(run: RunView, row: int) -> None:
     )
     session.caption(
         "p = probability of the class by the run's head on the stored embedding, before and "
-        "after the recipe's latents are subtracted (error term "
-        "kept). Where no latent of the recipe fires, the embedding is the same bit for bit. "
+        "after the recipe's latents are edited in its mode (error term "
+        "kept). Where that changes nothing, the embedding is the same bit for bit. "
         "Last column: the stored result with the head on "
         "which the recipe was measured."
     )
@@ -334,5 +324,5 @@ def _map(run: RunView, row: int) -> None:
     st.html(markup.scale(pictures.LEVELS, made.edges, made.top))
     session.caption(
         f"Absolute scale, 0 to the latent's largest activation in this run ({made.top:.2f}); "
-        f"threshold {made.threshold:.2f}; outlined where it fires."
+        f"fires {made.fires}; outlined where it does."
     )

@@ -27,13 +27,14 @@ LEVELS = ((0, 32, 77), (65, 77, 107), (124, 123, 120), (188, 175, 111), (255, 23
 @dataclass(frozen=True)
 class PatchMap:
     """`picture` and `plain` (without the map) are webp bytes of the same size; `values` (h, w) codes of the patches;
-    `top` is the latent's largest value in the run, `edges` the lower bounds of the five steps."""
+    `top` is the latent's largest value in the run, `edges` the lower bounds of the five steps;
+    `fires` says where the latent fires."""
 
     picture: bytes
     plain: bytes
     values: np.ndarray
     top: float
-    threshold: float
+    fires: str
 
     @property
     def in_words(self) -> str:
@@ -99,8 +100,8 @@ def patch_map(
     values = patch_values(view, row, site, latent)
     top = float(view.codes(site).column(latent).max())
     picture = overlay(image, values, max(top, float(values.max()), 1e-12), opacity)
-    threshold = float(view.sae_weights(site)["threshold"][latent])
-    return PatchMap(webp(picture), webp(image), values, top, threshold)
+    fires = view.sae_weights(site).fires_where(latent)
+    return PatchMap(webp(picture), webp(image), values, top, fires)
 
 
 def overlay(image: np.ndarray, values: np.ndarray, top: float, opacity: float) -> np.ndarray:

@@ -242,8 +242,8 @@ class _Page:
             self.parts.append(markup.scale(pictures.LEVELS, last.edges, last.top))
             self.parts.append(
                 '<p class="caption">Activation of each patch on an absolute scale, 0 to '
-                f"{last.top:.2f}, the latent's largest in this run; threshold "
-                f"{last.threshold:.2f}. Outlined: patches in which it fires; twice as thick: 60 "
+                f"{last.top:.2f}, the latent's largest in this run; it fires "
+                f"{last.fires}. Outlined: patches in which it fires; twice as thick: 60 "
                 "% of the largest and more.</p>"
             )
 

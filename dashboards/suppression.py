@@ -225,10 +225,12 @@ def latents(view: RunView, concept: str) -> Exhibit:
         for e in recipe.body["latents"]
     ]
     limits = recipe.body["limits"]
+    level_from = recipe.body["operation"].get("level_from")
     return Exhibit(
         "The recipe",
         f"Operation: {recipe.body['operation']['mode']} at {recipe.site}, error term "
-        f"{recipe.body['operation'].get('error_term', 'kept')}. "
+        f"{recipe.body['operation'].get('error_term', 'kept')}"
+        f"{f', its level from {level_from}' if level_from else ''}. "
         f"Body hash {recipe.sha256[:16]}. Chosen on val, measured on test.",
         Table(("latent", "name", "why it is in"), rows),
         notes=[f"Limit: {limit}" for limit in limits],

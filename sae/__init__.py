@@ -15,6 +15,7 @@ _PUBLIC = {
     "ActivationStore": ".store",
     "Rows": ".rows",
     "ThresholdSAE": ".model",
+    "ReLUSAE": ".model",
     "TopKSAE": ".model",
     "load_sae": ".model",
     "Codes": ".codes",

@@ -14,13 +14,13 @@ import torch
 from dermaudit.errors import UserInputError
 from dermaudit.files import read_json, write_json, write_npy
 
-from .model import ThresholdSAE
+from .model import ThresholdSAE, TopKSAE
 
 _ARRAYS = ("indptr", "indices", "values", "csc_indptr", "csc_indices", "csc_values")
 
 
 @torch.no_grad()
-def encode_images(sae: ThresholdSAE, acts: np.ndarray, chunk: int = 256):
+def encode_images(sae: ThresholdSAE | TopKSAE, acts: np.ndarray, chunk: int = 256):
     """Yield (dense codes (b, d_sae) float32, argmax token (b, d_sae) or None) for chunks of images."""
     for start in range(0, len(acts), chunk):
         part = torch.from_numpy(np.ascontiguousarray(acts[start : start + chunk])).float()
@@ -31,7 +31,7 @@ def encode_images(sae: ThresholdSAE, acts: np.ndarray, chunk: int = 256):
             yield value.numpy(), token.numpy()
 
 
-def write_codes(folder: Path, sae: ThresholdSAE, acts: np.ndarray, site: str) -> list[Path]:
+def write_codes(folder: Path, sae: ThresholdSAE | TopKSAE, acts: np.ndarray, site: str) -> list[Path]:
     """Encode `acts` (n, d) or (n, tokens, d) and write the arrays; returns the files."""
     from scipy.sparse import csr_matrix
 

@@ -1,9 +1,10 @@
 """An SAE as it is used, without the sae-lens import: the files of sae-lens `jumprelu`, `standard`, `topk`.
 
-`p = (x - b_dec) @ W_enc + b_enc` and `x_hat = z @ W_dec + b_dec` for both kinds. A `ThresholdSAE` is
-pointwise, `z = relu(p) * (p > threshold)` (JumpReLU, arXiv 2407.14435; ReLU is threshold 0;
-BatchTopK, arXiv 2412.06410, becomes this at inference). A `TopKSAE` keeps the k largest of a row,
-`z = relu(p)` there and 0 elsewhere (arXiv 2406.04093): whether one latent fires depends on the others.
+`p = (x - b_dec) @ W_enc + b_enc` and `x_hat = z @ W_dec + b_dec` for all kinds. A `ThresholdSAE` is
+pointwise, `z = relu(p) * (p > threshold)` (JumpReLU, arXiv 2407.14435; BatchTopK, arXiv 2412.06410,
+becomes this at inference); a `ReLUSAE` is one whose thresholds are 0. A `TopKSAE` keeps the k largest
+of a row, `z = relu(p)` there and 0 elsewhere (arXiv 2406.04093): whether one latent fires depends on
+the others.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LAYOUT = "6.54.0"
 
 @dataclass
 class LinearSAE:
-    """W_enc (d_in, d_sae), W_dec (d_sae, d_in), b_enc (d_sae,), b_dec (d_in,): what both kinds share."""
+    """W_enc (d_in, d_sae), W_dec (d_sae, d_in), b_enc (d_sae,), b_dec (d_in,): what all kinds share."""
 
     W_enc: torch.Tensor
     W_dec: torch.Tensor
@@ -111,6 +112,19 @@ class ThresholdSAE(LinearSAE):
 
 
 @dataclass
+class ReLUSAE(ThresholdSAE):
+    """`z = relu(p)`: a ThresholdSAE of threshold 0, which its file (`standard`) does not hold."""
+
+    threshold: torch.Tensor = field(init=False)
+
+    architecture: ClassVar[str] = "standard"
+    tensors: ClassVar[tuple[str, ...]] = LinearSAE.tensors
+
+    def __post_init__(self) -> None:
+        self.threshold = torch.zeros_like(self.b_enc)
+
+
+@dataclass
 class TopKSAE(LinearSAE):
     """At most `k` latents a row; k is an int of 1 … d_sae."""
 
@@ -137,7 +151,7 @@ def top_k(pre: torch.Tensor, k: int) -> torch.Tensor:
 def load_sae(folder: Path | str) -> ThresholdSAE | TopKSAE:
     """The SAE of a folder in the sae-lens layout, whichever kind it is.
 
-    `standard` is read as threshold 0. `rescale_acts_by_decoder_norm` (a `topk` that selects on
+    `standard` is a ThresholdSAE too (`ReLUSAE`). `rescale_acts_by_decoder_norm` (a `topk` that selects on
     p·‖W_dec‖) is folded into the encoder, with decoder rows of unit length: the same codes.
     Errors: UserInputError when there is none; ForeignArtifactError for another architecture, an
     input scaling that is not in the weights, and tensors that do not fit the config.
@@ -171,13 +185,13 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def _refuse_kind(cfg: dict[str, Any], path: Path, *wanted: type[LinearSAE]) -> None:
     kind = cfg.get("architecture")
-    known = [name for name, cls in _KINDS.items() if cls in wanted]
+    known = [name for name, cls in _KINDS.items() if issubclass(cls, wanted)]
     if kind not in known:
         listed = " and ".join(f"'{name}'" for name in known)
         hint = (
             "codes of a per-sample TopK are not pointwise; here a threshold SAE is needed "
             "(BatchTopK, JumpReLU, ReLU)"
-            if kind in _KINDS and TopKSAE not in wanted
+            if kind == TopKSAE.architecture
             else "dermaudit sae import reads other layouts"
         )
         raise ForeignArtifactError(f"{path} is a '{kind}' SAE; {listed} can be opened", hint)
@@ -195,8 +209,6 @@ def build(
         )
     kind = cfg["architecture"]
     cls = _KINDS[kind]
-    if kind == "standard" and "b_enc" in tensors:
-        tensors["threshold"] = torch.zeros_like(tensors["b_enc"])
     d, h = cfg.get("d_in"), cfg.get("d_sae")
     shapes = {"W_enc": (d, h), "W_dec": (h, d), "b_enc": (h,), "b_dec": (d,), "threshold": (h,)}
     missing = [name for name in cls.tensors if name not in tensors]
@@ -217,8 +229,8 @@ def build(
         # The same map with the subtraction folded into the encoder bias.
         held["b_enc"] = held["b_enc"] + held["b_dec"] @ held["W_enc"]
     metadata = cfg.get("metadata") or {}
-    if cls is ThresholdSAE:
-        return ThresholdSAE(**held, metadata=metadata)
+    if issubclass(cls, ThresholdSAE):
+        return cls(**held, metadata=metadata)
     k = cfg.get("k")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= h:
         raise ForeignArtifactError(
@@ -233,6 +245,6 @@ def build(
 
 _KINDS: dict[str, type[LinearSAE]] = {
     "jumprelu": ThresholdSAE,
-    "standard": ThresholdSAE,
+    "standard": ReLUSAE,
     "topk": TopKSAE,
 }

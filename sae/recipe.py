@@ -27,9 +27,10 @@ class SAERecipe:
     """How an SAE is fitted. Errors: UserInputError in one sentence for what cannot be.
 
     `k`: active latents a row (topk), their mean over a batch (batchtopk, matryoshka), or the mean that
-    jumprelu's quadratic penalty pulls to; relu_l1 has none. `widths`: matryoshka's nested prefixes, the
-    last is d_sae. `epochs`, where given, replaces `samples`. `order_seed` seeds the order of the rows,
-    `seed` everything else, so that seeds can share one pass over the data.
+    jumprelu's quadratic penalty pulls to and its thresholds are shifted to in the end; relu_l1 has none.
+    `widths`: matryoshka's nested prefixes, the last is d_sae. `epochs`, where given, replaces `samples`.
+    `order_seed` seeds the order of the rows, `seed` everything else, so that seeds can share one pass
+    over the data.
     """
 
     architecture: Architecture = "batchtopk"
@@ -64,7 +65,7 @@ class SAERecipe:
         for spec in dataclasses.fields(self):
             _check_type(spec.name, getattr(self, spec.name), _TYPES[spec.name])
         _check_range(self)
-        if self.architecture in TOPK_FAMILY or self._pulls_to_k:
+        if self.architecture in TOPK_FAMILY or self.pulls_to_k:
             _check_k(self)
         if self.architecture == "matryoshka":
             widths = self.widths or default_widths(self.d_sae)
@@ -88,7 +89,8 @@ class SAERecipe:
             )
 
     @property
-    def _pulls_to_k(self) -> bool:
+    def pulls_to_k(self) -> bool:
+        """Whether a penalty pulls the mean L0 to k."""
         return self.architecture == "jumprelu" and self.l0_penalty == "quadratic"
 
     def steps(self, n: int) -> int:

@@ -110,6 +110,7 @@ def describe(sae: ThresholdSAE | TopKSAE) -> dict[str, Any]:
         facts["k"] = sae.k
     else:
         facts["k"] = said.get("k")
+    if sae.architecture == "jumprelu":
         facts["threshold"] = round(float(sae.threshold.mean()), 6)
         facts["threshold_range"] = _range(sae.threshold)
     return {

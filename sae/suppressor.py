@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
+from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError, unknown
 
 from .model import ThresholdSAE, TopKSAE, top_k
+from .modes import MODES
 
-MODES = ("subtract", "mean", "clamp", "scale", "reactive")
 POSITIONS = ("all", "patch", "cls", "prefix")
 
 #: Below this many artifact-free rows a quantile of their scores is not a level (design §10).
@@ -73,7 +73,7 @@ class LatentSuppressor(nn.Module):
     ) -> None:
         super().__init__()
         if mode not in MODES:
-            raise UserInputError(f"unknown suppression mode '{mode}'", f"known: {', '.join(MODES)}")
+            raise unknown("suppression mode", mode, MODES)
         latents = [int(j) for j in latents]
         if not latents or min(latents) < 0 or max(latents) >= sae.d_sae:
             raise UserInputError(
@@ -144,17 +144,25 @@ class LatentSuppressor(nn.Module):
         z = self.encode(x)
         mask = self._mask_of(x, self.positions if positions is None else positions, n_prefix)
         seen = z if mask is None else torch.where(mask[..., None], z, 0.0)
-        delta = self._delta(seen)
+        edited, fired = self.edit(x, self.change(seen))
+        return Suppressed(edited, z, fired)
+
+    def edit(self, x: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """(x with Σ_j change_j W_dec[j] added, where it changed): x (…, d), change (…, |S|).
+
+        With `change(z)` of codes that are known this is `suppress` without encoding; with some of
+        its columns 0, what the other latents do alone.
+        """
         # Selecting, not adding zero: x + 0.0 and a re-normalised unit row are not the same bits.
-        fired = (delta != 0).any(-1)
-        edited = x + (delta @ self.W_dec).to(x.dtype)
+        fired = (change != 0).any(-1)
+        edited = x + (change @ self.W_dec).to(x.dtype)
         if self.renormalise:
             length = edited.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # nothing left: stays 0
             edited = edited * (x.norm(dim=-1, keepdim=True) / length)
-        return Suppressed(torch.where(fired[..., None], edited, x), z, fired)
+        return torch.where(fired[..., None], edited, x), fired
 
-    def _delta(self, z: Tensor) -> Tensor:
-        """z' − z (…, |S|); exactly 0 where a latent does not fire."""
+    def change(self, z: Tensor) -> Tensor:
+        """z' − z (…, |S|) of codes z; exactly 0 where a latent does not fire."""
         if self.mode == "subtract":
             return -z
         if self.mode == "scale":

@@ -1,7 +1,7 @@
 """Fit SAEs over stored rows: one loop, several SAEs over one pass of the data if asked.
 
 What sae-lens has no loop for is here: epochs over a seeded permutation, a dead-latent window in
-samples, the early stop on held-out rows, checkpoints that go on to the bit, and a threshold calibrated
+samples, the early stop on held-out rows, checkpoints that go on to the bit, and thresholds calibrated
 on a pass over the data (sae-lens' running estimate is far off on short runs: 10⁴–10⁶ samples).
 """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dermaudit.errors import ForeignArtifactError
 
-from ..model import ThresholdSAE, TopKSAE
+from ..model import ReLUSAE, ThresholdSAE, TopKSAE
 
 
 def take(path: Path, state: dict[str, Tensor], *names: str) -> list[Tensor]:
@@ -31,13 +31,15 @@ def assemble(
     b_enc: Tensor,
     b_dec: Tensor,
     *,
-    threshold: Tensor | float | None = 0.0,
+    threshold: Tensor | float | None = None,
     k: int | None = None,
     subtract: bool = True,
     unit_decoder: bool = False,
     metadata: dict[str, Any],
 ) -> ThresholdSAE | TopKSAE:
-    """A TopKSAE where `k` is given, else a ThresholdSAE; W_enc (d_in, d_sae), W_dec (d_sae, d_in).
+    """A TopKSAE where `k` is given, a ThresholdSAE where `threshold` is, else a ReLUSAE.
+
+    W_enc (d_in, d_sae), W_dec (d_sae, d_in), threshold (d_sae,) or one for all.
 
     `subtract`: the other program encodes x − b_dec; where it encodes x, b_dec is added back through
     b_enc. `unit_decoder`: decoder rows to length 1, codes and threshold times their former length.
@@ -51,7 +53,7 @@ def assemble(
         )
     d, h = W_enc.shape
     wanted = {"W_enc": (d, h), "W_dec": (h, d), "b_enc": (h,), "b_dec": (d,)}
-    if k is None:
+    if k is None and threshold is not None:
         tensors["threshold"] = torch.as_tensor(threshold, dtype=torch.float64)
         if tensors["threshold"].ndim == 0:
             tensors["threshold"] = tensors["threshold"].expand(h)
@@ -74,7 +76,8 @@ def assemble(
         tensors = fold_norm(tensors)
     single = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
     if k is None:
-        return ThresholdSAE(**single, metadata=metadata)
+        kind = ReLUSAE if threshold is None else ThresholdSAE
+        return kind(**single, metadata=metadata)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= h:
         raise ForeignArtifactError(
             f"{path}: k = {k!r}; a TopK of {h} latents needs a whole number of 1 … {h}"

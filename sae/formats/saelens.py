@@ -67,8 +67,6 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
         log = "log_threshold" in state and "threshold" not in state
         (threshold,) = take(where, state, "log_threshold" if log else "threshold")
         tensors["threshold"] = threshold.exp() if log else threshold
-    elif kind == "standard":
-        tensors["threshold"] = torch.zeros_like(tensors["b_enc"])
     scale = _input_scale(cfg, folder)
     if scale is not None:
         tensors["W_enc"] = tensors["W_enc"] * scale

@@ -49,7 +49,8 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
         "saev_schema": schema,
         "training_architecture": activation.lower(),
     }
-    notes, threshold = [], 0.0
+    notes: list[str] = []
+    threshold = None
     k = told_k(file, k) if activation != "Relu" else None
     if schema == 1:
         # The header does not tell which commit wrote it.

@@ -17,7 +17,7 @@ import torch
 from dermaudit.concepts.rundata import RunData, Truth
 from dermaudit.files import write_json, write_parquet
 from dermaudit.rundir import Run
-from dermaudit.sae import ActivationStore, ThresholdSAE
+from dermaudit.sae import ActivationStore, ThresholdSAE, TopKSAE
 from dermaudit.sae.codes import write_codes
 from dermaudit.sae.embed import POOLED
 
@@ -105,7 +105,7 @@ class TextTower:
         return torch.from_numpy(np.stack(rows)).float()
 
 
-def write_run(path: Path, w: SimpleNamespace, sae: ThresholdSAE | None = None, **columns) -> Run:
+def write_run(path: Path, w: SimpleNamespace, sae: ThresholdSAE | TopKSAE | None = None, **columns) -> Run:
     """A run on disk whose stages images, embed and fit:visual.pooled are done. `columns` are added
     to its table, or taken out where None."""
     sae = sae or basis_sae()
@@ -135,6 +135,28 @@ def write_run(path: Path, w: SimpleNamespace, sae: ThresholdSAE | None = None, *
     files += write_codes(run.file("codes", POOLED), sae, w.x, POOLED)
     run.record(f"fit:{POOLED}", {}, files, upstream=["embed"])
     return run
+
+
+def tiny_tower(folder: Path, d: int) -> Path:
+    """A random open_clip model of width `d` with a word tokenizer, saved at `folder`."""
+    import open_clip
+
+    from dermaudit.towers import build_word_tokenizer, save_local_dir
+
+    tokenizer = build_word_tokenizer(["ruler"], ["a dermoscopic image of hair"], context_length=12)
+    cfg = {
+        "embed_dim": d,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+        "text_cfg": {"width": 16, "heads": 2, "layers": 1, **tokenizer.text_cfg()},
+    }
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**cfg).eval().requires_grad_(False)
+    return save_local_dir(
+        folder, model, model_cfg=cfg, tokenizer=tokenizer,
+        preprocess_cfg={"size": 32, "mean": [0.5] * 3, "std": [0.2] * 3,
+                        "interpolation": "bicubic", "resize_mode": "squash"},
+        card="", training_hashes=[], half=False,
+    )
 
 
 def open_data(run: Run) -> RunData:

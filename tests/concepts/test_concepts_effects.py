@@ -11,6 +11,7 @@ from concept_world import DEAD, RULER, SIGNAL, H, basis_sae, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dermaudit.concepts.editor import Editor
 from dermaudit.concepts.effects import (
     MAX_LATENTS,
     choose_latents,
@@ -20,7 +21,6 @@ from dermaudit.concepts.effects import (
     operating_point,
     rank_latents,
     refit_worst,
-    suppress_rows,
     worst_without_trap,
 )
 from dermaudit.concepts.trap import make_trap
@@ -32,7 +32,7 @@ def prepare(w):
     sae = basis_sae()
     trap = make_trap(w.y, w.a, w.splits, groups=w.groups)
     head = fit_probe(w.x[trap.fit], w.y[trap.fit], w.groups[trap.fit])
-    return sae, trap, head, sae.encode(torch.from_numpy(w.x)).numpy()
+    return Editor(sae), trap, head, sae.encode(torch.from_numpy(w.x)).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,12 @@ def case():
 
 @pytest.fixture(scope="module")
 def figures(case):
-    w, sae, trap, head, codes = case
-    chosen = choose_latents(sae, head, w.x, trap, codes)
+    w, editor, trap, head, codes = case
+    chosen = choose_latents(editor, head, w.x, trap, codes)
     clean = np.flatnonzero((w.splits == "test") & (w.a == 0))
     active = (codes > 0).sum(0)
     found = evaluate(
-        sae, head, w.x, trap, chosen,
+        editor, head, w.x, trap, chosen,
         active=active, clean=clean, groups=w.groups, seed=0, n_draws=200,
     )
     return chosen, found
@@ -70,7 +70,7 @@ def test_planted_artifact__chosen_and_removed(figures):
 
 
 def test_groups__by_hand(case, figures):
-    w, sae, trap, head, _ = case
+    w, editor, trap, head, _ = case
     _, found = figures
     right = (probe_score(head, w.x) > found["threshold_before"]) == (w.y == 1)
     for i in (0, 1):
@@ -83,56 +83,56 @@ def test_groups__by_hand(case, figures):
 
 
 def test_choice_and_threshold__do_not_move_with_the_labels_of_test(case):
-    w, sae, trap, head, codes = case
+    w, editor, trap, head, codes = case
     y = w.y.copy()
     y[trap.test] = 1 - y[trap.test]
     a = w.a.copy()
     a[trap.test] = 1 - a[trap.test]
     other = dataclasses.replace(trap, y=y, a=a)
-    one, same = (choose_latents(sae, head, w.x, t, codes) for t in (trap, other))
+    one, same = (choose_latents(editor, head, w.x, t, codes) for t in (trap, other))
     assert one.latents == same.latents
     assert (
-        measure(head, sae, one.latents, w.x, trap).threshold
-        == measure(head, sae, one.latents, w.x, other).threshold
+        measure(head, editor, one.latents, w.x, trap).threshold
+        == measure(head, editor, one.latents, w.x, other).threshold
     )
 
 
 def test_ranking__the_signal_of_the_label_is_no_candidate(case):
-    w, sae, trap, head, codes = case
+    w, editor, trap, head, codes = case
     balanced = np.flatnonzero(w.splits == "val")  # here ruler and label are independent
-    ranked = rank_latents(codes[balanced], w.a[balanced], head.direction()[1] * 2, sae)
+    ranked = rank_latents(codes[balanced], w.a[balanced], head.direction()[1] * 2, editor.sae)
     assert ranked[0][0] == RULER and SIGNAL not in [j for j, _ in ranked]
     effect = codes[balanced][w.a[balanced] == 1].mean(0) - codes[balanced][w.a[balanced] == 0].mean(0)
-    by_hand = effect[RULER] * float(sae.W_dec[RULER].numpy() @ (head.direction()[1] * 2))
+    by_hand = effect[RULER] * float(editor.sae.W_dec[RULER].numpy() @ (head.direction()[1] * 2))
     assert ranked[0][1]["effect"] == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_no_latent_sees_it__refused(case):
-    w, sae, trap, head, codes = case
+    w, editor, trap, head, codes = case
     blind = codes.copy()
     blind[:] = 0
     with pytest.raises(EvidenceError, match="no latent ranks the concept's images") as refused:
-        choose_latents(sae, head, w.x, trap, blind)
+        choose_latents(editor, head, w.x, trap, blind)
     assert refused.value.numbers == {"candidates": 0}
 
 
 def test_a_head_that_does_not_lean_on_it__refused(case):
-    w, sae, trap, _, codes = case
+    w, editor, trap, _, codes = case
     fair = np.flatnonzero(w.splits == "train")  # no correlation of ruler and label here
     head = fit_probe(w.x[fit := fair[w.a[fair] == 0]], w.y[fit], w.groups[fit])
     weight = head.weight.copy() / head.scale
-    direction = sae.W_dec[RULER].numpy()
+    direction = editor.sae.W_dec[RULER].numpy()
     weight -= (weight @ direction)[:, None] * direction
     head = dataclasses.replace(head, weight=weight * head.scale)
     with pytest.raises(EvidenceError, match="does not lift the worst group|no latent ranks") as no:
-        choose_latents(sae, head, w.x, trap, codes * (np.arange(H) == RULER))
+        choose_latents(editor, head, w.x, trap, codes * (np.arange(H) == RULER))
     assert no.value.numbers["candidates"] >= 1
 
 
 def test_refit__at_least_as_good_for_a_planted_direction(case, figures):
-    w, sae, trap, _, _ = case
+    w, editor, trap, _, _ = case
     chosen, found = figures
-    assert refit_worst(sae, chosen.latents, w.x, trap, w.groups, 0) > found["worst_group_before"]
+    assert refit_worst(editor, chosen.latents, w.x, trap, w.groups, 0) > found["worst_group_before"]
 
 
 def test_without_trap__there_is_more_to_win(case, figures):
@@ -146,24 +146,24 @@ def test_without_trap__there_is_more_to_win(case, figures):
 @pytest.mark.parametrize("pair", [("y=0 a=0", "y=0 a=1"), ("y=0 a=1", "y=1 a=1")])
 def test_interval__a_draw_with_an_empty_cell_is_not_defined(case, figures, pair):
     # Two cells of one patient each: most draws lack one of them, in whichever order they stand.
-    w, sae, trap, head, codes = case
+    w, editor, trap, head, codes = case
     groups = w.groups.copy()
     for name in pair:
         groups[trap.cells(trap.test)[name]] = name
     clean = np.flatnonzero((w.splits == "test") & (w.a == 0))
     out = evaluate(
-        sae, head, w.x, trap, figures[0],
+        editor, head, w.x, trap, figures[0],
         active=(codes > 0).sum(0), clean=clean, groups=groups, seed=0, n_draws=200,
     )
     assert np.isnan(out["ci"]).all() and np.isnan(out["worst_group_before_ci"]).all()
 
 
 def test_collateral__too_few_clean_images(case):
-    w, sae, trap, head, codes = case
-    chosen = choose_latents(sae, head, w.x, trap, codes)
+    w, editor, trap, head, codes = case
+    chosen = choose_latents(editor, head, w.x, trap, codes)
     clean = np.flatnonzero((w.splits == "test") & (w.y == 1))[:12]
     out = evaluate(
-        sae, head, w.x, trap, chosen, active=(codes > 0).sum(0),
+        editor, head, w.x, trap, chosen, active=(codes > 0).sum(0),
         clean=clean, groups=w.groups, seed=0, n_draws=20,
     )
     assert out["clean_auroc_delta"] is None
@@ -218,8 +218,8 @@ def test_matched_random_sets__others_as_often():
     assert sets == matched_random_sets(active, latents, seed=3)
 
 
-def test_suppress_rows__nothing_to_suppress():
+def test_editor__nothing_to_suppress():
     x = world(50).x
-    assert suppress_rows(basis_sae(), [], x) is x
-    np.testing.assert_array_equal(suppress_rows(basis_sae(), [DEAD], x), x)
+    assert Editor(basis_sae()).rows([], x) is x
+    np.testing.assert_array_equal(Editor(basis_sae()).rows([DEAD], x), x)
     assert MAX_LATENTS <= H

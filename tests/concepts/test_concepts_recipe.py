@@ -14,6 +14,7 @@ from dermaudit.concepts.make_recipe import make_recipe
 from dermaudit.concepts.recipe import Recipe, rounded
 from dermaudit.concepts.stages import recipe_run
 from dermaudit.concepts.suppress import load_recipe
+from dermaudit.concepts.trap import make_trap
 from dermaudit.concepts.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.files import sha256_json
@@ -154,6 +155,59 @@ def test_no_evidence__refused_with_numbers_or_said(w, tmp_path):
     assert "n too small" in said["reason"]
     assert not run.file("recipes", "ruler.recipe.json").exists()
     assert json.loads(run.file("suppression", "ruler.reason.json").read_text())["numbers"]
+
+
+@pytest.mark.parametrize(("mode", "level"), [("clamp", None), ("reactive", None), ("scale", 0.25)])
+def test_mode__chosen_measured_and_kept_in_the_recipe(run, w, tmp_path, mode, level):
+    import shutil
+
+    from dermaudit.heads import fit_probe, probe_score
+    from dermaudit.rundir import open_run
+
+    shutil.copytree(run.path, tmp_path / "r")
+    copy = open_run(tmp_path / "r")
+    figures = recipe_run(copy, "ruler", None, vocabulary=Vocabulary.load(), mode=mode, level=level)
+    recipe = load_recipe(copy, "ruler")
+    operation, S = recipe.body["operation"], recipe.latents
+    assert operation["mode"] == mode and RULER in S
+    z = basis_sae().encode(torch.from_numpy(w.x)).numpy()[:, S]
+    free = z[(w.splits == "train") & (w.a == 0)]
+    if mode == "scale":
+        assert operation["level"] == [0.25] * len(S) and "level_from" not in operation
+        change = -0.75 * z
+    else:
+        assert operation["level_from"] == f"{len(free)} train images without ruler"
+    if mode == "clamp":
+        level = np.quantile(free, 0.95, axis=0)
+        assert operation["level"] == pytest.approx(level, abs=1e-6)
+        change = np.minimum(level - z, 0)
+    if mode == "reactive":
+        gate = np.quantile(free.sum(1).astype(float), 0.95)
+        assert operation["gate_level"] == pytest.approx(gate, abs=1e-6)
+        change = np.where(z.sum(1, keepdims=True) > gate, -z, 0)
+    # The figures are those of this mode: the rows by hand, through the same head.
+    after = w.x + change @ basis_sae().W_dec[S].numpy()
+    after /= np.linalg.norm(after, axis=1, keepdims=True)
+    rows = pq.read_table(copy.file("suppression", "ruler.parquet")).to_pylist()
+    changed = (change != 0).any(1)
+    assert [r["fired"] for r in rows] == [bool(changed[r["row"]]) for r in rows]
+    trap = make_trap(w.y, w.a, w.splits, groups=w.groups)
+    head = fit_probe(w.x[trap.fit], w.y[trap.fit], w.groups[trap.fit])
+    score = probe_score(head, after.astype(np.float32))
+    p = np.array([r["p_after"] for r in rows if r["fired"]])
+    picked = [r["row"] for r in rows if r["fired"]]
+    np.testing.assert_allclose(p, 1 / (1 + np.exp(-score[picked])), atol=1e-4)
+    assert figures["worst_group_after"] > figures["worst_group_before"]
+    # The default is still what it was: its stage is not named anew.
+    assert copy.meta["stages"]["recipe:ruler"]["inputs"] != run.meta["stages"]["recipe:ruler"]["inputs"]
+
+
+def test_mode__reactive_without_artifact_free_images_is_refused(tmp_path):
+    few = world(200, seed=2)
+    run = write_run(tmp_path / "r", few, **{"artifact:ruler": np.ones(200)})
+    with pytest.raises(EvidenceError, match="ruler: 0 train images are labelled as without it") as no:
+        recipe_run(run, "ruler", None, vocabulary=Vocabulary.load(), mode="reactive")
+    assert no.value.numbers == {"n": 0, "needed": 30}
 
 
 def test_without_labels_and_names__says_what_to_run(w, tmp_path):

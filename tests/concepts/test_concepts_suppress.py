@@ -6,20 +6,19 @@ import csv
 from types import SimpleNamespace
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from concept_world import POOLED, write_run
+from concept_world import POOLED, tiny_tower, write_run
 
 from dermaudit.concepts import stages
 from dermaudit.concepts.predictions import suppress_images
 from dermaudit.concepts.recipe import Recipe, sae_hash
-from dermaudit.concepts.suppress import build, pick_head, pick_target
+from dermaudit.concepts.suppress import build, make_suppressor, pick_head, pick_target
 from dermaudit.concepts.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.heads import LinearHead
-from dermaudit.sae import LatentSuppressor, ThresholdSAE
-from dermaudit.towers import build_word_tokenizer, load_model, save_local_dir
+from dermaudit.sae import LatentSuppressor, ThresholdSAE, load_sae
+from dermaudit.towers import load_model
 
 D, H, N = 24, 20, 160
 S = [3, 7]
@@ -27,20 +26,7 @@ S = [3, 7]
 
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory):
-    tokenizer = build_word_tokenizer(["ruler"], ["a dermoscopic image of hair"], context_length=12)
-    cfg = {
-        "embed_dim": D,
-        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
-        "text_cfg": {"width": 16, "heads": 2, "layers": 1, **tokenizer.text_cfg()},
-    }
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**cfg).eval().requires_grad_(False)
-    folder = save_local_dir(
-        tmp_path_factory.mktemp("towers") / "tiny", model, model_cfg=cfg, tokenizer=tokenizer,
-        preprocess_cfg={"size": 32, "mean": [0.5] * 3, "std": [0.2] * 3,
-                        "interpolation": "bicubic", "resize_mode": "squash"},
-        card="", training_hashes=[], half=False,
-    )
+    folder = tiny_tower(tmp_path_factory.mktemp("towers") / "tiny", D)
     return load_model(str(folder))
 
 
@@ -194,11 +180,11 @@ def test_zero_shot_head(run, tower, embedded):
 # ---- the table of `dermaudit suppress`
 
 
-def table(run, tower, tmp_path, mode=None, dry_run=False):
+def table(run, tower, tmp_path, mode=None, dry_run=False, level=None):
     out = tmp_path / "predictions.csv"
     summary = suppress_images(
         run, ["ruler"], tower, None, out,
-        head=None, target=None, mode=mode, vocabulary=Vocabulary.load(), seed=0, dry_run=dry_run,
+        head=None, target=None, mode=mode, level=level, vocabulary=Vocabulary.load(), seed=0, dry_run=dry_run,
     )
     rows = list(csv.DictReader(out.open())) if out.exists() else None
     return summary, rows
@@ -248,6 +234,126 @@ def test_modes__hold_a_latent_to_what_it_is_without_the_artifact(run, tower, emb
         model.suppressor.apply_to(torch.from_numpy(embedded)).x,
         by_module.apply_to(torch.from_numpy(embedded)).x, atol=1e-6,
     )
+
+
+def free_of_ruler(run):
+    """The train rows that are labelled as without a ruler."""
+    import pyarrow.parquet as pq
+
+    t = pq.read_table(run.file("images.parquet"))
+    return (np.array(t["split"]) == "train") & (np.array(t["artifact:ruler"]) == 0)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.0, 1.0])
+def test_scale__by_hand(run, tower, embedded, factor):
+    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
+    p = build(run, recipe, tower, mode="scale", level=factor).predict_rows(embedded)
+    sae = load_sae(run.file("sae", POOLED))
+    z = sae.encode(torch.from_numpy(embedded))[:, S].numpy()
+    by_hand = embedded - (1 - factor) * z @ sae.W_dec[S].numpy()
+    by_hand /= np.linalg.norm(by_hand, axis=1, keepdims=True)
+    after = np.where((z > 0).any(1)[:, None], by_hand, embedded)
+    head = LinearHead.load(run.file("heads", "label.safetensors"))
+    np.testing.assert_allclose(p.p_after, head.probs(after), atol=1e-4)
+    plain = build(run, recipe, tower).predict_rows(embedded)
+    if factor == 0:
+        np.testing.assert_array_equal(p.p_after, plain.p_after)
+    if factor == 1:
+        np.testing.assert_array_equal(p.p_after, p.p_before)
+        assert not p.fired.any()
+
+
+def test_reactive__by_hand(run, tower, embedded, tmp_path):
+    """Taken off only where the codes of S together are more than in 95 % of the ruler-free train rows."""
+    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
+    z = load_sae(run.file("sae", POOLED)).encode(torch.from_numpy(embedded))[:, S].numpy()
+    score, free = z.sum(1), free_of_ruler(run)
+    gate = np.quantile(score[free].astype(np.float64), 0.95)
+    over = score > gate
+    assert free.sum() >= 30 and gate > 0 and 5 < over.sum() < (z > 0).any(1).sum()
+    p = build(run, recipe, tower, mode="reactive").predict_rows(embedded)
+    plain = build(run, recipe, tower).predict_rows(embedded)
+    np.testing.assert_array_equal(p.fired, over)
+    np.testing.assert_array_equal(p.p_after[~over], p.p_before[~over])
+    np.testing.assert_array_equal(p.p_after[over], plain.p_after[over])
+    # Of each latent alone: the gate is that of both.
+    np.testing.assert_allclose(p.delta_logit, np.where(over[:, None], plain.delta_logit, 0), atol=1e-6)
+    summary, rows = table(run, tower, tmp_path, mode="reactive")
+    assert summary["gate_level"] == pytest.approx(gate, abs=1e-6)
+    assert [row["fired"] for row in rows] == [str(int(f)) for f in over]
+
+
+def copied(run, tmp_path):
+    import shutil
+
+    from dermaudit.rundir import open_run
+
+    shutil.copytree(run.path, tmp_path / "copy")
+    return open_run(tmp_path / "copy")
+
+
+def test_reactive__too_few_artifact_free_images_are_no_evidence(run, tower, embedded, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    copy = copied(run, tmp_path)
+    path = copy.file("images.parquet")
+    t, known = pq.read_table(path), np.flatnonzero(free_of_ruler(run))[:29]
+    for kept, n in ((known, 29), ([], 0)):  # what is not labelled is not known to be free
+        values = [1.0 if i < N // 2 else None for i in range(N)]
+        for i in kept:
+            values[i] = 0.0
+        at = t.column_names.index("artifact:ruler")
+        pq.write_table(t.set_column(at, "artifact:ruler", pa.array(values, pa.float64())), path)
+        recipe = Recipe.load(copy.file("recipes", "ruler.recipe.json"))
+        with pytest.raises(EvidenceError, match=f"ruler: {n} train images are labelled as") as few:
+            build(copy, recipe, tower, mode="reactive")
+        assert few.value.exit_code == 3 and few.value.numbers == {"n": n, "needed": 30}
+    # `mean` and `clamp` then take all train images, as they did.
+    level = build(copy, recipe, tower, mode="mean").suppressor.level
+    z = load_sae(run.file("sae", POOLED)).encode(torch.from_numpy(embedded))[:, S]
+    np.testing.assert_allclose(level, z[np.array(t["split"]) == "train"].mean(0), rtol=1e-5)
+
+
+def test_several_recipes__each_with_its_own_level_or_refused(run, tower, embedded):
+    def recipe(concept, latent, **operation):
+        body = Recipe.load(run.file("recipes", "ruler.recipe.json")).body
+        return Recipe(
+            {**body, "concept": concept, "latents": [{"latent": latent, "why": {}}],
+             "operation": {"renormalise": True, **operation}}
+        )
+
+    sae = load_sae(run.file("sae", POOLED))
+    two = [
+        recipe("ruler", 7, mode="scale", level=[0.5]), recipe("ink", 3, mode="scale", level=[0.25])
+    ]
+    module = make_suppressor(run, two, sae)
+    assert module.latents == [3, 7] and module.level.tolist() == [0.25, 0.5]
+    assert make_suppressor(run, two, sae, "scale", 0.75).level.tolist() == [0.75, 0.75]
+    assert make_suppressor(run, two, sae, "subtract").mode == "subtract"
+    mixed = [two[0], recipe("ink", 3, mode="reactive", gate_level=0.5)]
+    with pytest.raises(UserInputError, match=r"ruler, ink suppress in different modes \(reactive, scale"):
+        make_suppressor(run, mixed, sae)
+    with pytest.raises(UserInputError, match="reactive takes one concept, not ruler, ink"):
+        make_suppressor(run, mixed, sae, "reactive")
+    # A recipe's own gate is taken, not measured again.
+    assert float(make_suppressor(run, mixed[1:], sae).gate_level) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--mode", "scale"], "--mode scale needs --level"),
+        (["--level", "0.5"], "--level 0.5 needs --mode scale"),
+        (["--mode", "clamp", "--level", "0.5"], "--level 0.5 says nothing to the mode clamp"),
+        (["--mode", "reactve"], "did you mean 'reactive'?"),
+        (["--mode", "scale", "--level", "inf"], "--level inf is no factor"),
+        (["--mode", "scale", "--level", "-1"], "--level"),
+    ],
+)
+def test_mode_and_level__in_one_sentence(main, run, flags, said):
+    done = main("suppress", "--concept", "ruler", "--run", run.path, *flags, "--dry-run", "--json")
+    assert done.rc == 2 and said in done.json()["error"]["message"]
 
 
 def test_unknown_mode__refused(run, tower, tmp_path):

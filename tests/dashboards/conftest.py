@@ -23,6 +23,12 @@ def unlabelled_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("bare"), labels=False, licence=None)
 
 
+@pytest.fixture(scope="session")
+def topk_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run whose SAEs are per-sample TopK."""
+    return make_run(tmp_path_factory.mktemp("topk"), k=4)
+
+
 @pytest.fixture
 def own_run(whole_run: Path, tmp_path: Path) -> Path:
     """A copy of the complete run, to be damaged."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 from toy_run import PATCHES, POOLED
 
 import dermaudit.dashboards
-from dermaudit.dashboards import evidence
+from dermaudit.dashboards import evidence, page_image
 from dermaudit.dashboards.data import RunView
 from dermaudit.rundir import Run
 
@@ -194,6 +195,19 @@ def test_stale_names_are_refused(page, own_run) -> None:
     run.meta["stages"]["embed"]["outputs"]["embeddings/new"] = "0" * 64
     run.save()
     assert "is stale" in page("concepts", own_run).warning[0].value
+
+
+def test_pages_of_a_topk_run(page, topk_run) -> None:
+    where = "among the 4 largest of its row (a TopK has no threshold)"
+    assert where in shown(page("concepts", topk_run, latent=f"{PATCHES}/0"))
+    view = RunView.open(topk_run)
+    # An image in which the ruler's recipe changes something.
+    row = int(np.argmax((view.codes(POOLED).column(0) > 0) & (view.splits == "test")))
+    at = page("image", topk_run, row=str(row))
+    assert where in shown(at) and not at.warning
+    found = {r[0]: r for r in page_image.recipe_changes(view, row)}
+    assert found["ruler"][1] is True and found["ruler"][3] != found["ruler"][4]
+    assert "edited here" in shown(at) and "needs the model" not in shown(at)
 
 
 def test_pages_load_no_model_library(whole_run, run_python) -> None:

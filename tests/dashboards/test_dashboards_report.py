@@ -56,6 +56,12 @@ def html(whole_run) -> str:
     return report.build(RunView.open(whole_run))
 
 
+def test_topk__the_report_says_where_its_latents_fire(topk_run) -> None:
+    text = Page(report.build(RunView.open(topk_run))).text
+    assert "fires among the 4 largest of its row (a TopK has no threshold)" in text
+    assert "above its threshold" not in text
+
+
 @pytest.fixture(scope="module")
 def document(html) -> Page:
     return Page(html)

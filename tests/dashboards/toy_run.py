@@ -23,9 +23,15 @@ SPLITS = ["train"] * 36 + ["val"] * 20 + ["test"] * 64
 
 
 def make_run(
-    folder: Path, *, labels: bool = True, suppression: bool = True, licence: str | None = "CC0-1.0"
+    folder: Path,
+    *,
+    labels: bool = True,
+    suppression: bool = True,
+    licence: str | None = "CC0-1.0",
+    k: int | None = None,
 ) -> Path:
-    """Write a run at `folder`/run over images at `folder`/data; returns the run's folder."""
+    """Write a run at `folder`/run over images at `folder`/data; returns the run's folder. With `k` its
+    SAEs are per-sample TopK."""
     run = Run.create(folder / "run", seed=7)
     table = _images(folder / "data", labels)
     if licence:
@@ -47,7 +53,7 @@ def make_run(
     run.record(
         "images", {}, [run.file("images.parquet"), run.file("skipped.parquet")], summary={"n": N}
     )
-    _activations(run)
+    _activations(run, k)
     _concepts(run, labels)
     if labels:
         _labels(run)
@@ -91,10 +97,10 @@ def _images(folder: Path, labels: bool) -> pa.Table:
     return pa.table(columns)
 
 
-def _activations(run: Run) -> None:
+def _activations(run: Run, k: int | None) -> None:
     import torch
 
-    from dermaudit.sae import ActivationStore, ThresholdSAE
+    from dermaudit.sae import ActivationStore, ThresholdSAE, TopKSAE
     from dermaudit.sae.codes import write_codes
 
     generator = np.random.default_rng(3)
@@ -123,12 +129,14 @@ def _activations(run: Run) -> None:
         decoder = generator.normal(size=(D_SAE, D)).astype(np.float32)
         decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
         threshold = 0.35 if site == POOLED else 1.5
-        sae = ThresholdSAE(
+        tensors = (
             torch.from_numpy(decoder.T.copy()),
             torch.from_numpy(decoder),
             torch.zeros(D_SAE),
             torch.zeros(D),
-            torch.full((D_SAE,), threshold),
+        )
+        sae = (
+            TopKSAE(*tensors, k) if k else ThresholdSAE(*tensors, torch.full((D_SAE,), threshold))
         )
         files = sae.save(run.file("sae", site))
         write_json(
@@ -322,7 +330,7 @@ def _refused(run: Run) -> None:
 
 
 def _suppression(run: Run) -> None:
-    from dermaudit.concepts.recipe import Recipe, sae_hash
+    from dermaudit.concepts.recipe import Recipe, sae_facts
 
     test = [i for i in range(N) if SPLITS[i] == "test"]
     truth = {i: i % 3 == 0 for i in test}
@@ -379,7 +387,7 @@ def _suppression(run: Run) -> None:
         "ruler",
         figures,
         Recipe,
-        sae_hash(run, POOLED),
+        sae_facts(run, POOLED),
         pa.Table.from_pylist(rows),
         ["insertion_residual: too small an effect"],
     )
@@ -404,7 +412,7 @@ def _suppression(run: Run) -> None:
         "hair",
         {**nothing, **by_name},
         Recipe,
-        sae_hash(run, POOLED),
+        sae_facts(run, POOLED),
         None,
         ["effect not measured: by name"],
     )
@@ -420,7 +428,7 @@ def _recipe(
     concept: str,
     figures: dict,
     kind: type,
-    weights: str,
+    sae: dict,
     rows: pa.Table | None,
     limits: list[str],
 ) -> None:
@@ -428,7 +436,7 @@ def _recipe(
         "concept": concept,
         "target": "mel",
         "model": {"name": "toy", "fingerprint": "f" * 64, "preprocess": {}},
-        "sae": {"site": POOLED, "weights_sha256": weights, "d_sae": D_SAE},
+        "sae": sae,
         "operation": {"mode": "subtract", "renormalise": True, "error_term": "kept"},
         "latents": [{"latent": j, "why": {"auprc": 0.661}} for j in figures["latents"]],
         "effects": {},

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dermaudit.sae import ThresholdSAE
-from dermaudit.sae.model import TopKSAE
+from dermaudit.sae.model import ReLUSAE, TopKSAE
 
 
 def planted(n: int, seed: int = 0, d: int = 24, h: int = 40) -> np.ndarray:
@@ -40,3 +40,9 @@ def random_topk(d: int = 8, h: int = 12, k: int = 3, seed: int = 0) -> TopKSAE:
     return TopKSAE(
         sae.W_enc, sae.W_dec * scale, sae.b_enc, sae.b_dec, k, metadata=dict(sae.metadata)
     )
+
+
+def random_relu(d: int = 8, h: int = 12, seed: int = 0) -> ReLUSAE:
+    """The same weights as `random_sae`, without a threshold."""
+    sae = random_sae(d, h, seed)
+    return ReLUSAE(sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec, metadata=dict(sae.metadata))

@@ -19,8 +19,9 @@ from dermaudit.sae.architectures import (
     learning_rate,
 )
 from dermaudit.sae.architectures import step as train_step
+from dermaudit.sae.calibrate import fold
 from dermaudit.sae.metrics import held_out_metrics
-from dermaudit.sae.model import load_sae
+from dermaudit.sae.model import ThresholdSAE, load_sae
 from dermaudit.sae.recipe import ARCHITECTURES, TOPK_FAMILY, SAERecipe, dermfm_zero
 from dermaudit.sae.resample import resample
 from dermaudit.sae.rows import Rows
@@ -50,7 +51,8 @@ def test_sae_lens__opens_it_and_gives_the_same_codes(fits, rows, tmp_path, kind)
     sae = fits[kind].sae
     sae.save(tmp_path)
     stock = SAE.load_from_disk(tmp_path)
-    assert stock.cfg.architecture() == ("topk" if kind == "topk-as-topk" else "jumprelu")
+    on_disk = {"topk-as-topk": "topk"} | {name: "standard" for name in KINDS if name.startswith("relu")}
+    assert stock.cfg.architecture() == on_disk.get(kind, "jumprelu")
     assert stock.cfg.metadata.hook_name == "visual.pooled"
     x = torch.from_numpy(rows["test"])
     ours, theirs = load_sae(tmp_path).encode(x), stock.encode(x).detach()
@@ -65,17 +67,40 @@ def test_sae_lens__opens_it_and_gives_the_same_codes(fits, rows, tmp_path, kind)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_l0_of_what_is_written__is_that_of_training(fits, rows, kind):
-    """The TopK family: k. Held by a penalty: what the last steps had. And jumprelu comes near its k."""
+    """The TopK family and jumprelu: k. Held by a penalty without one: what the last steps had."""
     fitted = fits[kind]
     measured = held_out_metrics(fitted.sae, torch.from_numpy(rows["train"]))["l0"]
-    if fitted.recipe.architecture in TOPK_FAMILY:
+    end = [line["l0"] for line in fitted.log if line["step"] <= fitted.summary["best_step"]][-1]
+    if kind == "jumprelu" or fitted.recipe.architecture in TOPK_FAMILY:
         # A topk row has k, but for one with fewer positive pre-activations.
         assert measured == pytest.approx(fitted.recipe.k, rel=0.02)
-        return
-    end = [line["l0"] for line in fitted.log if line["step"] <= fitted.summary["best_step"]][-1]
-    assert measured == pytest.approx(end, rel=0.05)
-    if kind == "jumprelu":
-        assert measured == pytest.approx(4.0, rel=0.4)
+        assert kind != "jumprelu" or end > 1.1 * fitted.recipe.k  # the penalty alone was not enough
+    else:
+        assert measured == pytest.approx(end, rel=0.05)
+
+
+def test_jumprelu__thresholds_are_shifted_to_k_or_left_alone(rows, monkeypatch):
+    """What is written differs from what was learned by one shift; without a k by nothing."""
+    far = dataclasses.replace(BASE, architecture="jumprelu", samples=8000, l0_coefficient=0.3)
+    step = dataclasses.replace(far, l0_penalty="step")
+    learned = []
+    monkeypatch.setattr("dermaudit.sae.train.fold", lambda *a: learned.append(fold(*a)) or fold(*a))
+    both = [
+        fit_saes(Rows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t")[0].sae
+        for recipe in (far, step)
+    ]
+    before, sae = learned[0].threshold, both[0]
+    x = torch.from_numpy(rows["train"])
+    assert before.std() > 0
+    old = ThresholdSAE(sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec, before)
+    assert float((old.encode(x) > 0).sum(1).double().mean()) > 2 * far.k  # far off before
+    assert float((sae.encode(x) > 0).sum(1).double().mean()) == pytest.approx(far.k, rel=0.02)
+    shift = sae.threshold - before
+    torch.testing.assert_close(shift, shift.mean().expand(48), atol=1e-6, rtol=0)
+    assert torch.equal(sae.threshold.argsort(stable=True), before.argsort(stable=True))
+    assert sae.metadata["k"] == far.k
+    sae = both[1]
+    assert torch.equal(sae.threshold, learned[1].threshold) and "k" not in sae.metadata
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,7 +15,7 @@ from sae_checkpoints import (
     write_dictionary,
     write_saev,
 )  # fmt: skip
-from sae_rows import random_sae, random_topk
+from sae_rows import random_relu, random_sae, random_topk
 
 from dermaudit.sae.model import TopKSAE, load_sae
 
@@ -51,6 +51,13 @@ def test_show__a_topk_says_its_k_and_a_range_of_norms(main, tmp_path):
     found = main("sae", "show", tmp_path, "--json").json()
     assert found["architecture"] == "topk" and found["k"] == 3 and "threshold" not in found
     assert found["decoder_norm_range"] == pytest.approx([0.5, 2.0])
+
+
+def test_show__a_relu_has_neither_threshold_nor_k(main, tmp_path):
+    random_relu().save(tmp_path)
+    found = main("sae", "show", tmp_path, "--json").json()
+    assert found["architecture"] == found["training_architecture"] == "standard"
+    assert found["k"] is None and "threshold" not in found
 
 
 def test_import__is_what_was_read_and_says_where_it_came_from(main, tmp_path, dictionary):

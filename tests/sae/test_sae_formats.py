@@ -90,7 +90,7 @@ def test_dncbm__codes_and_reconstruction(tmp_path, wrapped):
     torch.save(state, tmp_path / "autoencoder.pth")
     z = over(w.pre(True), 0)
     sae = read_foreign(tmp_path)
-    assert sae.metadata["imported_from"] == "DermFM-Zero / DN-CBM"
+    assert sae.metadata["imported_from"] == "DermFM-Zero / DN-CBM" and sae.architecture == "standard"
     agrees(sae, z, w.decode(z), tmp_path)
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sae_rows import random_sae, random_topk
+from sae_rows import random_relu, random_sae, random_topk
 
 from dermaudit.errors import ForeignArtifactError, UserInputError
-from dermaudit.sae.model import ThresholdSAE, TopKSAE, load_sae
+from dermaudit.sae.model import ReLUSAE, ThresholdSAE, TopKSAE, load_sae
 
 
 def rewrite(folder, **changes):
@@ -44,7 +44,7 @@ def test_topk__codes_are_the_largest_positive_pre_activations(k, seed):
     assert ((silent <= loudest_kept) | (silent <= 0)).all()
 
 
-@pytest.mark.parametrize("make", [random_sae, random_topk])
+@pytest.mark.parametrize("make", [random_sae, random_relu, random_topk])
 def test_save_load__equal_and_stock_sae_lens_agrees(make, tmp_path):
     from sae_lens import SAE
 
@@ -62,6 +62,28 @@ def test_save_load__equal_and_stock_sae_lens_agrees(make, tmp_path):
     z = stock.encode(x).detach()
     torch.testing.assert_close(again.encode(x), z, atol=1e-5, rtol=0)
     torch.testing.assert_close(again.decode(z), stock.decode(z).detach(), atol=1e-5, rtol=0)
+
+
+def test_relu__by_hand_and_a_threshold_of_zero_is_the_same():
+    eye = torch.eye(3)
+    relu = ReLUSAE(eye, eye, torch.tensor([0.0, 0.5, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
+    x = torch.tensor([[4.0, -0.25, -1.0], [1.0, -0.5, 2.0]])
+    assert torch.equal(relu.encode(x), torch.tensor([[3.0, 0.25, 0.0], [0.0, 0.0, 2.0]]))
+    assert isinstance(relu, ThresholdSAE) and not relu.threshold.any()
+    old = ThresholdSAE(relu.W_enc, relu.W_dec, relu.b_enc, relu.b_dec, torch.zeros(3))
+    assert torch.equal(old.encode(x), relu.encode(x))
+
+
+def test_save_load_save__the_kind_stays(tmp_path):
+    """A jumprelu of threshold 0, as relu_l1 was once written, is read and stays what it is."""
+    old = random_sae(threshold=0.0)
+    for kind, sae in (("standard", random_relu()), ("jumprelu", old)):
+        files = sae.save(tmp_path / kind)
+        again = ThresholdSAE.load(tmp_path / kind).save(tmp_path / f"{kind}-again")
+        assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
+        assert json.loads(files[0].read_text())["architecture"] == kind
+    x = torch.randn(50, 8)
+    assert torch.equal(load_sae(tmp_path / "standard").encode(x), load_sae(tmp_path / "jumprelu").encode(x))
 
 
 @pytest.mark.parametrize("apply_b_dec", [True, False])

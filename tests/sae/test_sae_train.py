@@ -12,6 +12,7 @@ from sae_rows import planted, random_sae
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.sae import ThresholdSAE, fit_sae
+from dermaudit.sae.architectures import build
 from dermaudit.sae.calibrate import calibrate, fold
 from dermaudit.sae.fit import ROWS_PER_LATENT, site_recipe
 from dermaudit.sae.metrics import fvu, held_out_metrics
@@ -92,6 +93,27 @@ def test_fold__reconstruction_and_codes_are_the_same():
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("architecture", "kind"), [("relu_l1", "standard"), ("jumprelu", "jumprelu")])
+def test_fold__of_a_penalty_is_what_was_trained(architecture, kind):
+    recipe = SAERecipe(architecture=architecture, d_sae=48, k=4)
+    sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        if architecture == "jumprelu":
+            sae.threshold.abs_()  # sae-lens keeps it so
+    x, scale = torch.from_numpy(planted(50)), 3.7
+    folded = fold(sae, recipe, scale, "s", "m")
+    assert folded.architecture == kind
+    with torch.no_grad():
+        expected, z = sae.decode(sae.encode(x * scale)) / scale, sae.encode(x * scale)
+    torch.testing.assert_close(
+        folded.encode(x), z * sae.W_dec.detach().norm(dim=1) / scale, atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(folded.decode(folded.encode(x)), expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("k", [0.5, 3.0, 7.25])
 def test_calibrate__mean_l0_is_k(k):
     sae = random_sae(8, 30, threshold=0.0)
@@ -106,7 +128,44 @@ def test_calibrate__mean_l0_is_k(k):
 
 def test_calibrate__k_above_what_ever_fires():
     sae = random_sae(8, 4)
-    assert calibrate(sae, torch.randn(100, 8), 4.0, torch.Generator().manual_seed(0)) == 0.0
+    calibrate(sae, torch.randn(100, 8), 4.0, torch.Generator().manual_seed(0))
+    assert not sae.threshold.any()
+
+
+def test_calibrate__by_hand_a_shift_of_thresholds_that_differ():
+    eye = torch.eye(2)
+    sae = ThresholdSAE(eye, eye, torch.zeros(2), torch.zeros(2), torch.tensor([0.0, 1.0]))
+    # Margins p - t: 3, 1, .5 of the first latent; 4, 1.5, -.5 of the second (p > 0 all along).
+    x = torch.tensor([[3.0, 0.5], [1.0, 5.0], [0.5, 2.5], [-9.0, -9.0]])
+    generator = torch.Generator()
+    for k, shift, threshold in (
+        (0.5, 2.25, [2.25, 3.25]),  # two codes: between 3 and 1.5
+        (1.25, 0.0, [0.0, 1.0]),  # five: between .5 and -.5, as it is
+        (1.5, -0.75, [0.0, 0.25]),  # all six that are positive
+        (2.0, -1.0, [0.0, 0.0]),  # more than relu gives
+    ):
+        sae.threshold = torch.tensor([0.0, 1.0])
+        assert calibrate(sae, x, k, generator) == shift
+        assert torch.equal(sae.threshold, torch.tensor(threshold))
+        assert int((sae.encode(x) > 0).sum()) == min(6, round(4 * k))
+
+
+@pytest.mark.parametrize("k", [1.0, 3.0, 6.0, 14.0])
+def test_calibrate__l0_is_k_with_thresholds_apart_and_order_kept(k):
+    """Raised or lowered; in chunks, against a count over all margins at once."""
+    sae = random_sae(8, 30)
+    learned = torch.rand(30, generator=torch.Generator().manual_seed(2)) * 2
+    sae.threshold = learned.clone()
+    x = torch.randn(5000, 8, generator=torch.Generator().manual_seed(0))
+    before = float((sae.encode(x) > 0).sum(1).double().mean())
+    shift = calibrate(sae, x, k, torch.Generator().manual_seed(0))
+    fires = sae.encode(x) > 0
+    assert float(fires.sum(1).double().mean()) == pytest.approx(k, rel=1e-3)
+    pre = sae.pre(x)
+    torch.testing.assert_close(fires, (pre > 0) & (pre - learned > shift))
+    order = learned.argsort()
+    assert (sae.threshold[order].diff() >= 0).all() and (sae.threshold >= 0).all()
+    assert abs(before - k) > 0.5 and (shift > 0) == (before > k)
 
 
 # ---- files
