@@ -231,6 +231,7 @@ def _fit(run: Run, site: str, data: _Site, plan: Plan, stage: str) -> list[Fitte
         say(f"  warning: at {site} {warning}")
     held = data.part("val", HELD_ROWS)
     held_rows = held.read(0, held.n)
+    held.release()  # rows that lie apart map the pages around them too
     order = Order(
         folder=_work(run, stage, site),
         resume=plan.resume,
@@ -331,6 +332,7 @@ def _stability(fitted: list[Fitted], data: _Site) -> dict[str, Any]:
 
     part = data.part("test", STABILITY_ROWS)
     rows = part.read(0, part.n)
+    part.release()
     return stability_report(
         [one.sae for one in fitted],
         rows[np.isfinite(rows).all(1)],

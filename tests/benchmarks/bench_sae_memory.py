@@ -1,7 +1,7 @@
 """Peak memory of `dermaudit fit` on a store of a million rows of 768 numbers (goal: under 6 GB).
 
     python tests/benchmarks/bench_sae_memory.py [--rows 1000000] [--width 768] [--dtypes float32 float16]
-        [--d-sae 2048] [--k 32] [--samples 100000] [--memory GB] [--folder DIR]
+        [--d-sae 1024] [--k 32] [--samples 100000] [--memory GB] [--folder DIR]
 
 The store is written as `embed` writes it, in shards of 1,024 images, each image a group of its own, one row an
 image, into a temporary folder of `--folder` (3.1 GB in float32) that is removed at the end. `fit` is the verb, in
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "float16"], default=["float32", "float16"])
-    parser.add_argument("--d-sae", type=int, default=2048)
+    parser.add_argument("--d-sae", type=int, default=1024)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--memory", type=float, help="fit --memory, in GB (default its own)")

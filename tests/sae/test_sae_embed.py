@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from sae_tower import BLOCK, SITES, Tower, write_pictures
 
@@ -25,8 +26,14 @@ from dermaudit.sae.embed import (
     in_this_process,
     site_of,
 )
-from dermaudit.sae.embed_shard import activations, batches_ahead, embed_shard
-from dermaudit.sae.parts import Images, Site, finish, plan_parts
+from dermaudit.sae.embed_shard import (
+    activations,
+    batches_ahead,
+    embed_shard,
+    read_batch,
+    shard_values,
+)
+from dermaudit.sae.parts import Images, Site, finish, plan_parts, write_part
 from dermaudit.sae.store import group_number
 
 
@@ -121,12 +128,14 @@ def test_embed__interrupted_goes_on_with_the_next_shard(run, monkeypatch):
     monkeypatch.setattr(embed, "hit", stop)
     with pytest.raises(KeyboardInterrupt):
         go()
-    assert Tower.seen == 8 and "embed" not in run.meta["stages"]
+    # The third went through the tower while the second was written, and is lost with the interrupt.
+    assert Tower.seen == 10 and "embed" not in run.meta["stages"]
+    assert len(list(run.file("embeddings", BLOCK).glob("*.safetensors"))) == 2
     with pytest.raises(UserInputError, match="there are no activations at"):
         ActivationStore.open(run.file("embeddings", BLOCK))  # half a store is none
     monkeypatch.setattr(embed, "hit", lambda name: None)
     go()
-    assert Tower.seen == 10
+    assert Tower.seen == 12
     assert ActivationStore.open(run.file("embeddings", BLOCK), check=True).meta["n"] == 10
 
 
@@ -140,7 +149,7 @@ def test_embed__a_shard_altered_before_the_store_was_finished_is_made_again(run,
     path.write_bytes(good[:-4])
     monkeypatch.setattr(embed, "hit", lambda name: None)
     go()
-    assert path.read_bytes() == good and Tower.seen == 14
+    assert path.read_bytes() == good and Tower.seen == 8 + 10
 
 
 def test_embed__an_altered_shard_is_made_again(run):
@@ -369,11 +378,41 @@ def test_embed_shard__reads_for_itself_what_the_loop_reads_ahead(tmp_path):
         site = Site(tmp_path / name, identity, facts)
         plan = plan_parts(site, images_of(paths), 4)
         for part in plan.parts:
-            given = batches_ahead(Tower(), [part], 3, readers=2) if ahead else None
-            embed_shard(Tower(), part, [site], batch=3, batches=given)
+            if ahead:
+                shard_values(Tower(), part, [site], batches_ahead(Tower(), [part], 3, readers=2)).write()
+            else:
+                embed_shard(Tower(), part, [site], batch=3)
         store = finish(site, images_of(paths), plan)
         made.append([path.read_bytes() for path in store.files()])
     assert made[0] == made[1]
+
+
+def test_write_part__a_number_that_is_not_finite_is_seen_in_any_dtype(tmp_path):
+    for dtype in ("float32", "float16", "bfloat16"):
+        identity, facts = site_of(Tower(), BLOCK, dtype=dtype)
+        site = Site(tmp_path / dtype, identity, facts)
+        (part,) = plan_parts(site, Images(list("abcde"), list("abcde"), list("abcde")), 5).parts
+        acts = torch.full((5, 4, 3), torch.finfo(getattr(torch, dtype)).max, dtype=getattr(torch, dtype))
+        for row, wrong in ((0, "nan"), (2, "inf"), (4, "-inf")):
+            acts[row, row % 4, 1] = float(wrong)
+        note = write_part(site, part, range(5), acts, ["0" * 64] * 5, {})
+        assert note["not_finite"] == ["a", "c", "e"]
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_first_batch__read_by_all_threads_it_is_the_same(tmp_path, readers):
+    paths = write_pictures(tmp_path / "p", 45)
+    for bad in (0, 17, 44):
+        Path(paths[bad]).write_bytes(b"no image")
+    site = Site(tmp_path, *site_of(Tower(), BLOCK))
+    (part,) = plan_parts(site, images_of(paths, False), 64).parts
+    batch, after = batches_ahead(Tower(), [part], 40, readers=readers)
+    alone = read_batch(Tower(), part, 0, 40)
+    assert torch.equal(batch.x, alone.x) and len(after.kept) == 4
+    assert (batch.kept, batch.sha256, batch.skipped) == (alone.kept, alone.sha256, alone.skipped)
+    assert list(batch.skipped) == ["00", "17"]
+    with pytest.raises(UserInputError, match=r"00\.png \(row 0\)"):  # of several the first
+        next(batches_ahead(Tower(), [part], 40, strict=True, readers=readers))
 
 
 def test_object_storage__a_uri_reads_the_same_bytes(tmp_path):
