@@ -21,7 +21,7 @@ from dermaudit.files import sha256_json, write_json, write_text
 from dermaudit.rundir import Run
 
 from .codes import write_codes
-from .loader import MEMORY, Chosen
+from .loader import MEMORY, Chosen, read_all
 from .metrics.reconstruction import accumulate
 from .recipe import SAERecipe, dermfm_zero
 from .rows import Rows
@@ -229,9 +229,7 @@ def _fit(run: Run, site: str, data: _Site, plan: Plan, stage: str) -> list[Fitte
     widest = max(recipe.d_sae for recipe in recipes)
     if plan.world.leads and (warning := memorising(len(data.index["train"]), widest)):
         say(f"  warning: at {site} {warning}")
-    held = data.part("val", HELD_ROWS)
-    held_rows = held.read(0, held.n)
-    held.release()  # rows that lie apart map the pages around them too
+    held_rows = read_all(data.part("val", HELD_ROWS))
     order = Order(
         folder=_work(run, stage, site),
         resume=plan.resume,
@@ -330,9 +328,7 @@ def _metrics(site: str, fitted: Fitted, rows: Chosen, split: str, n_train: int) 
 def _stability(fitted: list[Fitted], data: _Site) -> dict[str, Any]:
     from .metrics.stability import stability_report
 
-    part = data.part("test", STABILITY_ROWS)
-    rows = part.read(0, part.n)
-    part.release()
+    rows = read_all(data.part("test", STABILITY_ROWS))
     return stability_report(
         [one.sae for one in fitted],
         rows[np.isfinite(rows).all(1)],
