@@ -4,6 +4,7 @@ new images are put into new shards."""
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from sae_tower import BLOCK, SITES, Tower, write_pictures
 from dermaudit.errors import ForeignArtifactError, NoSpaceError, UserInputError
 from dermaudit.files import read_json, sha256_file, write_json, write_parquet
 from dermaudit.rundir import Run
-from dermaudit.sae import ActivationStore, embed
+from dermaudit.sae import ActivationStore, embed, parts
 from dermaudit.sae.embed import (
     Order,
     default_sites,
@@ -34,7 +35,7 @@ from dermaudit.sae.embed_shard import (
     shard_values,
 )
 from dermaudit.sae.parts import Images, Site, finish, plan_parts, write_part
-from dermaudit.sae.store import group_number
+from dermaudit.sae.store import group_number, write_shard_file
 
 
 def images_of(paths: list[str], known: bool = True) -> Images:
@@ -341,6 +342,27 @@ def test_the_disk_is_full_at_a_shard__the_finished_ones_are_kept(tmp_path, monke
     assert len(list(folder.glob("*.safetensors"))) == 2 and not list(folder.glob(".*"))
     assert make(tmp_path / "s", paths).meta["n"] == 10
     assert Tower.seen == 12
+
+
+def test_writing__goes_on_while_the_next_shard_is_computed_and_not_the_one_after(tmp_path, monkeypatch):
+    paths = write_pictures(tmp_path / "p", 12)
+    at_work, seen = threading.Event(), []
+
+    class Watched(Tower):
+        def encode_image(self, x, normalize=True):
+            found = super().encode_image(x, normalize)
+            if Tower.seen == 8:  # the second shard of four went through
+                at_work.set()
+            return found
+
+    def slow(*given):
+        assert at_work.wait(20), "the tower waits for the file"
+        write_shard_file(*given)
+        seen.append(Tower.seen)
+
+    monkeypatch.setattr(parts, "write_shard_file", slow)
+    assert make(tmp_path / "s", paths, tower=Watched()).meta["n"] == 12
+    assert seen[0] == 8 and seen[2] == 12
 
 
 def test_two_rows_of_one_image_id():
