@@ -38,8 +38,8 @@ def encode_images(sae: ThresholdSAE, acts: np.ndarray, chunk: int = 256):
 def write_codes(folder: Path, sae: ThresholdSAE, acts: np.ndarray, site: str) -> list[Path]:
     """Encode `acts` (n, d) or (n, tokens, d) and write the arrays; returns the files.
 
-    Memory does not grow with n but for 8 bytes a row: codes are written as they are made, and turned
-    from CSR to CSC some latents at a time.
+    Memory does not grow with the codes, only by some bytes a row: codes are written as they are made,
+    and turned from CSR to CSC some latents at a time. Errors: NoSpaceError; no file is half-written.
     """
     from scipy.sparse import csr_matrix
 
@@ -86,6 +86,7 @@ def _growing(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], object]
         n = (handle.tell() - start) // np.dtype(dtype).itemsize
         handle.seek(0)
         head(n)
+        assert handle.tell() == start, "this numpy leaves no room in the header of a vector"
 
 
 def _write_csc(folder: Path, indptr: np.ndarray, d_sae: int) -> None:

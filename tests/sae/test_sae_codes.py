@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -12,9 +14,9 @@ from hypothesis import strategies as st
 from sae_rows import random_sae
 from scipy.sparse import csr_matrix
 
-from dermaudit.errors import UserInputError
+from dermaudit.errors import NoSpaceError, UserInputError
 from dermaudit.sae import Codes
-from dermaudit.sae.codes import write_codes
+from dermaudit.sae.codes import encode_images, write_codes
 
 
 def make(folder, shape, seed=0, threshold=1.0):
@@ -92,6 +94,20 @@ def test_files__listed_and_the_same_bytes_again(tmp_path):
     assert sorted(f.name for f in files) == sorted(f.name for f in (tmp_path / "a").iterdir())
     for one, other in zip(files, again, strict=True):
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_disk_full_in_the_midst__what_was_there_stays(tmp_path, monkeypatch):
+    _, _, files = make(tmp_path, (300, 4, 8))
+    before = {file.name: file.read_bytes() for file in files}
+
+    def full(sae, acts):
+        yield from itertools.islice(encode_images(sae, acts), 1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dermaudit.sae.codes.encode_images", full)
+    with pytest.raises(NoSpaceError, match=r"no space left to write .*\.npy"):
+        make(tmp_path, (300, 4, 8), seed=1)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_open__absent(tmp_path):
