@@ -96,41 +96,54 @@ def batches_ahead(
     jobs = ((part, at) for part in parts for at in range(0, len(part.ids), size))
     waiting: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
+
+        def order(n: int) -> None:
+            """Have n batches in the queue, as far as there are."""
+            for part, at in itertools.islice(jobs, n - len(waiting)):
+                waiting.append(pool.submit(read_batch, tower, part, at, size, strict))
+
         try:
             for part, at in itertools.islice(jobs, 1):
-                yield _read_together(pool, tower, part, at, size, strict)
-            for part, at in jobs:
-                waiting.append(pool.submit(read_batch, tower, part, at, size, strict))
-                if len(waiting) > _AHEAD * readers:
-                    yield waiting.popleft().result()
-            while waiting:
+                pieces = _Pieces(pool, tower, part, at, size, strict)
+                order(_AHEAD * readers)  # what they read while the tower has the first
+                yield pieces.batch()
+            while True:
+                order(_AHEAD * readers + 1)
+                if not waiting:
+                    return
                 yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
 
 
-def _read_together(
-    pool: ThreadPoolExecutor, tower: Any, part: Part, at: int, size: int, strict: bool
-) -> Batch:
-    """`read_batch`, some images at a time, by the threads of `pool` and this one."""
-    end = min(at + size, len(part.ids))
-    jobs = [(tower, part, first, min(_PIECE, end - first), strict) for first in range(at, end, _PIECE)]
-    pieces = [pool.submit(read_batch, *job) for job in jobs]
-    for i, job in reversed(list(enumerate(jobs))):  # they begin at the front, this thread at the back
-        if pieces[i].cancel():
-            pieces[i] = Future()
-            try:
-                pieces[i].set_result(read_batch(*job))
-            except UserInputError as error:  # told in its turn: the first bad image is the one named
-                pieces[i].set_exception(error)
-    found = [piece.result() for piece in pieces]
-    return Batch(
-        torch.cat([piece.x for piece in found]),
-        [i for piece in found for i in piece.kept],
-        [digest for piece in found for digest in piece.sha256],
-        {image: why for piece in found for image, why in piece.skipped.items()},
-    )
+class _Pieces:
+    """`read_batch`, some images at a time, by the threads of `pool` and the one that asks for the batch."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, tower: Any, part: Part, at: int, size: int, strict: bool
+    ) -> None:
+        end = min(at + size, len(part.ids))
+        self.jobs = [
+            (tower, part, first, min(_PIECE, end - first), strict) for first in range(at, end, _PIECE)
+        ]
+        self.pieces: list[Future[Batch]] = [pool.submit(read_batch, *job) for job in self.jobs]
+
+    def batch(self) -> Batch:
+        for i, job in reversed(list(enumerate(self.jobs))):  # the pool begins at the front
+            if self.pieces[i].cancel():
+                self.pieces[i] = Future()
+                try:
+                    self.pieces[i].set_result(read_batch(*job))
+                except UserInputError as error:  # told in its turn: the first bad image is named
+                    self.pieces[i].set_exception(error)
+        found = [piece.result() for piece in self.pieces]
+        return Batch(
+            torch.cat([piece.x for piece in found]),
+            [i for piece in found for i in piece.kept],
+            [digest for piece in found for digest in piece.sha256],
+            {image: why for piece in found for image, why in piece.skipped.items()},
+        )
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from dermaudit.errors import ForeignArtifactError, NoSpaceError, UserInputError
 from dermaudit.files import read_json, sha256_file, write_json, write_parquet
 from dermaudit.rundir import Run
 from dermaudit.sae import ActivationStore, embed, parts
+from dermaudit.sae import embed_shard as embed_shard_module
 from dermaudit.sae.embed import (
     Order,
     default_sites,
@@ -435,6 +436,24 @@ def test_first_batch__read_by_all_threads_it_is_the_same(tmp_path, readers):
     assert list(batch.skipped) == ["00", "17"]
     with pytest.raises(UserInputError, match=r"00\.png \(row 0\)"):  # of several the first
         next(batches_ahead(Tower(), [part], 40, strict=True, readers=readers))
+
+
+def test_read_ahead__goes_on_while_the_tower_has_the_first_batch(tmp_path, monkeypatch):
+    paths = write_pictures(tmp_path / "p", 40)
+    (part,) = plan_parts(Site(tmp_path, *site_of(Tower(), BLOCK)), images_of(paths, False), 64).parts
+    begun, third = set(), threading.Event()
+
+    def read(tower, part, at, size, strict=False):
+        begun.add(at)
+        if at == 12:
+            third.set()
+        return read_batch(tower, part, at, size, strict)
+
+    monkeypatch.setattr(embed_shard_module, "read_batch", read)
+    stream = batches_ahead(Tower(), [part], 4)
+    next(stream)
+    assert third.wait(20) and max(begun) == 12  # three batches in front, and no more
+    assert sum(len(batch.kept) for batch in stream) == 36
 
 
 def test_object_storage__a_uri_reads_the_same_bytes(tmp_path):
