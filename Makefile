@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS ?= .peers
 DERMAUDIT_DATA ?= $(wildcard ../shared)
 export DERMAUDIT_DATA
 
-.PHONY: install demo test lint bench bench-sae check clean
+.PHONY: install demo test lint bench bench-sae bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +39,13 @@ bench-sae: install
 	$(BIN)/python tests/benchmarks/bench_sae_quality.py runs/demo
 	$(BIN)/python tests/benchmarks/bench_monosemanticity.py
 	$(BIN)/python tests/benchmarks/bench_embed.py
+	$(BIN)/python tests/benchmarks/bench_sae_memory.py
+
+# The step beside every peer. They come without what they require, whose pins would change ours.
+bench-peers: install
+	$(BIN)/python -m pip install --quiet --no-deps --target $(PEERS) --upgrade \
+		overcomplete dictionary-learning eai-sparsify natsort schedulefree
+	$(BIN)/python tests/benchmarks/bench_sae_step.py --peers $(PEERS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info

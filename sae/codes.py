@@ -6,17 +6,21 @@ which token it was (`argmax`), so that a concept can be pointed at.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dermaudit.errors import UserInputError
-from dermaudit.files import read_json, write_json, write_npy
+from dermaudit.files import read_json, whole_file, write_json, write_npy
 
 from .model import ThresholdSAE, TopKSAE
 
 _ARRAYS = ("indptr", "indices", "values", "csc_indptr", "csc_indices", "csc_values")
+_CELLS = 1 << 23  # codes that are turned round at a time
 
 
 @torch.no_grad()
@@ -32,42 +36,119 @@ def encode_images(sae: ThresholdSAE | TopKSAE, acts: np.ndarray, chunk: int = 25
 
 
 def write_codes(folder: Path, sae: ThresholdSAE | TopKSAE, acts: np.ndarray, site: str) -> list[Path]:
-    """Encode `acts` (n, d) or (n, tokens, d) and write the arrays; returns the files."""
+    """Encode `acts` (n, d) or (n, tokens, d) and write the arrays; returns the files.
+
+    Memory does not grow with the codes, only by some bytes a row: codes are written as they are made,
+    and turned from CSR to CSC some latents at a time. Errors: NoSpaceError; no file is half-written.
+    """
     from scipy.sparse import csr_matrix
 
-    parts, tokens = [], []
-    for dense, token in encode_images(sae, acts):
-        sparse = csr_matrix(dense)
-        parts.append(sparse)
-        if token is not None:
-            row = np.repeat(np.arange(len(dense)), np.diff(sparse.indptr))
-            tokens.append(token[row, sparse.indices].astype(np.uint16))
-    lengths = np.concatenate([np.diff(part.indptr) for part in parts])
-    csr = csr_matrix(
-        (
-            np.concatenate([part.data for part in parts]),
-            np.concatenate([part.indices for part in parts]),
-            np.concatenate([[0], lengths.cumsum()]),
-        ),
-        shape=(len(acts), sae.d_sae),
+    lengths, tokens = [], None
+    with (
+        _growing(folder / "indices.npy", np.int32) as indices,
+        _growing(folder / "values.npy", np.float32) as values,
+        ExitStack() as patches,
+    ):
+        for dense, token in encode_images(sae, acts):
+            sparse = csr_matrix(dense)
+            lengths.append(np.diff(sparse.indptr))
+            indices(sparse.indices)
+            values(sparse.data)
+            if token is not None:
+                if tokens is None:
+                    tokens = patches.enter_context(_growing(folder / "argmax.npy", np.uint16))
+                tokens(token[np.repeat(np.arange(len(dense)), lengths[-1]), sparse.indices])
+    indptr = np.concatenate([[0], np.concatenate(lengths).cumsum()])
+    write_npy(folder / "indptr.npy", indptr.astype(np.int64))
+    _write_csc(folder, indptr, sae.d_sae)
+    write_json(
+        folder / "codes.json", {"format_version": 1, "shape": [len(acts), sae.d_sae], "site": site}
     )
-    csc = csr.tocsc()
-    arrays = {
-        "indptr": csr.indptr.astype(np.int64),
-        "indices": csr.indices.astype(np.int32),
-        "values": csr.data.astype(np.float32),
-        "csc_indptr": csc.indptr.astype(np.int64),
-        "csc_indices": csc.indices.astype(np.int32),
-        "csc_values": csc.data.astype(np.float32),
-    }
-    if tokens:
-        arrays["argmax"] = np.concatenate(tokens)
-    files = []
-    for name, array in arrays.items():
-        write_npy(folder / f"{name}.npy", array)
-        files.append(folder / f"{name}.npy")
-    write_json(folder / "codes.json", {"format_version": 1, "shape": list(csr.shape), "site": site})
-    return [folder / "codes.json", *files]
+    names = [*_ARRAYS, *(["argmax"] if tokens is not None else [])]
+    return [folder / "codes.json", *(folder / f"{name}.npy" for name in names)]
+
+
+@contextmanager
+def _growing(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], object]]:
+    """What appends to a vector on disk, whose bytes are in the end those of `np.save`: the header of
+    an npy file has room for any length, so that it can be written again when the length is known."""
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    with whole_file(path) as temporary, temporary.open("wb") as handle:
+
+        def head(n: int) -> None:
+            np.lib.format.write_array_header_1_0(
+                handle, {"shape": (n,), "fortran_order": False, "descr": descr}
+            )
+
+        head(0)
+        start = handle.tell()
+        yield lambda part: handle.write(np.ascontiguousarray(part, dtype))
+        n = (handle.tell() - start) // np.dtype(dtype).itemsize
+        handle.seek(0)
+        head(n)
+        assert handle.tell() == start, "this numpy leaves no room in the header of a vector"
+
+
+def _write_csc(folder: Path, indptr: np.ndarray, d_sae: int) -> None:
+    """The arrays by latent from those by image, read as often as bands of latents are needed."""
+    counts = np.zeros(d_sae, np.int64)
+    for first, stop in _pieces(indptr):
+        counts += np.bincount(_read(folder, "indices", indptr[first], indptr[stop]), minlength=d_sae)
+    csc_indptr = np.concatenate([[0], counts.cumsum()])
+    write_npy(folder / "csc_indptr.npy", csc_indptr)
+    with (
+        _growing(folder / "csc_indices.npy", np.int32) as images,
+        _growing(folder / "csc_values.npy", np.float32) as values,
+    ):
+        for first, stop in _pieces(csc_indptr):
+            band = _band(folder, indptr, csc_indptr, first, stop)
+            images(band[0])
+            values(band[1])
+
+
+def _band(
+    folder: Path, indptr: np.ndarray, csc_indptr: np.ndarray, first: int, stop: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(images, values) of latents first … stop - 1, latent after latent, images ascending."""
+    from scipy.sparse import csr_matrix
+
+    offset = csc_indptr[first]
+    free = csc_indptr[first:stop] - offset  # where each latent's next image goes
+    images = np.empty(csc_indptr[stop] - offset, np.int32)
+    values = np.empty(len(images), np.float32)
+    for begin, end in _pieces(indptr):
+        place = slice(indptr[begin], indptr[end])
+        part = csr_matrix(
+            (
+                _read(folder, "values", place.start, place.stop),
+                _read(folder, "indices", place.start, place.stop),
+                indptr[begin : end + 1] - place.start,
+            ),
+            shape=(end - begin, len(csc_indptr) - 1),
+        )[:, first:stop].tocsc()
+        n = np.diff(part.indptr)
+        there = np.repeat(free - part.indptr[:-1], n) + np.arange(len(part.data))
+        images[there], values[there] = part.indices + begin, part.data
+        free = free + n
+    return images, values
+
+
+def _pieces(ends: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(first, stop) of successive rows that have at most `_CELLS` codes together, or one row."""
+    first = 0
+    while first < len(ends) - 1:
+        stop = max(first + 1, int(np.searchsorted(ends, ends[first] + _CELLS, side="right")) - 1)
+        yield first, stop
+        first = stop
+
+
+def _read(folder: Path, name: str, start: int, stop: int) -> np.ndarray:
+    """Numbers start … stop - 1 of a vector on disk, read and not mapped: nothing of it stays."""
+    with (folder / f"{name}.npy").open("rb") as handle:
+        np.lib.format.read_magic(handle)
+        _, _, dtype = np.lib.format.read_array_header_1_0(handle)
+        handle.seek(int(start) * dtype.itemsize, os.SEEK_CUR)
+        return np.fromfile(handle, dtype, int(stop - start))
 
 
 class Codes:

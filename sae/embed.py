@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dermaudit.failpoints import hit
 from dermaudit.files import sha256_file, sha256_json
 from dermaudit.rundir import Run, open_run
 
-from .embed_shard import BATCH, POOLED, Batch, batches_ahead, embed_shard, n_batches
+from .embed_shard import BATCH, POOLED, Batch, Values, batches_ahead, n_batches, shard_values
 from .embed_shard import activations as activations  # part of this module's interface
 from .parts import Images, Part, Plan, Site, finish, forget, plan_parts, read_note
 from .share import Share
@@ -197,18 +198,28 @@ def _check_space(jobs: list[Job]) -> None:
 def in_this_process(
     tower: Any, *, batch: int = BATCH, strict: bool = False, readers: int = 1
 ) -> Engine:
-    """The engine of one process: images are read ahead by `readers` threads while the tower works."""
+    """The engine of one process: while the tower works, images are read ahead by `readers` threads, and
+    the shard before is written by another."""
+
+    def write(values: Values) -> None:
+        values.write()
+        hit("embed")
 
     def engine(jobs: list[Job]) -> None:
         total = sum(len(part.ids) for part, _ in jobs)
-        with Meter("embedding", total) as meter:
+        with Meter("embedding", total) as meter, ThreadPoolExecutor(1, "write") as writer:
             stream = batches_ahead(
                 tower, (part for part, _ in jobs), batch, strict=strict, readers=readers
             )
+            writing: Future[None] | None = None
             for part, sites in jobs:
                 own = itertools.islice(stream, n_batches(part, batch))
-                embed_shard(tower, part, sites, batches=_counted(own, meter))
-                hit("embed")
+                values = shard_values(tower, part, sites, _counted(own, meter))
+                if writing is not None:
+                    writing.result()  # one at a time: memory, and a full disk is told before the next
+                writing = writer.submit(write, values)
+            if writing is not None:
+                writing.result()
 
     return engine
 

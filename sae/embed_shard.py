@@ -8,6 +8,7 @@ never on who makes it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from .parts import Part, Site, write_part
 POOLED = "visual.pooled"
 BATCH = 64
 _AHEAD = 3  # batches a reading thread may be in front
+_PIECE = 8  # images of the first batch that a thread reads at a time
 
 
 @dataclass(frozen=True)
@@ -88,21 +90,60 @@ def batches_ahead(
 ) -> Iterator[Batch]:
     """The batches of all parts, in order, read by `readers` threads while others are computed.
 
-    A reader is never more than three batches in front, whatever the size of a shard.
+    A reader is never more than three batches in front, whatever the size of a shard. The first batch,
+    for which there is nothing else to do, is read by this thread too.
     """
     jobs = ((part, at) for part in parts for at in range(0, len(part.ids), size))
     waiting: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
-        try:
-            for part, at in jobs:
+
+        def order(n: int) -> None:
+            """Have n batches in the queue, as far as there are."""
+            for part, at in itertools.islice(jobs, n - len(waiting)):
                 waiting.append(pool.submit(read_batch, tower, part, at, size, strict))
-                if len(waiting) > _AHEAD * readers:
-                    yield waiting.popleft().result()
-            while waiting:
+
+        try:
+            for part, at in itertools.islice(jobs, 1):
+                pieces = _Pieces(pool, tower, part, at, size, strict)
+                order(_AHEAD * readers)  # what they read while the tower has the first
+                yield pieces.batch()
+            while True:
+                order(_AHEAD * readers + 1)
+                if not waiting:
+                    return
                 yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
+
+
+class _Pieces:
+    """`read_batch`, some images at a time, by the threads of `pool` and the one that asks for the batch."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, tower: Any, part: Part, at: int, size: int, strict: bool
+    ) -> None:
+        end = min(at + size, len(part.ids))
+        self.jobs = [
+            (tower, part, first, min(_PIECE, end - first), strict) for first in range(at, end, _PIECE)
+        ]
+        self.pieces: list[Future[Batch]] = [pool.submit(read_batch, *job) for job in self.jobs]
+
+    def batch(self) -> Batch:
+        for i, job in reversed(list(enumerate(self.jobs))):  # the pool begins at the front
+            if self.pieces[i].cancel():
+                self.pieces[i] = Future()
+                try:
+                    self.pieces[i].set_result(read_batch(*job))
+                except UserInputError as error:  # told in its turn: the first bad image is named
+                    self.pieces[i].set_exception(error)
+        found = [piece.result() for piece in self.pieces]
+        return Batch(
+            torch.cat([piece.x for piece in found]),
+            [i for piece in found for i in piece.kept],
+            [digest for piece in found for digest in piece.sha256],
+            {image: why for piece in found for image, why in piece.skipped.items()},
+        )
 
 
 @torch.no_grad()
@@ -138,50 +179,66 @@ def activations(
     return {site: value.cpu().numpy() for site, value in values.items()}
 
 
-def embed_shard(
-    tower: Any,
-    part: Part,
-    sites: Sequence[Site],
-    *,
-    batch: int = BATCH,
-    strict: bool = False,
-    batches: Iterable[Batch] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Make the shard of `part` at each of `sites`; returns {site: its note}.
+@dataclass(frozen=True)
+class Values:
+    """What a part's images give at each site, before it is written: `acts` {site: (len(kept), …)};
+    `kept`, `sha256`, `skipped` as in `Batch`."""
 
-    `batches`: the part's images, read already; without, they are read here. Errors: UserInputError
-    naming a file that cannot be read, if `strict`, or a site whose values are not rows;
-    NoSpaceError, with nothing half-written.
+    part: Part
+    sites: Sequence[Site]
+    acts: dict[str, Tensor]
+    kept: list[int]
+    sha256: list[str]
+    skipped: dict[str, str]
+
+    def write(self) -> dict[str, dict[str, Any]]:
+        """Write the shard of every site: {site: its note}. Errors: NoSpaceError, nothing half-written."""
+        return {
+            site.name: write_part(
+                site, self.part, self.kept, self.acts[site.name], self.sha256, self.skipped
+            )
+            for site in self.sites
+        }
+
+
+def shard_values(
+    tower: Any, part: Part, sites: Sequence[Site], batches: Iterable[Batch]
+) -> Values:
+    """Run the tower over the images of a part, read in `batches`.
+
+    Errors: UserInputError for a site whose values are not rows, and those of `batches`.
     """
-    if batches is None:
-        batches = (
-            read_batch(tower, part, at, batch, strict) for at in range(0, len(part.ids), batch)
-        )
     kinds = {site.name: site.identity.token_kind for site in sites}
-    found: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    acts: dict[str, Tensor] = {}
     kept: list[int] = []
     digests: list[str] = []
     skipped: dict[str, str] = {}
     for one in batches:
+        if one.kept:
+            here = slice(len(kept), len(kept) + len(one.kept))
+            for site, value in zip(sites, site_values(tower, one.x, kinds).values(), strict=True):
+                _check_shape(site, value)
+                value = value.to(getattr(torch, site.identity.dtype))
+                if site.name not in acts:  # in its place at once: a shard is never in memory twice
+                    acts[site.name] = torch.empty((len(part.ids), *value.shape[1:]), dtype=value.dtype)
+                acts[site.name][here] = value.cpu()
         kept += one.kept
         digests += one.sha256
         skipped.update(one.skipped)
-        if not one.kept:
-            continue
-        for site, value in zip(sites, site_values(tower, one.x, kinds).values(), strict=True):
-            _check_shape(site, value)
-            found[site.name].append(value.to(getattr(torch, site.identity.dtype)).cpu())
-    return {
-        site.name: write_part(
-            site,
-            part,
-            kept,
-            torch.cat(found[site.name]) if kept else torch.empty(0),
-            digests,
-            skipped,
-        )
-        for site in sites
-    }
+    rows = {site.name: acts.get(site.name, torch.empty(0))[: len(kept)] for site in sites}
+    return Values(part, sites, rows, kept, digests, skipped)
+
+
+def embed_shard(
+    tower: Any, part: Part, sites: Sequence[Site], *, batch: int = BATCH, strict: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Read the images of `part`, and make its shard at each of `sites`; returns {site: its note}.
+
+    Errors: UserInputError naming a file that cannot be read, if `strict`, or a site whose values are
+    not rows; NoSpaceError, with nothing half-written.
+    """
+    batches = (read_batch(tower, part, at, batch, strict) for at in range(0, len(part.ids), batch))
+    return shard_values(tower, part, sites, batches).write()
 
 
 def _check_shape(site: Site, value: Tensor) -> None:

@@ -21,7 +21,7 @@ from dermaudit.files import sha256_json, write_json, write_text
 from dermaudit.rundir import Run
 
 from .codes import write_codes
-from .loader import MEMORY, Chosen
+from .loader import MEMORY, Chosen, read_all
 from .metrics.reconstruction import accumulate
 from .metrics.stability import stability_report
 from .model import load_sae
@@ -254,8 +254,7 @@ def _fit(run: Run, site: str, data: _Site, plan: Plan, stage: str) -> list[Fitte
     widest = max(recipe.d_sae for recipe in recipes)
     if plan.world.leads and stage != "seeds" and (warning := memorising(len(data.index["train"]), widest)):
         say(f"  warning: at {site} {warning}")
-    held = data.part("val", HELD_ROWS)
-    held_rows = held.read(0, held.n)
+    held_rows = read_all(data.part("val", HELD_ROWS))
     order = Order(
         folder=_work(run, stage, site),
         resume=plan.resume,
@@ -312,8 +311,7 @@ def _seeds_site(run: Run, site: str, splits: np.ndarray, plan: Plan) -> tuple[li
     files = []
     for other in fitted:
         files += other.sae.save(run.file("seeds", site, f"seed-{other.recipe.seed}"))
-    part = data.part("test", STABILITY_ROWS)
-    rows = part.read(0, part.n)
+    rows = read_all(data.part("test", STABILITY_ROWS))
     try:
         report = stability_report(
             [load_sae(run.file("sae", site)), *(one.sae for one in fitted)],

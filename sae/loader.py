@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .rows import Rows
 
 MEMORY = 2 << 30  # bytes: a larger store is shuffled in chunks
-_PIECE = 32_768  # rows that are read at a time
+_PIECE = 4096  # rows that are read at a time: where they lie apart, each maps the 64 KB around it
 _RELEASE = 8  # pieces after which mapped memory is given back
 _BLOCKS = 64  # of a buffer at least: what is shuffled together comes from so many places
 
@@ -122,7 +122,7 @@ class Loader:
         first, stop, _ = share.indices(self.batch)
         if self.whole:
             if self._held is None:
-                self._held = _all(self.rows)
+                self._held = read_all(self.rows)
             return self._held[self.order(epoch)[start + first : start + stop]]
         return self._from_chunks(epoch, start + first, start + stop)
 
@@ -175,10 +175,15 @@ class Loader:
         return held
 
 
-def _all(rows: Any) -> np.ndarray:
-    """All rows in one array, filled piece by piece."""
-    held = np.empty((rows.n, rows.d), np.float32)
-    for start in range(0, rows.n, _PIECE):
-        held[start : start + _PIECE] = rows.read(start, min(start + _PIECE, rows.n))
+def read_all(rows: Any) -> np.ndarray:
+    """All rows in one array (n, d) float32, filled piece by piece: what is mapped meanwhile stays small."""
+    return take_all(rows, np.arange(rows.n))
+
+
+def take_all(rows: Any, index: np.ndarray) -> np.ndarray:
+    """The same of the rows with these numbers."""
+    held = np.empty((len(index), rows.d), np.float32)
+    for start in range(0, len(index), _PIECE):
+        held[start : start + _PIECE] = rows.take(index[start : start + _PIECE])
         release(rows)
     return held

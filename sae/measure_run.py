@@ -21,7 +21,7 @@ from dermaudit.rundir import Run
 
 from .codes import Codes
 from .embed_shard import POOLED
-from .loader import Chosen
+from .loader import Chosen, take_all
 from .metrics.measured import FORMAT_VERSION, TRAIN_ROWS, Images, measure, metrics_table, summary
 from .metrics.recovered import recovered_report
 from .model import load_sae
@@ -152,9 +152,10 @@ def _measure_site(
     tower, classifier = zero_shot_by if zero_shot_by is not None else (None, None)
     at_end = classifier if site == POOLED else None
     of_train = _some(rows.of_images(is_train), TRAIN_ROWS, [seed, 8])
+    train_rows = take_all(rows, of_train)
     measured = measure(
         sae, Chosen(rows, test_rows), data.groups[images_of_rows],
-        train=rows.take(of_train) if len(of_train) else None,
+        train=train_rows if len(of_train) else None,
         images=data.of(stored[test], codes[test], pooled if beside else None),
         fitted=data.of(stored[train], codes[train], _pooled(run, stored[train]) if beside else None),
         embeddings=embeddings,
@@ -168,7 +169,7 @@ def _measure_site(
     )
     if classifier is not None and at_end is None and len(of_train):
         some = _some(stored[test], SPLICED, [seed, 10])
-        mean = rows.take(of_train).mean(0, dtype=np.float64)
+        mean = train_rows[np.isfinite(train_rows).all(1)].mean(0, dtype=np.float64)
         measured["zero_shot"] = _spliced(run, store, sae, tower, classifier, data, some, mean, draws, seed)
     if not against and (report := _over_seeds(run, site)):
         measured["stability"] = report
@@ -232,7 +233,7 @@ def _pooled(run: Run, images: np.ndarray) -> np.ndarray | None:
     place[rows.image_rows] = np.arange(rows.n)
     found = place[images]
     out = np.full((len(images), rows.d), np.nan, np.float32)
-    out[found >= 0] = rows.take(found[found >= 0])
+    out[found >= 0] = take_all(rows, found[found >= 0])
     return out
 
 

@@ -170,7 +170,8 @@ def write_part(
     theirs; `skipped`: {image_id: why} of the others. Errors: NoSpaceError; nothing half-written.
     """
     ids = [part.ids[i] for i in kept]
-    finite = acts.flatten(1).isfinite().all(1).tolist() if ids else []
+    # The largest magnitude of an image is finite if all of its numbers are: many times as fast.
+    finite = acts.flatten(1).abs().amax(1).isfinite().tolist() if ids else []
     note: dict[str, Any] = {
         "key": site.identity.key,
         "part": part.digest(),

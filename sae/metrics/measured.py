@@ -12,6 +12,7 @@ import torch
 
 from dermaudit.errors import EvidenceError
 
+from ..loader import take_all
 from .baselines import FLOORS, floor_codes, probe_codes, truth_ladder
 from .figure import number
 from .monosemanticity import monosemanticity_report
@@ -175,7 +176,7 @@ def _zero_shot(
 ) -> dict[str, Any]:
     """`recovered_report` of the rows, of at most `_ZERO_SHOT_ROWS` of them."""
     index = _sample(len(groups), _ZERO_SHOT_ROWS, options["seed"])
-    x = rows.take(index) if hasattr(rows, "take") and hasattr(rows, "read") else np.asarray(rows)[index]
+    x = take_all(rows, index) if hasattr(rows, "read") else np.asarray(rows)[index]
     back = [sae.decode(sae.encode(part)).numpy() for _, part in chunks(x, chunk_rows(sae.d_sae))]
     return recovered_report(
         classifier, x, np.concatenate(back), [labels[i] for i in index], np.asarray(groups)[index], **options
@@ -187,7 +188,7 @@ def _some(rows: Any, most: int, seed: int) -> np.ndarray:
     is_rows = hasattr(rows, "read")
     n = rows.n if is_rows else len(rows)
     index = _sample(n, most, seed)
-    picked = rows.take(index) if is_rows else np.asarray(rows[index] if n > most else rows, dtype=np.float32)
+    picked = take_all(rows, index) if is_rows else np.asarray(rows[index] if n > most else rows, dtype=np.float32)
     return picked[np.isfinite(picked).all(1)]
 
 

@@ -16,6 +16,7 @@ import torch
 from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.stats import percentile_interval
 
+from ..loader import release
 from .figure import bunches, draws, figure, number
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..rows import Rows
 
 _CELLS = 1 << 23  # of a chunk's dense codes: 32 MB
+_RELEASED = 65_536  # rows after whose reading mapped memory is given back
 _TINY_NORM = 1e-6  # of a row for which the ratio of norms says nothing
 DENSE = 0.1  # a latent that fires on a larger share of the rows is called dense
 #: Edges of the density histogram, log10 of the share of rows a latent fires on.
@@ -156,6 +158,8 @@ def chunks(rows: Rows | np.ndarray | torch.Tensor, size: int) -> Iterator[tuple[
             yield start, torch.from_numpy(np.ascontiguousarray(rows[start:stop], dtype=np.float32))
         else:
             yield start, torch.from_numpy(rows.read(start, stop))
+            if stop // _RELEASED > start // _RELEASED:
+                release(rows)
 
 
 def chunk_rows(d_sae: int) -> int:

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 
-def tree_rss(pid: int) -> int:
-    """Resident bytes of a process and all below it (Linux)."""
+def tree_memory(pid: int, kind: str = "VmRSS") -> int:
+    """Resident bytes of a process and all below it (Linux); `kind` RssAnon: without the pages of files."""
     total, waiting = 0, [pid]
     while waiting:
         current = waiting.pop()
@@ -24,7 +24,7 @@ def tree_rss(pid: int) -> int:
         except OSError:
             continue
         total += sum(
-            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS")
+            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{kind}:")
         )
     return total
 
@@ -46,7 +46,7 @@ def main() -> None:
         start, peak = time.perf_counter(), 0
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         while process.poll() is None:
-            peak = max(peak, tree_rss(process.pid))
+            peak = max(peak, tree_memory(process.pid))
             time.sleep(0.1)
         seconds = time.perf_counter() - start
         result = json.loads(process.stdout.read())

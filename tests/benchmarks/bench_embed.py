@@ -1,6 +1,6 @@
 """Does decoding hide behind the tower? `embed`'s loop beside a bare open_clip forward.
 
-    python tests/benchmarks/bench_embed.py [DATA] [--model phantom-vit] [--images 512] [--threads 1]
+    python tests/benchmarks/bench_embed.py [DATA] [--model phantom-vit] [--images 512 …] [--threads 1]
 
 Bare: `model.encode_image` of stock open_clip on batches that are decoded and prepared already. Loop:
 `embed_into` a store from the image files (decode, prepare, hash, forward, write, checksum), pooled alone,
@@ -8,7 +8,9 @@ and with the default patch site. Images/s, alternating, the median of the pairs'
 warms up and is not counted. Also the loop without reading ahead, to show what the reading thread saves.
 
 The wall clock needs a core for the reading thread. `own core` is what it would show where there is one: the
-same ratio in CPU seconds of the computing thread (true with one torch thread, whatever else the machine does).
+same ratio in CPU seconds of the computing thread (true with one torch thread, whatever else the machine does),
+which reads its share of the first batch, too. What comes before the first forward and after the last one (that
+batch, and the last shard) does not grow with the images: `--images 512 2048` shows its part.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--model", default="phantom-vit")
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, nargs="+", default=[512])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--readers", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=5)
@@ -43,20 +45,21 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     work = Path(tempfile.mkdtemp())
     try:
-        _bench(options, work)
+        if options.data is None:
+            from dermaudit.phantom import load_bias_table
+            from dermaudit.phantom.make import make_data_set
+
+            options.data = work / "phantoms"
+            make_data_set(options.data, max(options.images), seed=7, size=96, table=load_bias_table())
+        for n in options.images:
+            _bench(options, n, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _bench(options: argparse.Namespace, work: Path) -> None:
-    if options.data is None:
-        from dermaudit.phantom import load_bias_table
-        from dermaudit.phantom.make import make_data_set
-
-        options.data = work / "phantoms"
-        make_data_set(options.data, options.images, seed=7, size=96, table=load_bias_table())
+def _bench(options: argparse.Namespace, n: int, work: Path) -> None:
     manifest = Manifest.load(options.data)
-    manifest = manifest.take(range(min(options.images, manifest.n)))
+    manifest = manifest.take(range(min(n, manifest.n)))
     images = Images(manifest.ids, manifest.groups, [str(path) for path in manifest.paths()])
     tower = load_model(options.model)
     stock = load_model(options.model).release()  # open_clip's own module, without our taps

@@ -1,7 +1,7 @@
 """One training step of a TopK SAE, ours beside the published trainers, and beside what the machine could do.
 
     python tests/benchmarks/bench_sae_step.py [--sizes 768,6144,32,2048 512,4096,32,512 1024,32768,64,2048]
-        [--threads 1 2] [--pairs 5] [--only NAME ...] [--clock wall|cpu] [--device cpu|cuda]
+        [--threads 1 2] [--pairs 5] [--only NAME ...] [--clock wall|cpu] [--device cpu|cuda] [--peers .peers]
 
 A step is select, forward, backward, clip at norm 1 and Adam, on the same rows, float32, no dead latents. Each
 contender takes turns with ours in one run; the figure is the median over the pairs of its time through ours. The
@@ -9,19 +9,26 @@ limit is max-speed arithmetic plus memory traffic, `FLOP / peak + bytes / bandwi
 matrix product and the bandwidth from a copy as large as the weights, both measured here between the steps. FLOP
 are 2Bdh + 8Bkd; bytes are Adam's 28 to a parameter, 4 for the clip's norm, 8 for the weights read and the gradients
 written, and 8 to a pre-activation. `--clock cpu` counts this process's processor seconds instead of the wall's: on a
-machine that others use, with one thread, it is what the wall would say on a quiet one. Peers that are not installed
-are named with the command that installs them (into another environment: their pins differ).
+machine that others use, with one thread, it is what the wall would say on a quiet one.
+
+sae-lens is required by dermaudit; the other peers are looked for where it is, then in the folder `--peers`, which
+`make bench-peers` fills: without what they require, whose pins would change ours. What they import only to draw, or
+for language models, is left out while they are imported. A peer that is not there is a line with the command that
+installs it.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import os
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from unittest.mock import MagicMock
 
 import torch
 
@@ -109,8 +116,6 @@ def dictionary_learning_step(sizes: Sizes, device: str) -> Callable[[torch.Tenso
 
 
 def sparsify_step(sizes: Sizes, device: str) -> Callable[[torch.Tensor], None]:
-    if device == "cpu":
-        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # its own switch to embedding_bag
     from sparsify import SparseCoder, SparseCoderConfig
 
     d, h, k, _ = sizes
@@ -159,11 +164,35 @@ def contenders(sizes: Sizes, device: str) -> dict[str, tuple[str | None, str, Ca
     }  # fmt: skip
 
 
-INSTALL = {
-    "overcomplete": "pip install overcomplete",
-    "dictionary_learning": "pip install dictionary-learning",
-    "sparsify": "pip install eai-sparsify",
-}
+#: package → (what pip installs for a step of it, what it imports that a step does not need)
+PEERS = {
+    "overcomplete": (
+        "overcomplete", ("cv2", "skimage", "matplotlib", "matplotlib.pyplot", "matplotlib.colors"),
+    ),
+    "dictionary_learning": ("dictionary-learning", ("nnsight",)),
+    "sparsify": ("eai-sparsify natsort schedulefree", ()),
+}  # fmt: skip
+
+
+def missing(package: str, folder: str) -> str | None:
+    """Import a peer; if it is not installed, or not whole: why, and the command that mends it."""
+    words, unneeded = PEERS[package]
+    mend = f"pip install --no-deps --target {folder} {words}"
+    if importlib.util.find_spec(package) is None:
+        return f"not installed: {mend}"
+    before = {name: sys.modules.get(name) for name in unneeded}
+    sys.modules.update({name: MagicMock() for name in unneeded})
+    try:
+        importlib.import_module(package)
+    except ImportError as fault:
+        return f"cannot be imported ({fault}): {mend}"
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+    return None
 
 
 class Timer:
@@ -193,10 +222,12 @@ def limit(sizes: Sizes, device: str, timer: Timer) -> tuple[float, float, float]
     return (2 * n * d * h + 8 * n * k * d) / flop + moved / byte, flop, byte
 
 
-def measure(name: str, entry: tuple, sizes: Sizes, pairs: int, device: str, timer: Timer) -> str:
+def measure(
+    name: str, entry: tuple, sizes: Sizes, pairs: int, device: str, timer: Timer, folder: str
+) -> str:
     package, kind, make_theirs, make_ours = entry
-    if package is not None and importlib.util.find_spec(package) is None:
-        return f"  {name:<36} not installed: {INSTALL[package]}"
+    if package is not None and (why := missing(package, folder)) is not None:
+        return f"  {name:<36} {why}"
     x = torch.randn(sizes[3], sizes[0], generator=torch.Generator().manual_seed(0)).to(device)
     try:
         theirs, ours = make_theirs(), make_ours()
@@ -222,7 +253,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="contenders whose name contains one of these")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--peers", default=".peers", help="a folder with packages of peers")
     options = parser.parse_args()
+    sys.path.append(options.peers)
+    if options.device == "cpu":
+        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # sparsify's own switch to embedding_bag
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     timer = Timer(options.clock, options.device)
@@ -238,7 +273,9 @@ def main() -> None:
             )
             for name, entry in contenders(sizes, options.device).items():
                 if not options.only or any(part in name for part in options.only):
-                    print(measure(name, entry, sizes, options.pairs, options.device, timer), flush=True)
+                    print(
+                        measure(name, entry, sizes, options.pairs, options.device, timer, options.peers), flush=True
+                    )
 
 
 if __name__ == "__main__":

@@ -4,19 +4,22 @@ new images are put into new shards."""
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from sae_tower import BLOCK, SITES, Tower, write_pictures
 
 from dermaudit.errors import ForeignArtifactError, NoSpaceError, UserInputError
 from dermaudit.files import read_json, sha256_file, write_json, write_parquet
 from dermaudit.rundir import Run
-from dermaudit.sae import ActivationStore, embed
+from dermaudit.sae import ActivationStore, embed, parts
+from dermaudit.sae import embed_shard as embed_shard_module
 from dermaudit.sae.embed import (
     Order,
     default_sites,
@@ -25,9 +28,15 @@ from dermaudit.sae.embed import (
     in_this_process,
     site_of,
 )
-from dermaudit.sae.embed_shard import activations, batches_ahead, embed_shard
-from dermaudit.sae.parts import Images, Site, finish, plan_parts
-from dermaudit.sae.store import group_number
+from dermaudit.sae.embed_shard import (
+    activations,
+    batches_ahead,
+    embed_shard,
+    read_batch,
+    shard_values,
+)
+from dermaudit.sae.parts import Images, Site, finish, plan_parts, write_part
+from dermaudit.sae.store import group_number, write_shard_file
 
 
 def images_of(paths: list[str], known: bool = True) -> Images:
@@ -121,12 +130,14 @@ def test_embed__interrupted_goes_on_with_the_next_shard(run, monkeypatch):
     monkeypatch.setattr(embed, "hit", stop)
     with pytest.raises(KeyboardInterrupt):
         go()
-    assert Tower.seen == 8 and "embed" not in run.meta["stages"]
+    # The third went through the tower while the second was written, and is lost with the interrupt.
+    assert Tower.seen == 10 and "embed" not in run.meta["stages"]
+    assert len(list(run.file("embeddings", BLOCK).glob("*.safetensors"))) == 2
     with pytest.raises(UserInputError, match="there are no activations at"):
         ActivationStore.open(run.file("embeddings", BLOCK))  # half a store is none
     monkeypatch.setattr(embed, "hit", lambda name: None)
     go()
-    assert Tower.seen == 10
+    assert Tower.seen == 12
     assert ActivationStore.open(run.file("embeddings", BLOCK), check=True).meta["n"] == 10
 
 
@@ -140,7 +151,7 @@ def test_embed__a_shard_altered_before_the_store_was_finished_is_made_again(run,
     path.write_bytes(good[:-4])
     monkeypatch.setattr(embed, "hit", lambda name: None)
     go()
-    assert path.read_bytes() == good and Tower.seen == 14
+    assert path.read_bytes() == good and Tower.seen == 8 + 10
 
 
 def test_embed__an_altered_shard_is_made_again(run):
@@ -334,6 +345,27 @@ def test_the_disk_is_full_at_a_shard__the_finished_ones_are_kept(tmp_path, monke
     assert Tower.seen == 12
 
 
+def test_writing__goes_on_while_the_next_shard_is_computed_and_not_the_one_after(tmp_path, monkeypatch):
+    paths = write_pictures(tmp_path / "p", 12)
+    at_work, seen = threading.Event(), []
+
+    class Watched(Tower):
+        def encode_image(self, x, normalize=True):
+            found = super().encode_image(x, normalize)
+            if Tower.seen == 8:  # the second shard of four went through
+                at_work.set()
+            return found
+
+    def slow(*given):
+        assert at_work.wait(20), "the tower waits for the file"
+        write_shard_file(*given)
+        seen.append(Tower.seen)
+
+    monkeypatch.setattr(parts, "write_shard_file", slow)
+    assert make(tmp_path / "s", paths, tower=Watched()).meta["n"] == 12
+    assert seen[0] == 8 and seen[2] == 12
+
+
 def test_two_rows_of_one_image_id():
     with pytest.raises(UserInputError, match="image_id 'a' stands in more than one row"):
         Images(["a", "b", "a"], ["g"] * 3, ["p"] * 3)
@@ -369,11 +401,59 @@ def test_embed_shard__reads_for_itself_what_the_loop_reads_ahead(tmp_path):
         site = Site(tmp_path / name, identity, facts)
         plan = plan_parts(site, images_of(paths), 4)
         for part in plan.parts:
-            given = batches_ahead(Tower(), [part], 3, readers=2) if ahead else None
-            embed_shard(Tower(), part, [site], batch=3, batches=given)
+            if ahead:
+                shard_values(Tower(), part, [site], batches_ahead(Tower(), [part], 3, readers=2)).write()
+            else:
+                embed_shard(Tower(), part, [site], batch=3)
         store = finish(site, images_of(paths), plan)
         made.append([path.read_bytes() for path in store.files()])
     assert made[0] == made[1]
+
+
+def test_write_part__a_number_that_is_not_finite_is_seen_in_any_dtype(tmp_path):
+    for dtype in ("float32", "float16", "bfloat16"):
+        identity, facts = site_of(Tower(), BLOCK, dtype=dtype)
+        site = Site(tmp_path / dtype, identity, facts)
+        (part,) = plan_parts(site, Images(list("abcde"), list("abcde"), list("abcde")), 5).parts
+        acts = torch.full((5, 4, 3), torch.finfo(getattr(torch, dtype)).max, dtype=getattr(torch, dtype))
+        for row, wrong in ((0, "nan"), (2, "inf"), (4, "-inf")):
+            acts[row, row % 4, 1] = float(wrong)
+        note = write_part(site, part, range(5), acts, ["0" * 64] * 5, {})
+        assert note["not_finite"] == ["a", "c", "e"]
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_first_batch__read_by_all_threads_it_is_the_same(tmp_path, readers):
+    paths = write_pictures(tmp_path / "p", 45)
+    for bad in (0, 17, 44):
+        Path(paths[bad]).write_bytes(b"no image")
+    site = Site(tmp_path, *site_of(Tower(), BLOCK))
+    (part,) = plan_parts(site, images_of(paths, False), 64).parts
+    batch, after = batches_ahead(Tower(), [part], 40, readers=readers)
+    alone = read_batch(Tower(), part, 0, 40)
+    assert torch.equal(batch.x, alone.x) and len(after.kept) == 4
+    assert (batch.kept, batch.sha256, batch.skipped) == (alone.kept, alone.sha256, alone.skipped)
+    assert list(batch.skipped) == ["00", "17"]
+    with pytest.raises(UserInputError, match=r"00\.png \(row 0\)"):  # of several the first
+        next(batches_ahead(Tower(), [part], 40, strict=True, readers=readers))
+
+
+def test_read_ahead__goes_on_while_the_tower_has_the_first_batch(tmp_path, monkeypatch):
+    paths = write_pictures(tmp_path / "p", 40)
+    (part,) = plan_parts(Site(tmp_path, *site_of(Tower(), BLOCK)), images_of(paths, False), 64).parts
+    begun, third = set(), threading.Event()
+
+    def read(tower, part, at, size, strict=False):
+        begun.add(at)
+        if at == 12:
+            third.set()
+        return read_batch(tower, part, at, size, strict)
+
+    monkeypatch.setattr(embed_shard_module, "read_batch", read)
+    stream = batches_ahead(Tower(), [part], 4)
+    next(stream)
+    assert third.wait(20) and max(begun) == 12  # three batches in front, and no more
+    assert sum(len(batch.kept) for batch in stream) == 36
 
 
 def test_object_storage__a_uri_reads_the_same_bytes(tmp_path):

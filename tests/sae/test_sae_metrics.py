@@ -12,7 +12,7 @@ from sae_rows import planted, random_sae
 from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.sae.metrics import Reconstruction, held_out_metrics, reconstruction_report
 from dermaudit.sae.metrics.figure import bunches, draws, figure
-from dermaudit.sae.metrics.reconstruction import accumulate, pca_fvu
+from dermaudit.sae.metrics.reconstruction import accumulate, chunks, pca_fvu
 from dermaudit.sae.rows import Rows
 
 
@@ -173,3 +173,22 @@ def test_figure__what_is_not_known_is_none():
     assert figure(float("nan"), 3, (float("nan"), 1.0)) == {
         "value": None, "low": None, "high": 1.0, "n": 3, "control": None, "control_is": None
     }
+
+
+def test_chunks__mapped_rows_are_given_back_as_they_are_read():
+    class Mapped:
+        n, d = 200_000, 1
+        taken = most = 0
+
+        def read(self, start, stop):
+            self.taken += stop - start
+            self.most = max(self.most, self.taken)
+            return np.arange(start, stop, dtype=np.float32)[:, None]
+
+        def release(self):
+            self.taken = 0
+
+    rows = Mapped()
+    read = torch.cat([part for _, part in chunks(rows, 3000)])[:, 0]
+    torch.testing.assert_close(read, torch.arange(200_000.0), rtol=0, atol=0)
+    assert rows.most < 70_000

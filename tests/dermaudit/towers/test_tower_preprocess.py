@@ -1,0 +1,59 @@
+"""Many images at once: the bits of open_clip's own transform of each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+
+from dermaudit.errors import UserInputError
+from dermaudit.towers.preprocess import Preprocess
+
+SIZES = [(64, 64), (48, 100), (201, 33), (64, 65)]
+
+
+def images(seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in SIZES]
+
+
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("squash", 64), ("squash", (64, 48)), ("shortest", 64), ("shortest", (48, 64)), ("longest", 64)],
+)
+def test_many__the_bits_of_the_stock_transform(preprocess_cfg, mode, size):
+    config = {**preprocess_cfg, "resize_mode": mode, "size": size}
+    stock = image_transform_v2(PreprocessCfg(**config), is_train=False)
+    own = Preprocess(config)
+    given = images()
+    wanted = torch.stack([stock(Image.fromarray(image)) for image in given])
+    found = own(given)
+    assert torch.equal(found, wanted) and found.dtype == torch.float32
+    assert found.is_contiguous() and found.shape[2:] == own.size
+    for image, one in zip(given, wanted, strict=True):
+        assert torch.equal(own(image), one) and torch.equal(own([image])[0], one)
+
+
+def test_every_value_of_a_byte__the_same_bits(preprocess_cfg):
+    own = Preprocess({**preprocess_cfg, "size": 16})
+    every = np.repeat(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 3, axis=3)
+    assert torch.equal(own(every)[0], own.transform(Image.fromarray(every[0])))
+
+
+def test_none__an_empty_batch(preprocess_cfg):
+    assert Preprocess(preprocess_cfg)([]).shape == (0, 3, 64, 64)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)])
+def test_not_an_image__refused_alone_and_among_others(preprocess_cfg, wrong):
+    own = Preprocess(preprocess_cfg)
+    with pytest.raises(UserInputError, match="an image must be uint8 of shape"):
+        own([images()[0], wrong])
+
+
+def test_a_spread_of_zero__refused_as_torchvision_does(preprocess_cfg):
+    own = Preprocess({**preprocess_cfg, "std": [0.2, 0.0, 0.2]})
+    with pytest.raises(ValueError, match="std evaluated to zero"):
+        own(images())
