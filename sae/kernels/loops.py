@@ -159,64 +159,85 @@ def pack(counts, start, latents, values, out_latents, out_values, lo, hi):
 
 
 @_compiled
-def count_above(pre, bias, scale, floor, counts, lo, hi):
-    for i in range(lo, hi):
-        row = pre[i]
-        n = np.int32(0)
-        for j in range(pre.shape[1]):
-            n += np.int32((row[j] + bias[j]) * scale[j] > floor)
-        counts[i] = n
+def strips(pre, bias, scale, width, out):
+    """The keys (≥ 0) of `width` neighbouring columns of each row, of other columns the next row."""
+    n, h = pre.shape
+    for i in range(n):
+        first = (i * width) % (h - width + 1)
+        a, b, c = pre[i, first:], bias[first:], scale[first:]
+        part = out[i * width : (i + 1) * width]
+        for j in range(width):
+            value = (a[j] + b[j]) * c[j]
+            part[j] = value if value > 0 else 0
 
 
 @_compiled
-def take_above(pre, bias, scale, floor, start, latents, values, keys, lo, hi):
+def take_above(pre, bias, scale, floor, expected, lo, hi):
+    """The entries of rows lo:hi whose key, (pre + bias) · scale, is above `floor`.
+
+    (counts (hi − lo,), latents, values (pre + bias), keys); `expected`: how many a row about.
+    """
     h = pre.shape[1]
+    room = (hi - lo) * expected + h
+    latents, values, keys = np.empty(room, np.int32), np.empty(room, pre.dtype), np.empty(room, pre.dtype)
+    counts = np.empty(hi - lo, np.int64)
     found = np.empty(h + 1, np.int32)
     key = np.empty(h, pre.dtype)
+    at = 0
     for i in range(lo, hi):
         row = pre[i]
         for j in range(h):
             key[j] = (row[j] + bias[j]) * scale[j]
         n = places(key, floor, found)
-        at = start[i]
+        if at + n > room:
+            more = np.int64(room) + n
+            latents = np.concatenate((latents, np.empty(more, np.int32)))
+            values = np.concatenate((values, np.empty(more, pre.dtype)))
+            keys = np.concatenate((keys, np.empty(more, pre.dtype)))
+            room += more
         for p in range(n):
             j = found[p]
             latents[at + p] = j
             values[at + p] = row[j] + bias[j]
             keys[at + p] = key[j]
+        counts[i - lo] = n
+        at += n
+    return counts, latents[:at], values[:at], keys[:at]
 
 
 @_compiled
-def histogram(bits, shift, prefix, bins):
-    """Of the numbers whose bits above `shift` + 16 are `prefix`: how often the next 16 occur.
+def histogram(bits, shift, width, prefix, bins):
+    """Of the numbers whose bits above the last `shift` + `width` are `prefix`: how often each of
+    the values of the next `width` bits occurs, added to `bins`.
 
     The bits of positive floats, read as integers, are in the order of the floats.
     """
+    mask = (1 << width) - 1
     for p in range(len(bits)):
-        if (bits[p] >> shift) >> 16 == prefix:
-            bins[(bits[p] >> shift) & 0xFFFF] += 1
+        if (bits[p] >> shift) >> width == prefix:
+            bins[(bits[p] >> shift) & mask] += 1
 
 
 @_compiled
-def keep_above(start, latents, values, keys, floor, spare):
-    """Drop, in place, what is below `floor`, and what equals it after the first `spare` of them."""
+def keep_above(counts, latents, values, keys, floor, spare):
+    """Drop, in place, what is below `floor`, and what equals it after the first `spare` of them.
+
+    How many are left, and how many equal to `floor` there is room for still.
+    """
     at = 0
-    first = start[0]
-    for i in range(len(start) - 1):
-        last = start[i + 1]
+    first = 0
+    for i in range(len(counts)):
+        last = first + counts[i]
+        begun = at
         for p in range(first, last):
             key = keys[p]
-            if key < floor:
-                continue
-            if key == floor:
-                if spare == 0:
-                    continue
-                spare -= 1
-            latents[at], values[at], keys[at] = latents[p], values[p], key
-            at += 1
+            equal = (key == floor) & (spare > 0)
+            latents[at], values[at] = latents[p], values[p]
+            at += (key > floor) | equal
+            spare -= equal
+        counts[i] = at - begun
         first = last
-        start[i + 1] = at
-    return at
+    return at, spare
 
 
 @_compiled

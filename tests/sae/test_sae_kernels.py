@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dermaudit.sae.adam import Adam, clip_and_step, gradient_norm
-from dermaudit.sae.kernels import Code, cpu, loops, pick, plain
+from dermaudit.sae.kernels import Code, batch, cpu, loops, pick, plain
 from dermaudit.sae.kernels.buffers import lend
 
 MODULES = pytest.mark.parametrize("module", [cpu, plain], ids=["cpu", "plain"])
@@ -56,7 +56,7 @@ def test_encode_rows__is_topk_then_relu(module, dtype, k):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n_kept", [0, 1, 50, 400, N * H])
 def test_encode_batch__is_topk_of_all_rows(module, dtype, n_kept, monkeypatch):
-    monkeypatch.setattr(module, "chunk_rows", lambda n_rows, n_columns: 7)  # six chunks
+    monkeypatch.setattr(module, "chunk_rows", lambda *_: 7)  # six chunks
     x, encoder, bias, scale, *_ = weights(dtype)
     also = torch.tensor([0, 33])
     code, columns = module.encode_batch(x, encoder, bias, scale, n_kept, also)
@@ -102,7 +102,7 @@ def test_bound__is_the_sorted_place(values, dtype):
     }[values].to(dtype)
     ordered = keys.sort(descending=True).values
     for k in (1, 2, 77, 499, 500):
-        bound, room = cpu._bound(keys.numpy(), k)
+        bound, room = batch.bound([batch.Found(0, *4 * [keys.numpy()])], k)
         assert bound == ordered[k - 1]
         assert room == k - int((keys > bound).sum())
         assert loops.kth_largest(keys.clone().numpy(), len(keys), k) == bound

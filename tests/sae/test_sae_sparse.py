@@ -240,7 +240,7 @@ def test_step__the_dense_code_is_nowhere(monkeypatch):
             return result
 
     sae, x = make("batchtopk"), rows(n=n)
-    monkeypatch.setattr(cpu, "chunk_rows", lambda n_rows, n_columns: 256)
+    monkeypatch.setattr(cpu, "chunk_rows", lambda *_: 256)
     with Watch():
         sparse_step(sae, x, dead_latents(5)).loss.backward()
     assert 256 * H <= largest < n * H
