@@ -7,6 +7,8 @@ Every module here has the same functions (tests/sae/test_sae_kernels.py holds th
 - `keep_top`: which entries of a matrix are among the k largest of their row.
 - `decode`: partial reconstructions, their squared errors, and what an entry's gradient needs.
 - `weight_gradients`: the outer products of an entry and its row, summed by latent.
+- `minus`, `lengths`, `weighted_sum`, `least_key`: the small change, of which torch's own is threaded
+  by OpenMP (see `shares`).
 
 `cpu` is numba, `plain` torch alone, `gpu` Triton. `pick(tensor)` says which one serves.
 """

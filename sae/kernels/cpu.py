@@ -18,6 +18,8 @@ from . import Code, batch, chunk_rows, loops
 from .buffers import lend
 from .shares import each, lanes, share_out
 
+_BLOCK = 256  # rows to a partial sum: fixed, so that it does not depend on the threads
+
 
 def encode_rows(
     x: torch.Tensor,
@@ -99,7 +101,7 @@ def decode(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `plain.decode`."""
     n, d = x.shape
-    sums = x.new_empty(len(edges), n, d)
+    sums = lend((len(edges), n, d), x.dtype)
     squares = np.empty((len(edges), n), np.float64)
     dots = torch.empty_like(code.values)
     start = code.start.numpy()
@@ -122,18 +124,51 @@ def weight_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `plain.weight_gradients`."""
     h, d = edges[-1], x.shape[1]
-    start, rows, order = _by_latent(code, h)
-    places = torch.from_numpy(order)
-    values, pulls = code.values[places].mul_(factor), dots[places].mul_(factor)
+    latents = code.latents.numpy()
+    start = _starts(np.bincount(latents, minlength=h))
+    values, pulls = np.empty_like(code.values.numpy()), np.empty_like(dots.numpy())
+    rows = np.empty(len(latents), np.int32)
+    loops.group(
+        code.start.numpy(), latents, _numpy(code.values), dots.numpy(), values.dtype.type(factor),
+        rows, values, pulls, start[:-1].copy(),
+    )  # fmt: skip
     fresh = into is None
     if into is None:
         into = lend((h, d), x.dtype), x.new_empty(h), lend((h, d), x.dtype)
     share_out(
-        loops.sum_outer, h, start, rows, values.numpy(), pulls.numpy(),
+        loops.sum_outer, h, start, rows, values, pulls,
         np.asarray(edges, np.int64), sums.numpy(), _numpy(x), fresh, *(_numpy(t) for t in into),
         load=start + np.arange(h + 1),
     )  # fmt: skip
     return into
+
+
+def minus(table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """See `plain.minus`."""
+    out = lend(tuple(table.shape), table.dtype)
+    share_out(loops.minus, len(table), _numpy(table), _numpy(row), out.numpy())
+    return out
+
+
+def lengths(table: torch.Tensor) -> torch.Tensor:
+    """See `plain.lengths`."""
+    out = table.new_empty(len(table))
+    share_out(loops.lengths, len(table), _numpy(table), out.numpy())
+    return out
+
+
+def weighted_sum(weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """See `plain.weighted_sum`."""
+    parts = table.new_empty(-(-len(table) // _BLOCK), table.shape[1])
+    share_out(loops.block_sums, len(parts), _numpy(weights), _numpy(table), _BLOCK, parts.numpy())
+    return parts.sum(0)
+
+
+def least_key(code: Code, scale: torch.Tensor) -> torch.Tensor:
+    """See `plain.least_key`."""
+    given = code.latents.numpy(), _numpy(code.values), _numpy(scale)
+    parts = share_out(loops.least_key, len(code.latents), *given)
+    return torch.tensor(min(parts, default=np.inf), dtype=scale.dtype)
 
 
 def _spans(x: torch.Tensor, weights: torch.Tensor) -> list[slice]:
@@ -174,15 +209,6 @@ def _columns(
     if also is not None:
         torch.index_select(torch.from_numpy(pre), 1, also, out=columns[at])
         columns[at] += bias[also]
-
-
-def _by_latent(code: Code, h: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(start (h + 1,), row of each entry, its place in `code`), the entries grouped by latent."""
-    latents = code.latents.numpy()
-    start = _starts(np.bincount(latents, minlength=h))
-    rows, order = np.empty(len(latents), np.int32), np.empty(len(latents), np.int64)
-    loops.group(latents, code.start.numpy(), rows, order, start[:-1].copy())
-    return start, rows, order
 
 
 def _unit(floats: np.ndarray) -> np.ndarray:

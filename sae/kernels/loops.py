@@ -323,13 +323,17 @@ def decode_rows(start, latents, values, table, bias, x, edges, sums, squares, do
 
 
 @_compiled
-def group(latents, start, row_of, order, cursor):
-    """Counting sort of the entries by latent: their rows and places; cursor a copy of start."""
+def group(start, latents, values, dots, factor, row_of, to_values, to_dots, cursor):
+    """Counting sort of the entries by latent; `cursor` where each latent's entries begin.
+
+    Their rows, values · factor and dots · factor, in the new order.
+    """
     for i in range(len(start) - 1):
         for p in range(start[i], start[i + 1]):
             at = cursor[latents[p]]
             row_of[at] = i
-            order[at] = p
+            to_values[at] = values[p] * factor
+            to_dots[at] = dots[p] * factor
             cursor[latents[p]] = at + 1
 
 
@@ -353,6 +357,42 @@ def sum_outer(start, rows, values, pulls, edges, sums, x, fresh, encoder, bias, 
         for p in range(first, last):
             total += pulls[p]
         bias[h] = total
+
+
+@_compiled
+def minus(table, row, out, lo, hi):
+    for i in range(lo, hi):
+        a, b = table[i], out[i]
+        for j in range(len(row)):
+            b[j] = a[j] - row[j]
+
+
+@_compiled
+def lengths(table, out, lo, hi):
+    for i in range(lo, hi):
+        out[i] = np.sqrt(product(table[i], table[i]))
+
+
+@_compiled
+def block_sums(weights, table, block, out, lo, hi):
+    """out[i] = Σ weights[p] · table[p] over block i of `block` rows."""
+    for i in range(lo, hi):
+        total = out[i]
+        total[:] = 0
+        for p in range(i * block, min(len(table), (i + 1) * block)):
+            row, u = table[p], weights[p]
+            for j in range(len(total)):
+                total[j] += u * row[j]
+
+
+@_compiled
+def least_key(latents, values, scale, lo, hi):
+    """The smallest value · scale of entries lo:hi; infinity for none."""
+    least = values.dtype.type(np.inf)
+    for p in range(lo, hi):
+        key = values[p] * scale[latents[p]]
+        least = key if key < least else least
+    return least
 
 
 @_compiled

@@ -132,6 +132,27 @@ def weight_gradients(
     return tuple(old.add_(new) for old, new in zip(into, (encoder, bias, decoder), strict=True))
 
 
+def minus(table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """(n, d) − (d,), a new tensor."""
+    return table - row
+
+
+def lengths(table: torch.Tensor) -> torch.Tensor:
+    """(n, d) → (n,): the 2-norm of each row."""
+    return table.norm(dim=1)
+
+
+def weighted_sum(weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Σ weights[i] · table[i]: (n,), (n, d) → (d,)."""
+    return weights @ table
+
+
+def least_key(code: Code, scale: torch.Tensor) -> torch.Tensor:
+    """The smallest value · scale of the entries, (); infinity where there is none."""
+    keys = code.values * scale[code.latents.long()]
+    return keys.min() if len(keys) else keys.new_tensor(torch.inf)
+
+
 def _sum_rows(
     table: torch.Tensor,
     index: torch.Tensor,

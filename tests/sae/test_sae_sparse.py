@@ -79,7 +79,8 @@ def assert_same_step(sae, x, dead, rtol=1e-6, upstream=None):
     assert float(got.l0) == pytest.approx(float(codes.sum(1).double().mean()))
     if hasattr(sae, "topk_threshold"):
         assert sae.topk_threshold > 0
-        torch.testing.assert_close(other.topk_threshold, sae.topk_threshold, rtol=1e-12, atol=0)
+        close = 1e-12 if x.dtype == torch.float64 else 1e-6  # the norms are summed in another order
+        torch.testing.assert_close(other.topk_threshold, sae.topk_threshold, rtol=close, atol=0)
 
 
 KINDS = ("topk", "batchtopk", "matryoshka")
