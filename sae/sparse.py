@@ -60,6 +60,8 @@ def sparse_step(sae: Any, x: torch.Tensor, dead_mask: torch.Tensor | None = None
     x (B, d_in) on the device and in the dtype of `sae`; `dead_mask` (d_sae,) bool: latents that
     AuxK is to revive, None for none. `loss.backward()` fills the gradients of W_enc, b_enc, W_dec
     and b_dec; the running threshold of BatchTopK moves as sae-lens moves it. Hooks are not called.
+    Under torchrun every process calls it with as many rows, and BatchTopK chooses among the rows of
+    all of them: loss and gradients are those of the own rows, their mean is that of one process.
     Raises `UserInputError` for another architecture, a runtime normalisation, or k above d_sae.
     """
     _check(sae, x)
@@ -146,7 +148,7 @@ class _Pass:
         if sae.cfg.architecture() == "topk":
             return self.kernels.encode_rows(*given, int(sae.cfg.k), self.dead)
         code, dead_pre = self.kernels.encode_batch(
-            *given, int(sae.cfg.k * len(self.x) * n_processes()), self.dead
+            *given, int(sae.cfg.k * (len(self.x) * n_processes())), self.dead
         )
         self._move_threshold(code)
         return code, dead_pre

@@ -146,28 +146,31 @@ def weight_gradients(
 def minus(table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     """See `plain.minus`."""
     out = lend(tuple(table.shape), table.dtype)
-    share_out(loops.minus, len(table), _numpy(table), _numpy(row), out.numpy())
+    share_out(
+        loops.minus, len(table), _numpy(table), _numpy(row), out.numpy(), numbers=table.shape[1]
+    )
     return out
 
 
 def lengths(table: torch.Tensor) -> torch.Tensor:
     """See `plain.lengths`."""
     out = table.new_empty(len(table))
-    share_out(loops.lengths, len(table), _numpy(table), out.numpy())
+    share_out(loops.lengths, len(table), _numpy(table), out.numpy(), numbers=table.shape[1])
     return out
 
 
 def weighted_sum(weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """See `plain.weighted_sum`."""
     parts = table.new_empty(-(-len(table) // _BLOCK), table.shape[1])
-    share_out(loops.block_sums, len(parts), _numpy(weights), _numpy(table), _BLOCK, parts.numpy())
+    given = _numpy(weights), _numpy(table), _BLOCK, parts.numpy()
+    share_out(loops.block_sums, len(parts), *given, numbers=_BLOCK * table.shape[1])
     return parts.sum(0)
 
 
 def least_key(code: Code, scale: torch.Tensor) -> torch.Tensor:
     """See `plain.least_key`."""
     given = code.latents.numpy(), _numpy(code.values), _numpy(scale)
-    parts = share_out(loops.least_key, len(code.latents), *given)
+    parts = share_out(loops.least_key, len(code.latents), *given, numbers=3)
     return torch.tensor(min(parts, default=np.inf), dtype=scale.dtype)
 
 

@@ -21,6 +21,8 @@ import torch
 One = TypeVar("One")
 Result = TypeVar("Result")
 
+_WORTH_WAKING = 1 << 18  # numbers read: about 50 µs
+
 
 @functools.cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
@@ -59,13 +61,21 @@ def each(work: Callable[[One], Result], items: Sequence[One]) -> list[Result]:
 
 
 def share_out(
-    loop: Callable[..., Any], n: int, *args: Any, load: np.ndarray | None = None
+    loop: Callable[..., Any],
+    n: int,
+    *args: Any,
+    load: np.ndarray | None = None,
+    numbers: int = 0,
 ) -> list[Any]:
     """`loop(*args, lo, hi)` over parts of range(n); the results in order of the parts.
 
     `load` (n + 1,) ascending: the work before each index (a CSR start), to cut parts of equal work.
+    `numbers` that one index reads, where that is all there is to do: too few for what it takes to
+    wake a thread, and the parts are fewer.
     """
     threads = min(torch.get_num_threads(), n)
+    if numbers:
+        threads = min(threads, n * numbers // _WORTH_WAKING)
     if threads <= 1:
         return [loop(*args, 0, n)]
     if load is None:
