@@ -241,6 +241,7 @@ def test_step__the_dense_code_is_nowhere(monkeypatch):
             return result
 
     sae, x = make("batchtopk"), rows(n=n)
+    monkeypatch.setattr(cpu, "each", lambda work, spans: [work(at) for at in spans])  # seen by Watch
     monkeypatch.setattr(cpu, "chunk_rows", lambda *_: 256)
     with Watch():
         sparse_step(sae, x, dead_latents(5)).loss.backward()
