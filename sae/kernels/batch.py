@@ -16,7 +16,7 @@ import torch
 
 from dermaudit.distributed import gather, n_processes, rank, total
 
-from . import loops
+from . import searches
 from .shares import share_out
 
 MARGIN = 1.4  # how many times as many entries as are kept a chunk's guess lets through, at first
@@ -47,7 +47,7 @@ def find(
         floor = _guess(pre, bias, scale, share)
     expected = min(pre.shape[1], int(1.25 * share * pre.shape[1]) + 1)
     parts = share_out(
-        loops.take_above, len(pre), pre, bias, scale, floor, expected
+        searches.take_above, len(pre), pre, bias, scale, floor, expected
     )
     joined = parts[0] if len(parts) == 1 else [np.concatenate(p) for p in zip(*parts, strict=True)]
     return Found(floor, *joined)
@@ -67,7 +67,7 @@ def bound(found: list[Found], n_kept: int) -> tuple[np.floating, int]:
         shift -= width
         bins = np.zeros(1 << width, np.int64)
         for part in bits:
-            loops.histogram(part, shift, width, prefix, bins)
+            searches.histogram(part, shift, width, prefix, bins)
         above = np.cumsum(total(torch.from_numpy(bins)).numpy()[::-1])
         if above[-1] < left:
             return dtype.type(0), 0
@@ -88,7 +88,7 @@ def keep(found: list[Found], floor: np.floating, spare: int) -> tuple[np.ndarray
         spare = max(0, spare - before)
     kept = []
     for one in found:
-        n, spare = loops.keep_above(
+        n, spare = searches.keep_above(
             one.counts, one.latents, one.values, one.keys, floor, spare
         )
         kept.append((one.counts, one.latents[:n], one.values[:n]))
@@ -105,5 +105,5 @@ def _guess(pre: np.ndarray, bias: np.ndarray, scale: np.ndarray, share: float) -
         return pre.dtype.type(0)
     width = min(h, max(8, int(_PASSING / (share * n))))
     sample = np.empty(n * width, pre.dtype)
-    loops.strips(pre, bias, scale, width, sample)
-    return loops.kth_largest(sample, len(sample), int(share * len(sample)) + 1)
+    searches.strips(pre, bias, scale, width, sample)
+    return searches.kth_largest(sample, len(sample), int(share * len(sample)) + 1)

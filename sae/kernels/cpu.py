@@ -1,4 +1,4 @@
-"""The kernels on a CPU: torch's matrix product, numba's loops (`loops.py`) for what is sparse.
+"""The kernels on a CPU: torch's products, and what is sparse in numba (`searches.py`, `loops.py`).
 
 The functions are those of `plain.py`, whose docstrings say shapes; float32 and float64. The same
 bits come out for any number of threads, as long as the matrix product gives the same.
@@ -14,7 +14,7 @@ import torch
 
 from dermaudit.distributed import n_processes, total
 
-from . import Code, batch, chunk_rows, loops
+from . import Code, batch, chunk_rows, loops, searches
 from .buffers import lend
 from .shares import each, lanes, share_out
 
@@ -38,7 +38,7 @@ def encode_rows(
     given = _numpy(bias), _numpy(scale), k, _unit(values)
 
     def search(at: slice, pre: np.ndarray) -> None:
-        share_out(loops.top_rows, len(pre), pre, *given, latents[at], values[at], counts[at])
+        share_out(searches.top_rows, len(pre), pre, *given, latents[at], values[at], counts[at])
         _columns(pre, bias, also, columns, at)
 
     _products(x, weights, _spans(x, weights), search)
@@ -46,7 +46,7 @@ def encode_rows(
     if start[-1] == n * k:
         return _code(start, latents.ravel(), values.ravel()), columns
     packed = np.empty(start[-1], np.int32), np.empty(start[-1], values.dtype)
-    share_out(loops.pack, n, counts, start, latents, values, *packed)
+    share_out(searches.pack, n, counts, start, latents, values, *packed)
     return _code(start, *packed), columns
 
 
@@ -92,7 +92,7 @@ def encode_batch(
 def keep_top(matrix: torch.Tensor, k: int) -> torch.Tensor:
     """See `plain.keep_top`."""
     kept = torch.empty_like(matrix, dtype=torch.bool)
-    share_out(loops.top_mask, len(matrix), _numpy(matrix), k, kept.numpy())
+    share_out(searches.top_mask, len(matrix), _numpy(matrix), k, kept.numpy())
     return kept
 
 

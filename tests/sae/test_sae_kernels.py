@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dermaudit.sae.adam import Adam, clip_and_step, gradient_norm
-from dermaudit.sae.kernels import Code, batch, chunk_rows, cpu, loops, pick, plain, shares
+from dermaudit.sae.kernels import Code, batch, chunk_rows, cpu, pick, plain, searches, shares
 from dermaudit.sae.kernels.buffers import lend
 
 MODULES = pytest.mark.parametrize("module", [cpu, plain], ids=["cpu", "plain"])
@@ -135,7 +135,7 @@ def test_bound__is_the_sorted_place(values, dtype):
         bound, room = batch.bound([batch.Found(0, *4 * [keys.numpy()])], k)
         assert bound == ordered[k - 1]
         assert room == k - int((keys > bound).sum())
-        assert loops.kth_largest(keys.clone().numpy(), len(keys), k) == bound
+        assert searches.kth_largest(keys.clone().numpy(), len(keys), k) == bound
 
 
 @MODULES
