@@ -117,7 +117,7 @@ def gradient_norm(params: list[torch.Tensor]) -> torch.Tensor:
     for param in params:
         flat = _flat(_like(param.grad, param)).numpy()
         sums = np.empty(-(-len(flat) // _BLOCK))
-        share_out(loops.square_sums, len(sums), flat, _BLOCK, sums)
+        share_out(loops.square_sums, len(sums), flat, _BLOCK, sums, numbers=_BLOCK)
         total += float(sums.sum())
     return torch.tensor(total**0.5)
 

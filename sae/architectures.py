@@ -1,8 +1,7 @@
 """The five architectures as sae-lens' training classes, and one training step of each.
 
 The TopK family goes through `sparse_step`, which never makes the dense code; jumprelu and relu_l1 are
-dense by nature. Over several processes BatchTopK's one threshold is that of the rows of all of them,
-which the sparse kernels do not know of: there batchtopk and matryoshka take the dense pass.
+dense by nature.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ from sae_lens import (
 )
 from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor, nn
-
-from dermaudit.distributed import gather, n_processes
 
 from .recipe import TOPK_FAMILY, SAERecipe
 from .sparse import Step, sparse_step, transpose_storage
@@ -56,30 +53,6 @@ class UnitNormReLU(StandardTrainingSAE):
         self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)
 
 
-class WorldBatchTopK(nn.Module):
-    """BatchTopK over the rows of all processes, of which each holds an equal share.
-
-    Each hands out its own largest candidates; the smallest value that is kept anywhere is found in all
-    of them. In evaluation it is the plain one, on the rows it is given.
-    """
-
-    def __init__(self, k: float) -> None:
-        super().__init__()
-        self.k = k
-
-    def forward(self, pre: Tensor) -> Tensor:
-        acts = torch.relu(pre)
-        own = acts.detach().flatten()
-        if not self.training:
-            n_kept = int(self.k * len(acts))
-            kept = own.topk(n_kept, sorted=False).indices
-            return acts * torch.zeros_like(own).index_fill_(0, kept, 1.0).view_as(acts)
-        n_kept = int(self.k * len(acts) * n_processes())
-        candidates = own.topk(min(n_kept, len(own))).values
-        lowest = gather(candidates).topk(n_kept, sorted=True).values[-1]
-        return acts * (acts >= lowest)
-
-
 def build(recipe: SAERecipe, mean: Tensor, *, dtype: torch.dtype, device: torch.device) -> TrainingSAE:
     """A fresh training SAE of the recipe's seed; `mean` (d,): the rows' mean in units of training.
 
@@ -94,8 +67,6 @@ def build(recipe: SAERecipe, mean: Tensor, *, dtype: torch.dtype, device: torch.
     if recipe.centre:
         with torch.no_grad():
             sae.b_dec.copy_(mean)
-    if n_processes() > 1 and recipe.architecture in ("batchtopk", "matryoshka"):
-        sae.activation_fn = WorldBatchTopK(recipe.k)
     if dtype == torch.float64 and isinstance(sae, JumpReLUTrainingSAE):
         sae.threshold.data = sae.threshold.data.double()  # sae-lens keeps it in float32
     if recipe.architecture in TOPK_FAMILY:
@@ -135,8 +106,7 @@ def _make(recipe: SAERecipe, common: dict[str, Any]) -> TrainingSAE:
 
 def step(sae: TrainingSAE, recipe: SAERecipe, x: Tensor, dead: Tensor, share: float) -> Step:
     """The loss of rows x (b, d) in units of training; `dead` (d_sae,) bool, `share` of the steps done."""
-    whole = n_processes() == 1 or recipe.architecture == "topk"
-    if recipe.architecture in TOPK_FAMILY and whole:
+    if recipe.architecture in TOPK_FAMILY:
         return sparse_step(sae, x, dead)
     return dense_step(sae, x, dead, penalty_share(recipe, share))
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from dermaudit.distributed import gather, n_processes
 from dermaudit.errors import UserInputError
 
 from .kernels import Code, pick
@@ -59,6 +60,8 @@ def sparse_step(sae: Any, x: torch.Tensor, dead_mask: torch.Tensor | None = None
     x (B, d_in) on the device and in the dtype of `sae`; `dead_mask` (d_sae,) bool: latents that
     AuxK is to revive, None for none. `loss.backward()` fills the gradients of W_enc, b_enc, W_dec
     and b_dec; the running threshold of BatchTopK moves as sae-lens moves it. Hooks are not called.
+    Under torchrun every process calls it with as many rows, and BatchTopK chooses among the rows of
+    all of them: loss and gradients are those of the own rows, their mean is that of one process.
     Raises `UserInputError` for another architecture, a runtime normalisation, or k above d_sae.
     """
     _check(sae, x)
@@ -99,7 +102,7 @@ class _Pass:
         self.decoder = sae.W_dec.detach().contiguous()
         self.b_enc, self.b_dec = sae.b_enc.detach(), sae.b_dec.detach()
         self.into_b_dec = bool(sae.cfg.apply_b_dec_to_input)
-        self.input = self.x - self.b_dec if self.into_b_dec else self.x
+        self.input = self.kernels.minus(self.x, self.b_dec) if self.into_b_dec else self.x
         self.edges = list(getattr(sae.cfg, "matryoshka_widths", None) or [sae.cfg.d_sae])
         dead = None if dead_mask is None else dead_mask.nonzero().flatten()
         self.dead = dead if dead is not None and len(dead) else None
@@ -130,30 +133,32 @@ class _Pass:
         self.l0 = torch.tensor(len(code.latents) / max(1, n), device=self.x.device)
         if made is not None:
             encoder, bias, decoder = made
-            b_dec = sums[0].sum(0).mul_(2 / n)
+            b_dec = self.kernels.weighted_sum(self.x.new_full((n,), 2 / n), sums[0])
             if self.into_b_dec:
-                b_dec -= bias @ self.encoder
+                b_dec -= self.kernels.weighted_sum(bias, self.encoder)
             self.gradients = [encoder.t(), bias, decoder, b_dec]
 
     def _encode(self) -> tuple[Code, torch.Tensor | None]:
         sae = self.sae
         scale = torch.ones_like(self.b_enc)
         if sae.cfg.rescale_acts_by_decoder_norm:
-            scale = self.decoder.norm(dim=1)
+            scale = self.kernels.lengths(self.decoder)
         self.scale = scale
         given = self.input, self.encoder, self.b_enc, scale
         if sae.cfg.architecture() == "topk":
             return self.kernels.encode_rows(*given, int(sae.cfg.k), self.dead)
-        code, dead_pre = self.kernels.encode_batch(*given, int(sae.cfg.k * len(self.x)), self.dead)
+        code, dead_pre = self.kernels.encode_batch(
+            *given, int(sae.cfg.k * (len(self.x) * n_processes())), self.dead
+        )
         self._move_threshold(code)
         return code, dead_pre
 
     def _move_threshold(self, code: Code) -> None:
-        """sae-lens' running mean of the least positive code of a batch."""
-        if not len(code.values):
+        """sae-lens' running mean of the least positive code of a batch, that of all processes."""
+        least = gather(self.kernels.least_key(code, self.scale).view(1)).min()
+        if not least < torch.inf:
             return
         sae, rate = self.sae, self.sae.cfg.topk_threshold_lr
-        least = (code.values * self.scale[code.latents.long()]).min()
         sae.topk_threshold = (1 - rate) * sae.topk_threshold + rate * least.to(
             sae.topk_threshold.dtype
         )

@@ -7,6 +7,8 @@ Every module here has the same functions (tests/sae/test_sae_kernels.py holds th
 - `keep_top`: which entries of a matrix are among the k largest of their row.
 - `decode`: partial reconstructions, their squared errors, and what an entry's gradient needs.
 - `weight_gradients`: the outer products of an entry and its row, summed by latent.
+- `minus`, `lengths`, `weighted_sum`, `least_key`: the small change, of which torch's own is threaded
+  by OpenMP (see `shares`).
 
 `cpu` is numba, `plain` torch alone, `gpu` Triton. `pick(tensor)` says which one serves.
 """
@@ -73,9 +75,14 @@ def pick(tensor: torch.Tensor) -> ModuleType:
     return plain
 
 
-def chunk_rows(n_rows: int, n_columns: int, most: int = 1 << 22) -> int:
+def chunk_rows(n_rows: int, n_columns: int, lanes: int = 1, most: int = 1 << 22) -> int:
     """Rows of an encoder chunk: `most` entries (16 MB of float32), between 256 and 2048 rows.
 
-    Fewer rows than that and the weights are read more often than the product can hide.
+    Fewer rows than that and the weights are read more often than the product can hide, which is
+    accepted (down to 64) where `lanes` threads are to have as many chunks each. All chunks but the
+    last are equal and a multiple of 32 rows: then MKL gives the bits of one product of all rows.
     """
-    return max(1, min(n_rows, max(256, min(2048, most // max(1, n_columns)))))
+    parts = -(-n_rows // max(256, min(2048, most // max(1, n_columns))))
+    if n_rows >= 64 * lanes:
+        parts = -(-parts // lanes) * lanes
+    return max(1, n_rows) if parts <= 1 else -(-n_rows // (32 * parts)) * 32

@@ -30,12 +30,9 @@ def lend(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         _kept.move_to_end(key)
         while len(_kept) > _MOST_SIZES:
             _kept.popitem(last=False)
-        idle = next((pair for pair in held if pair[1]() is None), None)
-        if idle is None:
-            buffer = np.empty(key[0], kind)
-        else:
-            buffer = idle[0]
-            held[:] = [pair for pair in held if pair is not idle]
+        idle = next((i for i, pair in enumerate(held) if pair[1]() is None), len(held))
+        # torch's memory: it begins at a cache line, which numpy's does not.
+        buffer = torch.empty(key[0], dtype=dtype).numpy() if idle == len(held) else held[idle][0]
         view = buffer.view()  # the tensor's storage holds it, and only it
-        held.append((buffer, weakref.ref(view)))
+        held[idle : idle + 1] = [(buffer, weakref.ref(view))]
     return torch.from_numpy(view).view(shape)

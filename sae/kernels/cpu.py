@@ -1,4 +1,4 @@
-"""The kernels on a CPU: torch's matrix product, numba's loops (`loops.py`) for what is sparse.
+"""The kernels on a CPU: torch's products, and what is sparse in numba (`searches.py`, `loops.py`).
 
 The functions are those of `plain.py`, whose docstrings say shapes; float32 and float64. The same
 bits come out for any number of threads, as long as the matrix product gives the same.
@@ -6,12 +6,19 @@ bits come out for any number of threads, as long as the matrix product gives the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 
-from . import Code, chunk_rows, loops
+from dermaudit.distributed import n_processes, total
+
+from . import Code, batch, chunk_rows, loops, searches
 from .buffers import lend
-from .shares import share_out
+from .shares import each, lanes, share_out
+
+_BLOCK = 256  # rows to a partial sum: fixed, so that it does not depend on the threads
 
 
 def encode_rows(
@@ -28,17 +35,18 @@ def encode_rows(
     values = np.empty((n, k), _numpy(x).dtype)
     counts = np.empty(n, np.int64)
     columns = None if also is None else x.new_empty(n, len(also))
-    for at, pre in _products(x, weights):
-        share_out(
-            loops.top_rows, len(pre), pre, _numpy(bias), _numpy(scale), k, _unit(values),
-            latents[at], values[at], counts[at],
-        )  # fmt: skip
+    given = _numpy(bias), _numpy(scale), k, _unit(values)
+
+    def search(at: slice, pre: np.ndarray) -> None:
+        share_out(searches.top_rows, len(pre), pre, *given, latents[at], values[at], counts[at])
         _columns(pre, bias, also, columns, at)
+
+    _products(x, weights, _spans(x, weights), search)
     start = _starts(counts)
     if start[-1] == n * k:
         return _code(start, latents.ravel(), values.ravel()), columns
     packed = np.empty(start[-1], np.int32), np.empty(start[-1], values.dtype)
-    share_out(loops.pack, n, counts, start, latents, values, *packed)
+    share_out(searches.pack, n, counts, start, latents, values, *packed)
     return _code(start, *packed), columns
 
 
@@ -51,40 +59,40 @@ def encode_batch(
     also: torch.Tensor | None = None,
 ) -> tuple[Code, torch.Tensor | None]:
     """See `plain.encode_batch`; of equal entries at the last place the first are taken."""
-    n, dtype = len(x), _numpy(x).dtype
-    columns = None if also is None else x.new_empty(n, len(also))
-    held = np.empty(0, np.int32), np.empty(0, dtype), np.empty(0, dtype)
-    start, floor = np.zeros(1, np.int64), dtype.type(0)
+    dtype = _numpy(x).dtype
     if n_kept == 0:
-        floor = dtype.type(np.inf)
-    for at, pre in _products(x, weights):
-        counts = np.empty(len(pre), np.int64)
-        # The bound is searched among what passes the last one: in the first chunk a guess, which
-        # is a bound indeed if as many as are kept pass it.
-        guess = floor if at.start else _guess(pre, bias, scale, n_kept)
-        for bound in (guess, floor):
-            given = pre, _numpy(bias), _numpy(scale), bound
-            share_out(loops.count_above, len(pre), *given, counts)
-            if bound == floor or counts.sum() >= n_kept:
-                floor = bound
-                break
-        more = _starts(counts)
-        new = np.empty(more[-1], np.int32), np.empty(more[-1], dtype), np.empty(more[-1], dtype)
-        share_out(loops.take_above, len(pre), *given, more, *new)
+        columns = None if also is None else torch.addmm(bias[also], x, weights[also].t())
+        nothing = np.empty(0, np.int32), np.empty(0, dtype)
+        return _code(np.zeros(len(x) + 1, np.int64), *nothing), columns
+    columns = None if also is None else x.new_empty(len(x), len(also))
+    given = _numpy(bias), _numpy(scale)
+    share = batch.MARGIN * n_kept / (len(x) * n_processes() * len(weights))
+    floor = None
+
+    def search(at: slice, pre: np.ndarray) -> batch.Found:
         _columns(pre, bias, also, columns, at)
-        held = tuple(np.concatenate(pair) for pair in zip(held, new, strict=True))
-        start = np.concatenate([start, start[-1] + more[1:]])
-        if len(held[0]) > n_kept:
-            floor, spare = _bound(held[2], n_kept)
-            left = loops.keep_above(start, *held, floor, spare)
-            held = tuple(part[:left] for part in held)
-    return _code(start, *(np.ascontiguousarray(part) for part in held[:2])), columns
+        return batch.find(pre, *given, share, floor)
+
+    spans = _spans(x, weights)
+    found = dict(enumerate(_products(x, weights, spans, search)))
+    while True:
+        least, spare = batch.bound(list(found.values()), n_kept)
+        again = [i for i, one in found.items() if 0 < one.floor >= least]
+        if not total(torch.tensor(len(again))):
+            break
+        if least:
+            floor = np.nextafter(least, dtype.type(0))  # what equals the bound must be found too
+        else:
+            share *= 4
+        found |= zip(again, _products(x, weights, [spans[i] for i in again], search), strict=True)
+    counts, *parts = batch.keep(list(found.values()), least, spare)
+    return _code(_starts(counts), *parts), columns
 
 
 def keep_top(matrix: torch.Tensor, k: int) -> torch.Tensor:
     """See `plain.keep_top`."""
     kept = torch.empty_like(matrix, dtype=torch.bool)
-    share_out(loops.top_mask, len(matrix), _numpy(matrix), k, kept.numpy())
+    share_out(searches.top_mask, len(matrix), _numpy(matrix), k, kept.numpy())
     return kept
 
 
@@ -93,7 +101,7 @@ def decode(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `plain.decode`."""
     n, d = x.shape
-    sums = x.new_empty(len(edges), n, d)
+    sums = lend((len(edges), n, d), x.dtype)
     squares = np.empty((len(edges), n), np.float64)
     dots = torch.empty_like(code.values)
     start = code.start.numpy()
@@ -116,27 +124,82 @@ def weight_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `plain.weight_gradients`."""
     h, d = edges[-1], x.shape[1]
-    start, rows, order = _by_latent(code, h)
-    places = torch.from_numpy(order)
-    values, pulls = code.values[places].mul_(factor), dots[places].mul_(factor)
+    latents = code.latents.numpy()
+    start = _starts(np.bincount(latents, minlength=h))
+    values, pulls = np.empty_like(code.values.numpy()), np.empty_like(dots.numpy())
+    rows = np.empty(len(latents), np.int32)
+    loops.group(
+        code.start.numpy(), latents, _numpy(code.values), dots.numpy(), values.dtype.type(factor),
+        rows, values, pulls, start[:-1].copy(),
+    )  # fmt: skip
     fresh = into is None
     if into is None:
         into = lend((h, d), x.dtype), x.new_empty(h), lend((h, d), x.dtype)
     share_out(
-        loops.sum_outer, h, start, rows, values.numpy(), pulls.numpy(),
+        loops.sum_outer, h, start, rows, values, pulls,
         np.asarray(edges, np.int64), sums.numpy(), _numpy(x), fresh, *(_numpy(t) for t in into),
         load=start + np.arange(h + 1),
     )  # fmt: skip
     return into
 
 
-def _products(x: torch.Tensor, weights: torch.Tensor):
-    """Over chunks of rows (slice, x[slice] @ weights.T); the next array overwrites the last."""
-    step = chunk_rows(len(x), len(weights))
-    held = x.new_empty(step, len(weights))
-    for first in range(0, len(x), step):
-        at = slice(first, min(first + step, len(x)))
-        yield at, torch.mm(x[at], weights.t(), out=held[: at.stop - first]).numpy()
+def minus(table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """See `plain.minus`."""
+    out = lend(tuple(table.shape), table.dtype)
+    share_out(
+        loops.minus, len(table), _numpy(table), _numpy(row), out.numpy(), numbers=table.shape[1]
+    )
+    return out
+
+
+def lengths(table: torch.Tensor) -> torch.Tensor:
+    """See `plain.lengths`."""
+    out = table.new_empty(len(table))
+    share_out(loops.lengths, len(table), _numpy(table), out.numpy(), numbers=table.shape[1])
+    return out
+
+
+def weighted_sum(weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """See `plain.weighted_sum`."""
+    parts = table.new_empty(-(-len(table) // _BLOCK), table.shape[1])
+    given = _numpy(weights), _numpy(table), _BLOCK, parts.numpy()
+    share_out(loops.block_sums, len(parts), *given, numbers=_BLOCK * table.shape[1])
+    return parts.sum(0)
+
+
+def least_key(code: Code, scale: torch.Tensor) -> torch.Tensor:
+    """See `plain.least_key`."""
+    given = code.latents.numpy(), _numpy(code.values), _numpy(scale)
+    parts = share_out(loops.least_key, len(code.latents), *given, numbers=3)
+    return torch.tensor(min(parts, default=np.inf), dtype=scale.dtype)
+
+
+def _spans(x: torch.Tensor, weights: torch.Tensor) -> list[slice]:
+    step = chunk_rows(len(x), len(weights), lanes())
+    return [slice(at, min(at + step, len(x))) for at in range(0, len(x), step)]
+
+
+def _products(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    spans: list[slice],
+    search: Callable[[slice, np.ndarray], Any],
+) -> list[Any]:
+    """`search(span, x[span] @ weights.T)` for each span of rows; the array is lent for the call."""
+    rows = max((at.stop - at.start for at in spans), default=0)
+    idle: list[torch.Tensor] = []
+
+    def one(at: slice) -> Any:
+        try:
+            held = idle.pop()
+        except IndexError:
+            held = lend((rows, len(weights)), x.dtype)
+        pre = torch.mm(x[at], weights.t(), out=held[: at.stop - at.start])
+        result = search(at, pre.numpy())
+        idle.append(held)
+        return result
+
+    return each(one, spans)
 
 
 def _columns(
@@ -149,45 +212,6 @@ def _columns(
     if also is not None:
         torch.index_select(torch.from_numpy(pre), 1, also, out=columns[at])
         columns[at] += bias[also]
-
-
-def _guess(
-    pre: np.ndarray, bias: torch.Tensor, scale: torch.Tensor, n_kept: int
-) -> np.floating:
-    """About where half as many again as `n_kept` entries of the chunk are larger; 0 if unsure."""
-    rows = torch.from_numpy(pre[:: max(1, len(pre) // 16)])
-    keys = ((rows + bias) * scale).flatten()
-    wanted = int(1.5 * n_kept / pre.size * len(keys)) + 1
-    if n_kept == 0 or wanted > len(keys) // 4:
-        return pre.dtype.type(0 if n_kept else np.inf)
-    value = keys.kthvalue(len(keys) - wanted + 1).values.item()
-    return pre.dtype.type(value if value > 0 else 0)
-
-
-def _bound(keys: np.ndarray, n_kept: int) -> tuple[np.floating, int]:
-    """The n_kept-th largest of positive keys, and how many equal to it belong to the n_kept.
-
-    A radix search, 16 bits at a time from the top: two passes for float32, four for float64.
-    """
-    bits = keys.view(_unit(keys).dtype)
-    prefix, left = 0, n_kept
-    for shift in range(8 * keys.itemsize - 16, -1, -16):
-        bins = np.zeros(65_536, np.int64)
-        loops.histogram(bits, shift, prefix, bins)
-        above = np.cumsum(bins[::-1])
-        place = int(np.searchsorted(above, left))
-        left -= int(above[place - 1]) if place else 0
-        prefix = (prefix << 16) | (65_535 - place)
-    return np.array(prefix, dtype=bits.dtype).view(keys.dtype)[()], left
-
-
-def _by_latent(code: Code, h: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(start (h + 1,), row of each entry, its place in `code`), the entries grouped by latent."""
-    latents = code.latents.numpy()
-    start = _starts(np.bincount(latents, minlength=h))
-    rows, order = np.empty(len(latents), np.int32), np.empty(len(latents), np.int64)
-    loops.group(latents, code.start.numpy(), rows, order, start[:-1].copy())
-    return start, rows, order
 
 
 def _unit(floats: np.ndarray) -> np.ndarray:

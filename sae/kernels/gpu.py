@@ -12,9 +12,12 @@ import triton
 import triton.language as tl
 
 from . import Code
-from .plain import encode_batch, encode_rows, keep_top
+from .plain import encode_batch, encode_rows, keep_top, least_key, lengths, minus, weighted_sum
 
-__all__ = ["decode", "encode_batch", "encode_rows", "keep_top", "weight_gradients"]
+__all__ = [
+    "decode", "encode_batch", "encode_rows", "keep_top", "least_key", "lengths", "minus",
+    "weight_gradients", "weighted_sum",
+]  # fmt: skip
 
 
 @triton.jit

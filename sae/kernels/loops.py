@@ -1,4 +1,4 @@
-"""The compiled loops of `cpu.py`: each does a range of rows or latents, in one thread, no GIL.
+"""The compiled sums of `cpu.py`: each does a range of rows or latents, in one thread, no GIL.
 
 Inner loops run over contiguous floats and are written so that LLVM turns them into vector code:
 several rows of a table to one pass over the sum they go into, no branch on a single entry.
@@ -13,7 +13,7 @@ from numba import njit
 _MATHS = {"reassoc", "contract", "arcp", "nsz"}
 
 
-def _compiled(function):
+def compiled(function):
     """Compiled at the first call for a dtype, kept on disk where there is a place for it."""
     options = {"nogil": True, "fastmath": _MATHS, "error_model": "numpy"}
     try:
@@ -22,223 +22,7 @@ def _compiled(function):
         return njit(**options)(function)
 
 
-@_compiled
-def kth_largest(a, n, k):
-    """The k-th largest (from 1) of a[:n]; reorders it. Hoare's selection."""
-    lo, hi, at = 0, n - 1, k - 1
-    while lo < hi:
-        pivot = a[(lo + hi) >> 1]
-        i, j = lo, hi
-        while i <= j:
-            while a[i] > pivot:
-                i += 1
-            while a[j] < pivot:
-                j -= 1
-            if i <= j:
-                a[i], a[j] = a[j], a[i]
-                i += 1
-                j -= 1
-        if at <= j:
-            hi = j
-        elif at >= i:
-            lo = i
-        else:
-            return a[at]
-    return a[at]
-
-
-@_compiled
-def kth_of_few(bits, n, k, trial):
-    """The k-th largest (from 1) of bits[:n], none negative; trial (1,) of their dtype.
-
-    Bit by bit from the top, each a count in vector code: without the mispredicted branches that
-    are the price of `kth_largest` on a hundred numbers.
-    """
-    best = trial[0] ^ trial[0]
-    for b in range(8 * bits.itemsize - 2, -1, -1):
-        trial[0] = best | (1 << b)
-        limit = trial[0]
-        count = np.int32(0)
-        for p in range(n):
-            count += np.int32(bits[p] >= limit)
-        if count >= k:
-            best = limit
-    trial[0] = best
-    return best
-
-
-@_compiled
-def places(key, above, found):
-    """Where key > above, ascending, into found; returns how many.
-
-    Few do: a block of 32 is counted in vector code, and only one that has any is walked through.
-    """
-    n = 0
-    for at in range(0, len(key), 32):
-        part = key[at : at + 32]
-        count = np.int32(0)
-        for j in range(len(part)):
-            count += np.int32(part[j] > above)
-        if count > 0:
-            for j in range(len(part)):
-                found[n] = at + j
-                n += part[j] > above
-    return n
-
-
-@_compiled
-def top_rows(pre, bias, scale, k, unit, latents, values, counts, lo, hi):
-    """Rows lo:hi of `encode_rows`: pre (n, h) without bias → latents, values (n, k), counts (n,).
-
-    The k-th largest of the maxima of disjoint groups is a lower bound of the k-th largest entry:
-    with four groups to each of the k, what passes it is little more than k. Positive floats are
-    in the order of their bits, read as integers, of which `unit` (1,) is a one.
-    """
-    h = pre.shape[1]
-    groups = 4 * k
-    grouped = h - h % groups if groups < h else 0
-    key = np.empty(h, pre.dtype)
-    peak = np.empty(groups, pre.dtype)
-    found = np.empty(h + 1, np.int32)
-    held = np.empty(h, pre.dtype)
-    peak_bits, held_bits = peak.view(unit.dtype), held.view(unit.dtype)
-    trial = unit.copy()
-    bound = trial.view(pre.dtype)
-    zero = pre.dtype.type(0)
-    for i in range(lo, hi):
-        row = pre[i]
-        peak[:] = 0
-        for at in range(0, grouped, groups):
-            a, b, c = row[at : at + groups], bias[at : at + groups], scale[at : at + groups]
-            part = key[at : at + groups]
-            for g in range(groups):
-                value = (a[g] + b[g]) * c[g]
-                part[g] = value
-                peak[g] = value if value > peak[g] else peak[g]
-        for j in range(grouped, h):
-            key[j] = (row[j] + bias[j]) * scale[j]
-        above = zero
-        if grouped > 0:
-            kth_of_few(peak_bits, groups, k, trial)
-            above = np.nextafter(bound[0], zero)  # what equals the bound is among the candidates
-        n = places(key, above, found)
-        spare = n
-        if n > k:
-            for p in range(n):
-                held[p] = key[found[p]]
-            kth_of_few(held_bits, n, k, trial)
-            floor = bound[0]
-            spare = k  # how many entries equal to the k-th there is room for: the first ones
-            for p in range(n):
-                spare -= key[found[p]] > floor
-        else:
-            floor = zero  # all of them, and none equals it
-        kept = 0
-        for p in range(n):
-            j = found[p]
-            if key[j] < floor:
-                continue
-            if key[j] == floor:
-                if spare == 0:
-                    continue
-                spare -= 1
-            latents[i, kept] = j
-            values[i, kept] = row[j] + bias[j]
-            kept += 1
-        counts[i] = kept
-
-
-@_compiled
-def pack(counts, start, latents, values, out_latents, out_values, lo, hi):
-    """The first counts[i] of each row of (n, k) one after the other."""
-    for i in range(lo, hi):
-        at = start[i]
-        for p in range(counts[i]):
-            out_latents[at + p] = latents[i, p]
-            out_values[at + p] = values[i, p]
-
-
-@_compiled
-def count_above(pre, bias, scale, floor, counts, lo, hi):
-    for i in range(lo, hi):
-        row = pre[i]
-        n = np.int32(0)
-        for j in range(pre.shape[1]):
-            n += np.int32((row[j] + bias[j]) * scale[j] > floor)
-        counts[i] = n
-
-
-@_compiled
-def take_above(pre, bias, scale, floor, start, latents, values, keys, lo, hi):
-    h = pre.shape[1]
-    found = np.empty(h + 1, np.int32)
-    key = np.empty(h, pre.dtype)
-    for i in range(lo, hi):
-        row = pre[i]
-        for j in range(h):
-            key[j] = (row[j] + bias[j]) * scale[j]
-        n = places(key, floor, found)
-        at = start[i]
-        for p in range(n):
-            j = found[p]
-            latents[at + p] = j
-            values[at + p] = row[j] + bias[j]
-            keys[at + p] = key[j]
-
-
-@_compiled
-def histogram(bits, shift, prefix, bins):
-    """Of the numbers whose bits above `shift` + 16 are `prefix`: how often the next 16 occur.
-
-    The bits of positive floats, read as integers, are in the order of the floats.
-    """
-    for p in range(len(bits)):
-        if (bits[p] >> shift) >> 16 == prefix:
-            bins[(bits[p] >> shift) & 0xFFFF] += 1
-
-
-@_compiled
-def keep_above(start, latents, values, keys, floor, spare):
-    """Drop, in place, what is below `floor`, and what equals it after the first `spare` of them."""
-    at = 0
-    first = start[0]
-    for i in range(len(start) - 1):
-        last = start[i + 1]
-        for p in range(first, last):
-            key = keys[p]
-            if key < floor:
-                continue
-            if key == floor:
-                if spare == 0:
-                    continue
-                spare -= 1
-            latents[at], values[at], keys[at] = latents[p], values[p], key
-            at += 1
-        first = last
-        start[i + 1] = at
-    return at
-
-
-@_compiled
-def top_mask(matrix, k, kept, lo, hi):
-    """Rows lo:hi of `keep_top`; of equal entries the first."""
-    m = matrix.shape[1]
-    held = np.empty(m, matrix.dtype)
-    for i in range(lo, hi):
-        row, mark = matrix[i], kept[i]
-        held[:] = row
-        floor = kth_largest(held, m, k)
-        spare = k
-        for j in range(m):
-            mark[j] = row[j] > floor
-            spare -= mark[j]
-        for j in range(m):
-            if spare > 0 and row[j] == floor:
-                mark[j] = True
-                spare -= 1
-
-
-@_compiled
+@compiled
 def add_rows(total, table, index, values, lo, hi):
     """total += Σ values[p] · table[index[p]] over p in lo:hi."""
     d = len(total)
@@ -256,7 +40,7 @@ def add_rows(total, table, index, values, lo, hi):
         p += 1
 
 
-@_compiled
+@compiled
 def product(a, b):
     total = a.dtype.type(0)
     for j in range(len(a)):
@@ -264,7 +48,7 @@ def product(a, b):
     return total
 
 
-@_compiled
+@compiled
 def decode_rows(start, latents, values, table, bias, x, edges, sums, squares, dots, lo, hi):
     """Rows lo:hi of `decode`: sums (m, n, d), squares (m, n), dots (entries,).
 
@@ -301,18 +85,22 @@ def decode_rows(start, latents, values, table, bias, x, edges, sums, squares, do
                 dots[p] = product(total, table[latents[p]])
 
 
-@_compiled
-def group(latents, start, row_of, order, cursor):
-    """Counting sort of the entries by latent: their rows and places; cursor a copy of start."""
+@compiled
+def group(start, latents, values, dots, factor, row_of, to_values, to_dots, cursor):
+    """Counting sort of the entries by latent; `cursor` where each latent's entries begin.
+
+    Their rows, values · factor and dots · factor, in the new order.
+    """
     for i in range(len(start) - 1):
         for p in range(start[i], start[i + 1]):
             at = cursor[latents[p]]
             row_of[at] = i
-            order[at] = p
+            to_values[at] = values[p] * factor
+            to_dots[at] = dots[p] * factor
             cursor[latents[p]] = at + 1
 
 
-@_compiled
+@compiled
 def sum_outer(start, rows, values, pulls, edges, sums, x, fresh, encoder, bias, decoder, lo, hi):
     """Latents lo:hi of `weight_gradients`; entries grouped by latent, already times the factor."""
     level = 0
@@ -334,7 +122,43 @@ def sum_outer(start, rows, values, pulls, edges, sums, x, fresh, encoder, bias, 
         bias[h] = total
 
 
-@_compiled
+@compiled
+def minus(table, row, out, lo, hi):
+    for i in range(lo, hi):
+        a, b = table[i], out[i]
+        for j in range(len(row)):
+            b[j] = a[j] - row[j]
+
+
+@compiled
+def lengths(table, out, lo, hi):
+    for i in range(lo, hi):
+        out[i] = np.sqrt(product(table[i], table[i]))
+
+
+@compiled
+def block_sums(weights, table, block, out, lo, hi):
+    """out[i] = Σ weights[p] · table[p] over block i of `block` rows."""
+    for i in range(lo, hi):
+        total = out[i]
+        total[:] = 0
+        for p in range(i * block, min(len(table), (i + 1) * block)):
+            row, u = table[p], weights[p]
+            for j in range(len(total)):
+                total[j] += u * row[j]
+
+
+@compiled
+def least_key(latents, values, scale, lo, hi):
+    """The smallest value · scale of entries lo:hi; infinity for none."""
+    least = values.dtype.type(np.inf)
+    for p in range(lo, hi):
+        key = values[p] * scale[latents[p]]
+        least = key if key < least else least
+    return least
+
+
+@compiled
 def square_sums(a, block, out, lo, hi):
     """out[i] = Σ a² over block i of `block` numbers, in float64 over stretches of 1024."""
     for i in range(lo, hi):
@@ -346,7 +170,7 @@ def square_sums(a, block, out, lo, hi):
         out[i] = total
 
 
-@_compiled
+@compiled
 def adam(param, grad, mean, square, factor, beta1, beta2, step, root, eps, block, lo, hi):
     """Blocks lo:hi of one Adam step (arXiv 1412.6980) on flat arrays; `factor` multiplies grad.
 

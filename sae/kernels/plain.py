@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dermaudit.distributed import gather, n_processes, rank
+
 from . import Code, chunk_rows
 
 _GATHERED = 1 << 22  # entries of a gathered (n, d) block that is held at a time
@@ -43,9 +45,10 @@ def encode_batch(
     n_kept: int,
     also: torch.Tensor | None = None,
 ) -> tuple[Code, torch.Tensor | None]:
-    """As `encode_rows`, the `n_kept` largest positive ones of all rows together.
+    """As `encode_rows`, the `n_kept` largest positive ones of the rows of all processes together.
 
-    Exact in one pass: after each chunk only what is among the `n_kept` largest so far is held.
+    Exact in one pass: after each chunk only what is among the `n_kept` largest so far is held. Of
+    equal entries at the last place the first are taken: by rank, then by row, then by latent.
     """
     device = x.device
     keys = torch.empty(0, dtype=x.dtype, device=device)
@@ -61,9 +64,11 @@ def encode_batch(
         values = torch.cat([values, pre[row, latent]])
         rows, latents = torch.cat([rows, row + at.start]), torch.cat([latents, latent])
         if len(keys) > n_kept:
-            kept = keys.topk(n_kept, sorted=False).indices.sort().values if n_kept else rows[:0]
+            kept, floor = _largest(keys, n_kept)
             keys, rows, latents, values = keys[kept], rows[kept], latents[kept], values[kept]
-            floor = keys.min() if n_kept else torch.inf
+    if n_processes() > 1:
+        kept, _ = _largest(keys, n_kept, of_all=True)
+        rows, latents, values = rows[kept], latents[kept], values[kept]
     counts = torch.bincount(rows, minlength=len(x))
     return _code(counts, latents, values), torch.cat(columns) if columns else None
 
@@ -132,6 +137,27 @@ def weight_gradients(
     return tuple(old.add_(new) for old, new in zip(into, (encoder, bias, decoder), strict=True))
 
 
+def minus(table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """(n, d) − (d,), a new tensor."""
+    return table - row
+
+
+def lengths(table: torch.Tensor) -> torch.Tensor:
+    """(n, d) → (n,): the 2-norm of each row."""
+    return table.norm(dim=1)
+
+
+def weighted_sum(weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Σ weights[i] · table[i]: (n,), (n, d) → (d,)."""
+    return weights @ table
+
+
+def least_key(code: Code, scale: torch.Tensor) -> torch.Tensor:
+    """The smallest value · scale of the entries, (); infinity where there is none."""
+    keys = code.values * scale[code.latents.long()]
+    return keys.min() if len(keys) else keys.new_tensor(torch.inf)
+
+
 def _sum_rows(
     table: torch.Tensor,
     index: torch.Tensor,
@@ -151,6 +177,25 @@ def _sum_rows(
         mode="sum",
         per_sample_weights=values[order],
     )
+
+
+def _largest(
+    keys: torch.Tensor, n: int, of_all: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(which of the keys, all positive, are among the n largest, the least of those).
+
+    `of_all`: among those of all processes, none of which has more than n; to them goes n times.
+    """
+    if n == 0:
+        return torch.zeros_like(keys, dtype=torch.bool), keys.new_tensor(torch.inf)
+    offered = torch.nn.functional.pad(keys, (0, max(0, n - len(keys))))
+    least = (gather(offered) if of_all else offered).topk(n, sorted=False).values.min()
+    above, equal = keys > least, keys == least
+    counts = torch.stack([above.sum(), equal.sum()])[None]
+    before, counts = 0, gather(counts) if of_all else counts
+    if of_all:
+        before = counts[: rank(), 1].sum()
+    return above | equal & (equal.cumsum(0) <= n - counts[:, 0].sum() - before), least
 
 
 def _chunks(x: torch.Tensor, weights: torch.Tensor):

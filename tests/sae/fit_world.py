@@ -2,6 +2,7 @@
 
 `fit_world.py FOLDER DTYPE`, alone or under torchrun, fits every kind (recipes that share a pass), keeps
 checkpoints in FOLDER/<kind> and writes FOLDER/<kind>-<i> (the SAE) and FOLDER/<kind>.json (log, summary).
+Each process writes FOLDER/chosen-<rank>.safetensors, what it took of every batch of `batches`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from sae_rows import planted
+from safetensors.torch import save_file
 
-from dermaudit.distributed import join_world
+from dermaudit.distributed import World, join_world
+from dermaudit.sae.kernels import cpu, plain
 from dermaudit.sae.recipe import SAERecipe
 from dermaudit.sae.rows import Rows
 from dermaudit.sae.train import Fitted, Order, fit_saes
@@ -30,7 +33,7 @@ KINDS: dict[str, tuple[list[dict], int]] = {
         [
             {"architecture": "batchtopk"},
             {"architecture": "topk", "seed": 1},
-            {"architecture": "matryoshka", "d_sae": 32, "patience": 1},
+            {"architecture": "matryoshka", "d_sae": 32, "k": 2.0, "patience": 1},
         ],
         20_000,
     ),
@@ -63,9 +66,42 @@ def fit(
     )
 
 
+def batches() -> dict[str, tuple[torch.Tensor, int]]:
+    """name → (rows (60, 24), how many entries are kept of all of them)."""
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 24, generator=g, dtype=torch.float64)
+    whole = torch.randint(-2, 3, (60, 24), generator=g).double()
+    one_sided = rows * torch.linspace(100, 0.01, 60, dtype=torch.float64)[:, None]
+    return {
+        "rows": (rows, 240), "fraction": (rows, 37), "ties": (whole, 500), "all ties": (torch.ones_like(whole), 100),
+        "one-sided": (one_sided, 240), "fewer": (-whole.abs(), 10_000),
+    }
+
+
+def chosen(world: World, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of each batch, this process's share: what BatchTopK takes of it, dense, by either module."""
+    found = {}
+    for module in (cpu, plain):
+        for name, (rows, n_kept) in batches().items():
+            x = rows[world.share(len(rows))].contiguous()
+            bias, scale = torch.zeros(len(weights)).double(), torch.ones(len(weights)).double()
+            code, _ = module.encode_batch(x, weights, bias, scale, n_kept)
+            dense = torch.zeros(len(x), len(weights), dtype=x.dtype)
+            dense[code.rows(), code.latents.long()] = code.values
+            found[f"{module.__name__} {name}"] = dense
+    return found
+
+
+def encoder() -> torch.Tensor:
+    """(48, 24) float64 of whole numbers: products of whole rows are exact, and often equal."""
+    g = torch.Generator().manual_seed(1)
+    return torch.randint(-1, 2, (48, 24), generator=g).double()
+
+
 def main(folder: Path, dtype: torch.dtype) -> None:
     torch.set_num_threads(1)
     with join_world() as world:
+        save_file(chosen(world, encoder()), folder / f"chosen-{world.rank}.safetensors")
         for kind in KINDS:
             found = fit(kind, folder / kind, world=world, dtype=dtype)
             if world.leads:

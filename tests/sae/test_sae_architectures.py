@@ -12,7 +12,6 @@ from sae_rows import planted
 
 from dermaudit.errors import UserInputError
 from dermaudit.sae.architectures import (
-    WorldBatchTopK,
     build,
     dense_step,
     held_out_sums,
@@ -155,14 +154,6 @@ def test_build__the_seed_alone_decides_and_torch_is_left_alone():
     assert torch.equal(first.W_enc, again.W_enc) and not torch.equal(first.W_enc, other.W_enc)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(first.b_dec, mean)
-
-
-def test_world_batch_topk__alone_is_sae_lens_own():
-    from sae_lens.saes.batchtopk_sae import BatchTopK
-
-    pre = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
-    for mine in (WorldBatchTopK(2.5), WorldBatchTopK(2.5).eval()):
-        assert torch.equal(mine(pre), BatchTopK(2.5)(pre))
 
 
 def test_relu_l1__decoder_stays_unit_in_training(rows):

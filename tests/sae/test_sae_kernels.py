@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from dermaudit.sae.adam import Adam, clip_and_step, gradient_norm
-from dermaudit.sae.kernels import Code, cpu, loops, pick, plain
+from dermaudit.sae.kernels import Code, batch, chunk_rows, cpu, pick, plain, searches, shares
 from dermaudit.sae.kernels.buffers import lend
 
 MODULES = pytest.mark.parametrize("module", [cpu, plain], ids=["cpu", "plain"])
@@ -56,7 +58,7 @@ def test_encode_rows__is_topk_then_relu(module, dtype, k):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n_kept", [0, 1, 50, 400, N * H])
 def test_encode_batch__is_topk_of_all_rows(module, dtype, n_kept, monkeypatch):
-    monkeypatch.setattr(module, "chunk_rows", lambda n_rows, n_columns: 7)  # six chunks
+    monkeypatch.setattr(module, "chunk_rows", lambda *_: 7)  # six chunks
     x, encoder, bias, scale, *_ = weights(dtype)
     also = torch.tensor([0, 33])
     code, columns = module.encode_batch(x, encoder, bias, scale, n_kept, also)
@@ -68,25 +70,53 @@ def test_encode_batch__is_topk_of_all_rows(module, dtype, n_kept, monkeypatch):
     torch.testing.assert_close(columns, pre[:, also])
 
 
-@pytest.mark.parametrize("odd", [0, 20])
-def test_encode_batch__a_guess_from_rows_unlike_the_rest(odd):
-    # What the first bound is guessed from (every other row here) is far larger, or far smaller.
-    x, encoder, bias, scale, *_ = weights(n=40)
-    x[::2] *= 1e3 if odd else 1e-3
-    for n_kept in (odd + 1, 30, 300):
+@pytest.mark.parametrize("steep", [1.0, 30.0, 0.03])
+def test_encode_batch__chunks_whose_guesses_cannot_all_hold(steep, monkeypatch):
+    # Ten chunks, each larger (or smaller) than the one before it: a guess that is made of the
+    # chunk alone is far above the bound in some, and those are searched again.
+    monkeypatch.setattr(cpu, "chunk_rows", lambda *_: 32)
+    x, encoder, bias, scale, *_ = weights(n=320)
+    x *= torch.logspace(0, 3 * torch.tensor(steep).log10(), 320, dtype=x.dtype)[:, None]
+    searched = 0
+
+    def find(pre, *rest, inner=batch.find):
+        nonlocal searched
+        searched += 1
+        return inner(pre, *rest)
+
+    monkeypatch.setattr(batch, "find", find)
+    for n_kept in (1, 300, 2000, 9000):
         code, _ = cpu.encode_batch(x, encoder, bias, scale, n_kept)
         want = ((x @ encoder.t() + bias) * scale).flatten().topk(n_kept).values
         got = code.values * scale[code.latents.long()]
-        torch.testing.assert_close(got.sort(descending=True).values, want)
+        torch.testing.assert_close(got.sort(descending=True).values, want.clamp_min(0)[want > 0])
+    assert searched > 40 if steep != 1 else searched >= 40
 
 
-def test_encode__of_equal_entries_the_first():
+def test_encode_batch__no_guess_can_hold(monkeypatch):
+    # Keys that are all equal: none is above a guess that is one of them.
+    monkeypatch.setattr(cpu, "chunk_rows", lambda *_: 32)
+    one = torch.ones(96, 1), torch.ones(70, 1), torch.zeros(70), torch.ones(70)
+    code, _ = cpu.encode_batch(*one, 100)
+    assert code.start[1:3].tolist() == [70, 100] and len(code.latents) == 100
+    assert code.latents.tolist() == [*range(70), *range(30)]
+
+
+@MODULES
+def test_encode_batch__of_equal_entries_the_first(module):
+    x, one, equal = torch.ones(3, 2), torch.ones(8), torch.ones(8, 2)
+    code, _ = module.encode_batch(x, equal, one, one, 10)
+    assert code.start.tolist() == [0, 8, 10, 10] and code.latents[8:].tolist() == [0, 1]
+    x = x * torch.tensor([1, 9, 1])[:, None]
+    code, _ = module.encode_batch(x, equal, one, one, 10)
+    assert code.start.tolist() == [0, 2, 10, 10] and code.latents[:2].tolist() == [0, 1]
+
+
+def test_encode_rows__of_equal_entries_the_first():
     x, one = torch.ones(3, 2), torch.ones(8)
     equal = torch.ones(8, 2)
     code, _ = cpu.encode_rows(x, equal, one, one, 3)
     assert code.latents.tolist() == [0, 1, 2] * 3
-    code, _ = cpu.encode_batch(x, equal, one, one, 10)
-    assert code.start.tolist() == [0, 8, 10, 10] and code.latents[8:].tolist() == [0, 1]
     kept = cpu.keep_top(equal, 1)
     assert kept.tolist() == [[True, False]] * 8
 
@@ -102,10 +132,10 @@ def test_bound__is_the_sorted_place(values, dtype):
     }[values].to(dtype)
     ordered = keys.sort(descending=True).values
     for k in (1, 2, 77, 499, 500):
-        bound, room = cpu._bound(keys.numpy(), k)
+        bound, room = batch.bound([batch.Found(0, *4 * [keys.numpy()])], k)
         assert bound == ordered[k - 1]
         assert room == k - int((keys > bound).sum())
-        assert loops.kth_largest(keys.clone().numpy(), len(keys), k) == bound
+        assert searches.kth_largest(keys.clone().numpy(), len(keys), k) == bound
 
 
 @MODULES
@@ -154,23 +184,72 @@ def test_decode__rows_without_entries(module):
     assert not any(part.any() for part in got) and len(dots) == 0
 
 
-def test_threads__the_same_bits():
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_threads__the_same_bits(threads):
     x, encoder, bias, scale, decoder, b_dec = weights(torch.float32, n=300)
 
-    def run(threads):
-        torch.set_num_threads(threads)
+    def run(n):
+        threads(n)
+        top, _ = cpu.encode_rows(x, encoder, bias, scale, 5)
         code, _ = cpu.encode_batch(x, encoder, bias, scale, 2000)
         sums, squares, dots = cpu.decode(code, decoder, b_dec, x, [20, H])
-        return code.latents, sums, squares, dots, *cpu.weight_gradients(
-            code, sums, x, dots, 0.3, [20, H]
-        )
+        made = cpu.weight_gradients(code, sums, x, dots, 0.3, [20, H])
+        assert torch.get_num_threads() == n
+        return (
+            top.latents, top.values, code.latents, code.values, sums, squares, dots, *made,
+            cpu.weighted_sum(x[:, 0], x), cpu.lengths(x), cpu.minus(x, x[0]), cpu.least_key(code, scale),
+        )  # fmt: skip
 
-    before = torch.get_num_threads()
-    try:
-        for one, other in zip(run(1), run(3), strict=True):
+    for n in (2, 3):
+        for one, other in zip(run(1), run(n), strict=True):
             assert torch.equal(one, other)
-    finally:
-        torch.set_num_threads(before)
+
+
+def test_each__one_thread_of_torch_to_each(threads):
+    threads(2)
+    ours = shares.each(lambda i: (i, torch.get_num_threads(), threading.get_ident()), range(6))
+    assert [i for i, *_ in ours] == list(range(6))
+    assert {n for _, n, _ in ours} == ({1} if torch.backends.mkl.is_available() else {2})
+    assert torch.get_num_threads() == 2
+    # Threads that come later are not held to one.
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+    assert shares.each(lambda _: threading.get_ident(), [0]) == [threading.get_ident()]
+    with pytest.raises(ZeroDivisionError):
+        shares.each(lambda i: 1 // i, [1, 0, 2])
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 16])
+def test_chunk_rows__equal_shares_and_a_size_for_the_product(lanes):
+    for n, h in ((2048, 6144), (512, 4096), (501, 48), (2048, 32768), (1, 10), (64, 10**7), (5000, 100)):
+        step = chunk_rows(n, h, lanes)
+        assert 1 <= step <= max(n, 32)
+        parts = [min(step, n - at) for at in range(0, n, step)]
+        assert len(parts) == 1 or step % 32 == 0
+        assert max(parts) <= 2048 + 32 and (max(parts) <= 256 + 32 or step * h <= (1 << 22) + 32 * h)
+        if n >= 256 * lanes and n % (32 * lanes) == 0:
+            assert len(parts) % lanes == 0
+
+
+@MODULES
+@pytest.mark.parametrize("n", [1, 300])
+def test_small_change__is_torchs(module, n):
+    x, encoder, *_, decoder, b_dec = weights(n=n)
+    torch.testing.assert_close(module.minus(x, b_dec), x - b_dec)
+    torch.testing.assert_close(module.lengths(x), x.pow(2).sum(1).sqrt())
+    torch.testing.assert_close(module.weighted_sum(x[:, 3], x), x[:, 3] @ x)
+    scale = torch.linspace(0.1, 3, H, dtype=x.dtype)
+    code, _ = module.encode_batch(x, encoder, scale, scale, 20)
+    want = densed(code) * scale
+    assert float(module.least_key(code, scale)) == pytest.approx(float(want[want > 0].min()))
+    empty = Code(torch.zeros(2, dtype=torch.int64), code.latents[:0], code.values[:0])
+    assert module.least_key(empty, scale) == torch.inf
 
 
 def test_lend__memory_only_of_what_is_gone():

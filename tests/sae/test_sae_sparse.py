@@ -79,7 +79,8 @@ def assert_same_step(sae, x, dead, rtol=1e-6, upstream=None):
     assert float(got.l0) == pytest.approx(float(codes.sum(1).double().mean()))
     if hasattr(sae, "topk_threshold"):
         assert sae.topk_threshold > 0
-        torch.testing.assert_close(other.topk_threshold, sae.topk_threshold, rtol=1e-12, atol=0)
+        close = 1e-12 if x.dtype == torch.float64 else 1e-6  # the norms are summed in another order
+        torch.testing.assert_close(other.topk_threshold, sae.topk_threshold, rtol=close, atol=0)
 
 
 KINDS = ("topk", "batchtopk", "matryoshka")
@@ -240,7 +241,8 @@ def test_step__the_dense_code_is_nowhere(monkeypatch):
             return result
 
     sae, x = make("batchtopk"), rows(n=n)
-    monkeypatch.setattr(cpu, "chunk_rows", lambda n_rows, n_columns: 256)
+    monkeypatch.setattr(cpu, "each", lambda work, spans: [work(at) for at in spans])  # seen by Watch
+    monkeypatch.setattr(cpu, "chunk_rows", lambda *_: 256)
     with Watch():
         sparse_step(sae, x, dead_latents(5)).loss.backward()
     assert 256 * H <= largest < n * H

@@ -10,6 +10,7 @@ import torch
 from sae_run import POOLED, write_run
 from safetensors.torch import load_file
 
+from dermaudit.distributed import World
 from dermaudit.errors import UserInputError
 from dermaudit.sae.model import WEIGHTS
 
@@ -35,13 +36,29 @@ def test_two_processes__are_one(run_python, tmp_path):
                 torch.testing.assert_close(
                     weights[name], getattr(one.sae, name), atol=1e-6, rtol=1e-6, msg=f"{named} {name}"
                 )
-        # Or AuxK and resampling were not at work.
+            if one.recipe.architecture in ("batchtopk", "matryoshka"):
+                assert one.log[0]["auxiliary_reconstruction_loss"] == 0
+                assert any(line["auxiliary_reconstruction_loss"] for line in one.log), "AuxK was not at work"
+        # Or resampling was not at work.
         assert any(line["dead"] for one in fits for line in one.log), kind
+    # BatchTopK's choice, entry by entry; of equal ones the first, whoever holds them.
+    alone = fit_world.chosen(World(), fit_world.encoder())
+    shares = [load_file(tmp_path / f"chosen-{rank}.safetensors") for rank in (0, 1)]
+    for name, whole in alone.items():
+        both = torch.cat([share[name] for share in shares])
+        assert torch.equal(both > 0, whole > 0), name
+        torch.testing.assert_close(both, whole, rtol=1e-12, atol=0, msg=name)
+    for name, (rows, n_kept) in fit_world.batches().items():
+        pre = rows @ fit_world.encoder().t()
+        took = {module: alone[f"dermaudit.sae.kernels.{module} {name}"] for module in ("cpu", "plain")}
+        n = min(n_kept, int((pre > 0).sum()))
+        first = pre.flatten().argsort(descending=True, stable=True)[:n]
+        want = torch.zeros(pre.numel(), dtype=pre.dtype).scatter(0, first, pre.flatten()[first])
+        for module, dense in took.items():
+            torch.testing.assert_close(dense, want.view_as(pre), msg=f"{module} {name}")
 
 
 def test_batch__that_processes_cannot_share():
-    from dermaudit.distributed import World
-
     with pytest.raises(UserInputError, match="a batch of 64 cannot be shared equally by 3 processes"):
         fit_world.fit("penalties", None, world=World(1, 3))
 
