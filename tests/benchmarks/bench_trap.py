@@ -53,7 +53,7 @@ def main() -> None:
             "--threads",
             "1",
         )
-        run("fit", "--run", where, "--threads", "1")
+        run("fit", "--run", where, "--threads", "1", "--seeds", "0")
         found = run("recipe", "make", "--run", where, "--concept", "ruler", "--threads", "1")[
             "suppression"
         ]["ruler"]
