@@ -154,6 +154,26 @@ def test_killed_and_resumed__the_same_bytes(cli, main, run, tmp_path):
         assert sha256_file(one) == sha256_file(other), name
 
 
+def test_killed_among_the_other_seeds__gone_on_with_the_same_bytes(cli, main, run, tmp_path):
+    given = (*SHORT, "--seeds", "0,1,2", "--no-metrics")
+    shutil.copytree(run, tmp_path / "whole")
+    whole = main("fit", "--run", tmp_path / "whole", *given)
+    assert whole.rc == 0
+    # The run's own SAE is looked at eight times, so that the tenth look is at the others.
+    killed = cli("fit", "--run", run, *given, env={"DERMAUDIT_FAILPOINT": "fit:10"}, timeout=600)
+    assert killed.rc == 137
+    stages = open_run(run).meta["stages"]
+    assert f"fit:{POOLED}" in stages and f"seeds:{POOLED}" not in stages
+    done = main("fit", "--run", run, *given, "--resume")
+    assert done.rc == 0 and "going on after step" in done.stderr
+    assert not (run / ".training").exists()
+    for name in ("sae", "seeds"):
+        for file in sorted((tmp_path / "whole" / name).rglob("*.*")):
+            if file.is_file():
+                other = run / name / file.relative_to(tmp_path / "whole" / name)
+                assert sha256_file(file) == sha256_file(other), file.name
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
