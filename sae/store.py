@@ -182,11 +182,6 @@ class ActivationStore:
         store._save()
         return store
 
-    def has_shard(self, index: int) -> bool:
-        """True when shard `index` is finished (it is listed, and its file is there)."""
-        name = shard_name(index)
-        return name in self.meta["shards"] and (self.folder / name).is_file()
-
     def write_shard(
         self,
         index: int,
