@@ -26,9 +26,20 @@ def ingest(
 ) -> dict[str, Any]:
     """Fill the `images` stage of a run. Errors: UserInputError when no image decodes, when
     `strict` and one does not, or when a labelled test image is a training image of the model."""
-    root = os.path.relpath(manifest.root)
+    note_origin(run, manifest, tower)
+    inputs = {"manifest": manifest.sha256(), "model": tower.fingerprint}
+    summary = run.stage(
+        "images", inputs, lambda: _decode(run, manifest, tower, strict), force=force
+    )
+    run.meta["data"].update(n_images=summary["n"], n_skipped=summary["n_skipped"])
+    run.save()
+    return summary
+
+
+def note_origin(run: Run, manifest: Manifest, tower: Any) -> None:
+    """Enter which table and which model the run is of."""
     run.meta["data"] = {
-        "root": root,
+        "root": os.path.relpath(manifest.root),
         "manifest": Path(manifest.path).name,
         "manifest_sha256": manifest.sha256(),
     }
@@ -37,13 +48,6 @@ def ingest(
         "fingerprint": tower.fingerprint,
         "preprocess": tower.preprocess_config,
     }
-    inputs = {"manifest": manifest.sha256(), "model": tower.fingerprint}
-    summary = run.stage(
-        "images", inputs, lambda: _decode(run, manifest, tower, strict), force=force
-    )
-    run.meta["data"].update(n_images=summary["n"], n_skipped=summary["n_skipped"])
-    run.save()
-    return summary
 
 
 def _decode(
@@ -89,22 +93,26 @@ def _decode(
             table = table.drop_columns([name])
         table = table.append_column(name, pa.array(values))
     write_parquet(run.file("images.parquet"), table)
-    write_parquet(
-        run.file("skipped.parquet"),
-        pa.table(
-            {
-                "image": pa.array([str(image) for image, _ in skipped], pa.string()),
-                "reason": pa.array([reason for _, reason in skipped], pa.string()),
-            }
-        ),
-    )
+    outputs = [run.file("images.parquet"), write_skipped(run, skipped)]
     if skipped:
         say(
             f"  {len(skipped)} images cannot be read and are left out (skipped.parquet), the first: "
             f"{skipped[0][0]}: {skipped[0][1]}"
         )
-    outputs = [run.file("images.parquet"), run.file("skipped.parquet")]
     return outputs, {"n": len(kept), "n_skipped": len(skipped)}
+
+
+def write_skipped(run: Run, skipped: Sequence[tuple[Any, str]]) -> Path:
+    """Write `skipped.parquet`: the images that the run leaves out, each with why."""
+    import pyarrow as pa
+
+    path = run.file("skipped.parquet")
+    table = {
+        "image": pa.array([str(image) for image, _ in skipped], pa.string()),
+        "reason": pa.array([reason for _, reason in skipped], pa.string()),
+    }
+    write_parquet(path, pa.table(table))
+    return path
 
 
 def refuse_training_images(

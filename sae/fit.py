@@ -128,19 +128,10 @@ def memorising(n_rows: int, d_sae: int) -> str | None:
     )
 
 
-def fit_run(
-    run: Run,
-    splits: np.ndarray,
-    *,
-    seed: int = 0,
-    overrides: dict[str, Any] | None = None,
-    force: bool = False,
-    plan: Plan | None = None,
-) -> dict[str, Any]:
+def fit_run(run: Run, splits: np.ndarray, plan: Plan, *, force: bool = False) -> dict[str, Any]:
     """Fit, calibrate, measure and write `sae/<site>` and `codes/<site>` for every stored site, and with
     several seeds the others and `stability`; with a grid `sweep/<site>` alone. Returns {site: metrics},
     or {site: {"members": [metrics]}}."""
-    plan = plan or Plan(seed=seed, overrides=overrides or {})
     sites = run.require("embed", "embed")["summary"]["sites"]
 
     def stage(name: str, site: str, make: _Make, upstream: tuple[str, ...] = ()) -> dict[str, Any]:

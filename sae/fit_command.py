@@ -107,7 +107,7 @@ def fit(
             seed, overrides, preset or "", tuple(several), tuple(grid), bad_rows == "drop",
             round(memory * _GB), resume, world,
         )
-        found = fit_run(target, splits, force=force, plan=plan)
+        found = fit_run(target, splits, plan, force=force)
         leads = world.leads
     result: dict[str, Any] = {"run": str(run), "sweep" if grid else "sae": found}
     if leads:  # measured by one, while the others may go

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from dermaudit.files import (
     write_npy,
     write_parquet,
 )
-from dermaudit.ingest import has_labels, refuse_training_images
+from dermaudit.ingest import has_labels, note_origin, refuse_training_images, write_skipped
 
 from .store import ActivationStore, group_number, read_shard_header
 
@@ -48,13 +47,7 @@ def take_stores(
     stores = {site: _open(root, tower, site, order) for site in order.sites}
     made_of = {site: sha256_file(store.folder / "store.json") for site, store in stores.items()}
     known = _Known(manifest, stores)
-    run.meta["data"] = {
-        "root": os.path.relpath(manifest.root), "manifest": Path(manifest.path).name,
-        "manifest_sha256": manifest.sha256(),
-    }
-    run.meta["model"] = {
-        "name": tower.name, "fingerprint": tower.fingerprint, "preprocess": tower.preprocess_config,
-    }
+    note_origin(run, manifest, tower)
     inputs = {"manifest": manifest.sha256(), "model": tower.fingerprint, "stores": made_of}
     seen = run.stage("images", inputs, lambda: known.write_tables(run, tower), force=force)
     run.meta["data"].update(n_images=seen["n"], n_skipped=seen["n_skipped"])
@@ -134,15 +127,12 @@ class _Known:
         if "sha256" in table.column_names:
             table = table.drop_columns(["sha256"])
         table = table.append_column("sha256", pa.array(hashes, pa.string()))
-        outputs = [run.file("images.parquet"), run.file("skipped.parquet")]
-        write_parquet(outputs[0], table)
+        write_parquet(run.file("images.parquet"), table)
         why = {image: reason for store in self.stores.values() for image, reason in store.meta["skipped"].items()}
         lost = [row for row, image in enumerate(self.manifest.ids) if image not in self.place]
         ids, names = self.manifest.ids, self.manifest.column("image")
-        write_parquet(outputs[1], pa.table({
-            "image": pa.array([str(names[row]) for row in lost], pa.string()),
-            "reason": pa.array([why.get(ids[row], "it is not in the store") for row in lost], pa.string()),
-        }))
+        skipped = [(names[row], why.get(ids[row], "it is not in the store")) for row in lost]
+        outputs = [run.file("images.parquet"), write_skipped(run, skipped)]
         if lost:
             say(
                 f"  {len(lost)} images of the manifest are not in the stores (skipped.parquet), the first: "
@@ -165,8 +155,7 @@ def _link(
 ) -> ActivationStore:
     """The store in the run's folder: its shards, and its own `store.json` and `rows.npy`, which have the
     row numbers of the run's table."""
-    with suppress(OSError):
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     for path in store.shard_paths():
         try:

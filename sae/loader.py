@@ -9,6 +9,7 @@ batch at its end is left out, other rows each time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,13 @@ class Loader:
 def read_all(rows: Any) -> np.ndarray:
     """All rows in one array (n, d) float32, filled piece by piece: what is mapped meanwhile stays small."""
     return take_all(rows, np.arange(rows.n))
+
+
+def some_of(index: np.ndarray, most: int, seed: Sequence[int]) -> np.ndarray:
+    """At most `most` of some numbers, drawn at random, in order."""
+    if len(index) <= most:
+        return index
+    return np.sort(np.random.default_rng(seed).choice(index, most, replace=False))
 
 
 def take_all(rows: Any, index: np.ndarray) -> np.ndarray:

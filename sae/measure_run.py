@@ -21,10 +21,11 @@ from dermaudit.rundir import Run
 
 from .codes import Codes
 from .embed_shard import POOLED
-from .loader import Chosen, take_all
+from .loader import Chosen, some_of, take_all
 from .metrics.measured import FORMAT_VERSION, TRAIN_ROWS, Images, measure, metrics_table, summary
 from .metrics.recovered import recovered_report
 from .model import load_sae
+from .rows import Rows
 from .store import ActivationStore
 
 SPLICED = 1000  # test images at most that go through the model again, four times
@@ -145,19 +146,20 @@ def _measure_site(
     codes = Codes(run.file("codes", site)).csr()
     # The codes stand in the order of the table, rows in that of the store.
     stored = np.sort(rows.image_rows)
-    test, train = (_some(np.flatnonzero(mask[stored]), IMAGES, [seed, 9]) for mask in (is_test, is_train))
-    pooled = _pooled(run, stored[test])
+    test, train = (some_of(np.flatnonzero(mask[stored]), IMAGES, [seed, 9]) for mask in (is_test, is_train))
+    pooled_rows = rows if site == POOLED else _pooled_rows(run)
+    pooled = None if pooled_rows is None else _of_images(pooled_rows, stored[test])
     beside = site == POOLED  # probes of embeddings stand beside codes of embeddings
     embeddings = pooled if judge is None else judge.embed(run, stored[test])
     tower, classifier = zero_shot_by if zero_shot_by is not None else (None, None)
     at_end = classifier if site == POOLED else None
-    of_train = _some(rows.of_images(is_train), TRAIN_ROWS, [seed, 8])
+    of_train = some_of(rows.of_images(is_train), TRAIN_ROWS, [seed, 8])
     train_rows = take_all(rows, of_train)
     measured = measure(
         sae, Chosen(rows, test_rows), data.groups[images_of_rows],
         train=train_rows if len(of_train) else None,
         images=data.of(stored[test], codes[test], pooled if beside else None),
-        fitted=data.of(stored[train], codes[train], _pooled(run, stored[train]) if beside else None),
+        fitted=data.of(stored[train], codes[train], _of_images(rows, stored[train]) if beside else None),
         embeddings=embeddings,
         same_model=judge is None,
         others=[_load_other(folder, site) for folder in against],
@@ -168,7 +170,7 @@ def _measure_site(
         seed=seed,
     )
     if classifier is not None and at_end is None and len(of_train):
-        some = _some(stored[test], SPLICED, [seed, 10])
+        some = some_of(stored[test], SPLICED, [seed, 10])
         mean = train_rows[np.isfinite(train_rows).all(1)].mean(0, dtype=np.float64)
         measured["zero_shot"] = _spliced(run, store, sae, tower, classifier, data, some, mean, draws, seed)
     if not against and (report := _over_seeds(run, site)):
@@ -215,20 +217,16 @@ def _over_seeds(run: Run, site: str) -> dict[str, Any] | None:
     return read_json(path, "stability over seeds")
 
 
-def _some(index: np.ndarray, most: int, seed: Sequence[int]) -> np.ndarray:
-    """At most `most` of some numbers, drawn at random, in order."""
-    if len(index) <= most:
-        return index
-    return np.sort(np.random.default_rng(seed).choice(index, most, replace=False))
-
-
-def _pooled(run: Run, images: np.ndarray) -> np.ndarray | None:
-    """The pooled embeddings (n, d) of the images with these row numbers, nan where none is stored; None
-    without the site."""
+def _pooled_rows(run: Run) -> Rows | None:
+    """The stored pooled embeddings; None without the site."""
     folder = run.file("embeddings", POOLED)
     if not (folder / "store.json").is_file():
         return None
-    rows = ActivationStore.open(folder, check=True).rows()
+    return ActivationStore.open(folder, check=True).rows()
+
+
+def _of_images(rows: Rows, images: np.ndarray) -> np.ndarray:
+    """The rows (n, d) of the images with these row numbers, nan where none is stored."""
     place = np.full(max(rows.image_rows.max(initial=-1), images.max(initial=-1)) + 1, -1)
     place[rows.image_rows] = np.arange(rows.n)
     found = place[images]

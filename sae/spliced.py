@@ -2,7 +2,8 @@
 
 The rest of the tower runs on from there, so that what counts is not how near the tokens are but what
 the embedding, and the zero-shot classifier on it, make of them. The error term is left out: it would
-put back what the dictionary misses. Ablated is the mean train token at every place, and the zero vector.
+put back what the dictionary misses. (towers/splice.py does it for sae-lens' modules, which nothing here loads.)
+Ablated is the mean train token at every place, and the zero vector.
 """
 
 from __future__ import annotations

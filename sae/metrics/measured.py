@@ -12,7 +12,7 @@ import torch
 
 from dermaudit.errors import EvidenceError
 
-from ..loader import take_all
+from ..loader import some_of, take_all
 from .baselines import FLOORS, floor_codes, probe_codes, truth_ladder
 from .figure import number
 from .monosemanticity import monosemanticity_report
@@ -175,7 +175,7 @@ def _zero_shot(
     **options: Any,
 ) -> dict[str, Any]:
     """`recovered_report` of the rows, of at most `_ZERO_SHOT_ROWS` of them."""
-    index = _sample(len(groups), _ZERO_SHOT_ROWS, options["seed"])
+    index = some_of(np.arange(len(groups)), _ZERO_SHOT_ROWS, [options["seed"], 7])
     x = take_all(rows, index) if hasattr(rows, "read") else np.asarray(rows)[index]
     back = [sae.decode(sae.encode(part)).numpy() for _, part in chunks(x, chunk_rows(sae.d_sae))]
     return recovered_report(
@@ -187,16 +187,9 @@ def _some(rows: Any, most: int, seed: int) -> np.ndarray:
     """At most `most` finite rows, in order, float32."""
     is_rows = hasattr(rows, "read")
     n = rows.n if is_rows else len(rows)
-    index = _sample(n, most, seed)
+    index = some_of(np.arange(n), most, [seed, 7])
     picked = take_all(rows, index) if is_rows else np.asarray(rows[index] if n > most else rows, dtype=np.float32)
     return picked[np.isfinite(picked).all(1)]
-
-
-def _sample(n: int, most: int, seed: int) -> np.ndarray:
-    """At most `most` of the numbers 0 … n - 1, in order."""
-    if n <= most:
-        return np.arange(n)
-    return np.sort(np.random.default_rng([seed, 7]).choice(n, most, replace=False))
 
 
 # ---- for people

@@ -2,8 +2,8 @@
 
 The groups are cut in two halves, and each chooses for the other: for each factor the latent and the
 threshold with the best F1, and the one-to-one matchings; figures are means over the two. A latent must
-fire to say "present". Choosing among thousands of latents is rewarded by chance alone, so the same is done with
-the truth shuffled, whole groups at a time.
+fire to say "present". Choosing among thousands of latents is rewarded by chance alone, so the same is
+done with the truth shuffled, whole groups at a time.
 """
 
 from __future__ import annotations
