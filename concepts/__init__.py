@@ -12,10 +12,9 @@ if __name__ != "dermaudit.concepts":
     raise ImportError("import dermaudit.concepts, not the bare folder 'concepts'")
 
 _PUBLIC = {
-    "Vocabulary": ".vocabulary",
-    "RunData": ".rundata",
-    "Recipe": ".recipe",
-    "suppressed": ".suppress",
+    "Vocabulary": ".vocabulary.vocabulary",
+    "Recipe": ".suppression.recipe",
+    "suppressed": ".suppression.suppressed_model",
 }
 __all__ = list(_PUBLIC)
 

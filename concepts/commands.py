@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dermaudit.errors import UserInputError
-from dermaudit.sae.modes import DOES, check_mode
+from dermaudit.sae.inference.modes import DOES, check_mode
 
 _MODES = "; ".join(f"{mode} {does}" for mode, does in DOES.items())
 RunOption = Annotated[Path, typer.Option("--run", help="folder of the run")]
@@ -25,7 +25,7 @@ Level = Annotated[
 
 def annotate(run: RunOption, seed: Seed = 0, force: Force = False) -> dict[str, Any]:
     """Latents against labels: the best latent of every known concept, and its lift share (test)."""
-    from dermaudit.rundir import open_run
+    from dermaudit.run.directory import open_run
 
     target = open_run(run)
     from .stages import annotate_run
@@ -43,13 +43,13 @@ def name(
     force: Force = False,
 ) -> dict[str, Any]:
     """Name the latents whose activations a word explains better than chance; the rest stay unnamed."""
-    from dermaudit.rundir import open_run
+    from dermaudit.run.directory import open_run
 
-    from .vocabulary import Vocabulary
+    from .vocabulary.vocabulary import Vocabulary
 
     target = open_run(run)
     words = Vocabulary.load(vocabulary)
-    from .name_stage import name_run
+    from .naming.stage import name_run
 
     return name_run(target, words, _tower(target, threads), seed=seed, force=force)
 
@@ -64,9 +64,9 @@ def compare(
     force: Force = False,
 ) -> dict[str, Any]:
     """Bottlenecks at equal NEC: SAE codes, the predefined vocabulary, random words; and the probe."""
-    from dermaudit.rundir import open_run
+    from dermaudit.run.directory import open_run
 
-    from .vocabulary import Vocabulary
+    from .vocabulary.vocabulary import Vocabulary
 
     target = open_run(run)
     words = Vocabulary.load(vocabulary)
@@ -79,7 +79,7 @@ def compare(
 
 def heads(run: RunOption, seed: Seed = 0, force: Force = False) -> dict[str, Any]:
     """Fit the run's linear head on its train split, measured on test."""
-    from dermaudit.rundir import open_run
+    from dermaudit.run.directory import open_run
 
     target = open_run(run)
     from .stages import fit_heads
@@ -110,9 +110,9 @@ def recipe_make(
 ) -> dict[str, Any]:
     """Choose the latents to suppress on val, measure what that does on test, write the recipe."""
     check_mode(mode, level)
-    from dermaudit.rundir import open_run
+    from dermaudit.run.directory import open_run
 
-    from .vocabulary import Vocabulary
+    from .vocabulary.vocabulary import Vocabulary
 
     opened = open_run(run)
     words = Vocabulary.load(vocabulary)
@@ -146,11 +146,11 @@ def recipe_show(
     """Say what a recipe suppresses, how, and with what measured effect."""
     from dermaudit.console import say
 
-    from .recipe import Recipe
+    from .suppression.recipe import Recipe
 
     path = Path(recipe)
     if path.suffix != ".json":
-        from dermaudit.rundir import newest_run
+        from dermaudit.run.directory import newest_run
 
         path = (run or newest_run()) / "recipes" / f"{recipe}.recipe.json"
     found = Recipe.load(path)
@@ -182,7 +182,7 @@ def concepts(
 ) -> dict[str, Any]:
     """List the named latents and the best latent of every labelled concept."""
     from dermaudit.console import table
-    from dermaudit.rundir import newest_run, open_run
+    from dermaudit.run.directory import newest_run, open_run
 
     target = open_run(run or newest_run())
     target.require("name", "name")
@@ -236,7 +236,7 @@ def suppress(
     dry_run: Annotated[bool, typer.Option(help="say what would change, write nothing")] = False,
 ) -> dict[str, Any]:
     """Predict with a concept suppressed, and say what changed."""
-    from dermaudit.rundir import newest_run, open_run
+    from dermaudit.run.directory import newest_run, open_run
 
     if not concept:
         raise UserInputError(
@@ -245,11 +245,13 @@ def suppress(
     if mode is not None:
         check_mode(mode, level)
     elif level is not None:
-        raise UserInputError(f"--level {level:g} needs --mode scale", "add it, or leave --level out")
+        raise UserInputError(
+            f"--level {level:g} needs --mode scale", "add it, or leave --level out"
+        )
     if out.exists() and not (force or dry_run):
         raise UserInputError(f"{out} exists", "use --force to overwrite it, or another --out")
     opened = open_run(run or newest_run())
-    from .vocabulary import Vocabulary
+    from .vocabulary.vocabulary import Vocabulary
 
     words = Vocabulary.load()
     from .stages import known_concept
@@ -260,7 +262,7 @@ def suppress(
         from dermaudit.data import Manifest
 
         manifest = Manifest.load(images)
-    from .predictions import suppress_images
+    from .suppression.predictions import suppress_images
 
     return suppress_images(
         opened,

@@ -15,13 +15,14 @@ from dermaudit.errors import EvidenceError, UserInputError, unknown
 from dermaudit.failpoints import hit
 from dermaudit.files import write_json, write_parquet
 from dermaudit.heads import fit_head
-from dermaudit.rundir import Run
-from dermaudit.stats import MIN_CELL, auroc, auroc_interval
+from dermaudit.run.directory import Run
+from dermaudit.sae.run_data import RunData
+from dermaudit.stats.intervals import MIN_CELL, auroc, auroc_interval
 
-from . import bottleneck, lift
-from .recipe import rounded
-from .rundata import RunData
-from .vocabulary import Vocabulary
+from .annotation import lift_share as lift
+from .bottlenecks import bottleneck
+from .suppression.recipe import rounded
+from .vocabulary.vocabulary import Vocabulary
 
 
 def finished_fits(run: Run) -> list[str]:
@@ -287,7 +288,7 @@ def recipe_run(
     """`recipes/<concept>.recipe.json` and `suppression/<concept>.json|.parquet`.
 
     Without evidence: EvidenceError when `refuse`, else the reason as the result."""
-    from .make_recipe import make_recipe
+    from .suppression.make_recipe import make_recipe
 
     fits = finished_fits(run)
     data = RunData(run)
@@ -322,7 +323,9 @@ def recipe_run(
     inputs = {
         "seed": seed, "target": target, "strength": strength, "vocabulary": vocabulary.sha256(),
     }  # fmt: skip
-    if mode != "subtract":  # the others are not named: a recipe of an earlier version is still the same
+    if (
+        mode != "subtract"
+    ):  # the others are not named: a recipe of an earlier version is still the same
         inputs |= {"mode": mode, "level": level}
     figures = run.stage(
         f"recipe:{concept}",

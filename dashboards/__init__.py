@@ -11,7 +11,7 @@ from typing import Any
 if __name__ != "dermaudit.dashboards":
     raise ImportError("import dermaudit.dashboards, not the bare folder 'dashboards'")
 
-_PUBLIC = {"RunView": ".data", "write_report": ".report"}
+_PUBLIC = {"RunView": ".exhibits.run_view", "write_report": ".report.report"}
 __all__ = list(_PUBLIC)
 
 

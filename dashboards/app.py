@@ -8,14 +8,12 @@ import os
 
 import streamlit as st
 
-from dermaudit.dashboards import (
-    page_concepts,
-    page_image,
-    page_overview,
-    page_suppression,
-    page_training,
-    session,
-)
+from dermaudit.dashboards.pages import concepts as page_concepts
+from dermaudit.dashboards.pages import image as page_image
+from dermaudit.dashboards.pages import overview as page_overview
+from dermaudit.dashboards.pages import session
+from dermaudit.dashboards.pages import suppression as page_suppression
+from dermaudit.dashboards.pages import training as page_training
 
 st.set_page_config(page_title="dermaudit", layout="wide")
 pages = [

@@ -111,7 +111,7 @@ def report(
         raise UserInputError(f"{out} exists", "use --force to overwrite it, or another --out")
     from dermaudit.console import say
 
-    from .report import write_report
+    from .report.report import write_report
 
     path, size = write_report(target, out, force=force)
     say(f"  report: {path} ({size / 1e6:.1f} MB, self-contained)")
@@ -128,7 +128,9 @@ def _open_browser(port: int) -> None:
     import sys
     import threading
 
-    if not (sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
+    if not (
+        sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    ):
         return
 
     def wait_and_open() -> None:
@@ -162,7 +164,7 @@ def _end(server: Any) -> None:
 
 def _readable(run: Path | None) -> Path:
     """The run to read, checked: it is one, and its images and codes are known."""
-    from dermaudit.rundir import newest_run, open_run
+    from dermaudit.run.directory import newest_run, open_run
 
     target = run or newest_run()
     stages = open_run(target).meta.get("stages")
@@ -190,7 +192,7 @@ def _check_port(port: int) -> None:
 
 def _readable_logs(paths: list[Path]) -> list[Path]:
     """The logs to plot, each read once: what is wrong is said here and not in the browser."""
-    from .training_log import find_logs, read_log
+    from .exhibits.training_log import find_logs, read_log
 
     for path in paths:
         for found in find_logs(path):

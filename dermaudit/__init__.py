@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load_model": "dermaudit.towers",
-    "open_run": "dermaudit.rundir",
+    "open_run": "dermaudit.run.directory",
     "Manifest": "dermaudit.data",
     "DermauditError": "dermaudit.errors",
     "UserInputError": "dermaudit.errors",
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dermaudit.errors import DermauditError as DermauditError
     from dermaudit.errors import EvidenceError as EvidenceError
     from dermaudit.errors import UserInputError as UserInputError
-    from dermaudit.rundir import open_run as open_run
+    from dermaudit.run.directory import open_run as open_run
     from dermaudit.towers import load_model as load_model
 
 __all__ = ["__version__", *_PUBLIC]

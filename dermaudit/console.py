@@ -30,7 +30,10 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     say(f"\n{title}")
     for i, row in enumerate(cells):
-        say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say(
+            "  "
+            + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
         if i == 0:
             say("  " + "  ".join("-" * width for width in widths))
 
@@ -79,11 +82,16 @@ class Meter:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
-                "{task.description}", BarColumn(), "{task.percentage:>3.0f} %",
-                TextColumn("{task.fields[note]}"), TimeRemainingColumn(),
+                "{task.description}",
+                BarColumn(),
+                "{task.percentage:>3.0f} %",
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, note="")
+            self._task = self._bar.add_task(
+                self.what, total=self.total, completed=self.done, note=""
+            )
             self._bar.start()
         return self
 

@@ -71,7 +71,9 @@ def checked_device(device: str, size: int = 1) -> str:
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        raise UserInputError(f"--device {device} is no device", "use cpu, cuda or cuda:0") from error
+        raise UserInputError(
+            f"--device {device} is no device", "use cpu, cuda or cuda:0"
+        ) from error
     if wanted.type != "cuda":
         return device
     if not torch.cuda.is_available():

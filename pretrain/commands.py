@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dermaudit.errors import UserInputError
-from dermaudit.towers.names import CONFIG_FILE
+from dermaudit.towers.loading.names import CONFIG_FILE
 
 
 def pretrain(
@@ -34,7 +34,9 @@ def pretrain(
     test: Annotated[
         Path | None, typer.Option(help="data set whose test split is measured (default: --data)")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun each process its own")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda; under torchrun each process its own")
+    ] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="torch threads, and images read at once")] = 2,
     resume: Annotated[bool, typer.Option(help="go on where a stopped run was")] = False,
     skip_lost: Annotated[
@@ -66,12 +68,14 @@ def pretrain(
         n = sum(split == "train" for split in manifest.splits)
         stages = {"masked": plan.masked.epochs, "contrastive": plan.contrastive.epochs}
         told = ", ".join(f"{epochs:g} epochs {name}" for name, epochs in stages.items() if epochs)
-        say(f"{out}: would be trained by {plan.name} on {n} images of {data}: {told}, batch {plan.batch}")
+        say(
+            f"{out}: would be trained by {plan.name} on {n} images of {data}: {told}, batch {plan.batch}"
+        )
         return {"recipe": plan.model_dump(mode="json"), "n_train": n, "out": str(out)}
     from dermaudit.distributed import join_world
 
-    from .build import build_and_train
-    from .state import STATE_FILE
+    from .training.build import build_and_train
+    from .training.state import STATE_FILE
 
     work = out.with_name(f".{out.name}.training")
     if (work / STATE_FILE).is_file() and not resume and not force:
@@ -84,9 +88,22 @@ def pretrain(
         if not world.leads:
             os.environ["DERMAUDIT_QUIET"] = "1"
         return build_and_train(
-            plan, manifest, out, work, threads=threads, resume=resume, shards=shards, test=scored,
+            plan,
+            manifest,
+            out,
+            work,
+            threads=threads,
+            resume=resume,
+            shards=shards,
+            test=scored,
             given=[
-                recipe, "--seed", str(plan.seed), "--threads", str(threads), "--device", device,
+                recipe,
+                "--seed",
+                str(plan.seed),
+                "--threads",
+                str(threads),
+                "--device",
+                device,
                 *(word for text in set_ or [] for word in ("--set", text)),
             ],
             world=world,
@@ -128,16 +145,14 @@ def _make_folder(work: Path) -> None:
 def open_data(path: Path, *, strict: bool = True) -> tuple[Any, Any]:
     """(manifest, shards or None) of a data set or of a folder of shards."""
     from dermaudit.data import Manifest
-    from dermaudit.data.tables import SHARDS_FILE
+    from dermaudit.data.manifest.tables import SHARDS_FILE
 
     if not (path / SHARDS_FILE).is_file():
         return Manifest.load(path), None
     from dermaudit.console import say
-    from dermaudit.data.shards import Shards
+    from dermaudit.data.shards.read import Shards
 
     shards = Shards.load(path, strict=strict)
     for lost in shards.lost:
         say(f"  {lost['file']}: {lost['reason']}; {lost['n']} images are left out")
     return shards.manifest, shards
-
-

@@ -46,7 +46,9 @@ class ModelPart(_Part):
     def _whole(self) -> ModelPart:
         if self.init:
             if self.vision_cfg or self.text_cfg or self.vision_init:
-                raise ValueError("init names a whole model: leave out vision_cfg, text_cfg, vision_init")
+                raise ValueError(
+                    "init names a whole model: leave out vision_cfg, text_cfg, vision_init"
+                )
             return self
         for cfg, key in ((self.vision_cfg, "image_size"), (self.text_cfg, "context_length")):
             if not isinstance(cfg.get(key), int) or cfg[key] < 1:
@@ -200,7 +202,9 @@ class Recipe(_Part):
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} cannot be cut into {self.accumulate} equal parts")
         if not (self.masked.epochs or self.contrastive.epochs):
-            raise ValueError("masked.epochs and contrastive.epochs are both 0: nothing would be done")
+            raise ValueError(
+                "masked.epochs and contrastive.epochs are both 0: nothing would be done"
+            )
         if self.masked.epochs and self.model.vision_cfg.get("patch_dropout"):
             raise ValueError("stage 1 takes cells out itself: leave out vision_cfg.patch_dropout")
         return self
@@ -281,8 +285,11 @@ def _sentences(error: ValidationError) -> list[str]:
 
 
 _PARTS = {
-    "model": ModelPart, "augment": AugmentPart, "masked": MaskedPart,
-    "contrastive": ContrastivePart, "contrastive.make": MakePart,
+    "model": ModelPart,
+    "augment": AugmentPart,
+    "masked": MaskedPart,
+    "contrastive": ContrastivePart,
+    "contrastive.make": MakePart,
     "contrastive.knowledge": KnowledgePart,
 }
 

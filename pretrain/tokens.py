@@ -128,7 +128,10 @@ def _square(n: int) -> tuple[int, int]:
 def statistics_kept(module: nn.Module) -> Iterator[None]:
     """Batch-norm statistics are not moved inside: for a forward whose result is computed again."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [(m.momentum, None if m.num_batches_tracked is None else int(m.num_batches_tracked)) for m in norms]
+    kept = [
+        (m.momentum, None if m.num_batches_tracked is None else int(m.num_batches_tracked))
+        for m in norms
+    ]
     for m in norms:
         m.momentum = 0.0
     try:

@@ -12,17 +12,17 @@ if __name__ != "dermaudit.sae":
     raise ImportError("import dermaudit.sae, not the bare folder 'sae'")
 
 _PUBLIC = {
-    "ActivationStore": ".store",
-    "Rows": ".rows",
-    "ThresholdSAE": ".model",
-    "ReLUSAE": ".model",
-    "TopKSAE": ".model",
-    "load_sae": ".model",
-    "Codes": ".codes",
-    "LatentSuppressor": ".suppressor",
-    "SAERecipe": ".recipe",
-    "fit_sae": ".train",
-    "fit_saes": ".train",
+    "ActivationStore": ".store.activation_store",
+    "Rows": ".store.rows",
+    "ThresholdSAE": ".inference.model",
+    "ReLUSAE": ".inference.model",
+    "TopKSAE": ".inference.model",
+    "load_sae": ".inference.model",
+    "Codes": ".inference.codes",
+    "LatentSuppressor": ".inference.suppressor",
+    "SAERecipe": ".training.recipe",
+    "fit_sae": ".training.loop",
+    "fit_saes": ".training.loop",
 }
 __all__ = list(_PUBLIC)
 

@@ -37,9 +37,7 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DERMAUDIT_")}
     root = str(Path(dermaudit.__file__).parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {
-        **kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "100", **(extra or {})
-    }
+    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "100", **(extra or {})}
 
 
 @pytest.fixture(scope="session")

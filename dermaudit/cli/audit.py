@@ -11,7 +11,7 @@ import typer
 
 from dermaudit.console import say, table
 
-from .table import load
+from .commands import load
 
 DEMO_IMAGES = 2000
 DEMO_SEED = 1000
@@ -40,7 +40,9 @@ def audit(
     seed: Annotated[int, typer.Option()] = 0,
     seeds: Annotated[
         str | None,
-        typer.Option(help="of the SAEs, e.g. 0,1,2: also how stable each latent is (default: --seed alone)"),
+        typer.Option(
+            help="of the SAEs, e.g. 0,1,2: also how stable each latent is (default: --seed alone)"
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
     force: Annotated[bool, typer.Option(help="make every stage again")] = False,
@@ -95,7 +97,9 @@ def demo(
     ] = DEMO_SEED,
     seeds: Annotated[
         str | None,
-        typer.Option(help="of the SAEs, e.g. 0,1,2: also how stable each latent is (default: --seed alone)"),
+        typer.Option(
+            help="of the SAEs, e.g. 0,1,2: also how stable each latent is (default: --seed alone)"
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
     force: Annotated[bool, typer.Option(help="make every stage again")] = False,
@@ -177,9 +181,9 @@ def _audit(
         **common,
     )
     # One SAE a site unless more are asked for; every figure of it: `dermaudit sae measure`.
-    saes = timed(
-        "fit", "fit", threads=threads, seeds=seeds or str(seed), metrics=False, **common
-    )["sae"]
+    saes = timed("fit", "fit", threads=threads, seeds=seeds or str(seed), metrics=False, **common)[
+        "sae"
+    ]
     labels = timed("annotate", "annotate", **common)["labels"]
     naming = timed("name", "name", vocabulary=vocabulary, threads=threads, **common)
     timed("heads", "heads", **common)

@@ -27,12 +27,25 @@ from dermaudit.errors import DermauditError
 
 # distribution -> the module it is imported as.
 _PACKAGES = {
-    "torch": "torch", "torchvision": "torchvision", "open_clip_torch": "open_clip",
-    "sae-lens": "sae_lens", "transformer-lens": "transformer_lens", "captum": "captum",
-    "streamlit": "streamlit", "plotly": "plotly", "numpy": "numpy", "scipy": "scipy",
-    "scikit-learn": "sklearn", "pyarrow": "pyarrow", "duckdb": "duckdb",
-    "safetensors": "safetensors", "Pillow": "PIL", "imagehash": "imagehash",
-    "pydantic": "pydantic", "typer": "typer", "rich": "rich",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "open_clip_torch": "open_clip",
+    "sae-lens": "sae_lens",
+    "transformer-lens": "transformer_lens",
+    "captum": "captum",
+    "streamlit": "streamlit",
+    "plotly": "plotly",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "scikit-learn": "sklearn",
+    "pyarrow": "pyarrow",
+    "duckdb": "duckdb",
+    "safetensors": "safetensors",
+    "Pillow": "PIL",
+    "imagehash": "imagehash",
+    "pydantic": "pydantic",
+    "typer": "typer",
+    "rich": "rich",
 }
 _LOW_DISK_GB = 2.0
 
@@ -65,7 +78,8 @@ def doctor(
     say(f"DERMAUDIT_DATA: {data or 'not set: tests on real data are skipped'}")
     table("Packages", ("package", "version"), [(k, v or "absent") for k, v in packages.items()])
     table(
-        "Bundled checkpoints", ("name", "state", "parameters"),
+        "Bundled checkpoints",
+        ("name", "state", "parameters"),
         [(c["name"], c["state"], c["parameters"] or "") for c in checkpoints],
     )
     if run:
@@ -190,7 +204,7 @@ def _data(problems: list[Problem]) -> str | None:
 
 
 def _checkpoints(deep: bool, problems: list[Problem]) -> list[dict[str, Any]]:
-    from dermaudit.towers.names import BUNDLED, bundled_folder, bundled_names
+    from dermaudit.towers.loading.names import BUNDLED, bundled_folder, bundled_names
 
     found = []
     for name in sorted({*BUNDLED, *bundled_names()}):
@@ -209,7 +223,8 @@ def _checkpoints(deep: bool, problems: list[Problem]) -> list[dict[str, Any]]:
         if fault is not None:
             problems.append(
                 Problem(
-                    f"the bundled checkpoint {name} is {state}: {fault}" if present
+                    f"the bundled checkpoint {name} is {state}: {fault}"
+                    if present
                     else f"the bundled checkpoint {name} is absent",
                     f"reinstall dermaudit, or train it again: dermaudit pretrain {BUNDLED.get(name, name)} "
                     f"--data DATA --out checkpoints/{name}",
@@ -270,7 +285,7 @@ def _check_finite(path: Path) -> None:
 
 def _newest_run(root: Path, problems: list[Problem]) -> dict[str, Any] | None:
     """The newest run and whether each stage is intact: there, unaltered, not stale."""
-    from dermaudit.rundir import newest_run, open_run
+    from dermaudit.run.directory import newest_run, open_run
 
     if not any(root.glob("*/run.json")):
         return None

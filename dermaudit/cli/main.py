@@ -15,7 +15,7 @@ from typing import Any
 
 from dermaudit.errors import DermauditError, UserInputError, unknown
 
-from .table import VERBS, load
+from .commands import VERBS, load
 
 SCHEMA_VERSION = 1
 _EPILOG = "Every command also takes --json (one object on stdout) and --quiet."

@@ -10,27 +10,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
-    "Manifest": "manifest",
-    "Shards": "shards",
-    "load_manifest": "manifest",
-    "decode_image": "images",
-    "BadImage": "images",
-    "ImageLimits": "images",
-    "read_image": "images",
-    "decode_all": "decode",
-    "IMAGE_SUFFIXES": "tables",
+    "Manifest": "manifest.manifest",
+    "Shards": "shards.read",
+    "load_manifest": "manifest.manifest",
+    "decode_image": "images.decode",
+    "BadImage": "images.decode",
+    "ImageLimits": "images.decode",
+    "read_image": "images.decode",
+    "decode_all": "images.decode_all",
+    "IMAGE_SUFFIXES": "manifest.tables",
 }
 
 if TYPE_CHECKING:
-    from .decode import decode_all as decode_all
-    from .images import BadImage as BadImage
-    from .images import ImageLimits as ImageLimits
-    from .images import decode_image as decode_image
-    from .images import read_image as read_image
-    from .manifest import Manifest as Manifest
-    from .manifest import load_manifest as load_manifest
-    from .shards import Shards as Shards
-    from .tables import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+    from .images.decode import BadImage as BadImage
+    from .images.decode import ImageLimits as ImageLimits
+    from .images.decode import decode_image as decode_image
+    from .images.decode import read_image as read_image
+    from .images.decode_all import decode_all as decode_all
+    from .manifest.manifest import Manifest as Manifest
+    from .manifest.manifest import load_manifest as load_manifest
+    from .manifest.tables import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+    from .shards.read import Shards as Shards
 
 __all__ = list(_PUBLIC)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import UserInputError, unknown
+from dermaudit.errors import UserInputError, unknown
+
 from .fields import Array, bezier, coordinates, fractal, lay, noise, polyline, ramp, stamp
 from .seeds import stream
 from .vocabulary import ARTIFACTS

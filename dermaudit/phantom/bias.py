@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserInputError, unknown
+from dermaudit.errors import UserInputError, unknown
+
 from .vocabulary import ARTIFACTS, CONCEPTS, DIAGNOSES, SKIN_TYPES
 
 # A lesion must have a colour: of these three at least one is always drawn.

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import UserInputError, unknown
-from ..failpoints import hit
-from ..files import read_json, sha256_json, whole_file, write_json
+from dermaudit.errors import UserInputError, unknown
+from dermaudit.failpoints import hit
+from dermaudit.files import read_json, sha256_json, whole_file, write_json
+
 from .bias import BiasTable, load_bias_table
 from .captions import MAX_SUBCAPTIONS, caption, subcaptions
 from .rendering import render
@@ -104,8 +105,11 @@ def _claim(out: Path, seed: int, size: int, table: BiasTable) -> None:
     path = out / SETTINGS
     if path.exists():
         found = read_json(path, "phantom settings")
-        differ = [key for key in ("renderer_version", "seed", "size", "bias_table_sha256")
-                  if found.get(key) != settings[key]]
+        differ = [
+            key
+            for key in ("renderer_version", "seed", "size", "bias_table_sha256")
+            if found.get(key) != settings[key]
+        ]
         if differ:
             raise UserInputError(
                 f"{out} holds phantoms with another {', '.join(differ)}",
@@ -117,9 +121,7 @@ def _claim(out: Path, seed: int, size: int, table: BiasTable) -> None:
 
 def _write_one(out: Path, scene: Scene, size: int, masks: bool, without: Sequence[str]) -> None:
     final = out / image_name(scene.index)
-    twins = {
-        name: out / "without" / name / final.name for name in without if scene.artifacts[name]
-    }
+    twins = {name: out / "without" / name / final.name for name in without if scene.artifacts[name]}
     seen = scene.concepts | scene.artifacts
     layers = {}
     if masks:

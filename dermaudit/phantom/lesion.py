@@ -223,8 +223,8 @@ def paint_base(canvas: Canvas) -> None:
     # Pigment is uneven at every scale: the skin shines through where it is thin.
     thin = rng.uniform(0.1, 0.38) * ramp(cloud + 0.7 * grain, 0.0, 2.2)
     body = lesion.alpha * (np.float32(rng.uniform(0.84, 0.96)) - thin)
-    shade = 1 + cloud * np.float32(rng.uniform(0.06, 0.13)) + grain * np.float32(
-        rng.uniform(0.04, 0.1)
+    shade = (
+        1 + cloud * np.float32(rng.uniform(0.06, 0.13)) + grain * np.float32(rng.uniform(0.04, 0.1))
     )
     if scene.concepts["asymmetry"]:
         # Colour is off-axis as well: one side darker than the other.

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..console import track
-from ..errors import UserInputError
-from ..failpoints import hit
-from ..files import whole_file, write_json, write_parquet
-from ..splits import assign
+from dermaudit.console import track
+from dermaudit.data.splits import assign
+from dermaudit.errors import UserInputError
+from dermaudit.failpoints import hit
+from dermaudit.files import whole_file, write_json, write_parquet
+
 from .artifacts import draw_artifact
 from .bias import BiasTable
 from .dataset import rows, write_phantoms

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import unknown
+from dermaudit.errors import unknown
+
 from .artifacts import alpha_and_colour
 from .captions import caption, subcaptions
 from .fields import Array, lay, ramp

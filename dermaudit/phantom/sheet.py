@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..files import whole_file
+from dermaudit.files import whole_file
+
 from .bias import load_bias_table
 from .rendering import render
 from .scene import sample

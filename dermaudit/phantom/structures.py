@@ -37,9 +37,11 @@ def network_typical(canvas: Canvas) -> None:
     line = ramp(mesh, 0.1, -0.9) * body * faint
     hole = ramp(mesh, 0.6, 1.9) * body
     dark = lesion.colour("color_dark_brown") * np.float32(rng.uniform(0.6, 0.95))
-    canvas.image += (hole * np.float32(rng.uniform(0.03, 0.09)))[..., None] * np.array(
-        [1.0, 0.85, 0.7], dtype=np.float32
-    ) * np.float32(lesion.tone)
+    canvas.image += (
+        (hole * np.float32(rng.uniform(0.03, 0.09)))[..., None]
+        * np.array([1.0, 0.85, 0.7], dtype=np.float32)
+        * np.float32(lesion.tone)
+    )
     canvas.lay(
         "pigment_network_typical", line * np.float32(rng.uniform(0.52, 0.78)), dark, opaque=0.6
     )
@@ -61,9 +63,11 @@ def network_atypical(canvas: Canvas) -> None:
     line = ramp(mesh + thick, 0.2, -0.55) * body * uneven
     hole = ramp(mesh + thick, 0.7, 2.0) * body
     dark = lesion.colour("color_dark_brown") * np.array([0.5, 0.5, 0.55], dtype=np.float32)
-    canvas.image += (hole * np.float32(rng.uniform(0.02, 0.08)))[..., None] * np.array(
-        [1.0, 0.85, 0.75], dtype=np.float32
-    ) * np.float32(lesion.tone)
+    canvas.image += (
+        (hole * np.float32(rng.uniform(0.02, 0.08)))[..., None]
+        * np.array([1.0, 0.85, 0.75], dtype=np.float32)
+        * np.float32(lesion.tone)
+    )
     canvas.lay(
         "pigment_network_atypical", line * np.float32(rng.uniform(0.75, 0.9)), dark, opaque=0.6
     )
@@ -203,9 +207,7 @@ def ulceration(canvas: Canvas) -> None:
     yellow = np.array([0.72, 0.46, 0.22], dtype=np.float32) * np.float32(lesion.tone**0.4)
     colour = raw * (1 - 0.7 * crust) + yellow * 0.7 * crust
     wet = ramp(noise(rng, size, size, 26), 1.5, 2.1)[..., None]
-    canvas.lay(
-        "ulceration", area * np.float32(0.93), colour * (1 - wet) + np.float32(0.95) * wet
-    )
+    canvas.lay("ulceration", area * np.float32(0.93), colour * (1 - wet) + np.float32(0.95) * wet)
 
 
 def milia(canvas: Canvas) -> None:

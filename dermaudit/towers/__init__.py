@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
     "HookedTower": "hooked",
-    "PanDermVisual": "panderm",
-    "TokenizerFiles": "tokenizer",
+    "PanDermVisual": "loading.panderm",
+    "TokenizerFiles": "loading.tokenizer",
     "ZeroShot": "zeroshot",
-    "build_word_tokenizer": "tokenizer",
-    "load_model": "load",
+    "build_word_tokenizer": "loading.tokenizer",
+    "load_model": "loading.load",
     "prompt_scores": "zeroshot",
-    "resolve": "names",
-    "save_local_dir": "checkpoint",
-    "tower_fingerprint": "fingerprint",
+    "resolve": "loading.names",
+    "save_local_dir": "loading.checkpoint",
+    "tower_fingerprint": "loading.fingerprint",
 }
 
 if TYPE_CHECKING:
-    from .checkpoint import save_local_dir as save_local_dir
-    from .fingerprint import tower_fingerprint as tower_fingerprint
     from .hooked import HookedTower as HookedTower
-    from .load import load_model as load_model
-    from .names import resolve as resolve
-    from .panderm import PanDermVisual as PanDermVisual
-    from .tokenizer import TokenizerFiles as TokenizerFiles
-    from .tokenizer import build_word_tokenizer as build_word_tokenizer
+    from .loading.checkpoint import save_local_dir as save_local_dir
+    from .loading.fingerprint import tower_fingerprint as tower_fingerprint
+    from .loading.load import load_model as load_model
+    from .loading.names import resolve as resolve
+    from .loading.panderm import PanDermVisual as PanDermVisual
+    from .loading.tokenizer import TokenizerFiles as TokenizerFiles
+    from .loading.tokenizer import build_word_tokenizer as build_word_tokenizer
     from .zeroshot import ZeroShot as ZeroShot
     from .zeroshot import prompt_scores as prompt_scores
 

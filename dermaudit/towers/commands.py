@@ -8,8 +8,8 @@ from typing import Any
 from dermaudit.console import say, table
 from dermaudit.files import read_json
 
-from .cards import read_card
-from .names import CONFIG_FILE, architectures, bundled_folder, bundled_names
+from .loading.cards import read_card
+from .loading.names import CONFIG_FILE, architectures, bundled_folder, bundled_names
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,48 @@ HUB_MODELS: tuple[HubModel, ...] = (
     HubModel(
         "hf-hub:redlessone/DermLIP_ViT-B-16",
         "DermLIP, ViT-B/16 (Derm1M, arXiv 2503.14911)",
-        "CC BY-NC 4.0", 150, 224, 77, 512,
+        "CC BY-NC 4.0",
+        150,
+        224,
+        77,
+        512,
     ),
     HubModel(
         "hf-hub:redlessone/DermLIP_PanDerm-base-w-PubMed-256",
         "DermLIP, PanDerm-base and PubMedBERT (arXiv 2503.14911)",
-        "CC BY-NC-ND 4.0", 196, 224, 256, 512, login=False,
+        "CC BY-NC-ND 4.0",
+        196,
+        224,
+        256,
+        512,
+        login=False,
     ),
     HubModel(
         "hf-hub:redlessone/DermFM-Zero",
         "DermFM-Zero-Open, PanDerm-large and PubMedBERT (arXiv 2602.10624)",
-        "CC BY-NC-ND 4.0", 414, 224, 256, 768,
+        "CC BY-NC-ND 4.0",
+        414,
+        224,
+        256,
+        768,
     ),
     HubModel(
         "hf-hub:suinleelab/monet",
         "MONET, ViT-L/14 (Nat Med 2024)",
-        "CC BY-NC-SA", 428, 224, 77, 768,
+        "CC BY-NC-SA",
+        428,
+        224,
+        77,
+        768,
     ),
     HubModel(
-        "hf-hub:xieji-x/MAKE", "MAKE, ViT-B/16 (arXiv 2505.09372)", "see its card",
-        150, 224, 77, 512,
+        "hf-hub:xieji-x/MAKE",
+        "MAKE, ViT-B/16 (arXiv 2505.09372)",
+        "see its card",
+        150,
+        224,
+        77,
+        512,
     ),
 )
 #: image towers alone, published as files: not models, but where a training can start.
@@ -67,19 +89,28 @@ _LOGIN = {True: "yes", False: "no", None: "not known"}
 
 def models() -> dict[str, Any]:
     """List the models that can be opened by name."""
-    from .hub import cached_folder
+    from .loading.hub import cached_folder
 
     folder = bundled_folder()
     bundled = []
     for name in bundled_names():
         size = sum(p.stat().st_size for p in (folder / name).iterdir() if p.is_file())
         config = read_json(folder / name / CONFIG_FILE)
-        bundled.append({
-            "name": name, "mb": round(size / 1e6, 1), "licence": read_card(folder / name).licence,
-            "image_size": _size(config), "context": config["model_cfg"]["text_cfg"].get("context_length"),
-        })
+        bundled.append(
+            {
+                "name": name,
+                "mb": round(size / 1e6, 1),
+                "licence": read_card(folder / name).licence,
+                "image_size": _size(config),
+                "context": config["model_cfg"]["text_cfg"].get("context_length"),
+            }
+        )
     hub = [
-        {**asdict(m), "gb": m.gb, "cached": cached_folder(m.name.removeprefix("hf-hub:")) is not None}
+        {
+            **asdict(m),
+            "gb": m.gb,
+            "cached": cached_folder(m.name.removeprefix("hf-hub:")) is not None,
+        }
         for m in HUB_MODELS
     ]
     table(
@@ -92,8 +123,17 @@ def models() -> dict[str, Any]:
         "On the Hugging Face hub (where a login is needed: `hf auth login`, and accept its terms)",
         ("name", "GB", "image", "context", "width", "here now", "login", "licence", "what"),
         [
-            (m["name"], m["gb"], m["image_size"], m["context"], m["width"],
-             "yes" if m["cached"] else "no", _LOGIN[m["login"]], m["licence"], m["what"])
+            (
+                m["name"],
+                m["gb"],
+                m["image_size"],
+                m["context"],
+                m["width"],
+                "yes" if m["cached"] else "no",
+                _LOGIN[m["login"]],
+                m["licence"],
+                m["what"],
+            )
             for m in hub
         ],
     )
@@ -109,7 +149,9 @@ def models() -> dict[str, Any]:
         "  as ViT-B-16/openai."
     )
     return {
-        "bundled": bundled, "hub": hub, "open_clip_architectures": count,
+        "bundled": bundled,
+        "hub": hub,
+        "open_clip_architectures": count,
         "starts": [
             {"tower": name, "size": size, "millions": n, "image_size": 224, "licence": licence}
             for name, size, n, licence in STARTS

@@ -23,8 +23,8 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from dermaudit.errors import UserInputError, unknown
 
-from .cards import Card, read_card, read_training_hashes
-from .fingerprint import tower_fingerprint
+from .loading.cards import Card, read_card, read_training_hashes
+from .loading.fingerprint import tower_fingerprint
 from .preprocess import Preprocess
 from .splice import splice
 from .taps import Tap, text_taps, visual_taps

@@ -161,7 +161,9 @@ def _grid(patch_embed: nn.Module, size: int | tuple[int, int] | None) -> tuple[i
     if hasattr(patch_embed, "grid_size"):
         return tuple(patch_embed.grid_size)
     sides = _pair(size if size is not None else patch_embed.img_size)
-    return tuple(side // step for side, step in zip(sides, _pair(patch_embed.patch_size), strict=True))
+    return tuple(
+        side // step for side, step in zip(sides, _pair(patch_embed.patch_size), strict=True)
+    )
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -182,10 +184,7 @@ def _convolutional(trunk: nn.Module) -> TowerTaps:
     names = [f"visual.blocks.{i}.hook_resid_post" for i in range(len(stages))]
     return TowerTaps(
         "timm convolutional",
-        [
-            Tap(name, module, cells=True)
-            for name, (module, _, _) in zip(names, stages, strict=True)
-        ],
+        [Tap(name, module, cells=True) for name, (module, _, _) in zip(names, stages, strict=True)],
         len(stages),
         stages[-1][1],
         stages={name: (d, step) for name, (_, d, step) in zip(names, stages, strict=True)},

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dermaudit.errors import ForeignArtifactError, UserInputError
 
 if TYPE_CHECKING:
-    from ..model import ThresholdSAE, TopKSAE
+    from ..inference.model import ThresholdSAE, TopKSAE
 
 #: In the order in which they are asked: by file names first, then by what the torch file holds.
 FAMILIES = ("saelens", "sparsify", "saev", "dictionary_learning", "dncbm", "overcomplete")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dermaudit.errors import ForeignArtifactError
 
-from ..model import ReLUSAE, ThresholdSAE, TopKSAE
+from ..inference.model import ReLUSAE, ThresholdSAE, TopKSAE
 
 
 def take(path: Path, state: dict[str, Tensor], *names: str) -> list[Tensor]:

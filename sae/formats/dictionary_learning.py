@@ -25,7 +25,7 @@ from torch import Tensor
 from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
-from ..model import ThresholdSAE, TopKSAE
+from ..inference.model import ThresholdSAE, TopKSAE
 from .assemble import assemble, flip, take, told_k
 from .checkpoint import state_of, torch_file
 

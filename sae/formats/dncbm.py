@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dermaudit.errors import ForeignArtifactError
 
-from ..model import ThresholdSAE
+from ..inference.model import ThresholdSAE
 from .assemble import assemble, flip, take
 from .checkpoint import state_of
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dermaudit.errors import ForeignArtifactError, UserInputError
 
-from ..model import ThresholdSAE, TopKSAE
+from ..inference.model import ThresholdSAE, TopKSAE
 from .assemble import assemble, flip, take
 from .checkpoint import state_of, torch_file
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
-from ..model import CFG, WEIGHTS, ThresholdSAE, TopKSAE, read_folder
+from ..inference.model import CFG, WEIGHTS, ThresholdSAE, TopKSAE, read_folder
 from .assemble import assemble, fold_norm, take, told_k
 
 NAME = "sae-lens"

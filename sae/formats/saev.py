@@ -15,7 +15,7 @@ from typing import Any
 
 from dermaudit.errors import ForeignArtifactError
 
-from ..model import ThresholdSAE, TopKSAE
+from ..inference.model import ThresholdSAE, TopKSAE
 from .assemble import assemble, take, told_k
 from .checkpoint import load_checkpoint, torch_file
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
-from ..model import TopKSAE
+from ..inference.model import TopKSAE
 from .assemble import assemble, flip, take, told_k
 
 NAME = "sparsify"

@@ -24,8 +24,15 @@ import torch
 from PIL import Image, ImageEnhance
 
 from dermaudit.data import Manifest, read_image
-from dermaudit.data.dedup import _BASE, _QUERY, Witnesses, calibrate, find_pairs, top1
-from dermaudit.data.duplicates import pack_hashes, perceptual_hash, turns
+from dermaudit.data.duplicates.embeddings import (
+    _BASE,
+    _QUERY,
+    Witnesses,
+    calibrate,
+    find_pairs,
+    top1,
+)
+from dermaudit.data.duplicates.hashes import pack_hashes, perceptual_hash, turns
 from dermaudit.towers import load_model
 
 N_QUERY, WIDTH, N_PLANTED = 10_000, 192, 400
@@ -79,7 +86,9 @@ def jpeg(image: Image.Image) -> Image.Image:
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "half size": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS),
+    "half size": lambda image: image.resize(
+        (image.width // 2, image.height // 2), Image.Resampling.LANCZOS
+    ),
     "JPEG at 60": jpeg,
     "20 % brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
     "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -93,9 +102,12 @@ def witnesses(images: list[np.ndarray], tower, turned: bool) -> Witnesses:
     hashes = pack_hashes(np.stack([perceptual_hash(image) for image in images]))
     ways = None
     if turned:
-        ways = np.stack([
-            pack_hashes(np.stack([perceptual_hash(one) for one in turns(image)])) for image in images
-        ])
+        ways = np.stack(
+            [
+                pack_hashes(np.stack([perceptual_hash(one) for one in turns(image)]))
+                for image in images
+            ]
+        )
     with torch.no_grad():
         rows = [
             tower.encode_image(tower.preprocess(images[at : at + 64]), normalize=True).numpy()
@@ -111,7 +123,9 @@ def copies(data: Path, model: str) -> None:
     # Other pictures of a lesion that was left out must not stay: they are no unrelated images.
     left_out, rest = picked[:N_PLANTED], picked[N_PLANTED:]
     rest = rest[~np.isin(groups[rest], groups[left_out])]
-    print(f"{len(rest):,} images of {data.name}, {N_PLANTED} of them planted again, changed; cosine of {model}")
+    print(
+        f"{len(rest):,} images of {data.name}, {N_PLANTED} of them planted again, changed; cosine of {model}"
+    )
     a = witnesses([read_image(paths[i], 512) for i in rest], tower, turned=False)
     codes = np.unique(groups[rest], return_inverse=True)[1]
     known = calibrate(a.embeddings, codes)
@@ -121,10 +135,14 @@ def copies(data: Path, model: str) -> None:
         images = []
         for i in left_out if change is None else planted:
             picture = read_image(paths[i], 512)
-            images.append(picture if change is None else np.asarray(change(Image.fromarray(picture))))
+            images.append(
+                picture if change is None else np.asarray(change(Image.fromarray(picture)))
+            )
         pairs = find_pairs(a, witnesses(images, tower, turned=True), known.threshold)
         own = np.ones(len(pairs.a), bool) if change is None else pairs.a == pairs.b
-        found = [len(np.unique(pairs.b[own & by])) / N_PLANTED for by in (pairs.by_hash, pairs.by_cosine)]
+        found = [
+            len(np.unique(pairs.b[own & by])) / N_PLANTED for by in (pairs.by_hash, pairs.by_cosine)
+        ]
         print(f"  {name:<16} hash {found[0]:.3f}   cosine {found[1]:.3f}")
 
 

@@ -24,7 +24,9 @@ def tree_memory(pid: int, kind: str = "VmRSS") -> int:
         except OSError:
             continue
         total += sum(
-            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{kind}:")
+            int(line.split()[1]) * 1024
+            for line in status.splitlines()
+            if line.startswith(f"{kind}:")
         )
     return total
 

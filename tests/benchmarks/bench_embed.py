@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 
 from dermaudit.data import Manifest
-from dermaudit.sae.embed import BATCH, POOLED, Order, default_sites, embed_into
-from dermaudit.sae.embed_shard import embed_shard, read_batch
-from dermaudit.sae.parts import Images
+from dermaudit.sae.embed.embed import BATCH, POOLED, Order, default_sites, embed_into
+from dermaudit.sae.embed.shard import embed_shard, read_batch
+from dermaudit.sae.store.shard_plan import Images
 from dermaudit.towers import load_model
 
 
@@ -50,7 +50,9 @@ def main() -> None:
             from dermaudit.phantom.make import make_data_set
 
             options.data = work / "phantoms"
-            make_data_set(options.data, max(options.images), seed=7, size=96, table=load_bias_table())
+            make_data_set(
+                options.data, max(options.images), seed=7, size=96, table=load_bias_table()
+            )
         for n in options.images:
             _bench(options, n, work)
     finally:
@@ -104,7 +106,9 @@ def _bench(options: argparse.Namespace, n: int, work: Path) -> None:
         wall, cpu = (
             100 * statistics.median(ours[i] / base[i] for base, ours in pairs[1:]) for i in (0, 1)
         )
-        base, ours = (statistics.median(r[0] for r in side) for side in zip(*pairs[1:], strict=True))
+        base, ours = (
+            statistics.median(r[0] for r in side) for side in zip(*pairs[1:], strict=True)
+        )
         print(
             f"  {name:24s} bare {base:7.1f}  loop {ours:7.1f} images/s  {wall:6.1f} %"
             + (f"  own core {cpu:6.1f} %" if options.threads == 1 else "")
@@ -125,10 +129,15 @@ class _Clock:
 
 
 def _one_part(images: Images):
-    from dermaudit.sae.parts import Part
+    from dermaudit.sae.store.shard_plan import Part
 
     return Part(
-        0, tuple(range(images.n)), tuple(images.ids), tuple(images.groups), tuple(images.paths), None
+        0,
+        tuple(range(images.n)),
+        tuple(images.ids),
+        tuple(images.groups),
+        tuple(images.paths),
+        None,
     )
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 
-from dermaudit.pretrain.make import MakeSwitches, make_loss, pool_patches
+from dermaudit.pretrain.losses.make import MakeSwitches, make_loss, pool_patches
 from dermaudit.pretrain.tokens import TokenReader, encode_texts
 
 B, ROWS, K = 256, 32, 8
@@ -30,7 +30,19 @@ SCALE = torch.tensor(14.3)
 def captions(n: int, seed: int = 0) -> tuple[list[str], list[list[str]]]:
     """n raw captions of 20 … 60 words, and for each its 3 + K views."""
     rng = random.Random(seed)
-    words = ["papule", "red", "scaly", "plaque", "on", "the", "left", "arm", "with", "network", "brown"]
+    words = [
+        "papule",
+        "red",
+        "scaly",
+        "plaque",
+        "on",
+        "the",
+        "left",
+        "arm",
+        "with",
+        "network",
+        "brown",
+    ]
     raw, views = [], []
     for _ in range(n):
         text = [rng.choice(words) for _ in range(rng.randint(20, 60))]
@@ -117,12 +129,21 @@ def main() -> None:
     print(f"  CLIP {1e3 * clip:.1f} ms, MAKE {1e3 * make:.1f} ms")
     found = towers(options.arch, options.pairs)
     times = B / ROWS
-    steps = {"stock": times * found["stock"] + clip, "ours": times * found["ours"] + clip,
-             "make": times * found["make"] + make}
+    steps = {
+        "stock": times * found["stock"] + clip,
+        "ours": times * found["ours"] + clip,
+        "make": times * found["make"] + make,
+    }
     print(f"{options.arch}, one step of {B} images (towers: {ROWS} rows, times {times:.0f}):")
-    for name, said in (("stock", "CLIP, open_clip's encoders"), ("ours", "CLIP, texts cut"), ("make", "MAKE")):
+    for name, said in (
+        ("stock", "CLIP, open_clip's encoders"),
+        ("ours", "CLIP, texts cut"),
+        ("make", "MAKE"),
+    ):
         print(f"  {said:28s} {steps[name]:7.1f} s")
-    print(f"MAKE / CLIP: {steps['make'] / steps['stock']:.2f} (stock), {steps['make'] / steps['ours']:.2f} (texts cut)")
+    print(
+        f"MAKE / CLIP: {steps['make'] / steps['stock']:.2f} (stock), {steps['make'] / steps['ours']:.2f} (texts cut)"
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from dermaudit.sae.metrics import Monosemanticity
+from dermaudit.sae.evaluation import Monosemanticity
 
 REPEATS = 3
 

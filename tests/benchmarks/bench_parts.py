@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dermaudit.bench.inputs.prompts import built_in_classes, load_templates, truth_numbers
+from dermaudit.bench.retrieval import encode_captions, ranks, recall_at
 from dermaudit.data import Manifest
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import fit_probe, probe_score
-from dermaudit.pretrain.bench.prompting import built_in_classes, load_templates, truth_numbers
-from dermaudit.pretrain.bench.retrieval import encode_captions, ranks, recall_at
-from dermaudit.pretrain.facts import facts_of
-from dermaudit.pretrain.probe import embed_splits
-from dermaudit.stats import MIN_CELL, GroupBootstrap, auroc_draws, percentile_interval
+from dermaudit.pretrain.data.facts import facts_of
+from dermaudit.pretrain.training.probe import embed_splits
+from dermaudit.stats.intervals import MIN_CELL, GroupBootstrap, auroc_draws, percentile_interval
 from dermaudit.towers import ZeroShot, load_model
 
 ALONE = ["contrastive.clip_weight=1.0", "contrastive.aspect_weight=0", "contrastive.local_weight=0"]
@@ -38,7 +38,9 @@ def parts(epochs: str, stage1: str) -> dict[str, list[str]]:
     base = [*ALONE, f"contrastive.epochs={epochs}"]
     first = [f"masked.epochs={stage1}"]
     return {
-        "clip": [*base, "masked.epochs=0"], "stage1": [*base, *first], "make": [*base, *first, *MAKE]
+        "clip": [*base, "masked.epochs=0"],
+        "stage1": [*base, *first],
+        "make": [*base, *first, *MAKE],
     }
 
 
@@ -77,7 +79,8 @@ def measures(tower, manifest: Manifest, weights: np.ndarray, k: int) -> dict[str
         probes.append(auroc_draws(y[seen], probe_score(probe, x[seen]), weights[:, seen]))
         with torch.no_grad():
             said, denied = (
-                tower.encode_text(list(texts) or ["a lesion"]).mean(0) for texts in (fact.said, fact.denied)
+                tower.encode_text(list(texts) or ["a lesion"]).mean(0)
+                for texts in (fact.said, fact.denied)
             )
         words.append(auroc_draws(y[seen], x[seen] @ (said - denied).numpy(), weights[:, seen]))
     # A draw without positives of a rare label leaves that label out of its mean.
@@ -105,9 +108,23 @@ def main() -> None:
             if not out.exists():
                 sets = [word for text in overrides for word in ("--set", text)]
                 subprocess.run(
-                    [sys.executable, "-m", "dermaudit", "pretrain", options.recipe, "--data",
-                     str(options.data), "--out", str(out), "--seed", str(seed), "--threads",
-                     str(options.threads), *sets], check=True,
+                    [
+                        sys.executable,
+                        "-m",
+                        "dermaudit",
+                        "pretrain",
+                        options.recipe,
+                        "--data",
+                        str(options.data),
+                        "--out",
+                        str(out),
+                        "--seed",
+                        str(seed),
+                        "--threads",
+                        str(options.threads),
+                        *sets,
+                    ],
+                    check=True,
                 )
     torch.set_num_threads(options.threads)
     manifest = Manifest.load(options.test or options.data)
@@ -117,7 +134,9 @@ def main() -> None:
     for name in plan:
         for seed in range(options.seeds):
             folder = options.out / f"{name}-{seed}"
-            for measure, draws in measures(load_model(str(folder)), manifest, weights, options.k).items():
+            for measure, draws in measures(
+                load_model(str(folder)), manifest, weights, options.k
+            ).items():
                 table.setdefault(measure, {}).setdefault(name, []).append(draws)
     report(table, list(plan))
 
@@ -129,7 +148,9 @@ def report(table: dict[str, dict[str, list[np.ndarray]]], names: list[str]) -> N
             seeds = [draws[0] for draws in by_part[name]]
             mean = np.mean(by_part[name], axis=0)
             low, high = percentile_interval(mean[1:])
-            print(f"  {name:8s} {mean[0]:.3f} [{low:.3f}, {high:.3f}]  seeds {min(seeds):.3f} … {max(seeds):.3f}")
+            print(
+                f"  {name:8s} {mean[0]:.3f} [{low:.3f}, {high:.3f}]  seeds {min(seeds):.3f} … {max(seeds):.3f}"
+            )
         for before, after in zip(names, names[1:], strict=False):
             change = np.mean(by_part[after], axis=0) - np.mean(by_part[before], axis=0)
             low, high = percentile_interval(change[1:])

@@ -23,13 +23,13 @@ import torch
 
 from dermaudit.data import decode_all
 from dermaudit.distributed import World
-from dermaudit.pretrain.build import _captions, _stages
 from dermaudit.pretrain.commands import open_data
-from dermaudit.pretrain.optimizer import make_optimizer
+from dermaudit.pretrain.data.source import Files, FromShards, Memory
 from dermaudit.pretrain.recipe import load_recipe
-from dermaudit.pretrain.source import Files, FromShards, Memory
-from dermaudit.pretrain.start import make_start
-from dermaudit.pretrain.trainer import Plan, _parts, take_step, train
+from dermaudit.pretrain.training.build import _captions, _stages
+from dermaudit.pretrain.training.loop import Plan, _parts, take_step, train
+from dermaudit.pretrain.training.optimizer import make_optimizer
+from dermaudit.pretrain.training.start import make_start
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ import torch
 from bench_demo import tree_memory
 
 from dermaudit.files import write_parquet
-from dermaudit.rundir import Run
-from dermaudit.sae.embed_shard import POOLED
-from dermaudit.sae.parts import Images, Site, finish, plan_parts, write_part
-from dermaudit.sae.store import Identity
+from dermaudit.run.directory import Run
+from dermaudit.sae.embed.shard import POOLED
+from dermaudit.sae.store.activation_store import Identity
+from dermaudit.sae.store.shard_plan import Images, Site, finish, plan_parts, write_part
 
 GOAL = 6e9
 SHARD = 1024
@@ -40,7 +40,11 @@ FINGERPRINT = "f" * 64
 def rows(shard: int, n: int, directions: np.ndarray) -> np.ndarray:
     """n unit rows of a shard, float32: the same whenever they are asked for."""
     rng = np.random.default_rng([1, shard])
-    out = 0.3 / directions.shape[1] ** 0.5 * rng.standard_normal((n, directions.shape[1]), dtype=np.float32)
+    out = (
+        0.3
+        / directions.shape[1] ** 0.5
+        * rng.standard_normal((n, directions.shape[1]), dtype=np.float32)
+    )
     for _ in range(ACTIVE):
         out += (0.5 + rng.random((n, 1), dtype=np.float32)) * directions[rng.integers(0, ATOMS, n)]
     return out / np.linalg.norm(out, axis=1, keepdims=True)
@@ -62,7 +66,9 @@ def make_run(path: Path, n: int, d: int, dtype: str) -> tuple[Run, int]:
     directions = np.random.default_rng(0).standard_normal((ATOMS, d), dtype=np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     for part in plan.parts:
-        acts = torch.from_numpy(rows(part.index, len(part.ids), directions)).to(getattr(torch, dtype))
+        acts = torch.from_numpy(rows(part.index, len(part.ids), directions)).to(
+            getattr(torch, dtype)
+        )
         write_part(site, part, range(len(part.ids)), acts, ["0" * 64] * len(part.ids), {})
     store = finish(site, images, plan)
     assert store is not None
@@ -91,7 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--dtypes", nargs="+", choices=["float32", "float16"], default=["float32", "float16"])
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=["float32", "float16"], default=["float32", "float16"]
+    )
     parser.add_argument("--d-sae", type=int, default=1024)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--samples", type=int, default=100_000)
@@ -106,7 +114,9 @@ def main() -> None:
     ]  # fmt: skip
     if options.memory is not None:
         fit += ["--memory", str(options.memory)]
-    print(f"dermaudit fit {' '.join(fit)}, {options.rows:,} rows of {options.width}, goal under {GOAL / 1e9:g} GB")
+    print(
+        f"dermaudit fit {' '.join(fit)}, {options.rows:,} rows of {options.width}, goal under {GOAL / 1e9:g} GB"
+    )
     for dtype in options.dtypes:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             run, size = make_run(Path(folder) / "run", options.rows, options.width, dtype)

@@ -23,9 +23,9 @@ import torch
 from bench_sae_step import lens_trainer, our_trainer
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
-from dermaudit.rundir import open_run
+from dermaudit.run.directory import open_run
 from dermaudit.sae import ActivationStore
-from dermaudit.sae.metrics import fvu
+from dermaudit.sae.evaluation import fvu
 
 LR, WARMUP, TURN, CHECKS = 1e-3, 20, 10, 8
 
@@ -33,9 +33,13 @@ LR, WARMUP, TURN, CHECKS = 1e-3, 20, 10, 8
 def rows_of(run: Path, site: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Train and (up to 16,384) val rows, float32, scaled to mean norm √d about the train mean."""
     opened = open_run(run)
-    splits = np.array(pq.read_table(opened.file("images.parquet"))["split"].to_pylist(), dtype=object)
+    splits = np.array(
+        pq.read_table(opened.file("images.parquet"))["split"].to_pylist(), dtype=object
+    )
     rows = ActivationStore.open(opened.file("embeddings", site)).rows()
-    train, val = (torch.from_numpy(rows.take(rows.of_images(splits == part))) for part in ("train", "val"))
+    train, val = (
+        torch.from_numpy(rows.take(rows.of_images(splits == part))) for part in ("train", "val")
+    )
     mean = train.mean(0)
     scale = math.sqrt(train.shape[1]) / float((train - mean).norm(dim=1).mean())
     picked = torch.linspace(0, len(val) - 1, min(len(val), 16_384)).long()
@@ -69,8 +73,13 @@ def main() -> None:
     trainers = {"ours": our_trainer, "sae-lens": lens_trainer}
     steps = options.samples // options.batch
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randint(len(train), (options.batch,), generator=generator) for _ in range(steps)]
-    for name, trainer in trainers.items():  # what is compiled or allocated once is no part of a step
+    batches = [
+        torch.randint(len(train), (options.batch,), generator=generator) for _ in range(steps)
+    ]
+    for (
+        name,
+        trainer,
+    ) in trainers.items():  # what is compiled or allocated once is no part of a step
         trainer(copy.deepcopy(saes[name]), LR)[1](train[batches[0]])
     sides = {name: trainer(saes[name], LR) for name, trainer in trainers.items()}
     seconds = dict.fromkeys(sides, 0.0)
@@ -93,10 +102,18 @@ def main() -> None:
     )
     print("   samples    ours: s    FVU    sae-lens: s    FVU   at our seconds sae-lens has")
     theirs = np.array(curve["sae-lens"])
-    for i, ((ours_s, ours_fvu), (their_s, their_fvu)) in enumerate(zip(*curve.values(), strict=True)):
+    for i, ((ours_s, ours_fvu), (their_s, their_fvu)) in enumerate(
+        zip(*curve.values(), strict=True)
+    ):
         samples = min(steps, (i + 1) * every) * options.batch
-        then = f"{np.interp(ours_s, *theirs.T):.4f}" if ours_s >= theirs[0, 0] else "not begun to be measured"
-        print(f"{samples:10,} {ours_s:10.1f} {ours_fvu:7.4f} {their_s:13.1f} {their_fvu:7.4f}   {then}")
+        then = (
+            f"{np.interp(ours_s, *theirs.T):.4f}"
+            if ours_s >= theirs[0, 0]
+            else "not begun to be measured"
+        )
+        print(
+            f"{samples:10,} {ours_s:10.1f} {ours_fvu:7.4f} {their_s:13.1f} {their_fvu:7.4f}   {then}"
+        )
     ours_end, their_end = curve["ours"][-1], curve["sae-lens"][-1]
     print(
         f"at equal samples our FVU is {ours_end[1] / their_end[1] - 1:+.2%} of sae-lens'; "

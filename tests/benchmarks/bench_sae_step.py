@@ -36,7 +36,9 @@ Sizes = tuple[int, int, int, int]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def lens_trainer(sae, lr: float = 3e-4) -> tuple[torch.optim.Optimizer, Callable[[torch.Tensor], None]]:
+def lens_trainer(
+    sae, lr: float = 3e-4
+) -> tuple[torch.optim.Optimizer, Callable[[torch.Tensor], None]]:
     """(optimizer, step) of a sae-lens training SAE as its trainer drives it: dense autograd, clip, torch's Adam."""
     from sae_lens.saes.sae import TrainStepInput
 
@@ -45,7 +47,11 @@ def lens_trainer(sae, lr: float = 3e-4) -> tuple[torch.optim.Optimizer, Callable
     def step(x: torch.Tensor) -> None:
         output = sae.training_forward_pass(
             TrainStepInput(
-                sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
+                sae_in=x,
+                coefficients={},
+                dead_neuron_mask=None,
+                n_training_steps=0,
+                is_logging_step=False,
             )
         )
         optimizer.zero_grad()
@@ -56,10 +62,12 @@ def lens_trainer(sae, lr: float = 3e-4) -> tuple[torch.optim.Optimizer, Callable
     return optimizer, step
 
 
-def our_trainer(sae, lr: float = 3e-4) -> tuple[torch.optim.Optimizer, Callable[[torch.Tensor], None]]:
+def our_trainer(
+    sae, lr: float = 3e-4
+) -> tuple[torch.optim.Optimizer, Callable[[torch.Tensor], None]]:
     """The same of ours, on the same class."""
-    from dermaudit.sae.adam import Adam, clip_and_step
-    from dermaudit.sae.sparse import sparse_step, transpose_storage
+    from dermaudit.sae.training.adam import Adam, clip_and_step
+    from dermaudit.sae.training.sparse_step import sparse_step, transpose_storage
 
     transpose_storage(sae)
     optimizer = Adam(sae.parameters(), lr=lr)
@@ -77,10 +85,14 @@ def training_sae(kind: str, sizes: Sizes, device: str, **options):
 
     d, h, k, _ = sizes
     config = getattr(sae_lens, f"{kind}TrainingSAEConfig")
-    return getattr(sae_lens, f"{kind}TrainingSAE")(config(d_in=d, d_sae=h, k=k, device=device, **options))
+    return getattr(sae_lens, f"{kind}TrainingSAE")(
+        config(d_in=d, d_sae=h, k=k, device=device, **options)
+    )
 
 
-def sae_lens_step(kind: str, sizes: Sizes, device: str, **options) -> Callable[[torch.Tensor], None]:
+def sae_lens_step(
+    kind: str, sizes: Sizes, device: str, **options
+) -> Callable[[torch.Tensor], None]:
     return lens_trainer(training_sae(kind, sizes, device, **options))[1]
 
 
@@ -110,7 +122,14 @@ def dictionary_learning_step(sizes: Sizes, device: str) -> Callable[[torch.Tenso
 
     d, h, k, _ = sizes
     trainer = TopKTrainer(
-        steps=10_000, activation_dim=d, dict_size=h, k=k, layer=0, lm_name="none", lr=3e-4, device=device
+        steps=10_000,
+        activation_dim=d,
+        dict_size=h,
+        k=k,
+        layer=0,
+        lm_name="none",
+        lr=3e-4,
+        device=device,
     )
     return lambda x: trainer.update(1, x)  # step 0 would also find a median
 
@@ -238,7 +257,9 @@ def measure(
             least, *_ = limit(sizes, device, timer)
             taken.append((timer(lambda: theirs(x)), timer(lambda: ours(x)), least))
     except Exception as fault:  # a peer that fails is a line of the table
-        return f"  {name:<36} does not run: {type(fault).__name__}: {str(fault).splitlines()[0][:90]}"
+        return (
+            f"  {name:<36} does not run: {type(fault).__name__}: {str(fault).splitlines()[0][:90]}"
+        )
     ratio = statistics.median(a / b for a, b, _ in taken)
     share = statistics.median(least / b for _, b, least in taken)
     a, b = (1e3 * statistics.median(column) for column in list(zip(*taken, strict=True))[:2])
@@ -247,7 +268,9 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", nargs="+", default=["768,6144,32,2048", "512,4096,32,512", "1024,32768,64,2048"])
+    parser.add_argument(
+        "--sizes", nargs="+", default=["768,6144,32,2048", "512,4096,32,512", "1024,32768,64,2048"]
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="contenders whose name contains one of these")
@@ -257,7 +280,9 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.append(options.peers)
     if options.device == "cpu":
-        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # sparsify's own switch to embedding_bag
+        os.environ.setdefault(
+            "SPARSIFY_DISABLE_TRITON", "1"
+        )  # sparsify's own switch to embedding_bag
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     timer = Timer(options.clock, options.device)
@@ -274,7 +299,10 @@ def main() -> None:
             for name, entry in contenders(sizes, options.device).items():
                 if not options.only or any(part in name for part in options.only):
                     print(
-                        measure(name, entry, sizes, options.pairs, options.device, timer, options.peers), flush=True
+                        measure(
+                            name, entry, sizes, options.pairs, options.device, timer, options.peers
+                        ),
+                        flush=True,
                     )
 
 

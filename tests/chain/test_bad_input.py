@@ -103,8 +103,8 @@ def test_a_stage_made_before_its_input_is_stale(cli, demo, tmp_path):
 def test_a_training_image_in_test_is_refused(demo, tmp_path):
     from dermaudit.data import Manifest
     from dermaudit.errors import UserInputError
-    from dermaudit.ingest import ingest
-    from dermaudit.rundir import Run
+    from dermaudit.run.directory import Run
+    from dermaudit.run.images import ingest
 
     manifest = Manifest.load(demo.data).take(range(40))
     test = manifest.splits.index("test")

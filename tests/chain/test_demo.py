@@ -95,9 +95,9 @@ def test_sae_lens_gives_the_same_codes(demo):
 def test_images_without_the_artifact_latents_come_back_bit_for_bit(demo):
     import torch
 
-    from dermaudit.concepts.rundata import RunData
-    from dermaudit.rundir import open_run
+    from dermaudit.run.directory import open_run
     from dermaudit.sae import LatentSuppressor
+    from dermaudit.sae.run_data import RunData
 
     data = RunData(open_run(demo.run))
     recipes = sorted((demo.run / "recipes").glob("*.recipe.json"))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dermaudit.concepts.vocabulary import Vocabulary
+from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.slow
 

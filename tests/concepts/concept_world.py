@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dermaudit.concepts.rundata import RunData, Truth
 from dermaudit.files import write_json, write_parquet
-from dermaudit.rundir import Run
+from dermaudit.run.directory import Run
 from dermaudit.sae import ActivationStore, ThresholdSAE, TopKSAE
-from dermaudit.sae.codes import write_codes
-from dermaudit.sae.embed import POOLED
+from dermaudit.sae.embed.embed import POOLED
+from dermaudit.sae.inference.codes import write_codes
+from dermaudit.sae.run_data import RunData, Truth
 
 D, H = 32, 24
 RULER, SIGNAL, DEAD = 0, 1, 23
@@ -35,12 +35,18 @@ def basis_sae(threshold: float = 0.1) -> ThresholdSAE:
     bias = torch.zeros(H)
     bias[DEAD] = -10.0
     return ThresholdSAE(
-        W_dec.T.contiguous(), W_dec, bias, torch.zeros(D), torch.full((H,), threshold),
+        W_dec.T.contiguous(),
+        W_dec,
+        bias,
+        torch.zeros(D),
+        torch.full((H,), threshold),
         {"hook_name": POOLED, "model_name": "toy"},
     )
 
 
-def world(n: int = 5000, seed: int = 0, ruler: float = 0.7, signal: float = 0.35) -> SimpleNamespace:
+def world(
+    n: int = 5000, seed: int = 0, ruler: float = 0.7, signal: float = 0.35
+) -> SimpleNamespace:
     """x (n, D) unit float32, y and a (n,) 0/1 independent of each other, splits, groups of two."""
     rng = np.random.default_rng(seed)
     y, a = rng.integers(0, 2, n).astype(float), rng.integers(0, 2, n).astype(float)
@@ -51,7 +57,9 @@ def world(n: int = 5000, seed: int = 0, ruler: float = 0.7, signal: float = 0.35
     x = code @ basis()[:H] + basis()[H] + 0.05 * rng.normal(size=(n, D))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     groups = np.array([f"g{i // 2}" for i in range(n)], dtype=object)
-    splits = np.array(["train", "val", "test", "train", "test"], dtype=object)[np.arange(n) // 2 % 5]
+    splits = np.array(["train", "val", "test", "train", "test"], dtype=object)[
+        np.arange(n) // 2 % 5
+    ]
     return SimpleNamespace(n=n, x=x.astype(np.float32), y=y, a=a, splits=splits, groups=groups)
 
 
@@ -105,7 +113,9 @@ class TextTower:
         return torch.from_numpy(np.stack(rows)).float()
 
 
-def write_run(path: Path, w: SimpleNamespace, sae: ThresholdSAE | TopKSAE | None = None, **columns) -> Run:
+def write_run(
+    path: Path, w: SimpleNamespace, sae: ThresholdSAE | TopKSAE | None = None, **columns
+) -> Run:
     """A run on disk whose stages images, embed and fit:visual.pooled are done. `columns` are added
     to its table, or taken out where None."""
     sae = sae or basis_sae()
@@ -146,16 +156,32 @@ def tiny_tower(folder: Path, d: int) -> Path:
     tokenizer = build_word_tokenizer(["ruler"], ["a dermoscopic image of hair"], context_length=12)
     cfg = {
         "embed_dim": d,
-        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+        "vision_cfg": {
+            "image_size": 32,
+            "patch_size": 8,
+            "width": 32,
+            "layers": 2,
+            "head_width": 16,
+        },
         "text_cfg": {"width": 16, "heads": 2, "layers": 1, **tokenizer.text_cfg()},
     }
     torch.manual_seed(0)
     model = open_clip.CLIP(**cfg).eval().requires_grad_(False)
     return save_local_dir(
-        folder, model, model_cfg=cfg, tokenizer=tokenizer,
-        preprocess_cfg={"size": 32, "mean": [0.5] * 3, "std": [0.2] * 3,
-                        "interpolation": "bicubic", "resize_mode": "squash"},
-        card="", training_hashes=[], half=False,
+        folder,
+        model,
+        model_cfg=cfg,
+        tokenizer=tokenizer,
+        preprocess_cfg={
+            "size": 32,
+            "mean": [0.5] * 3,
+            "std": [0.2] * 3,
+            "interpolation": "bicubic",
+            "resize_mode": "squash",
+        },
+        card="",
+        training_hashes=[],
+        half=False,
     )
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from concept_world import Data
 
-from dermaudit.concepts.bottleneck import compare, sparse_head
-from dermaudit.concepts.vocabulary import Concept, Vocabulary
+from dermaudit.concepts.bottlenecks.bottleneck import compare, sparse_head
+from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
 from dermaudit.errors import EvidenceError
 
 N, D = 900, 16
@@ -106,6 +106,8 @@ def test_compare__too_few_images(made, vocabulary):
     data = made[2]
     labels = np.where(np.arange(N) < 60, data.labels, "").astype(object)
     few = Data(data.pooled, np.maximum(data.pooled, 0), SPLITS, GROUPS, labels=labels)
-    with pytest.raises(EvidenceError, match="too few images for the bottlenecks of 'mel'") as refused:
+    with pytest.raises(
+        EvidenceError, match="too few images for the bottlenecks of 'mel'"
+    ) as refused:
         compare(few, vocabulary, np.eye(D)[:9], np.zeros((0, D)))
     assert refused.value.numbers["n"] == 20

@@ -11,8 +11,8 @@ from concept_world import DEAD, RULER, SIGNAL, H, basis_sae, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermaudit.concepts.editor import Editor
-from dermaudit.concepts.effects import (
+from dermaudit.concepts.suppression.editor import Editor
+from dermaudit.concepts.suppression.effects import (
     MAX_LATENTS,
     choose_latents,
     evaluate,
@@ -23,7 +23,7 @@ from dermaudit.concepts.effects import (
     refit_worst,
     worst_without_trap,
 )
-from dermaudit.concepts.trap import make_trap
+from dermaudit.concepts.suppression.trap import make_trap
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import fit_probe, probe_score
 
@@ -48,8 +48,16 @@ def figures(case):
     clean = np.flatnonzero((w.splits == "test") & (w.a == 0))
     active = (codes > 0).sum(0)
     found = evaluate(
-        editor, head, w.x, trap, chosen,
-        active=active, clean=clean, groups=w.groups, seed=0, n_draws=200,
+        editor,
+        head,
+        w.x,
+        trap,
+        chosen,
+        active=active,
+        clean=clean,
+        groups=w.groups,
+        seed=0,
+        n_draws=200,
     )
     return chosen, found
 
@@ -102,7 +110,9 @@ def test_ranking__the_signal_of_the_label_is_no_candidate(case):
     balanced = np.flatnonzero(w.splits == "val")  # here ruler and label are independent
     ranked = rank_latents(codes[balanced], w.a[balanced], head.direction()[1] * 2, editor.sae)
     assert ranked[0][0] == RULER and SIGNAL not in [j for j, _ in ranked]
-    effect = codes[balanced][w.a[balanced] == 1].mean(0) - codes[balanced][w.a[balanced] == 0].mean(0)
+    effect = codes[balanced][w.a[balanced] == 1].mean(0) - codes[balanced][w.a[balanced] == 0].mean(
+        0
+    )
     by_hand = effect[RULER] * float(editor.sae.W_dec[RULER].numpy() @ (head.direction()[1] * 2))
     assert ranked[0][1]["effect"] == pytest.approx(by_hand, rel=1e-4)
 
@@ -152,8 +162,16 @@ def test_interval__a_draw_with_an_empty_cell_is_not_defined(case, figures, pair)
         groups[trap.cells(trap.test)[name]] = name
     clean = np.flatnonzero((w.splits == "test") & (w.a == 0))
     out = evaluate(
-        editor, head, w.x, trap, figures[0],
-        active=(codes > 0).sum(0), clean=clean, groups=groups, seed=0, n_draws=200,
+        editor,
+        head,
+        w.x,
+        trap,
+        figures[0],
+        active=(codes > 0).sum(0),
+        clean=clean,
+        groups=groups,
+        seed=0,
+        n_draws=200,
     )
     assert np.isnan(out["ci"]).all() and np.isnan(out["worst_group_before_ci"]).all()
 
@@ -163,8 +181,16 @@ def test_collateral__too_few_clean_images(case):
     chosen = choose_latents(editor, head, w.x, trap, codes)
     clean = np.flatnonzero((w.splits == "test") & (w.y == 1))[:12]
     out = evaluate(
-        editor, head, w.x, trap, chosen, active=(codes > 0).sum(0),
-        clean=clean, groups=w.groups, seed=0, n_draws=20,
+        editor,
+        head,
+        w.x,
+        trap,
+        chosen,
+        active=(codes > 0).sum(0),
+        clean=clean,
+        groups=w.groups,
+        seed=0,
+        n_draws=20,
     )
     assert out["clean_auroc_delta"] is None
     assert out["clean_auroc_delta_reason"].startswith("n too small: 12 of 12")

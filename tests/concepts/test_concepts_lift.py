@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from concept_world import POOLED, Data
 
-from dermaudit.concepts.lift import choose_latent, latents_by_label
+from dermaudit.concepts.annotation.lift_share import choose_latent, latents_by_label
 
 N = 1200
 RNG = np.random.default_rng(0)

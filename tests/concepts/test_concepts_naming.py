@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
-from dermaudit.concepts.naming import benjamini_hochberg, name_latents
-from dermaudit.concepts.vocabulary import Concept, Vocabulary
+from dermaudit.concepts.naming.permutation import benjamini_hochberg, name_latents
+from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
 from dermaudit.errors import UserInputError
 
 WORDS = ["ruler", "ink", "hair", "veil", "streaks", "milia"]
@@ -143,7 +143,9 @@ def test_benjamini_hochberg__empty():
 
 def test_bundled__every_id_finds_itself():
     vocabulary = Vocabulary.load()
-    assert {"ruler", "ink", "hair", "gel_bubble", "dark_corner"} <= {c.id for c in vocabulary.concepts}
+    assert {"ruler", "ink", "hair", "gel_bubble", "dark_corner"} <= {
+        c.id for c in vocabulary.concepts
+    }
     for concept in vocabulary.concepts:
         assert vocabulary.concept(concept.id) is concept
         assert vocabulary.concept(concept.terms[-1].upper()).terms  # synonyms, in any case

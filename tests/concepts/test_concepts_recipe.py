@@ -10,12 +10,12 @@ import pytest
 import torch
 from concept_world import POOLED, RULER, basis_sae, open_data, world, write_run
 
-from dermaudit.concepts.make_recipe import make_recipe
-from dermaudit.concepts.recipe import Recipe, rounded
 from dermaudit.concepts.stages import recipe_run
-from dermaudit.concepts.suppress import load_recipe
-from dermaudit.concepts.trap import make_trap
-from dermaudit.concepts.vocabulary import Vocabulary
+from dermaudit.concepts.suppression.make_recipe import make_recipe
+from dermaudit.concepts.suppression.recipe import Recipe, rounded
+from dermaudit.concepts.suppression.suppressed_model import load_recipe
+from dermaudit.concepts.suppression.trap import make_trap
+from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.files import sha256_json
 
@@ -129,8 +129,11 @@ def test_other_sae_or_model__refused(run, w, path, tmp_path):
 def test_same_data_same_bytes(run, w, tmp_path):
     other = write_run(tmp_path / "elsewhere" / "two", w)
     recipe_run(other, "ruler", None, vocabulary=Vocabulary.load())
-    for part in (("recipes", "ruler.recipe.json"), ("suppression", "ruler.json"),
-                 ("suppression", "ruler.parquet")):
+    for part in (
+        ("recipes", "ruler.recipe.json"),
+        ("suppression", "ruler.json"),
+        ("suppression", "ruler.parquet"),
+    ):
         assert run.file(*part).read_bytes() == other.file(*part).read_bytes()
 
 
@@ -162,7 +165,7 @@ def test_mode__chosen_measured_and_kept_in_the_recipe(run, w, tmp_path, mode, le
     import shutil
 
     from dermaudit.heads import fit_probe, probe_score
-    from dermaudit.rundir import open_run
+    from dermaudit.run.directory import open_run
 
     shutil.copytree(run.path, tmp_path / "r")
     copy = open_run(tmp_path / "r")
@@ -199,13 +202,18 @@ def test_mode__chosen_measured_and_kept_in_the_recipe(run, w, tmp_path, mode, le
     np.testing.assert_allclose(p, 1 / (1 + np.exp(-score[picked])), atol=1e-4)
     assert figures["worst_group_after"] > figures["worst_group_before"]
     # The default is still what it was: its stage is not named anew.
-    assert copy.meta["stages"]["recipe:ruler"]["inputs"] != run.meta["stages"]["recipe:ruler"]["inputs"]
+    assert (
+        copy.meta["stages"]["recipe:ruler"]["inputs"]
+        != run.meta["stages"]["recipe:ruler"]["inputs"]
+    )
 
 
 def test_mode__reactive_without_artifact_free_images_is_refused(tmp_path):
     few = world(200, seed=2)
     run = write_run(tmp_path / "r", few, **{"artifact:ruler": np.ones(200)})
-    with pytest.raises(EvidenceError, match="ruler: 0 train images are labelled as without it") as no:
+    with pytest.raises(
+        EvidenceError, match="ruler: 0 train images are labelled as without it"
+    ) as no:
         recipe_run(run, "ruler", None, vocabulary=Vocabulary.load(), mode="reactive")
     assert no.value.numbers == {"n": 0, "needed": 30}
 
@@ -237,7 +245,7 @@ def test_refused_later__nothing_of_the_earlier_recipe_is_left(w, tmp_path):
         raise EvidenceError("nothing left", None, {"n": 0})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dermaudit.concepts.make_recipe.make_recipe", refuse)
+        patch.setattr("dermaudit.concepts.suppression.make_recipe.make_recipe", refuse)
         recipe_run(run, "ruler", None, vocabulary=Vocabulary.load(), force=True, refuse=False)
     assert reason.is_file() and not any(f.exists() for f in files)
     with pytest.raises(UserInputError, match="has no recipe for 'ruler'"):

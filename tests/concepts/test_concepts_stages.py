@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from concept_world import DEAD, RULER, SIGNAL, TextTower, basis, world, write_run
 
-from dermaudit.concepts import bottleneck
-from dermaudit.concepts.name_stage import name_run
+from dermaudit.concepts.bottlenecks import bottleneck
+from dermaudit.concepts.naming.stage import name_run
 from dermaudit.concepts.stages import annotate_run, compare_run, fit_heads
-from dermaudit.concepts.vocabulary import Concept, Vocabulary
+from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
 from dermaudit.errors import StaleArtifactError, UserInputError
 from dermaudit.heads import LinearHead
 
@@ -42,7 +42,8 @@ def ink(w) -> np.ndarray:
 def run(w, tmp_path_factory):
     rng = np.random.default_rng(0)
     run = write_run(
-        tmp_path_factory.mktemp("runs") / "r", w,
+        tmp_path_factory.mktemp("runs") / "r",
+        w,
         **{"artifact:ink": ink(w), "concept:veil": rng.integers(0, 2, w.n).astype(float)},
     )
     annotate_run(run)
@@ -92,8 +93,12 @@ def test_names__do_not_move_with_the_test_images(w, run, tmp_path):
     test = np.flatnonzero(other.splits == "test")
     other.x[test] = other.x[np.random.default_rng(1).permutation(test)]
     again = write_run(
-        tmp_path / "r", other,
-        **{"artifact:ink": ink(w), "concept:veil": [r["concept:veil"] for r in rows(run, "images.parquet")]},
+        tmp_path / "r",
+        other,
+        **{
+            "artifact:ink": ink(w),
+            "concept:veil": [r["concept:veil"] for r in rows(run, "images.parquet")],
+        },
     )
     name_run(again, WORDS, TOWER)
     one, two = ({r["latent"]: r for r in rows(x, "concepts.parquet")} for x in (run, again))
@@ -137,7 +142,9 @@ def test_damaged_or_absent_sae__refused(w, tmp_path):
     run = write_run(tmp_path / "r", world(200))
     path = run.file("sae", "visual.pooled", "sae_weights.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(StaleArtifactError, match=r"sae_weights\.safetensors is missing or was altered"):
+    with pytest.raises(
+        StaleArtifactError, match=r"sae_weights\.safetensors is missing or was altered"
+    ):
         annotate_run(run)
     del run.meta["stages"]["fit:visual.pooled"]
     with pytest.raises(UserInputError, match="no sparse autoencoder yet"):

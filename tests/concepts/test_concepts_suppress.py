@@ -11,10 +11,15 @@ import torch
 from concept_world import POOLED, tiny_tower, write_run
 
 from dermaudit.concepts import stages
-from dermaudit.concepts.predictions import suppress_images
-from dermaudit.concepts.recipe import Recipe, sae_hash
-from dermaudit.concepts.suppress import build, make_suppressor, pick_head, pick_target
-from dermaudit.concepts.vocabulary import Vocabulary
+from dermaudit.concepts.suppression.predictions import suppress_images
+from dermaudit.concepts.suppression.recipe import Recipe, sae_hash
+from dermaudit.concepts.suppression.suppressed_model import (
+    build,
+    make_suppressor,
+    pick_head,
+    pick_target,
+)
+from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.heads import LinearHead
 from dermaudit.sae import LatentSuppressor, ThresholdSAE, load_sae
@@ -53,20 +58,32 @@ def run(tower, embedded, tmp_path_factory):
     sae = ThresholdSAE(
         torch.from_numpy(W_enc).float(),
         torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(H, D))).float(), dim=1),
-        torch.zeros(H), torch.from_numpy(centre).float(),
-        torch.full((H,), float(np.quantile(pre, 0.7))), {"hook_name": POOLED},
+        torch.zeros(H),
+        torch.from_numpy(centre).float(),
+        torch.full((H,), float(np.quantile(pre, 0.7))),
+        {"hook_name": POOLED},
     )
     w = SimpleNamespace(
-        n=N, x=embedded, y=rng.integers(0, 2, N), a=(pre[:, S[0]] > 0.05).astype(float),
-        groups=np.arange(N).astype(str), splits=np.array(["train", "val", "test", "train"] * (N // 4)),
+        n=N,
+        x=embedded,
+        y=rng.integers(0, 2, N),
+        a=(pre[:, S[0]] > 0.05).astype(float),
+        groups=np.arange(N).astype(str),
+        splits=np.array(["train", "val", "test", "train"] * (N // 4)),
     )
     run = write_run(tmp_path_factory.mktemp("runs") / "r", w, sae)
     run.meta["model"].update(name=tower.name, fingerprint=tower.fingerprint)
     run.save()
     scale = embedded.std(0) + 1e-6
     LinearHead(
-        rng.normal(size=(3, D)).astype(np.float32), rng.normal(size=3).astype(np.float32),
-        centre, scale, ["bkl", "mel", "nv"], 1.0, POOLED, 80,
+        rng.normal(size=(3, D)).astype(np.float32),
+        rng.normal(size=3).astype(np.float32),
+        centre,
+        scale,
+        ["bkl", "mel", "nv"],
+        1.0,
+        POOLED,
+        80,
     ).save(run.file("heads", "label.safetensors"))
     Recipe(
         {
@@ -76,7 +93,9 @@ def run(tower, embedded, tmp_path_factory):
             "sae": {"site": POOLED, "weights_sha256": sae_hash(run, POOLED), "d_sae": H},
             "latents": [{"latent": j, "why": {}} for j in S],
             "operation": {"mode": "subtract", "renormalise": True, "error_term": "kept"},
-            "effects": {}, "limits": [], "parent": None,
+            "effects": {},
+            "limits": [],
+            "parent": None,
         }
     ).save(run.file("recipes", "ruler.recipe.json"))
     return run
@@ -149,12 +168,14 @@ def test_context_manager__leaves_the_model_untouched(run, tower, images):
 
 def test_another_model_or_no_recipe__refused(run, tower):
     stranger = SimpleNamespace(fingerprint="0" * 64)
-    with pytest.raises(ForeignArtifactError, match="was made with another model"), run.suppress(
-        "ruler", stranger
+    with (
+        pytest.raises(ForeignArtifactError, match="was made with another model"),
+        run.suppress("ruler", stranger),
     ):
         pass
-    with pytest.raises(UserInputError, match="has no recipe for 'ink'") as refused, run.suppress(
-        "ink", tower
+    with (
+        pytest.raises(UserInputError, match="has no recipe for 'ink'") as refused,
+        run.suppress("ink", tower),
     ):
         pass
     assert "it has: ruler" in refused.value.hint
@@ -183,8 +204,18 @@ def test_zero_shot_head(run, tower, embedded):
 def table(run, tower, tmp_path, mode=None, dry_run=False, level=None):
     out = tmp_path / "predictions.csv"
     summary = suppress_images(
-        run, ["ruler"], tower, None, out,
-        head=None, target=None, mode=mode, level=level, vocabulary=Vocabulary.load(), seed=0, dry_run=dry_run,
+        run,
+        ["ruler"],
+        tower,
+        None,
+        out,
+        head=None,
+        target=None,
+        mode=mode,
+        level=level,
+        vocabulary=Vocabulary.load(),
+        seed=0,
+        dry_run=dry_run,
     )
     rows = list(csv.DictReader(out.open())) if out.exists() else None
     return summary, rows
@@ -194,8 +225,13 @@ def test_csv__documented_columns_and_the_summary_agree(run, tower, tmp_path):
     summary, rows = table(run, tower, tmp_path)
     classes = ["bkl", "mel", "nv"]
     assert list(rows[0]) == [
-        "image", *(f"p:{c}" for c in classes), *(f"p_after:{c}" for c in classes),
-        "top1_before", "top1_after", "flipped", "fired",
+        "image",
+        *(f"p:{c}" for c in classes),
+        *(f"p_after:{c}" for c in classes),
+        "top1_before",
+        "top1_after",
+        "flipped",
+        "fired",
         *(f"delta_logit:mel:{j}" for j in S),
     ]
     assert len(rows) == N == summary["n_images"]
@@ -232,7 +268,8 @@ def test_modes__hold_a_latent_to_what_it_is_without_the_artifact(run, tower, emb
     by_module = LatentSuppressor(sae, S, mode=mode, level=torch.from_numpy(expected).float())
     np.testing.assert_allclose(
         model.suppressor.apply_to(torch.from_numpy(embedded)).x,
-        by_module.apply_to(torch.from_numpy(embedded)).x, atol=1e-6,
+        by_module.apply_to(torch.from_numpy(embedded)).x,
+        atol=1e-6,
     )
 
 
@@ -277,7 +314,9 @@ def test_reactive__by_hand(run, tower, embedded, tmp_path):
     np.testing.assert_array_equal(p.p_after[~over], p.p_before[~over])
     np.testing.assert_array_equal(p.p_after[over], plain.p_after[over])
     # Of each latent alone: the gate is that of both.
-    np.testing.assert_allclose(p.delta_logit, np.where(over[:, None], plain.delta_logit, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        p.delta_logit, np.where(over[:, None], plain.delta_logit, 0), atol=1e-6
+    )
     summary, rows = table(run, tower, tmp_path, mode="reactive")
     assert summary["gate_level"] == pytest.approx(gate, abs=1e-6)
     assert [row["fired"] for row in rows] == [str(int(f)) for f in over]
@@ -286,7 +325,7 @@ def test_reactive__by_hand(run, tower, embedded, tmp_path):
 def copied(run, tmp_path):
     import shutil
 
-    from dermaudit.rundir import open_run
+    from dermaudit.run.directory import open_run
 
     shutil.copytree(run.path, tmp_path / "copy")
     return open_run(tmp_path / "copy")
@@ -319,20 +358,27 @@ def test_several_recipes__each_with_its_own_level_or_refused(run, tower, embedde
     def recipe(concept, latent, **operation):
         body = Recipe.load(run.file("recipes", "ruler.recipe.json")).body
         return Recipe(
-            {**body, "concept": concept, "latents": [{"latent": latent, "why": {}}],
-             "operation": {"renormalise": True, **operation}}
+            {
+                **body,
+                "concept": concept,
+                "latents": [{"latent": latent, "why": {}}],
+                "operation": {"renormalise": True, **operation},
+            }
         )
 
     sae = load_sae(run.file("sae", POOLED))
     two = [
-        recipe("ruler", 7, mode="scale", level=[0.5]), recipe("ink", 3, mode="scale", level=[0.25])
+        recipe("ruler", 7, mode="scale", level=[0.5]),
+        recipe("ink", 3, mode="scale", level=[0.25]),
     ]
     module = make_suppressor(run, two, sae)
     assert module.latents == [3, 7] and module.level.tolist() == [0.25, 0.5]
     assert make_suppressor(run, two, sae, "scale", 0.75).level.tolist() == [0.75, 0.75]
     assert make_suppressor(run, two, sae, "subtract").mode == "subtract"
     mixed = [two[0], recipe("ink", 3, mode="reactive", gate_level=0.5)]
-    with pytest.raises(UserInputError, match=r"ruler, ink suppress in different modes \(reactive, scale"):
+    with pytest.raises(
+        UserInputError, match=r"ruler, ink suppress in different modes \(reactive, scale"
+    ):
         make_suppressor(run, mixed, sae)
     with pytest.raises(UserInputError, match="reactive takes one concept, not ruler, ink"):
         make_suppressor(run, mixed, sae, "reactive")
@@ -374,8 +420,11 @@ def test_known_concept(run):
 
 def test_fit_heads__labels_in_test_only_are_a_reason_not_a_crash(tmp_path):
     w = SimpleNamespace(
-        n=60, x=np.random.default_rng(0).normal(size=(60, D)).astype(np.float32),
-        y=np.zeros(60), a=np.zeros(60), groups=np.arange(60).astype(str),
+        n=60,
+        x=np.random.default_rng(0).normal(size=(60, D)).astype(np.float32),
+        y=np.zeros(60),
+        a=np.zeros(60),
+        groups=np.arange(60).astype(str),
         splits=np.array(["train", "val", "test"] * 20),
     )
     sae = ThresholdSAE(
@@ -388,7 +437,11 @@ def test_fit_heads__labels_in_test_only_are_a_reason_not_a_crash(tmp_path):
 
 def test_suppress__a_concept_refused_before_is_refused_again(tower, embedded, tmp_path):
     w = SimpleNamespace(
-        n=N, x=embedded, y=np.arange(N) % 2, a=np.arange(N) // 2 % 2, groups=np.arange(N).astype(str),
+        n=N,
+        x=embedded,
+        y=np.arange(N) % 2,
+        a=np.arange(N) // 2 % 2,
+        groups=np.arange(N).astype(str),
         splits=np.array(["train", "val", "test", "train"] * (N // 4)),
     )
     sae = ThresholdSAE(
@@ -405,7 +458,7 @@ def test_suppress__a_concept_refused_before_is_refused_again(tower, embedded, tm
 def test_stale_or_altered_head__refused(run, tower, embedded, tmp_path):
     import shutil
 
-    from dermaudit.rundir import open_run
+    from dermaudit.run.directory import open_run
 
     shutil.copytree(run.path, tmp_path / "r")
     copy = open_run(tmp_path / "r")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from concept_world import DEAD, POOLED, RULER, D, basis_sae, tiny_tower, world, write_run
 
-from dermaudit.concepts.editor import Editor
-from dermaudit.concepts.recipe import Recipe
+from dermaudit.concepts.suppression.editor import Editor
+from dermaudit.concepts.suppression.recipe import Recipe
 from dermaudit.errors import StaleArtifactError
 from dermaudit.heads import LinearHead
-from dermaudit.rundir import open_run
+from dermaudit.run.directory import open_run
 from dermaudit.sae import Codes, LatentSuppressor, TopKSAE, load_sae
 
 K, N = 7, 2400

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dermaudit.concepts.trap import MIN_CHOICE, make_trap
+from dermaudit.concepts.suppression.trap import MIN_CHOICE, make_trap
 from dermaudit.errors import EvidenceError
-from dermaudit.stats import MIN_CELL
+from dermaudit.stats.intervals import MIN_CELL
 
 
 def table(n: int, seed: int, p_y: float = 0.5, p_a: float = 0.5, unknown: float = 0.0):
@@ -78,7 +78,10 @@ def test_draw__the_largest_that_has_the_strength():
     splits = np.repeat(np.array(["train", "val", "test"], dtype=object), 300)
     trap = make_trap(y, a, splits, strength=0.8)
     assert {k: len(v) for k, v in trap.cells(trap.fit).items()} == {
-        "y=0 a=0": 100, "y=0 a=1": 25, "y=1 a=0": 25, "y=1 a=1": 100,
+        "y=0 a=0": 100,
+        "y=0 a=1": 25,
+        "y=1 a=0": 25,
+        "y=1 a=1": 100,
     }
     assert trap.test_is == "every labelled test image"  # swapped would leave 13 of a kind
     assert len(trap.test) == 300

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toy_run import make_run
 
-from dermaudit.rundir import open_run
+from dermaudit.run.directory import open_run
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ import pytest
 from toy_run import PATCHES
 
 import dermaudit
-from dermaudit.dashboards import report
-from dermaudit.dashboards.data import RunView
+from dermaudit.dashboards.exhibits.run_view import RunView
+from dermaudit.dashboards.report import report
 
 pytestmark = pytest.mark.browser
 FLAGS = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dermaudit.rundir import Run
+from dermaudit.run.directory import Run
 
 
 @pytest.mark.parametrize("verb", [("explore", "--no-browser"), ("report",)])

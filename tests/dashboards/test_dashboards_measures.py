@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from toy_run import D_SAE, PATCHES, POOLED
 
-from dermaudit.dashboards import edit, measures, pictures
-from dermaudit.dashboards.data import RunView
+from dermaudit.dashboards.exhibits import edit, measures, pictures
+from dermaudit.dashboards.exhibits.run_view import RunView
 from dermaudit.errors import EvidenceError
 
 
@@ -133,7 +133,9 @@ def test_edit_is_the_suppressor_of_the_sae_room(kind, operation, request) -> Non
     given = {name: value for name, value in operation.items() if name != "mode"}
     if "level" in given:
         given["level"] = torch.tensor(given["level"])
-    module = LatentSuppressor(load_sae(run / "sae" / POOLED), latents, mode=operation["mode"], **given)
+    module = LatentSuppressor(
+        load_sae(run / "sae" / POOLED), latents, mode=operation["mode"], **given
+    )
     expected = module.apply_to(torch.from_numpy(view.pooled))
     assert 0 < fired.sum() < len(fired)
     assert np.array_equal(fired, expected.fired.numpy())

@@ -11,9 +11,10 @@ from streamlit.testing.v1 import AppTest
 from toy_run import PATCHES, POOLED
 
 import dermaudit.dashboards
-from dermaudit.dashboards import evidence, page_image
-from dermaudit.dashboards.data import RunView
-from dermaudit.rundir import Run
+from dermaudit.dashboards.exhibits import latents as evidence
+from dermaudit.dashboards.exhibits.run_view import RunView
+from dermaudit.dashboards.pages import image as page_image
+from dermaudit.run.directory import Run
 
 APP = Path(dermaudit.dashboards.__file__).with_name("app.py")
 
@@ -25,7 +26,7 @@ def page(monkeypatch):
     def run(name: str, path: Path, **query: str) -> AppTest:
         monkeypatch.setenv("DERMAUDIT_RUN", str(path))
         at = AppTest.from_string(
-            f"from dermaudit.dashboards import page_{name}\npage_{name}.show()\n",
+            f"from dermaudit.dashboards.pages import {name}\n{name}.show()\n",
             default_timeout=60,
         )
         for key, value in query.items():

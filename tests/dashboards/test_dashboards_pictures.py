@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from toy_run import GRID, PATCHES, POOLED
 
-from dermaudit.dashboards import pictures
-from dermaudit.dashboards.data import RunView
+from dermaudit.dashboards.exhibits import pictures
+from dermaudit.dashboards.exhibits.run_view import RunView
 from dermaudit.errors import EvidenceError, StaleArtifactError
-from dermaudit.rundir import open_run
+from dermaudit.run.directory import open_run
 
 
 def test_thumbnail_is_a_small_webp(whole_run) -> None:

@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 import pyarrow.parquet as pq
 import pytest
 
-from dermaudit.dashboards import report
-from dermaudit.dashboards.data import RunView
+from dermaudit.dashboards.exhibits.run_view import RunView
+from dermaudit.dashboards.report import report
 from dermaudit.errors import StaleArtifactError
-from dermaudit.rundir import open_run
+from dermaudit.run.directory import open_run
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from toy_run import D_SAE, PATCHES, POOLED, D
 
-from dermaudit.dashboards import evidence, overview
-from dermaudit.dashboards.data import RunView
+from dermaudit.dashboards.exhibits import latents as evidence
+from dermaudit.dashboards.exhibits import overview
+from dermaudit.dashboards.exhibits.run_view import RunView
 from dermaudit.files import write_json
-from dermaudit.rundir import open_run
+from dermaudit.run.directory import open_run
 from dermaudit.sae import load_sae
-from dermaudit.sae.metrics.stability import stability_report
+from dermaudit.sae.evaluation.stability import stability_report
 
 
 @pytest.fixture
@@ -27,7 +28,9 @@ def compared(own_run):
     all_of_it.b_enc = all_of_it.b_enc + 1e-4  # other weights, the same latents
     all_of_it.W_dec = all_of_it.W_dec * 2
     rows = 3 * torch.randn(600, D, generator=generator)
-    report = stability_report([sae, half, all_of_it], rows.numpy(), names=["seed 0", "seed 1", "seed 2"])
+    report = stability_report(
+        [sae, half, all_of_it], rows.numpy(), names=["seed 0", "seed 1", "seed 2"]
+    )
     path = run.file("sae", POOLED, "stability.json")
     write_json(path, report)
     run.record(f"seeds:{POOLED}", {}, [path], upstream=["embed", f"fit:{POOLED}"])
@@ -51,10 +54,14 @@ def test_card_and_tables__say_which_latents_other_seeds_found(compared):
     table = evidence.concept_table(rows)
     column = table.header.index("over seeds")
     assert {line[column] for line in table.words()} == {"yes", "no", "–"}
-    shares = {line[0]: line[overview.sae(view).table.header.index("over seeds")] for line in
-              overview.sae(view).table.rows}
+    shares = {
+        line[0]: line[overview.sae(view).table.header.index("over seeds")]
+        for line in overview.sae(view).table.rows
+    }
     live = [flag for flag in stable if flag is not None]
-    assert shares[POOLED] == pytest.approx(sum(live) / len(live), abs=1e-6) and shares[PATCHES] is None
+    assert (
+        shares[POOLED] == pytest.approx(sum(live) / len(live), abs=1e-6) and shares[PATCHES] is None
+    )
 
 
 def test_of_an_earlier_fit__is_not_shown(compared):

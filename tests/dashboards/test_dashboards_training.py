@@ -15,10 +15,10 @@ from streamlit.testing.v1 import AppTest
 
 import dermaudit
 import dermaudit.dashboards
-from dermaudit.dashboards import training
-from dermaudit.dashboards.training_log import read_logs
+from dermaudit.dashboards.exhibits import training
+from dermaudit.dashboards.exhibits.training_log import read_logs
 from dermaudit.errors import EvidenceError
-from dermaudit.rundir import open_run
+from dermaudit.run.directory import open_run
 
 APP = Path(dermaudit.dashboards.__file__).with_name("app.py")
 
@@ -41,7 +41,10 @@ def new(loss: float, images: int = 64) -> list[dict]:
     ]
 
 
-OLD = [{"stage": "contrastive", "epoch": e, "seconds": 60.0 * e, "loss": 2.0, "clip": 3.0} for e in (1, 2)]
+OLD = [
+    {"stage": "contrastive", "epoch": e, "seconds": 60.0 * e, "loss": 2.0, "clip": 3.0}
+    for e in (1, 2)
+]
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def page(monkeypatch):
         monkeypatch.setenv("DERMAUDIT_RUN", str(path or ""))
         monkeypatch.setenv("DERMAUDIT_LOGS", json.dumps([str(log) for log in logs]))
         at = AppTest.from_string(
-            "from dermaudit.dashboards import page_training\npage_training.show()\n",
+            "from dermaudit.dashboards.pages import training\ntraining.show()\n",
             default_timeout=60,
         ).run()
         assert not at.exception, at.exception
@@ -205,7 +208,7 @@ def test_explore__a_log_needs_no_run_and_a_named_run_is_checked(main, tmp_path) 
 
 def test_explore__hands_on_run_and_logs(monkeypatch) -> None:
     from dermaudit.dashboards.commands import _environment
-    from dermaudit.dashboards.page_training import named_logs
+    from dermaudit.dashboards.pages.training import named_logs
 
     logs = [Path("a b:c.jsonl"), Path("d")]
     made = _environment({"DERMAUDIT_RUN": "old", "DERMAUDIT_LOGS": "old"}, None, logs)

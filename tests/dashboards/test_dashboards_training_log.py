@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dermaudit.dashboards.training_log import (
+from dermaudit.dashboards.exhibits.training_log import (
     TrainingLog,
     find_logs,
     log_of_model,
@@ -16,7 +16,7 @@ from dermaudit.dashboards.training_log import (
     read_logs,
 )
 from dermaudit.errors import UserInputError
-from dermaudit.towers.names import bundled_folder
+from dermaudit.towers.loading.names import bundled_folder
 
 
 def line(stage: str, **fields: Any) -> str:
@@ -101,7 +101,9 @@ def test_seconds__parts_of_a_resumed_training_are_added(tmp_path, second) -> Non
         tmp_path,
         line("masked", images=100, seconds=10.0, images_per_s=10.0, loss=1.0),
         line("masked", images=200, seconds=second, images_per_s=round(100 / second, 1), loss=1.0),
-        line("masked", images=300, seconds=2 * second, images_per_s=round(100 / second, 1), loss=1.0),
+        line(
+            "masked", images=300, seconds=2 * second, images_per_s=round(100 / second, 1), loss=1.0
+        ),
     )
     assert resumed.stages[0].seconds == 10.0 + 2 * second
 
@@ -122,10 +124,16 @@ def test_seconds__of_a_real_log_shipped_with_a_model() -> None:
         (b"image,label\na,b\n", "is not a training log"),
         (b"\x08\x00\x00\x00\x00\x00\x00\x00{}", "is not a training log"),
         (b'{\n "a": 1\n}\n', "line 1: not JSON"),
-        (b'{"time": "t", "event": "embed"}\n', "line 1: no line of a training log, it names no stage"),
+        (
+            b'{"time": "t", "event": "embed"}\n',
+            "line 1: no line of a training log, it names no stage",
+        ),
         (b'{"stage": "masked"}\n', "line 1: no line of a training log, it has no loss"),
         (b'{"stage": "masked", "loss": "x"}\n', "line 1: loss is not a number"),
-        (b'{"stage": "masked", "loss": 1}\n{"stage": "masked", "loss": 1, "lr": true}\n', "line 2: lr"),
+        (
+            b'{"stage": "masked", "loss": 1}\n{"stage": "masked", "loss": 1, "lr": true}\n',
+            "line 2: lr",
+        ),
         (b'{"stage": "masked", "loss": 1}\n[1]\n', "line 2: not a JSON object"),
     ],
 )

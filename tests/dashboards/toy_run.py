@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from dermaudit.files import write_json, write_parquet
-from dermaudit.rundir import Run
+from dermaudit.run.directory import Run
 
 POOLED, PATCHES = "visual.pooled", "visual.blocks.0.hook_resid_post"
 N, D, D_SAE, GRID = 120, 12, 20, (4, 4)
@@ -101,7 +101,7 @@ def _activations(run: Run, k: int | None) -> None:
     import torch
 
     from dermaudit.sae import ActivationStore, ThresholdSAE, TopKSAE
-    from dermaudit.sae.codes import write_codes
+    from dermaudit.sae.inference.codes import write_codes
 
     generator = np.random.default_rng(3)
     pooled = generator.normal(size=(N, D)).astype(np.float32)
@@ -135,9 +135,7 @@ def _activations(run: Run, k: int | None) -> None:
             torch.zeros(D_SAE),
             torch.zeros(D),
         )
-        sae = (
-            TopKSAE(*tensors, k) if k else ThresholdSAE(*tensors, torch.full((D_SAE,), threshold))
-        )
+        sae = TopKSAE(*tensors, k) if k else ThresholdSAE(*tensors, torch.full((D_SAE,), threshold))
         files = sae.save(run.file("sae", site))
         write_json(
             run.file("sae", site, "metrics.json"),
@@ -210,7 +208,7 @@ def _concepts(run: Run, labels: bool) -> None:
 
 
 def _labels(run: Run) -> None:
-    from dermaudit.concepts.lift import LabelEvidence
+    from dermaudit.concepts.annotation.lift_share import LabelEvidence
 
     rows = [
         LabelEvidence(
@@ -316,7 +314,7 @@ def _bottlenecks_and_head(run: Run) -> None:
 
 def _refused(run: Run) -> None:
     """What the stages write for a data set without labels."""
-    from dermaudit.concepts.lift import LabelEvidence
+    from dermaudit.concepts.annotation.lift_share import LabelEvidence
 
     empty = pa.Table.from_pylist([LabelEvidence("x", "artifact").as_row()]).slice(0, 0)
     write_parquet(run.file("labels.parquet"), empty)
@@ -330,7 +328,7 @@ def _refused(run: Run) -> None:
 
 
 def _suppression(run: Run) -> None:
-    from dermaudit.concepts.recipe import Recipe, sae_facts
+    from dermaudit.concepts.suppression.recipe import Recipe, sae_facts
 
     test = [i for i in range(N) if SPLITS[i] == "test"]
     truth = {i: i % 3 == 0 for i in test}

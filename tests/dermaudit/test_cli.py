@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dermaudit.cli.table import VERBS
+from dermaudit.cli.commands import VERBS
 
 HEAVY = ("torch", "open_clip", "sae_lens", "transformer_lens", "streamlit", "sklearn", "pandas")
 # Runs main on each argument list and prints the heavy modules that are loaded then.

@@ -10,7 +10,7 @@ import pytest
 
 from dermaudit.cli import doctor
 from dermaudit.files import write_text
-from dermaudit.rundir import Run
+from dermaudit.run.directory import Run
 
 
 def said(problems) -> str:
@@ -76,8 +76,9 @@ def test_a_sound_checkpoint_has_its_parameters_counted(tmp_path):
     assert doctor._read_checkpoint(checkpoint(tmp_path), deep=True) == 6
 
 
-@pytest.mark.parametrize("missing", ["open_clip_config.json", "tokenizer.json",
-                                     "open_clip_model.safetensors"])
+@pytest.mark.parametrize(
+    "missing", ["open_clip_config.json", "tokenizer.json", "open_clip_model.safetensors"]
+)
 def test_a_missing_file_of_a_checkpoint_is_named(tmp_path, missing):
     (checkpoint(tmp_path) / missing).unlink()
     with pytest.raises(ValueError, match=f"{missing} is missing"):
@@ -102,7 +103,7 @@ def test_weights_that_are_not_finite_are_seen_deep(tmp_path):
 
 
 def test_a_broken_bundled_checkpoint_is_a_problem_with_its_mend(tmp_path, monkeypatch):
-    monkeypatch.setattr("dermaudit.towers.names.bundled_folder", lambda: tmp_path)
+    monkeypatch.setattr("dermaudit.towers.loading.names.bundled_folder", lambda: tmp_path)
     checkpoint(tmp_path / "phantom-vit")
     checkpoint(tmp_path / "dermoscopy-small", data=bytes(23))
     problems: list[doctor.Problem] = []

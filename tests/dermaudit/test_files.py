@@ -16,7 +16,10 @@ from dermaudit import files
 from dermaudit.errors import NoSpaceError, UserInputError
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
@@ -82,8 +85,10 @@ def test_sha256_of_a_known_file(tmp_path):
     assert files.sha256_file(tmp_path / "abc") == known
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "does not exist"), (b"{", "not valid JSON"),
-                                               (b"\xff\xfe", "not valid JSON")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "does not exist"), (b"{", "not valid JSON"), (b"\xff\xfe", "not valid JSON")],
+)
 def test_unreadable_json_is_named(tmp_path, content, said):
     path = tmp_path / "run.json"
     if content is not None:
@@ -114,7 +119,7 @@ def test_a_full_disk_is_one_sentence(kind, tmp_path, run_python):
     script = tmp_path / "full.py"
     script.write_text(
         "import sys\nfrom dermaudit import files\nfrom dermaudit.cli import main\n"
-        "from dermaudit.cli.table import VERBS\n"
+        "from dermaudit.cli.commands import VERBS\n"
         f"def write(path: str) -> dict:\n    {WRITERS[kind]}\n    return {{}}\n"
         "sys.modules['full'] = sys.modules['__main__']\n"
         "VERBS['write'] = ('full:write', '')\n"

@@ -20,7 +20,11 @@ def blobs(n: int, classes: int, seed: int = 0):
     rng = np.random.default_rng(seed)
     y = np.arange(n) % classes
     x = rng.normal(size=(classes, 6))[y] + rng.normal(size=(n, 6))
-    return (x * [1, 5, 0.1, 1, 1, 20] + 3).astype(np.float32), np.array(["a", "b", "c"])[y], rng.permutation(n) // 2
+    return (
+        (x * [1, 5, 0.1, 1, 1, 20] + 3).astype(np.float32),
+        np.array(["a", "b", "c"])[y],
+        rng.permutation(n) // 2,
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -30,7 +34,9 @@ def test_fit_head__probabilities_of_scikit_learn(classes):
     mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
     stock = LogisticRegression(C=head.C, max_iter=2000).fit((x - mean) / scale, labels)
     new = blobs(40, classes, seed=1)[0]
-    np.testing.assert_allclose(head.probs(new), stock.predict_proba((new - mean) / scale), atol=1e-4)
+    np.testing.assert_allclose(
+        head.probs(new), stock.predict_proba((new - mean) / scale), atol=1e-4
+    )
     assert head.classes == list(stock.classes_) and head.n_train == 150
     np.testing.assert_allclose(head.probs(new).sum(1), 1, atol=1e-6)
 
@@ -134,7 +140,9 @@ def test_load__absent_foreign_and_cut_off(tmp_path):
     x, labels, groups = blobs(60, 2)
     fit_head(x, labels, groups).save(path)
     tensors = load_file(path)
-    save_file(tensors, path, metadata={"classes": "not json", "C": "1", "site": "s", "n_train": "1"})
+    save_file(
+        tensors, path, metadata={"classes": "not json", "C": "1", "site": "s", "n_train": "1"}
+    )
     with pytest.raises(ForeignArtifactError):
         LinearHead.load(path)
     whole = path.read_bytes()

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermaudit.data.sentinels import known, says_nothing
+from dermaudit.data.captions.ontology import Ontology
+from dermaudit.data.manifest.blank_cells import known, says_nothing
 from dermaudit.errors import UserInputError
-from dermaudit.ontology import Ontology
 
 TREE = {
     "Proliferations": {
@@ -37,9 +37,20 @@ def ontology() -> Ontology:
 
 def test_nodes_are_in_pre_order_with_the_first_name_in_lower_case(ontology):
     assert ontology.names == [
-        "proliferations", "benign", "melanocytic", "nevus", "cysts", "malignant", "melanocytic",
-        "malignant melanoma", "inflammatory", "chronic dermatitis", "café au lait macule",
-        "sweet’s syndrome", "mole", "damage (sun, wind)",
+        "proliferations",
+        "benign",
+        "melanocytic",
+        "nevus",
+        "cysts",
+        "malignant",
+        "melanocytic",
+        "malignant melanoma",
+        "inflammatory",
+        "chronic dermatitis",
+        "café au lait macule",
+        "sweet’s syndrome",
+        "mole",
+        "damage (sun, wind)",
     ]
     assert len(ontology) == 14
     assert ontology.synonyms[3] == ("nevus", "mole") and ontology.synonyms[4] == ("cysts", "cyst")
@@ -48,12 +59,24 @@ def test_nodes_are_in_pre_order_with_the_first_name_in_lower_case(ontology):
     assert ontology.depth == [1, 2, 3, 4, 3, 2, 3, 4, 1, 2, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize(("name", "index"), [
-    ("Melanoma", 7), ("  malignant   MELANOMA ", 7), ("cyst", 4), ("Chronic dermatitis, nos", 9),
-    ("cafe au lait macule", 10), ("Sweet's syndrome", 11), ("nos", None), ("psoriasis", None),
-    ("", None), (None, None), ("No definitive diagnosis", None), ("[no definitive diagnosis]", None),
-    ("damage (sun, wind)", 13),
-])
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("Melanoma", 7),
+        ("  malignant   MELANOMA ", 7),
+        ("cyst", 4),
+        ("Chronic dermatitis, nos", 9),
+        ("cafe au lait macule", 10),
+        ("Sweet's syndrome", 11),
+        ("nos", None),
+        ("psoriasis", None),
+        ("", None),
+        (None, None),
+        ("No definitive diagnosis", None),
+        ("[no definitive diagnosis]", None),
+        ("damage (sun, wind)", 13),
+    ],
+)
 def test_find__any_synonym_in_any_case(ontology, name, index):
     assert ontology.find(name) == index
 
@@ -86,7 +109,8 @@ def test_distance__computed_by_hand(ontology):
 
 
 trees = st.recursive(
-    st.just({}), lambda below: st.dictionaries(st.text("abc", min_size=1), below, max_size=3),
+    st.just({}),
+    lambda below: st.dictionaries(st.text("abc", min_size=1), below, max_size=3),
     max_leaves=12,
 ).filter(bool)
 
@@ -115,17 +139,20 @@ def test_parents_come_before_their_children(tree):
         assert ontology.depth[index] == len(ontology.path(index))
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ('{"a": {"b": []}}', "'a > b' is a list, not an object"),
-    ('{"a": {"b": "leaf"}}', "'a > b' is text, not an object"),
-    ('{"a": null}', "'a' is null, not an object"),
-    ('{"a": {" , ": {"b": {}}}}', "'a >  , ' names no disease"),
-    ('{"a": {"b": {}, "b": {"c": {}}}}', "the key 'b' stands twice in one object"),
-    ("{}", "holds no disease"),
-    ('["a"]', "holds a list, not an object of diseases"),
-    ('{"a": ', "is not valid JSON"),
-    ("[" * 100_000, "is not valid JSON"),
-])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": {"b": []}}', "'a > b' is a list, not an object"),
+        ('{"a": {"b": "leaf"}}', "'a > b' is text, not an object"),
+        ('{"a": null}', "'a' is null, not an object"),
+        ('{"a": {" , ": {"b": {}}}}', "'a >  , ' names no disease"),
+        ('{"a": {"b": {}, "b": {"c": {}}}}', "the key 'b' stands twice in one object"),
+        ("{}", "holds no disease"),
+        ('["a"]', "holds a list, not an object of diseases"),
+        ('{"a": ', "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+    ],
+)
 def test_load__says_what_is_wrong_and_where(tmp_path, text, said):
     file = tmp_path / "tree.json"
     file.write_text(text)
@@ -154,19 +181,38 @@ def test_load__a_byte_order_mark_is_no_part_of_a_name(tmp_path):
     assert Ontology.load(tmp_path / "bom.json").names[0] == "proliferations"
 
 
-@pytest.mark.parametrize("text", [
-    "", None, " ", "No age information", "No body location information", "no definitive diagnosis",
-    "No visual concepts", "[No matching attributes]", "n/a", "Unknown", "No symptom information.",
-    "no hierarchical disease information",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        None,
+        " ",
+        "No age information",
+        "No body location information",
+        "no definitive diagnosis",
+        "No visual concepts",
+        "[No matching attributes]",
+        "n/a",
+        "Unknown",
+        "No symptom information.",
+        "no hierarchical disease information",
+    ],
+)
 def test_says_nothing__of_sentinels(text):
     assert says_nothing(text) and known(text) is None
 
 
-@pytest.mark.parametrize("text", [
-    "no scale is seen", "Nevus", "no diagnosis was more certain than eczema", "unknown nodule",
-    "There is no age information and a red papule.", "nodule",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no scale is seen",
+        "Nevus",
+        "no diagnosis was more certain than eczema",
+        "unknown nodule",
+        "There is no age information and a red papule.",
+        "nodule",
+    ],
+)
 def test_says_nothing__not_of_sentences(text):
     assert not says_nothing(text) and known(f"  {text}\n") == text
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermaudit.errors import UserInputError
-from dermaudit.paired import bootstrap_figures, holm, least_p, paired_test
-from dermaudit.stats import GroupBootstrap
+from dermaudit.stats.intervals import GroupBootstrap
+from dermaudit.stats.paired import bootstrap_figures, holm, least_p, paired_test
 
 
 def mean_of(values):

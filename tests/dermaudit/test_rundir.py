@@ -10,14 +10,14 @@ import pytest
 
 from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.files import write_text
-from dermaudit.rundir import Run, newest_run, open_run
+from dermaudit.run.directory import Run, newest_run, open_run
 
 STAGE = """
 import sys
 from pathlib import Path
 from dermaudit.failpoints import hit
 from dermaudit.files import write_text
-from dermaudit.rundir import Run
+from dermaudit.run.directory import Run
 
 run = Run.create(Path(sys.argv[1]))
 
@@ -160,11 +160,14 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.txt"]
 
 
-@pytest.mark.parametrize(("content", "kind", "said"), [
-    ('{"format_version": 99}', ForeignArtifactError, "format_version 99"),
-    ("[]", ForeignArtifactError, "format_version"),
-    ("{", UserInputError, "not valid JSON"),
-])
+@pytest.mark.parametrize(
+    ("content", "kind", "said"),
+    [
+        ('{"format_version": 99}', ForeignArtifactError, "format_version 99"),
+        ("[]", ForeignArtifactError, "format_version"),
+        ("{", UserInputError, "not valid JSON"),
+    ],
+)
 def test_a_foreign_or_broken_run_is_refused(tmp_path, content, kind, said):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(kind, match=said):

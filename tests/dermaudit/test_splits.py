@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermaudit.splits import SPLITS, assign, split_of
+from dermaudit.data.splits import SPLITS, assign, split_of
 
 
 def test_known_groups_never_move():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from dermaudit.stats import (
+from dermaudit.stats.intervals import (
     GroupBootstrap,
     auprc,
     auprc_draws,

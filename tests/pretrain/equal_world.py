@@ -13,17 +13,19 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 from dermaudit.distributed import join_world
-from dermaudit.pretrain.facts import Fact
-from dermaudit.pretrain.masked import MaskedLatent
+from dermaudit.pretrain.data.facts import Fact
+from dermaudit.pretrain.data.source import Memory
+from dermaudit.pretrain.data.text_views import FactTexts
+from dermaudit.pretrain.losses.masked import MaskedLatent
 from dermaudit.pretrain.recipe import Recipe
-from dermaudit.pretrain.source import Memory
-from dermaudit.pretrain.stages import ContrastiveStage, MaskedStage
-from dermaudit.pretrain.trainer import Plan, train
-from dermaudit.pretrain.views import FactTexts
+from dermaudit.pretrain.training.loop import Plan, train
+from dermaudit.pretrain.training.stages import ContrastiveStage, MaskedStage
 
 N, SIDE, CONTEXT, VOCABULARY = 61, 32, 12, 64  # 61 images: not a multiple of anything
 WORDS = {
-    "ruler": ("a ruler", "ruler marks"), "ink": ("ink", "pen marks"), "network": ("pigment network",),
+    "ruler": ("a ruler", "ruler marks"),
+    "ink": ("ink", "pen marks"),
+    "network": ("pigment network",),
     "streaks": ("streaks", "radial streaks"),
 }
 
@@ -48,13 +50,30 @@ def make_plan(recipe: Recipe, folder: Path, world, dtype=torch.float64):
         facts.append(Fact(name, values, said, (f"no {name}",), "artifact" if i < 2 else "concept"))
     label = rng.integers(0, 2, N)
     for value, said, of in ((0, "nevus", "benign"), (1, "melanoma", "malignant")):
-        facts.append(Fact(f"label={said}", (label == value).astype(np.float32), (said,), (), "label", of))
+        facts.append(
+            Fact(f"label={said}", (label == value).astype(np.float32), (said,), (), "label", of)
+        )
     torch.manual_seed(recipe.seed)
     model = CLIP(
         16,
-        {"image_size": SIDE, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16, "pool_type": "avg"},
-        {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 16, "heads": 2, "layers": 1,
-         "pool_type": "eos", "eos_id": 2, "pad_id": 0},
+        {
+            "image_size": SIDE,
+            "patch_size": 8,
+            "width": 32,
+            "layers": 2,
+            "head_width": 16,
+            "pool_type": "avg",
+        },
+        {
+            "context_length": CONTEXT,
+            "vocab_size": VOCABULARY,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+            "pool_type": "eos",
+            "eos_id": 2,
+            "pad_id": 0,
+        },
     ).to(dtype)
     model.set_grad_checkpointing(recipe.grad_checkpointing)
     if recipe.contrastive.loss == "siglip":

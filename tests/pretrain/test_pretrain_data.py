@@ -15,9 +15,9 @@ from PIL import Image
 
 from dermaudit.data import BadImage, Manifest
 from dermaudit.errors import UserInputError
-from dermaudit.pretrain.facts import Fact, corpus
-from dermaudit.pretrain.source import Files, FromShards, Memory, Source, batches
-from dermaudit.pretrain.views import ColumnTexts, FactTexts
+from dermaudit.pretrain.data.facts import Fact, corpus
+from dermaudit.pretrain.data.source import Files, FromShards, Memory, Source, batches
+from dermaudit.pretrain.data.text_views import ColumnTexts, FactTexts
 
 # ---- views
 
@@ -64,8 +64,10 @@ def table(**columns) -> Manifest:
 def test_column_views__blank_cells_are_no_views_and_gaps_close():
     texts = ColumnTexts(
         table(
-            caption=["a b. c.", None, " "], ontology_caption=["skin > x", None, "only this"],
-            subcaption_1=["a b.", "z", None], subcaption_2=[None, None, None],
+            caption=["a b. c.", None, " "],
+            ontology_caption=["skin > x", None, "only this"],
+            subcaption_1=["a b.", "z", None],
+            subcaption_2=[None, None, None],
             subcaption_10=["c.", None, None],
         )
     )
@@ -137,7 +139,9 @@ def test_memory_and_files__the_same_images_and_orders(files):
 
 
 def test_many_files_gone__training_goes_on(files, tmp_path):
-    paths = [tmp_path / f"gone{i}.png" for i in range(40)] + [p for p in files[0] if p.name != "4.png"]
+    paths = [tmp_path / f"gone{i}.png" for i in range(40)] + [
+        p for p in files[0] if p.name != "4.png"
+    ]
     source = Files(paths, 8)
     (read,) = batches(source, plan(list(range(0, 40, 8))), 2)
     assert (read.rows >= 40).all()
@@ -146,7 +150,9 @@ def test_many_files_gone__training_goes_on(files, tmp_path):
 
 def test_only__some_rows_of_any_source(files):
     paths, arrays = files
-    memory = Memory(torch.from_numpy(np.stack(arrays)[[0, 2, 5, 7]]).permute(0, 3, 1, 2), [0, 2, 5, 7])
+    memory = Memory(
+        torch.from_numpy(np.stack(arrays)[[0, 2, 5, 7]]).permute(0, 3, 1, 2), [0, 2, 5, 7]
+    )
     for source in (memory, Files(paths, 8)):
         some = source.only([2, 7, 3])
         assert set(some.order(1)) == ({2, 7} if source is memory else {2, 3, 7})
@@ -156,7 +162,9 @@ def test_only__some_rows_of_any_source(files):
 
 def test_nothing_readable__one_sentence(tmp_path):
     source = Files([tmp_path / "absent.png"] * 3, 8)
-    with pytest.raises(UserInputError, match="32 images drawn after each other cannot be read.*absent"):
+    with pytest.raises(
+        UserInputError, match="32 images drawn after each other cannot be read.*absent"
+    ):
         list(batches(source, plan([0, 1])))
 
 
@@ -182,7 +190,7 @@ def test_shards__only_the_rows_of_the_split_and_their_order(image_folder, tmp_pa
     folder = image_folder(*[f"{i:02d}.png" for i in range(20)])
     done = main("data", "shard", folder, "--out", tmp_path / "shards", "--per-shard", "4")
     assert done.rc == 0, done.stderr
-    from dermaudit.data.shards import Shards
+    from dermaudit.data.shards.read import Shards
 
     shards = Shards.load(tmp_path / "shards")
     rows = [1, 2, 3, 8, 9, 13, 19]

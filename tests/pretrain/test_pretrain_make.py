@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.loss import ClipLoss
 
-from dermaudit.pretrain.make import (
+from dermaudit.pretrain.losses.make import (
     N_FULL,
     MakeSwitches,
     diagnosis_weights,
@@ -75,9 +75,7 @@ def by_loops(images, texts, mask, patches, switches) -> tuple[float, float]:
         if switches.denominator == "view":
             pool = [(j, k) for j in range(b) if mask[j, k]]
         else:
-            pool = [
-                (j, m) for j, m in there if j != i or m == k or not switches.mask_positives
-            ]
+            pool = [(j, m) for j, m in there if j != i or m == k or not switches.mask_positives]
         to_text.append(nll(own, [s * dot(images[i], texts[j, m]) for j, m in pool]))
     weight = [w[i][k] for i, k in there]
     mean = lambda x, w: sum(a * c for a, c in zip(x, w, strict=True)) / sum(w)  # noqa: E731
@@ -169,7 +167,11 @@ def test_make__the_order_of_images_does_not_matter(b, n, seed, switches):
     g = torch.Generator().manual_seed(seed)
     mask = torch.rand(b, n, generator=g) < 0.6
     mask[:, 0] = True
-    images, texts, patches = unit(b, 4, seed=seed), unit(b, n, 4, seed=seed + 1), unit(b, 5, 4, seed=seed + 2)
+    images, texts, patches = (
+        unit(b, 4, seed=seed),
+        unit(b, n, 4, seed=seed + 1),
+        unit(b, 5, 4, seed=seed + 2),
+    )
     order = torch.randperm(b, generator=g)
 
     def loss(rows):
@@ -192,9 +194,7 @@ def test_weights__by_hand():
         diagnosis_weights(texts, mask, "ratio"), torch.tensor([[1, 1, 1, 1, 0.5, 0]])
     )
     soft = diagnosis_weights(texts, mask, "softmax")
-    torch.testing.assert_close(
-        soft, torch.tensor([[1, 1, 1, 1, math.exp(-0.4), math.exp(-1.4)]])
-    )
+    torch.testing.assert_close(soft, torch.tensor([[1, 1, 1, 1, math.exp(-0.4), math.exp(-1.4)]]))
     assert (diagnosis_weights(texts, mask, "none") == 1).all()
 
 
@@ -214,7 +214,9 @@ def test_pool__threshold_and_length_of_the_code():
     switches = MakeSwitches(alignment="image_to_text", sigma=0.3)
     z = torch.tensor([1.0, 0.6])
     expected = (z / z.norm()) @ patches[0, :2]
-    torch.testing.assert_close(pool_patches(patches, raw, torch.tensor([True]), switches)[0], expected)
+    torch.testing.assert_close(
+        pool_patches(patches, raw, torch.tensor([True]), switches)[0], expected
+    )
 
 
 def test_pool__without_a_raw_caption_the_mean():
@@ -227,7 +229,9 @@ def test_pool__without_a_raw_caption_the_mean():
 def test_pool__where_no_patch_looks_like_the_caption_the_mean_and_a_gradient(alignment):
     raw = unit(2, 4)
     patches = torch.stack([-raw[:1].expand(5, 4), unit(5, 4)]).requires_grad_(True)
-    pooled = pool_patches(patches, raw, torch.tensor([True, True]), MakeSwitches(alignment=alignment))
+    pooled = pool_patches(
+        patches, raw, torch.tensor([True, True]), MakeSwitches(alignment=alignment)
+    )
     torch.testing.assert_close(pooled[0], -raw[0])
     pooled[0].sum().backward()
     assert (patches.grad[0].abs().sum(1) > 0).all()
@@ -249,7 +253,9 @@ def test_soft_targets__by_hand():
     p = math.exp(2) / (math.exp(2) + math.exp(1))
     torch.testing.assert_close(
         target,
-        torch.tensor([[0.5 + 0.5 * p, 0.5 * (1 - p), 0], [0.5 * (1 - p), 0.5 + 0.5 * p, 0], [0, 0, 1.0]]),
+        torch.tensor(
+            [[0.5 + 0.5 * p, 0.5 * (1 - p), 0], [0.5 * (1 - p), 0.5 + 0.5 * p, 0], [0, 0, 1.0]]
+        ),
     )
     torch.testing.assert_close(soft_targets(similarity, 0.0), torch.eye(3))
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dermaudit.errors import ForeignArtifactError
-from dermaudit.pretrain.masked import MaskedLatent, Teacher, paint, split_cells
-from dermaudit.pretrain.masking import block_mask, block_masks
+from dermaudit.pretrain.losses.masked import MaskedLatent, Teacher, paint, split_cells
+from dermaudit.pretrain.losses.masking import block_mask, block_masks
 from dermaudit.pretrain.recipe import load_recipe
-from dermaudit.pretrain.teachers import make_teacher, resize_grid
 from dermaudit.pretrain.tokens import TokenReader
+from dermaudit.pretrain.training.teachers import make_teacher, resize_grid
 from dermaudit.towers import load_model
-from dermaudit.towers.panderm import PanDermVisual
+from dermaudit.towers.loading.panderm import PanDermVisual
 
 # ---- masks
 
@@ -100,7 +100,9 @@ def timm_vit() -> nn.Module:
 
 def xcit() -> nn.Module:
     torch.manual_seed(0)
-    return open_clip.timm_model.TimmModel("xcit_nano_12_p16_224", 16, image_size=64, pool="avg", proj="linear")
+    return open_clip.timm_model.TimmModel(
+        "xcit_nano_12_p16_224", 16, image_size=64, pool="avg", proj="linear"
+    )
 
 
 def panderm() -> nn.Module:
@@ -108,7 +110,12 @@ def panderm() -> nn.Module:
     return PanDermVisual(64, 16, 32, 2, 2, 64, 16)
 
 
-TOWERS = {"native": (native, 32), "timm": (timm_vit, 64), "panderm": (panderm, 64), "xcit": (xcit, 64)}
+TOWERS = {
+    "native": (native, 32),
+    "timm": (timm_vit, 64),
+    "panderm": (panderm, 64),
+    "xcit": (xcit, 64),
+}
 DROPPING = ("native", "timm", "panderm")
 
 
@@ -244,7 +251,8 @@ def test_teacher__stays_frozen_in_eval_and_out_of_the_state():
 def test_teacher__its_own_normalisation_is_made_up_for():
     # A teacher of another size and normalisation: what it sees of the same pixels is what it would.
     recipe = load_recipe(
-        "phantom", ["masked.teacher=phantom-vit", "model.mean=[0.5, 0.4, 0.3]", "model.std=[0.25, 0.2, 0.3]"]
+        "phantom",
+        ["masked.teacher=phantom-vit", "model.mean=[0.5, 0.4, 0.3]", "model.std=[0.25, 0.2, 0.3]"],
     )
     teacher = make_teacher(recipe, load_model("phantom-vit").release().visual)
     pixels = torch.rand(2, 3, 96, 96)
@@ -258,7 +266,8 @@ def test_teacher__its_own_normalisation_is_made_up_for():
 def test_resize_grid__a_14_px_teacher_gets_196_px():
     torch.manual_seed(0)
     teacher = open_clip.model.CLIP(
-        16, {"image_size": 224, "patch_size": 14, "width": 32, "layers": 1, "head_width": 16},
+        16,
+        {"image_size": 224, "patch_size": 14, "width": 32, "layers": 1, "head_width": 16},
         {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
     ).visual.eval()
     before = teacher.positional_embedding.detach().clone()

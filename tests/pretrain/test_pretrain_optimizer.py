@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dermaudit.pretrain.optimizer import Muon, make_optimizer, orthogonalise
+from dermaudit.pretrain.training.optimizer import Muon, make_optimizer, orthogonalise
 
 
 def seeded(seed: int, *shape: int) -> torch.Tensor:
@@ -68,9 +68,7 @@ def test_what_is_no_matrix_takes_adamws_step():
     torch.manual_seed(0)
     mine = Mixed()
     other = copy.deepcopy(mine)
-    pair = [
-        make_optimizer(kind, [m], 0.01, 0.1) for kind, m in (("muon", mine), ("adamw", other))
-    ]
+    pair = [make_optimizer(kind, [m], 0.01, 0.1) for kind, m in (("muon", mine), ("adamw", other))]
     for step in range(5):
         for module, optimizer in zip((mine, other), pair, strict=True):
             for i, p in enumerate(module.parameters()):
@@ -81,7 +79,9 @@ def test_what_is_no_matrix_takes_adamws_step():
 
 
 def test_muon__takes_linear_layers_and_convolutions_that_mix():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 2))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 2)
+    )
     optimizer = make_optimizer("muon", [net], 0.1, 0.0)
     taken = [p.shape for g in optimizer.param_groups if g["matrices"] for p in g["params"]]
     assert taken == [net[0].weight.shape, net[3].weight.shape]

@@ -16,9 +16,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dermaudit.data import Manifest
-from dermaudit.pretrain.augment import apply_views, draw_views
-from dermaudit.pretrain.contrastive import AspectLoss, aspect_sentences, caption_loss, soft_maximum
-from dermaudit.pretrain.facts import Fact, absent_sentence, caption, corpus, facts_of
+from dermaudit.pretrain.data.augment import apply_views, draw_views
+from dermaudit.pretrain.data.facts import Fact, absent_sentence, caption, corpus, facts_of
+from dermaudit.pretrain.losses.contrastive import (
+    AspectLoss,
+    aspect_sentences,
+    caption_loss,
+    soft_maximum,
+)
 from dermaudit.pretrain.recipe import AugmentPart
 
 # ---- facts and captions
@@ -33,13 +38,22 @@ def manifest(**columns) -> Manifest:
 def test_facts__truth_labels_and_columns():
     facts = facts_of(
         manifest(
-            **{"artifact:ruler": [1.0, 0.0, None], "label": ["mel", None, "nv"],
-               "localization": ["back", "face", None]}
+            **{
+                "artifact:ruler": [1.0, 0.0, None],
+                "label": ["mel", None, "nv"],
+                "localization": ["back", "face", None],
+            }
         ),
         ("localization", "absent_column"),
     )
     by_name = {f.name: f for f in facts}
-    assert set(by_name) == {"ruler", "label=mel", "label=nv", "localization=back", "localization=face"}
+    assert set(by_name) == {
+        "ruler",
+        "label=mel",
+        "label=nv",
+        "localization=back",
+        "localization=face",
+    }
     np.testing.assert_array_equal(by_name["ruler"].values, [1, 0, np.nan])
     np.testing.assert_array_equal(by_name["label=mel"].values, [1, np.nan, 0])
     np.testing.assert_array_equal(by_name["localization=back"].values, [1, 0, np.nan])
@@ -90,14 +104,15 @@ def test_corpus__holds_every_word_a_caption_can_use():
         assert set(text.split()) <= known | {"skin"}
     said, denied = aspect_sentences(facts, random.Random(0))
     assert set(said) | set(denied) <= set(corpus(facts))
-    assert absent_sentence(Fact("label=mel", np.zeros(1), ("melanoma",), ()), random.Random(0)) == "a lesion"
+    assert (
+        absent_sentence(Fact("label=mel", np.zeros(1), ("melanoma",), ()), random.Random(0))
+        == "a lesion"
+    )
 
 
 # ---- views
 
-OFF = AugmentPart(
-    flip=False, rotate=0, scale=(1, 1), shift=0, brightness=0, contrast=0, colour=0
-)
+OFF = AugmentPart(flip=False, rotate=0, scale=(1, 1), shift=0, brightness=0, contrast=0, colour=0)
 
 
 def pictures(n: int = 6, side: int = 16) -> torch.Tensor:
@@ -140,7 +155,9 @@ def test_augment__flips_and_turns_move_pixels_only():
 def test_augment__borders_stay():
     # Rulers live at the border: a shift reflects it, it does not bring in black.
     x = torch.full((4, 3, 16, 16), 200, dtype=torch.uint8)
-    view = augment(x, OFF.model_copy(update={"rotate": 0.4, "shift": 0.2, "scale": (0.8, 1.2)}), generator())
+    view = augment(
+        x, OFF.model_copy(update={"rotate": 0.4, "shift": 0.2, "scale": (0.8, 1.2)}), generator()
+    )
     torch.testing.assert_close(view, torch.full_like(view, 200.0), atol=1e-2, rtol=0)
 
 
@@ -188,12 +205,15 @@ def test_aspect__by_hand():
 def test_aspect__unknown_facts_are_left_out():
     loss = AspectLoss()
     g = generator()
-    images, said, denied = (nn.functional.normalize(torch.randn(n, 8, generator=g), dim=1) for n in (4, 3, 3))
+    images, said, denied = (
+        nn.functional.normalize(torch.randn(n, 8, generator=g), dim=1) for n in (4, 3, 3)
+    )
     truth = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]])
     hidden = truth.clone()
     hidden[:, 1] = math.nan
     torch.testing.assert_close(
-        loss(images, said, denied, hidden), loss(images, said[[0, 2]], denied[[0, 2]], truth[:, [0, 2]])
+        loss(images, said, denied, hidden),
+        loss(images, said[[0, 2]], denied[[0, 2]], truth[:, [0, 2]]),
     )
     images.requires_grad_(True)
     nothing = loss(images, said, denied, torch.full((4, 3), math.nan))
@@ -250,7 +270,9 @@ def test_caption_loss__by_hand(clip):
     a, b = (nn.functional.normalize(torch.randn(5, 16, generator=g), dim=1) for _ in range(2))
     logits = clip.logit_scale.exp() * a @ b.T
     rows = torch.arange(5)
-    expected = (nn.functional.cross_entropy(logits, rows) + nn.functional.cross_entropy(logits.T, rows)) / 2
+    expected = (
+        nn.functional.cross_entropy(logits, rows) + nn.functional.cross_entropy(logits.T, rows)
+    ) / 2
     torch.testing.assert_close(caption_loss("clip", a, b, clip), expected)
     model = copy.deepcopy(clip)
     model.logit_bias = nn.Parameter(torch.tensor(-10.0))

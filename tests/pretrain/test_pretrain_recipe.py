@@ -23,7 +23,12 @@ def path(tmp_path):
 
 
 BUNDLED = (
-    "dermfm-zero", "dermlip-panderm", "dermlip-vit-b-16", "dermoscopy-small", "make", "phantom"
+    "dermfm-zero",
+    "dermlip-panderm",
+    "dermlip-vit-b-16",
+    "dermoscopy-small",
+    "make",
+    "phantom",
 )
 
 
@@ -58,9 +63,16 @@ def test_unknown_recipe__the_nearest_is_offered():
 def test_overrides__keep_their_types(path):
     recipe = load_recipe(
         path,
-        ["batch=8", "masked.epochs=1.5", "masked.teacher=phantom-vit", "augment.flip=false",
-         'contrastive.columns=["localization"]', "augment.scale=[0.5, 1.0]",
-         "model.vision_cfg.layers=3", "name='x y'"],
+        [
+            "batch=8",
+            "masked.epochs=1.5",
+            "masked.teacher=phantom-vit",
+            "augment.flip=false",
+            'contrastive.columns=["localization"]',
+            "augment.scale=[0.5, 1.0]",
+            "model.vision_cfg.layers=3",
+            "name='x y'",
+        ],
     )
     assert recipe.batch == 8 and recipe.masked.epochs == 1.5
     assert recipe.masked.teacher == "phantom-vit" and recipe.augment.flip is False
@@ -86,7 +98,10 @@ def test_overrides__keep_their_types(path):
         ("format_version=2", "format_version"),
         ("accumulate=3", "batch 64 cannot be cut into 3 equal parts"),
         ("contrastive.knowledge.soft=0.5", "contrastive: knowledge.soft needs loss = .make."),
-        ("contrastive.make.lambda=1", "unknown key 'contrastive.make.lambda': did you mean 'lambda_s'?"),
+        (
+            "contrastive.make.lambda=1",
+            "unknown key 'contrastive.make.lambda': did you mean 'lambda_s'?",
+        ),
         ("contrastive.epochs=0", "recipe: masked.epochs and contrastive.epochs are both 0"),
         ("model.init=phantom-vit", "model: init names a whole model"),
     ],

@@ -15,7 +15,14 @@ VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_wid
 
 def native(pool: str) -> nn.Module:
     torch.manual_seed(0)
-    text = {"context_length": 12, "vocab_size": 50, "width": 16, "heads": 2, "layers": 2, "pool_type": pool}
+    text = {
+        "context_length": 12,
+        "vocab_size": 50,
+        "width": 16,
+        "heads": 2,
+        "layers": 2,
+        "pool_type": pool,
+    }
     if pool == "eos":
         text |= {"eos_id": 49, "pad_id": 0}
     return open_clip.model.CLIP(16, VISION, text).eval()
@@ -27,8 +34,13 @@ def hugging_face() -> nn.Module:
     torch.manual_seed(0)
     model = native("eos")
     config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=12, pad_token_id=0,
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        pad_token_id=0,
     )
     text = open_clip.hf_model.HFTextEncoder(
         "bert", 16, config=config, pooler_type="mean_pooler", proj_type="linear", pretrained=False

@@ -15,18 +15,23 @@ from dermaudit.data import BadImage, Manifest, read_image
 from dermaudit.distributed import World
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
-from dermaudit.pretrain.build import build_and_train
-from dermaudit.pretrain.card import licence_of
-from dermaudit.pretrain.probe import embed, measure
 from dermaudit.pretrain.recipe import load_recipe
+from dermaudit.pretrain.training.build import build_and_train
+from dermaudit.pretrain.training.card import licence_of
+from dermaudit.pretrain.training.probe import embed, measure
 from dermaudit.towers import load_model
 
 
 def train(recipe_path, data, out, *overrides, resume=False, **options):
     work = out.with_name(f".{out.name}.training")
     return build_and_train(
-        load_recipe(recipe_path, list(overrides)), Manifest.load(data), out, work,
-        threads=1, resume=resume, **options,
+        load_recipe(recipe_path, list(overrides)),
+        Manifest.load(data),
+        out,
+        work,
+        threads=1,
+        resume=resume,
+        **options,
     )
 
 
@@ -59,8 +64,18 @@ def killed_thrice(cli, tiny_recipe, phantoms, tmp_path_factory):
 
     States are saved every 3 steps (4 an epoch), so that a run goes on inside an epoch too."""
     out = tmp_path_factory.mktemp("checkpoints") / "killed"
-    argv = ["pretrain", tiny_recipe, "--data", phantoms, "--out", out, "--threads", "1",
-            "--set", "checkpoint_every=3"]
+    argv = [
+        "pretrain",
+        tiny_recipe,
+        "--data",
+        phantoms,
+        "--out",
+        out,
+        "--threads",
+        "1",
+        "--set",
+        "checkpoint_every=3",
+    ]
     codes, states = [], []
     kills = (([], "pretrain:1"), (["--resume"], "pretrain-step:10"), (["--resume"], "pretrain:2"))
     for options, failpoint in kills:
@@ -79,7 +94,9 @@ def test_killed_and_resumed__the_same_weights_bit_for_bit(unbroken, killed_thric
     progress = [json.loads(_metadata(s / "state.safetensors")["progress"]) for s in states]
     # The second was killed at step 13 of both stages' 16, five steps into stage 2.
     assert [(p["stage"], p["step"]) for p in progress] == [
-        ("masked", 3), ("contrastive", 4), ("contrastive", 8)
+        ("masked", 3),
+        ("contrastive", 4),
+        ("contrastive", 8),
     ]
     assert_equal_weights(weights_of(unbroken[0]), weights_of(out))
     marks = [(e["stage"], e["step"]) for e in log_of(out)]
@@ -109,7 +126,9 @@ def _metadata(path):
 
 
 @pytest.mark.parametrize("override", ["seed=6", "contrastive.keep=0.5", "masked.mask=0.4"])
-def test_resume__another_recipe_is_refused(killed_thrice, tiny_recipe, phantoms, tmp_path, override):
+def test_resume__another_recipe_is_refused(
+    killed_thrice, tiny_recipe, phantoms, tmp_path, override
+):
     shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
     name = override.split("=")[0]
     with pytest.raises(
@@ -121,7 +140,9 @@ def test_resume__another_recipe_is_refused(killed_thrice, tiny_recipe, phantoms,
 
 def test_resume__with_a_lower_learning_rate(killed_thrice, tiny_recipe, phantoms, tmp_path):
     shutil.copytree(killed_thrice[2][1], tmp_path / ".out.training")
-    train(tiny_recipe, phantoms, tmp_path / "out", "contrastive.lr=1e-5", "clip_norm=0.5", resume=True)
+    train(
+        tiny_recipe, phantoms, tmp_path / "out", "contrastive.lr=1e-5", "clip_norm=0.5", resume=True
+    )
     assert log_of(tmp_path / "out")[-1]["lr"] < 1e-5
 
 
@@ -133,7 +154,9 @@ def test_resume__a_log_line_that_a_kill_cut(killed_thrice, tiny_recipe, phantoms
     assert [e["step"] for e in log_of(tmp_path / "out")][-2:] == [4, 8]
 
 
-def test_resume__another_number_of_processes_is_refused(killed_thrice, tiny_recipe, phantoms, tmp_path):
+def test_resume__another_number_of_processes_is_refused(
+    killed_thrice, tiny_recipe, phantoms, tmp_path
+):
     shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
     with pytest.raises(ForeignArtifactError, match="by 1 processes, this is a run of 2") as no:
         train(tiny_recipe, phantoms, tmp_path / "out", resume=True, world=World(0, 2))
@@ -150,7 +173,9 @@ def test_resume__a_state_that_is_cut_off(killed_thrice, tiny_recipe, phantoms, t
 
 
 def test_batch_that_cannot_be_shared(tiny_recipe, phantoms, tmp_path):
-    with pytest.raises(UserInputError, match="part of a batch of 16 cannot be shared equally by 3 processes"):
+    with pytest.raises(
+        UserInputError, match="part of a batch of 16 cannot be shared equally by 3 processes"
+    ):
         train(tiny_recipe, phantoms, tmp_path / "out", world=World(0, 3))
 
 
@@ -174,14 +199,27 @@ def test_streamed__a_broken_image_is_counted_not_fatal(tiny_recipe, phantoms, tm
 def test_shards__train_and_a_lost_one_is_left_out(cli, tiny_recipe, sound, tmp_path):
     shards = tmp_path / "shards"
     assert cli("data", "shard", sound, "--out", shards, "--per-shard", "20").rc == 0
-    argv = ["pretrain", tiny_recipe, "--data", shards, "--threads", "2", "--json",
-            "--set", "masked.epochs=0", "--set", "contrastive.epochs=1"]
+    argv = [
+        "pretrain",
+        tiny_recipe,
+        "--data",
+        shards,
+        "--threads",
+        "2",
+        "--json",
+        "--set",
+        "masked.epochs=0",
+        "--set",
+        "contrastive.epochs=1",
+    ]
     done = cli(*argv, "--out", tmp_path / "a", "--test", sound, timeout=300)
     assert done.rc == 0, done.stderr
     assert done.json()["n_train"] == 74
     hashes = json.loads((tmp_path / "a" / "training_images.json").read_text())["sha256"]
     manifest = Manifest.load(sound)
-    train_paths = [p for p, s in zip(manifest.paths(), manifest.splits, strict=True) if s == "train"]
+    train_paths = [
+        p for p, s in zip(manifest.paths(), manifest.splits, strict=True) if s == "train"
+    ]
     assert set(hashes) == {sha256_file(path)[: len(hashes[0])] for path in train_paths}
     tar = shards / "shard-000002.tar"
     tar.write_bytes(tar.read_bytes()[:5000])
@@ -201,14 +239,16 @@ def test_starts_from_a_model__with_its_tokenizer_and_a_frozen_teacher(
     recipe = tmp_path / "next.toml"
     recipe.write_text(
         head.replace('"tiny"', '"next"')
-        + f'[model]\ninit = "local-dir:{unbroken[0]}"\n[masked]' + tail.split("[masked]")[1]
+        + f'[model]\ninit = "local-dir:{unbroken[0]}"\n[masked]'
+        + tail.split("[masked]")[1]
     )
     teacher = f"masked.teacher='local-dir:{unbroken[0]}'"
     train(recipe, sound, tmp_path / "o", teacher, "contrastive.epochs=1")
     tower = load_model(f"local-dir:{tmp_path / 'o'}")
-    assert tower.tokenize(["a ruler"]).tolist() == load_model(f"local-dir:{unbroken[0]}").tokenize(
-        ["a ruler"]
-    ).tolist()
+    assert (
+        tower.tokenize(["a ruler"]).tolist()
+        == load_model(f"local-dir:{unbroken[0]}").tokenize(["a ruler"]).tolist()
+    )
     assert not torch.equal(
         weights_of(tmp_path / "o")["visual.conv1.weight"],
         weights_of(unbroken[0])["visual.conv1.weight"],
@@ -222,14 +262,23 @@ def test_stage_1_alone__and_stage_2_from_its_image_tower(tiny_recipe, sound, tmp
     one = tmp_path / "one"
     build_and_train(
         load_recipe(tiny_recipe, ["contrastive.epochs=0"]),
-        Manifest(bare, manifest.root, manifest.path), one, tmp_path / "w", threads=1, resume=False,
+        Manifest(bare, manifest.root, manifest.path),
+        one,
+        tmp_path / "w",
+        threads=1,
+        resume=False,
     )
     assert [e["stage"] for e in log_of(one)] == ["masked", "masked"]
     assert "The text tower was not trained" in (one / "README.md").read_text()
     weights = f"model.vision_init='{one}/open_clip_model.safetensors'"
     # A learning rate of nothing shows what stage 2 started from.
     train(
-        tiny_recipe, sound, tmp_path / "two", weights, "masked.epochs=0", "contrastive.lr=1e-12",
+        tiny_recipe,
+        sound,
+        tmp_path / "two",
+        weights,
+        "masked.epochs=0",
+        "contrastive.lr=1e-12",
         "weight_decay=0",
     )
     first, second = weights_of(one), weights_of(tmp_path / "two")
@@ -238,17 +287,25 @@ def test_stage_1_alone__and_stage_2_from_its_image_tower(tiny_recipe, sound, tmp
     assert not torch.allclose(first["token_embedding.weight"].float().std(), torch.zeros(()))
     fresh = tmp_path / "fresh"
     train(tiny_recipe, sound, fresh, "masked.epochs=0", "contrastive.lr=1e-12", "weight_decay=0")
-    assert not torch.allclose(weights_of(fresh)[visual[0]].float(), first[visual[0]].float(), atol=1e-3)
+    assert not torch.allclose(
+        weights_of(fresh)[visual[0]].float(), first[visual[0]].float(), atol=1e-3
+    )
 
 
 def test_stage_1__sees_images_without_a_caption_too(tiny_recipe, sound, tmp_path, capsys):
     manifest = Manifest.load(sound)
     captions = [c if i % 2 else None for i, c in enumerate(manifest.column("caption"))]
     place = manifest.table.column_names.index("caption")
-    half = Manifest(manifest.table.set_column(place, "caption", [captions]), manifest.root, manifest.path)
+    half = Manifest(
+        manifest.table.set_column(place, "caption", [captions]), manifest.root, manifest.path
+    )
     build_and_train(
-        load_recipe(tiny_recipe, ["contrastive.captions=columns", "contrastive.local_weight=0"]), half,
-        tmp_path / "o", tmp_path / "w", threads=1, resume=False,
+        load_recipe(tiny_recipe, ["contrastive.captions=columns", "contrastive.local_weight=0"]),
+        half,
+        tmp_path / "o",
+        tmp_path / "w",
+        threads=1,
+        resume=False,
     )
     steps = {e["stage"]: e["step"] for e in log_of(tmp_path / "o")}
     assert steps["masked"] == 8 and steps["contrastive"] < 6  # 74 images, and about half of them
@@ -259,10 +316,17 @@ def test_captions_of_the_manifest__with_make_and_soft_targets(tiny_recipe, sound
     tree = {"Melanocytic": {"Melanoma, mel": {}, "nv": {}}, "Keratinocytic": {"bkl": {}, "bcc": {}}}
     (tmp_path / "tree.json").write_text(json.dumps(tree))
     said = train(
-        tiny_recipe, sound, tmp_path / "o", "masked.epochs=0", "contrastive.loss=make",
-        "contrastive.captions=columns", "contrastive.make.subcaptions=3",
-        "contrastive.knowledge.soft=0.5", f"contrastive.knowledge.ontology='{tmp_path}/tree.json'",
-        "contrastive.local_weight=0", "contrastive.aspect_weight=0",
+        tiny_recipe,
+        sound,
+        tmp_path / "o",
+        "masked.epochs=0",
+        "contrastive.loss=make",
+        "contrastive.captions=columns",
+        "contrastive.make.subcaptions=3",
+        "contrastive.knowledge.soft=0.5",
+        f"contrastive.knowledge.ontology='{tmp_path}/tree.json'",
+        "contrastive.local_weight=0",
+        "contrastive.aspect_weight=0",
     )
     assert said["n_train"] == 74
     log = log_of(tmp_path / "o")
@@ -278,7 +342,9 @@ def test_knowledge_encoder__teaches_and_must_have_the_width(unbroken, tiny_recip
 
 
 def test_another_seed__other_weights(unbroken, tiny_recipe, phantoms, tmp_path):
-    train(tiny_recipe, phantoms, tmp_path / "o", "seed=6", "masked.epochs=0", "contrastive.epochs=1")
+    train(
+        tiny_recipe, phantoms, tmp_path / "o", "seed=6", "masked.epochs=0", "contrastive.epochs=1"
+    )
     one, other = (
         load_file(f / "open_clip_model.safetensors") for f in (unbroken[0], tmp_path / "o")
     )
@@ -312,7 +378,10 @@ def test_stock_open_clip__opens_it(unbroken, phantoms):
     tower = load_model(f"local-dir:{out}")
     texts = ["a dermoscopic image of melanoma", "no ruler"]
     with torch.no_grad():
-        ours, theirs = tower.encode_text(texts), model.eval().encode_text(tokenize(texts), normalize=True)
+        ours, theirs = (
+            tower.encode_text(texts),
+            model.eval().encode_text(tokenize(texts), normalize=True),
+        )
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
         manifest = Manifest.load(phantoms)
         from PIL import Image
@@ -337,7 +406,9 @@ def test_card__names_the_recipe_and_how_to_reproduce(unbroken):
 
 def test_card__says_what_was_overridden(tiny_recipe, sound, tmp_path):
     given = ["tiny.toml", "--set", "model.mean=[0.5, 0.5, 0.5]"]
-    train(tiny_recipe, sound, tmp_path / "o", "masked.epochs=0", "contrastive.epochs=0.3", given=given)
+    train(
+        tiny_recipe, sound, tmp_path / "o", "masked.epochs=0", "contrastive.epochs=0.3", given=given
+    )
     card = (tmp_path / "o" / "README.md").read_text()
     assert "pretrain tiny.toml --set 'model.mean=[0.5, 0.5, 0.5]' --data DATA" in card
     assert "No label has enough test images" in card
@@ -346,9 +417,13 @@ def test_card__says_what_was_overridden(tiny_recipe, sound, tmp_path):
 @pytest.mark.parametrize(
     ("images", "weights"),
     [
-        (["CC0-1.0"], "apache-2.0"), (["cc-by-nc-4.0", "CC0-1.0"], "cc-by-nc-4.0"),
-        (["CC-BY-4.0", "CC BY-NC-ND 4.0"], "cc-by-nc-nd-4.0"), (["CC-BY-NC"], "cc-by-nc-4.0"),
-        (["CC0-1.0", "unknown"], "other"), ([], "other"), (["CC-BY-SA-4.0"], "cc-by-sa-4.0"),
+        (["CC0-1.0"], "apache-2.0"),
+        (["cc-by-nc-4.0", "CC0-1.0"], "cc-by-nc-4.0"),
+        (["CC-BY-4.0", "CC BY-NC-ND 4.0"], "cc-by-nc-nd-4.0"),
+        (["CC-BY-NC"], "cc-by-nc-4.0"),
+        (["CC0-1.0", "unknown"], "other"),
+        ([], "other"),
+        (["CC-BY-SA-4.0"], "cc-by-sa-4.0"),
     ],
 )
 def test_card__the_strictest_licence(images, weights):
@@ -369,12 +444,16 @@ def test_leak__is_refused_before_training(tiny_recipe, sound, tmp_path):
     first = {s: manifest.splits.index(s) for s in ("train", "test")}
     names = manifest.column("image")
     shutil.copy(sound / names[first["train"]], root / names[first["test"]])
-    with pytest.raises(UserInputError, match="in the test split, and a train image of .* is the same file"):
+    with pytest.raises(
+        UserInputError, match="in the test split, and a train image of .* is the same file"
+    ):
         train(tiny_recipe, root, tmp_path / "o")
     assert not (tmp_path / ".o.training" / "state.safetensors").exists()
 
 
-def test_unfinished_training__is_not_thrown_away(cli, killed_thrice, tiny_recipe, phantoms, tmp_path):
+def test_unfinished_training__is_not_thrown_away(
+    cli, killed_thrice, tiny_recipe, phantoms, tmp_path
+):
     shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
     argv = ["pretrain", tiny_recipe, "--data", phantoms, "--out", tmp_path / "out", "--json"]
     done = cli(*argv)
@@ -414,8 +493,10 @@ def test_dry_run__says_what_would_be_done(main, tiny_recipe, sound, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--threads", "0"], "--threads"), (["--device", "banana"], "--device banana is no device"),
-        (["--out", "/proc/x/y"], "cannot be made"), (["--set", "contrastive.lr=-1"], "contrastive.lr"),
+        (["--threads", "0"], "--threads"),
+        (["--device", "banana"], "--device banana is no device"),
+        (["--out", "/proc/x/y"], "cannot be made"),
+        (["--set", "contrastive.lr=-1"], "contrastive.lr"),
         (["--set", "seed=1000000000000000000000000"], "seed"),
         (["--set", "contrastive.epochs=inf"], "contrastive.epochs"),
         (["--set", "model.std=[0,0,0]"], "std must be above 0"),
@@ -462,11 +543,18 @@ def test_no_captions(tiny_recipe, phantoms, tmp_path):
     bare = [c for c in manifest.table.column_names if c in ("image", "image_id", "group", "split")]
     silent = Manifest(manifest.table.select(bare), manifest.root, manifest.path)
     with pytest.raises(EvidenceError, match="says nothing about its images"):
-        build_and_train(load_recipe(tiny_recipe), silent, tmp_path / "o", tmp_path / "w", threads=1, resume=False)
+        build_and_train(
+            load_recipe(tiny_recipe),
+            silent,
+            tmp_path / "o",
+            tmp_path / "w",
+            threads=1,
+            resume=False,
+        )
 
 
 def test_loss_that_is_not_finite(tiny_recipe, phantoms, tmp_path, monkeypatch):
-    from dermaudit.pretrain import stages
+    from dermaudit.pretrain.training import stages
 
     monkeypatch.setattr(stages, "caption_loss", lambda kind, a, b, m, g: (a * np.nan).sum())
     with pytest.raises(EvidenceError, match="contrastive: the loss is not finite at step 0"):

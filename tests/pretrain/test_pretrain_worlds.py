@@ -7,24 +7,36 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-MODEL = {
-    "embed_dim": 16, "vision_cfg": {"image_size": 32}, "text_cfg": {"context_length": 12}
-}
+MODEL = {"embed_dim": 16, "vision_cfg": {"image_size": 32}, "text_cfg": {"context_length": 12}}
 # 61 images in batches of 12: five steps an epoch, and one image left over each time.
 COMMON = {
-    "name": "equal", "seed": 3, "batch": 12, "warmup": 2, "weight_ema": 0.5, "model": MODEL,
+    "name": "equal",
+    "seed": 3,
+    "batch": 12,
+    "warmup": 2,
+    "weight_ema": 0.5,
+    "model": MODEL,
     "augment": {"crop": [0.4, 1.0], "grayscale": 0.2, "jitter_p": 0.8},
 }
 KINDS = {
     "clip": {"contrastive": {"epochs": 4, "loss": "clip", "local_weight": 0.5}},
-    "clip-full": {"contrastive": {"epochs": 4, "loss": "clip", "gather": "full", "aspect_weight": 0}},
+    "clip-full": {
+        "contrastive": {"epochs": 4, "loss": "clip", "gather": "full", "aspect_weight": 0}
+    },
     "siglip": {"contrastive": {"epochs": 4, "loss": "siglip"}},
     "make": {"contrastive": {"epochs": 4, "loss": "make", "make": {"subcaptions": 3}}},
     "make-code": {
         "contrastive": {
-            "epochs": 4, "loss": "make", "aspect_weight": 0,
-            "make": {"denominator": "all", "alignment": "image_to_text", "weights": "softmax",
-                     "mask_positives": True, "sigma": 0.0},
+            "epochs": 4,
+            "loss": "make",
+            "aspect_weight": 0,
+            "make": {
+                "denominator": "all",
+                "alignment": "image_to_text",
+                "weights": "softmax",
+                "mask_positives": True,
+                "sigma": 0.0,
+            },
         }
     },
     "masked-muon": {"masked": {"epochs": 4}, "optimizer": "muon", "contrastive": {"epochs": 0.2}},
@@ -45,7 +57,12 @@ def run(run_python, folder, processes, kinds, dtype="float64"):
     argv = ["tests/pretrain/equal_world.py", folder, dtype]
     if processes > 1:
         argv = [
-            "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *argv
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            *argv,
         ]
     done = run_python(*argv, timeout=600)
     assert done.rc == 0, done.stderr[-3000:]
@@ -79,8 +96,10 @@ def test_in_float32__two_processes_are_one_but_for_rounding(run_python, tmp_path
     for kind in kinds:
         (weights, losses), (theirs, their_losses) = one[kind], two[kind]
         distance = max(float((weights[k] - theirs[k]).abs().max()) for k in weights)
-        print(f"{kind}: losses {max(abs(a - b) for a, b in zip(losses, their_losses, strict=True)):.1e}, "
-              f"weights {distance:.1e}")
+        print(
+            f"{kind}: losses {max(abs(a - b) for a, b in zip(losses, their_losses, strict=True)):.1e}, "
+            f"weights {distance:.1e}"
+        )
         assert their_losses == pytest.approx(losses, abs=5e-6)
         assert distance < 5e-5  # Adam moves a weight by lr whatever the gradient's size
 
@@ -104,8 +123,20 @@ def test_gradient_checkpointing__changes_nothing(worlds):
 @pytest.mark.slow
 def test_command__two_processes_write_one_checkpoint(run_python, tiny_recipe, sound, tmp_path):
     """The command under torchrun: killed, resumed, and refused to one process alone."""
-    argv = ["-m", "dermaudit", "pretrain", tiny_recipe, "--data", sound, "--threads", "1", "--out",
-            tmp_path / "out", "--set", "masked.epochs=0"]
+    argv = [
+        "-m",
+        "dermaudit",
+        "pretrain",
+        tiny_recipe,
+        "--data",
+        sound,
+        "--threads",
+        "1",
+        "--out",
+        tmp_path / "out",
+        "--set",
+        "masked.epochs=0",
+    ]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *argv]
     killed = run_python(*launch, env={"DERMAUDIT_FAILPOINT": "pretrain:1"}, timeout=300)
     assert killed.rc != 0 and not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ def rows():
 
 @pytest.fixture(scope="session")
 def recipe():
-    from dermaudit.sae.train import SAERecipe
+    from dermaudit.sae.training.loop import SAERecipe
 
     return SAERecipe(d_sae=64, k=4.0, samples=100_000, batch=256, lr=5e-3)
 

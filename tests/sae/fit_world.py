@@ -17,15 +17,22 @@ from sae_rows import planted
 from safetensors.torch import save_file
 
 from dermaudit.distributed import World, join_world
-from dermaudit.sae.kernels import cpu, plain
-from dermaudit.sae.recipe import SAERecipe
-from dermaudit.sae.rows import Rows
-from dermaudit.sae.train import Fitted, Order, fit_saes
+from dermaudit.sae.store.rows import Rows
+from dermaudit.sae.training.kernels import cpu, plain
+from dermaudit.sae.training.loop import Fitted, Order, fit_saes
+from dermaudit.sae.training.recipe import SAERecipe
 
 N = 501  # rows: not a multiple of anything
 #: name → (recipes of one pass, bytes of memory). 501 rows of 24: 48 kB; 20,000 bytes is in chunks.
 COMMON = {
-    "d_sae": 48, "k": 4.0, "batch": 64, "samples": 3200, "checks": 5, "lr": 3e-3, "dead_window": 100, "seed": 3,
+    "d_sae": 48,
+    "k": 4.0,
+    "batch": 64,
+    "samples": 3200,
+    "checks": 5,
+    "lr": 3e-3,
+    "dead_window": 100,
+    "seed": 3,
     "order_seed": 5,
 }
 KINDS: dict[str, tuple[list[dict], int]] = {
@@ -41,8 +48,12 @@ KINDS: dict[str, tuple[list[dict], int]] = {
         [
             {"architecture": "jumprelu"},
             {
-                "architecture": "relu_l1", "l1_coefficient": 8.0, "penalty_warmup": 0.0, "lr": 2e-2,
-                "resample_every": 380, "d_sae": 96,
+                "architecture": "relu_l1",
+                "l1_coefficient": 8.0,
+                "penalty_warmup": 0.0,
+                "lr": 2e-2,
+                "resample_every": 380,
+                "d_sae": 96,
             },
         ],
         1 << 20,
@@ -54,14 +65,16 @@ def recipes(kind: str) -> list[SAERecipe]:
     return [SAERecipe(**{**COMMON, **own}) for own in KINDS[kind][0]]
 
 
-def fit(
-    kind: str, folder: Path | None, only: SAERecipe | None = None, **order
-) -> list[Fitted]:
+def fit(kind: str, folder: Path | None, only: SAERecipe | None = None, **order) -> list[Fitted]:
     """The fits of one kind, or one recipe under its conditions; everything follows from the seeds."""
     rows = planted(N, 0)
     rows[[7, 300]] = np.nan
     return fit_saes(
-        Rows.of(rows), planted(100, 1), [only] if only else recipes(kind), site="s", model_name="toy",
+        Rows.of(rows),
+        planted(100, 1),
+        [only] if only else recipes(kind),
+        site="s",
+        model_name="toy",
         order=Order(folder=folder, memory=KINDS[kind][1], **order),
     )
 
@@ -73,8 +86,12 @@ def batches() -> dict[str, tuple[torch.Tensor, int]]:
     whole = torch.randint(-2, 3, (60, 24), generator=g).double()
     one_sided = rows * torch.linspace(100, 0.01, 60, dtype=torch.float64)[:, None]
     return {
-        "rows": (rows, 240), "fraction": (rows, 37), "ties": (whole, 500), "all ties": (torch.ones_like(whole), 100),
-        "one-sided": (one_sided, 240), "fewer": (-whole.abs(), 10_000),
+        "rows": (rows, 240),
+        "fraction": (rows, 37),
+        "ties": (whole, 500),
+        "all ties": (torch.ones_like(whole), 100),
+        "one-sided": (one_sided, 240),
+        "fewer": (-whole.abs(), 10_000),
     }
 
 
@@ -107,7 +124,10 @@ def main(folder: Path, dtype: torch.dtype) -> None:
             if world.leads:
                 for i, one in enumerate(found):
                     one.sae.save(folder / f"{kind}-{i}")
-                said = {"log": [one.log for one in found], "summary": [one.summary for one in found]}
+                said = {
+                    "log": [one.log for one in found],
+                    "summary": [one.summary for one in found],
+                }
                 (folder / f"{kind}.json").write_text(json.dumps(said))
 
 

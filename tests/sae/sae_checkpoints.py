@@ -45,7 +45,10 @@ def dncbm_state(w: Weights, components: int = 1) -> OrderedDict:
 
 def linear(w: Weights, **more) -> dict[str, torch.Tensor]:
     return {
-        "encoder.weight": w.We, "encoder.bias": w.be, "decoder.weight": w.Wd.T.contiguous(), **more,
+        "encoder.weight": w.We,
+        "encoder.bias": w.be,
+        "decoder.weight": w.Wd.T.contiguous(),
+        **more,
     }
 
 
@@ -65,8 +68,16 @@ def write_sparsify(folder: Path, w: Weights, dtype=torch.float32, **cfg) -> Path
     state = {"encoder.weight": w.We, "encoder.bias": w.be, "W_dec": w.Wd, "b_dec": w.bd}
     save_file({n: t.to(dtype).contiguous() for n, t in state.items()}, folder / "sae.safetensors")
     cfg = {
-        "activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "num_latents": H,
-        "k": K, "multi_topk": False, "skip_connection": False, "transcode": False, "d_in": D, **cfg,
+        "activation": "topk",
+        "expansion_factor": 32,
+        "normalize_decoder": True,
+        "num_latents": H,
+        "k": K,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": D,
+        **cfg,
     }
     (folder / "cfg.json").write_text(json.dumps(cfg))
     return folder
@@ -85,7 +96,11 @@ FLAT = {"d_vit": D, "exp_factor": 2, "sparsity_coeff": 4e-4, "n_reinit_samples":
 
 def header(cls: str, schema: int = 5, **params) -> dict:
     activation = {"cls": cls, "params": {**params, "sparsity": {"cls": "NoSparsity", "params": {}}}}
-    return {"schema": schema, "cfg": {"d_model": D, "d_sae": H, "activation": activation}, "lib": "1"}
+    return {
+        "schema": schema,
+        "cfg": {"d_model": D, "d_sae": H, "activation": activation},
+        "lib": "1",
+    }
 
 
 def overcomplete_state(w: Weights, **more) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dermaudit.sae import ThresholdSAE
-from dermaudit.sae.model import ReLUSAE, TopKSAE
+from dermaudit.sae.inference.model import ReLUSAE, TopKSAE
 
 
 def planted(n: int, seed: int = 0, d: int = 24, h: int = 40) -> np.ndarray:

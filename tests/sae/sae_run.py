@@ -9,7 +9,7 @@ import pyarrow as pa
 from sae_rows import planted
 
 from dermaudit.files import write_parquet
-from dermaudit.rundir import Run
+from dermaudit.run.directory import Run
 from dermaudit.sae import ActivationStore
 
 POOLED, PATCHES = "visual.pooled", "visual.blocks.1.hook_resid_post"
@@ -23,8 +23,10 @@ def write_run(path: Path, n: int = 600, bad: tuple[int, ...] = (), sites=(POOLED
     groups = np.arange(n) // 3
     splits = np.array(["train"] * 7 + ["val"] + ["test"] * 2, dtype=object)[groups % 10]
     table = {
-        "image": [f"{i}.png" for i in range(n)], "image_id": [f"ISIC_{i}" for i in range(n)],
-        "group": [f"g{g}" for g in groups], "split": list(splits),
+        "image": [f"{i}.png" for i in range(n)],
+        "image_id": [f"ISIC_{i}" for i in range(n)],
+        "group": [f"g{g}" for g in groups],
+        "split": list(splits),
     }
     write_parquet(run.file("images.parquet"), pa.table(table))
     run.record("images", {}, [run.file("images.parquet")])

@@ -11,26 +11,23 @@ import torch
 from sae_rows import planted
 
 from dermaudit.errors import UserInputError
-from dermaudit.sae.architectures import (
-    build,
-    dense_step,
-    held_out_sums,
-    learning_rate,
-)
-from dermaudit.sae.architectures import step as train_step
-from dermaudit.sae.calibrate import fold
-from dermaudit.sae.metrics import held_out_metrics
-from dermaudit.sae.model import ThresholdSAE, load_sae
-from dermaudit.sae.recipe import ARCHITECTURES, TOPK_FAMILY, SAERecipe, dermfm_zero
-from dermaudit.sae.resample import resample
-from dermaudit.sae.rows import Rows
-from dermaudit.sae.train import fit_sae, fit_saes
+from dermaudit.sae.evaluation import held_out_metrics
+from dermaudit.sae.inference.model import ThresholdSAE, load_sae
+from dermaudit.sae.store.rows import Rows
+from dermaudit.sae.training.architectures import build, dense_step, held_out_sums, learning_rate
+from dermaudit.sae.training.architectures import step as train_step
+from dermaudit.sae.training.calibrate import fold
+from dermaudit.sae.training.loop import fit_sae, fit_saes
+from dermaudit.sae.training.recipe import ARCHITECTURES, TOPK_FAMILY, SAERecipe, dermfm_zero
+from dermaudit.sae.training.resample import resample
 
 BASE = SAERecipe(d_sae=48, k=4, samples=40_000, batch=200, lr=5e-3, dead_window=2000)
 KINDS = {
     **{name: dataclasses.replace(BASE, architecture=name) for name in ARCHITECTURES},
     "topk-as-topk": dataclasses.replace(BASE, architecture="topk", export="topk"),
-    "relu_l1-as-published": SAERecipe(**{**dermfm_zero(24), "d_sae": 48, "epochs": 30.0, "batch": 200}),
+    "relu_l1-as-published": SAERecipe(
+        **{**dermfm_zero(24), "d_sae": 48, "epochs": 30.0, "batch": 200}
+    ),
 }
 
 
@@ -38,7 +35,11 @@ KINDS = {
 def fits(rows):
     torch.set_num_threads(1)
     found = fit_saes(
-        Rows.of(rows["train"]), rows["val"], list(KINDS.values()), site="visual.pooled", model_name="toy"
+        Rows.of(rows["train"]),
+        rows["val"],
+        list(KINDS.values()),
+        site="visual.pooled",
+        model_name="toy",
     )
     return dict(zip(KINDS, found, strict=True))
 
@@ -50,7 +51,9 @@ def test_sae_lens__opens_it_and_gives_the_same_codes(fits, rows, tmp_path, kind)
     sae = fits[kind].sae
     sae.save(tmp_path)
     stock = SAE.load_from_disk(tmp_path)
-    on_disk = {"topk-as-topk": "topk"} | {name: "standard" for name in KINDS if name.startswith("relu")}
+    on_disk = {"topk-as-topk": "topk"} | {
+        name: "standard" for name in KINDS if name.startswith("relu")
+    }
     assert stock.cfg.architecture() == on_disk.get(kind, "jumprelu")
     assert stock.cfg.metadata.hook_name == "visual.pooled"
     x = torch.from_numpy(rows["test"])
@@ -83,7 +86,9 @@ def test_jumprelu__thresholds_are_shifted_to_k_or_left_alone(rows, monkeypatch):
     far = dataclasses.replace(BASE, architecture="jumprelu", samples=8000, l0_coefficient=0.3)
     step = dataclasses.replace(far, l0_penalty="step")
     learned = []
-    monkeypatch.setattr("dermaudit.sae.train.fold", lambda *a: learned.append(fold(*a)) or fold(*a))
+    monkeypatch.setattr(
+        "dermaudit.sae.training.loop.fold", lambda *a: learned.append(fold(*a)) or fold(*a)
+    )
     both = [
         fit_saes(Rows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t")[0].sae
         for recipe in (far, step)
@@ -138,9 +143,13 @@ def test_step__sparse_or_dense_is_sae_lens_own(architecture):
         sides.append((taken, {name: p.grad for name, p in sae.named_parameters()}))
     (ours, grads), (theirs, expected) = sides
     assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
-    assert torch.equal(ours.fired, theirs.fired) and float(ours.l0) == pytest.approx(float(theirs.l0))
+    assert torch.equal(ours.fired, theirs.fired) and float(ours.l0) == pytest.approx(
+        float(theirs.l0)
+    )
     for name, grad in expected.items():
-        torch.testing.assert_close(grads[name], grad, atol=1e-5 * float(grad.abs().max()), rtol=1e-4)
+        torch.testing.assert_close(
+            grads[name], grad, atol=1e-5 * float(grad.abs().max()), rtol=1e-4
+        )
 
 
 def test_build__the_seed_alone_decides_and_torch_is_left_alone():
@@ -148,7 +157,12 @@ def test_build__the_seed_alone_decides_and_torch_is_left_alone():
     before = torch.random.get_rng_state()
     mean = torch.ones(24)
     first, again, other = (
-        build(dataclasses.replace(BASE, seed=seed), mean, dtype=torch.float32, device=torch.device("cpu"))
+        build(
+            dataclasses.replace(BASE, seed=seed),
+            mean,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
         for seed in (1, 1, 2)
     )
     assert torch.equal(first.W_enc, again.W_enc) and not torch.equal(first.W_enc, other.W_enc)
@@ -161,7 +175,9 @@ def test_relu_l1__decoder_stays_unit_in_training(rows):
     recipe = KINDS["relu_l1"]
     sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(48))
-    dense_step(sae, torch.from_numpy(rows["train"][:200]) * 5, torch.zeros(48, dtype=torch.bool)).loss.backward()
+    dense_step(
+        sae, torch.from_numpy(rows["train"][:200]) * 5, torch.zeros(48, dtype=torch.bool)
+    ).loss.backward()
     sae.remove_radial_gradient()
     along = (sae.W_dec.grad * sae.W_dec).sum(1)
     assert along.abs().max() < 1e-5 * sae.W_dec.grad.abs().max()
@@ -186,13 +202,20 @@ def test_penalty__warms_up():
     recipe = dataclasses.replace(KINDS["relu_l1"], penalty_warmup=0.5)
     sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
     x, dead = torch.from_numpy(planted(40)), torch.zeros(48, dtype=torch.bool)
-    at = [float(train_step(sae, recipe, x, dead, share).losses["l1_loss"]) for share in (0.0, 0.25, 0.5, 1.0)]
-    assert at[0] == 0 and at[1] == pytest.approx(at[3] / 2, rel=1e-5) and at[2] == pytest.approx(at[3])
+    at = [
+        float(train_step(sae, recipe, x, dead, share).losses["l1_loss"])
+        for share in (0.0, 0.25, 0.5, 1.0)
+    ]
+    assert (
+        at[0] == 0 and at[1] == pytest.approx(at[3] / 2, rel=1e-5) and at[2] == pytest.approx(at[3])
+    )
 
 
 def test_early_stop__of_a_penalty_goes_by_the_whole_objective(rows):
     """By the reconstruction alone the first, dense SAE would be kept: the penalty only makes it worse."""
-    recipe = dataclasses.replace(BASE, architecture="relu_l1", l1_coefficient=4.0, penalty_warmup=1.0, lr=1e-2)
+    recipe = dataclasses.replace(
+        BASE, architecture="relu_l1", l1_coefficient=4.0, penalty_warmup=1.0, lr=1e-2
+    )
     fitted = fit_saes(Rows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t")[0]
     checks = [line for line in fitted.log if "held_fvu" in line]
     assert min(checks, key=lambda line: line["held_fvu"])["step"] < fitted.summary["best_step"]
@@ -202,7 +225,12 @@ def test_early_stop__of_a_penalty_goes_by_the_whole_objective(rows):
 def test_learning_rate__by_hand():
     recipe = dataclasses.replace(BASE, lr=1.0, warmup=0.1, decay="linear")
     assert [round(learning_rate(recipe, at, 100), 6) for at in (0, 4, 9, 10, 55, 99)] == [
-        0.1, 0.5, 1.0, 1.0, 0.5, round(1 / 90, 6),
+        0.1,
+        0.5,
+        1.0,
+        1.0,
+        0.5,
+        round(1 / 90, 6),
     ]
     flat = dataclasses.replace(recipe, decay="none", warmup=0.0)
     assert {learning_rate(flat, at, 100) for at in range(100)} == {1.0}
@@ -243,8 +271,12 @@ def test_resample__by_hand():
         axis = parameter.ndim - 1 if name == "W_enc" else 0
         assert not moment.index_select(axis, torch.tensor([3, 40])).any()
         alive = (~dead).nonzero()[:, 0]
-        assert torch.equal(moment.index_select(axis, alive), moments[name].index_select(axis, alive))
-        assert torch.equal(parameter.index_select(axis, alive), before[name].index_select(axis, alive))
+        assert torch.equal(
+            moment.index_select(axis, alive), moments[name].index_select(axis, alive)
+        )
+        assert torch.equal(
+            parameter.index_select(axis, alive), before[name].index_select(axis, alive)
+        )
 
 
 def test_resample__nothing_dead_or_nothing_alive():
@@ -260,7 +292,13 @@ def test_resample__nothing_dead_or_nothing_alive():
 def test_resample__fewer_are_dead_at_the_end(rows):
     """A penalty that kills most latents: begun anew, more of them live."""
     recipe = dataclasses.replace(
-        BASE, architecture="relu_l1", d_sae=96, l1_coefficient=3.0, lr=2e-2, penalty_warmup=0.0, patience=99
+        BASE,
+        architecture="relu_l1",
+        d_sae=96,
+        l1_coefficient=3.0,
+        lr=2e-2,
+        penalty_warmup=0.0,
+        patience=99,
     )
     ends = []
     for every in (0, 4000):
@@ -274,7 +312,7 @@ def test_resample__fewer_are_dead_at_the_end(rows):
 
 
 def test_bad_rows__left_out_and_named_or_fatal(rows, capsys):
-    from dermaudit.sae.train import Order
+    from dermaudit.sae.training.loop import Order
 
     train = rows["train"].copy()
     train[[5, 1999]] = np.nan
@@ -288,7 +326,12 @@ def test_bad_rows__left_out_and_named_or_fatal(rows, capsys):
     assert torch.equal(fit.sae.W_enc, clean.sae.W_enc)
     with pytest.raises(UserInputError, match=r"2 of 2000 rows at s are not finite \(row 5, 1999\)"):
         fit_saes(
-            Rows.of(train), rows["val"], [short], site="s", model_name="t", order=Order(drop_bad=False)
+            Rows.of(train),
+            rows["val"],
+            [short],
+            site="s",
+            model_name="t",
+            order=Order(drop_bad=False),
         )
 
 

@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 
 from dermaudit.errors import NoSpaceError, UserInputError
 from dermaudit.sae import Codes
-from dermaudit.sae.codes import encode_images, write_codes
+from dermaudit.sae.inference.codes import encode_images, write_codes
 
 
 def make(folder, shape, seed=0, threshold=1.0):
@@ -52,23 +52,31 @@ def test_patches__maximum_over_tokens_and_where_it_was(tmp_path):
 
 @pytest.mark.parametrize("shape", [(700, 8), (300, 3, 8)])
 @pytest.mark.parametrize("cells", [40, 1 << 23])
-def test_bands__the_bytes_do_not_depend_on_how_much_is_turned_at_a_time(tmp_path, monkeypatch, shape, cells):
-    monkeypatch.setattr("dermaudit.sae.codes._CELLS", cells)
+def test_bands__the_bytes_do_not_depend_on_how_much_is_turned_at_a_time(
+    tmp_path, monkeypatch, shape, cells
+):
+    monkeypatch.setattr("dermaudit.sae.inference.codes._CELLS", cells)
     codes, dense, _ = make(tmp_path / "c", shape)
     dense = dense if dense.ndim == 2 else dense.max(1)
     csr = csr_matrix(dense)
     csc = csr.tocsc()
     expected = {
-        "indptr": csr.indptr.astype(np.int64), "indices": csr.indices, "values": csr.data,
-        "csc_indptr": csc.indptr.astype(np.int64), "csc_indices": csc.indices, "csc_values": csc.data,
+        "indptr": csr.indptr.astype(np.int64),
+        "indices": csr.indices,
+        "values": csr.data,
+        "csc_indptr": csc.indptr.astype(np.int64),
+        "csc_indices": csc.indices,
+        "csc_values": csc.data,
     }
     for name, array in expected.items():
         np.save(tmp_path / f"{name}.npy", array)
-        assert (tmp_path / "c" / f"{name}.npy").read_bytes() == (tmp_path / f"{name}.npy").read_bytes(), name
+        assert (tmp_path / "c" / f"{name}.npy").read_bytes() == (
+            tmp_path / f"{name}.npy"
+        ).read_bytes(), name
 
 
 def test_memory__does_not_grow_with_the_codes(tmp_path, monkeypatch):
-    monkeypatch.setattr("dermaudit.sae.codes._CELLS", 1 << 13)
+    monkeypatch.setattr("dermaudit.sae.inference.codes._CELLS", 1 << 13)
     sae = random_sae(8, 64, threshold=0.0)
 
     class Images:
@@ -104,7 +112,7 @@ def test_disk_full_in_the_midst__what_was_there_stays(tmp_path, monkeypatch):
         yield from itertools.islice(encode_images(sae, acts), 1)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("dermaudit.sae.codes.encode_images", full)
+    monkeypatch.setattr("dermaudit.sae.inference.codes.encode_images", full)
     with pytest.raises(NoSpaceError, match=r"no space left to write .*\.npy"):
         make(tmp_path, (300, 4, 8), seed=1)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

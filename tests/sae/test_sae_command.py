@@ -17,7 +17,7 @@ from sae_checkpoints import (
 )  # fmt: skip
 from sae_rows import random_relu, random_sae, random_topk
 
-from dermaudit.sae.model import TopKSAE, load_sae
+from dermaudit.sae.inference.model import TopKSAE, load_sae
 
 
 @pytest.fixture
@@ -67,7 +67,16 @@ def test_import__is_what_was_read_and_says_where_it_came_from(main, tmp_path, di
 
     out = tmp_path / "ours"
     done = main(
-        "sae", "import", dictionary, "--out", out, "--site", "visual.pooled", "--model", "toy", "--json"
+        "sae",
+        "import",
+        dictionary,
+        "--out",
+        out,
+        "--site",
+        "visual.pooled",
+        "--model",
+        "toy",
+        "--json",
     )
     found, sae = done.json(), load_sae(out)
     assert done.rc == 0 and isinstance(sae, TopKSAE) and sae.k == 4
@@ -83,10 +92,21 @@ def test_import__is_what_was_read_and_says_where_it_came_from(main, tmp_path, di
     first = [file.read_bytes() for file in sorted(out.iterdir())]
     refused = main("sae", "import", dictionary, "--out", out)
     assert refused.rc == 2 and "--force" in refused.stderr
-    assert main(
-        "sae", "import", dictionary / "ae.pt", "--out", out, "--site", "visual.pooled", "--model", "toy",
-        "--force",
-    ).rc == 0
+    assert (
+        main(
+            "sae",
+            "import",
+            dictionary / "ae.pt",
+            "--out",
+            out,
+            "--site",
+            "visual.pooled",
+            "--model",
+            "toy",
+            "--force",
+        ).rc
+        == 0
+    )
     assert [file.read_bytes() for file in sorted(out.iterdir())] == first
 
 

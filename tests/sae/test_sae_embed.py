@@ -17,10 +17,11 @@ from sae_tower import BLOCK, SITES, Tower, write_pictures
 
 from dermaudit.errors import ForeignArtifactError, NoSpaceError, UserInputError
 from dermaudit.files import read_json, sha256_file, write_json, write_parquet
-from dermaudit.rundir import Run
-from dermaudit.sae import ActivationStore, embed, parts
-from dermaudit.sae import embed_shard as embed_shard_module
-from dermaudit.sae.embed import (
+from dermaudit.run.directory import Run
+from dermaudit.sae import ActivationStore
+from dermaudit.sae.embed import embed
+from dermaudit.sae.embed import shard as embed_shard_module
+from dermaudit.sae.embed.embed import (
     Order,
     default_sites,
     embed_into,
@@ -28,15 +29,16 @@ from dermaudit.sae.embed import (
     in_this_process,
     site_of,
 )
-from dermaudit.sae.embed_shard import (
+from dermaudit.sae.embed.shard import (
     activations,
     batches_ahead,
     embed_shard,
     read_batch,
     shard_values,
 )
-from dermaudit.sae.parts import Images, Site, finish, plan_parts, write_part
-from dermaudit.sae.store import group_number, write_shard_file
+from dermaudit.sae.store import shard_plan as parts
+from dermaudit.sae.store.activation_store import group_number, write_shard_file
+from dermaudit.sae.store.shard_plan import Images, Site, finish, plan_parts, write_part
 
 
 def images_of(paths: list[str], known: bool = True) -> Images:
@@ -87,7 +89,10 @@ def test_embed__rows_are_those_of_the_images(run):
     assert tokens.shape == (10, 4, 3) and tokens.dtype == np.float16  # the prefix token is dropped
     np.testing.assert_allclose(tokens[:, 1], pixels[:, :4, 4:].mean((1, 2)), atol=1e-3)
     assert [p.name for p in sorted(run.file("embeddings", BLOCK).iterdir())] == [
-        "shard-000000.safetensors", "shard-000001.safetensors", "shard-000002.safetensors", "store.json"
+        "shard-000000.safetensors",
+        "shard-000001.safetensors",
+        "shard-000002.safetensors",
+        "store.json",
     ]
 
 
@@ -304,7 +309,10 @@ def test_not_finite__counted_named_and_fatal_if_strict(run, capsys):
     tower = Tower(scale=1e6)  # over what float16 holds wherever a quarter is bright
     done = embed_run(run, tower, images_of(paths), Order(SITES))
     assert done["not_finite"] == {BLOCK: 10}
-    assert f"10 of 10 images have values at {BLOCK} that are not finite, the first: 00" in capsys.readouterr().err
+    assert (
+        f"10 of 10 images have values at {BLOCK} that are not finite, the first: 00"
+        in capsys.readouterr().err
+    )
     assert not np.isfinite(ActivationStore.open(run.file("embeddings", BLOCK)).read()[0]).all()
     with pytest.raises(UserInputError, match="10 of 10 images have values") as error:
         embed_run(run, tower, images_of(paths), Order(SITES, strict=True), force=True)
@@ -345,7 +353,9 @@ def test_the_disk_is_full_at_a_shard__the_finished_ones_are_kept(tmp_path, monke
     assert Tower.seen == 12
 
 
-def test_writing__goes_on_while_the_next_shard_is_computed_and_not_the_one_after(tmp_path, monkeypatch):
+def test_writing__goes_on_while_the_next_shard_is_computed_and_not_the_one_after(
+    tmp_path, monkeypatch
+):
     paths = write_pictures(tmp_path / "p", 12)
     at_work, seen = threading.Event(), []
 
@@ -402,7 +412,9 @@ def test_embed_shard__reads_for_itself_what_the_loop_reads_ahead(tmp_path):
         plan = plan_parts(site, images_of(paths), 4)
         for part in plan.parts:
             if ahead:
-                shard_values(Tower(), part, [site], batches_ahead(Tower(), [part], 3, readers=2)).write()
+                shard_values(
+                    Tower(), part, [site], batches_ahead(Tower(), [part], 3, readers=2)
+                ).write()
             else:
                 embed_shard(Tower(), part, [site], batch=3)
         store = finish(site, images_of(paths), plan)
@@ -415,7 +427,9 @@ def test_write_part__a_number_that_is_not_finite_is_seen_in_any_dtype(tmp_path):
         identity, facts = site_of(Tower(), BLOCK, dtype=dtype)
         site = Site(tmp_path / dtype, identity, facts)
         (part,) = plan_parts(site, Images(list("abcde"), list("abcde"), list("abcde")), 5).parts
-        acts = torch.full((5, 4, 3), torch.finfo(getattr(torch, dtype)).max, dtype=getattr(torch, dtype))
+        acts = torch.full(
+            (5, 4, 3), torch.finfo(getattr(torch, dtype)).max, dtype=getattr(torch, dtype)
+        )
         for row, wrong in ((0, "nan"), (2, "inf"), (4, "-inf")):
             acts[row, row % 4, 1] = float(wrong)
         note = write_part(site, part, range(5), acts, ["0" * 64] * 5, {})
@@ -440,7 +454,9 @@ def test_first_batch__read_by_all_threads_it_is_the_same(tmp_path, readers):
 
 def test_read_ahead__goes_on_while_the_tower_has_the_first_batch(tmp_path, monkeypatch):
     paths = write_pictures(tmp_path / "p", 40)
-    (part,) = plan_parts(Site(tmp_path, *site_of(Tower(), BLOCK)), images_of(paths, False), 64).parts
+    (part,) = plan_parts(
+        Site(tmp_path, *site_of(Tower(), BLOCK)), images_of(paths, False), 64
+    ).parts
     begun, third = set(), threading.Event()
 
     def read(tower, part, at, size, strict=False):
@@ -459,7 +475,9 @@ def test_read_ahead__goes_on_while_the_tower_has_the_first_batch(tmp_path, monke
 def test_object_storage__a_uri_reads_the_same_bytes(tmp_path):
     paths = write_pictures(tmp_path / "p", 5)
     near = make(tmp_path / "near", paths)
-    far = make(tmp_path / "far", [Path(path).as_uri() for path in paths[:4]] + ["file:///nowhere/04.png"])
+    far = make(
+        tmp_path / "far", [Path(path).as_uri() for path in paths[:4]] + ["file:///nowhere/04.png"]
+    )
     assert [p.read_bytes() for p in far.shard_paths()] == [near.shard_paths()[0].read_bytes()]
     assert "cannot be fetched" in far.meta["skipped"]["04"]
 

@@ -10,12 +10,13 @@ from sae_tower import SITES, Tower, write_pictures
 
 from dermaudit.errors import UserInputError
 from dermaudit.files import read_json
-from dermaudit.rundir import open_run
-from dermaudit.sae import ActivationStore, embed
-from dermaudit.sae.embed import Order, embed_into, embed_sites
-from dermaudit.sae.embed_ray import ShardMaker, _as_text, _from_text
-from dermaudit.sae.parts import Images, Site, finish, plan_parts, read_note
-from dermaudit.sae.share import Share
+from dermaudit.run.directory import open_run
+from dermaudit.sae import ActivationStore
+from dermaudit.sae.embed import embed
+from dermaudit.sae.embed.embed import Order, embed_into, embed_sites
+from dermaudit.sae.embed.ray_engine import ShardMaker, _as_text, _from_text
+from dermaudit.sae.store.shard_plan import Images, Site, finish, plan_parts, read_note
+from dermaudit.sae.store.work_share import Share
 
 N = 11
 SMALL = ("--model", "phantom-vit", "--shard", 3, "--batch", 2)
@@ -66,22 +67,29 @@ def test_share__from_the_environment(environment, rank, size):
     assert Share.of(environment) == Share(rank, size)
 
 
-@pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0"), ("", "")])
+@pytest.mark.parametrize(
+    ("rank", "size"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0"), ("", "")]
+)
 def test_share__numbers_that_name_no_worker(rank, size):
-    with pytest.raises(UserInputError, match=f"RANK={rank} and WORLD_SIZE={size} do not name a worker"):
+    with pytest.raises(
+        UserInputError, match=f"RANK={rank} and WORLD_SIZE={size} do not name a worker"
+    ):
         Share.of({"RANK": rank, "WORLD_SIZE": size})
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
 @pytest.mark.parametrize("backwards", [False, True])
-def test_any_number_of_workers_in_any_order_gives_the_bytes_of_one(images, tmp_path, size, backwards):
+def test_any_number_of_workers_in_any_order_gives_the_bytes_of_one(
+    images, tmp_path, size, backwards
+):
     alone = tmp_path / "alone"
     assert embed_into(alone, Tower(), images, Order(SITES)) is not None
     assert Tower.seen == N
     together, Tower.seen = tmp_path / "together", 0
     ranks = list(range(size))[:: -1 if backwards else 1]
     ends = [
-        embed_into(together, Tower(), images, Order(SITES, share=Share(rank, size))) for rank in ranks
+        embed_into(together, Tower(), images, Order(SITES, share=Share(rank, size)))
+        for rank in ranks
     ]
     assert Tower.seen == N  # no image went through the tower twice
     # 6 shards: whoever made the last one ended the store, and those without a share found it so.
@@ -145,9 +153,7 @@ def test_workers_of_a_cluster_one_after_the_other(main, image_folder, tmp_path):
     data = image_folder(*(f"{i:02d}.png" for i in range(N)), side=16)
     command = ("embed", data, *SMALL, "--tokens", "pooled", "--json")
     assert main(*command, "--store", tmp_path / "alone").rc == 0
-    first = main(
-        *command, "--store", tmp_path / "two", env={"RANK": "1", "WORLD_SIZE": "2"}
-    )
+    first = main(*command, "--store", tmp_path / "two", env={"RANK": "1", "WORLD_SIZE": "2"})
     assert first.rc == 0 and first.stdout == ""  # one process speaks for all
     assert not list((tmp_path / "two").rglob("store.json"))
     with pytest.raises(UserInputError, match="there are no activations"):
@@ -164,8 +170,16 @@ def test_workers_of_a_cluster_one_after_the_other(main, image_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "environment", "said"),
     [
-        (("--store", "s", "--force"), {"RANK": "1", "WORLD_SIZE": "2"}, "--force by one of 2 workers"),
-        (("--store", "s", "--workers", "2"), {"RANK": "1", "WORLD_SIZE": "2"}, "worker 1 of 2 already"),
+        (
+            ("--store", "s", "--force"),
+            {"RANK": "1", "WORLD_SIZE": "2"},
+            "--force by one of 2 workers",
+        ),
+        (
+            ("--store", "s", "--workers", "2"),
+            {"RANK": "1", "WORLD_SIZE": "2"},
+            "worker 1 of 2 already",
+        ),
         (("--store", "s"), {"RANK": "9", "WORLD_SIZE": "2"}, "do not name a worker"),
         ((), {}, "embed writes to a run or to a folder of stores"),
         (("--store", "s", "--run", "r"), {}, "embed writes to a run or to a folder of stores"),
@@ -177,16 +191,31 @@ def test_workers_of_a_cluster_one_after_the_other(main, image_folder, tmp_path):
     ],
 )
 def test_command__what_cannot_be(main, image_folder, tmp_path, options, environment, said):
-    done = main("embed", image_folder("a.png"), "--model", "phantom-vit", *options, cwd=tmp_path, env=environment)
+    done = main(
+        "embed",
+        image_folder("a.png"),
+        "--model",
+        "phantom-vit",
+        *options,
+        cwd=tmp_path,
+        env=environment,
+    )
     assert done.rc == 2 and said in done.stderr, done.stderr
     assert not (tmp_path / "s").exists() and not (tmp_path / "r").exists()
 
 
 def test_dry_run__sizes_and_nothing_written(main, image_folder, tmp_path):
     data = image_folder("a.png", "b.png", "c.png")
-    done = main("embed", data, "--model", "phantom-vit", "--run", tmp_path / "r", "--dry-run", "--json")
+    done = main(
+        "embed", data, "--model", "phantom-vit", "--run", tmp_path / "r", "--dry-run", "--json"
+    )
     found = done.json()
-    assert found["sites"]["visual.pooled"] == {"tokens": 1, "d": 192, "dtype": "float32", "bytes": 3 * 192 * 4}
+    assert found["sites"]["visual.pooled"] == {
+        "tokens": 1,
+        "d": 192,
+        "dtype": "float32",
+        "bytes": 3 * 192 * 4,
+    }
     assert found["bytes"] == 3 * 192 * 4 + 3 * 36 * 128 * 2
     assert not (tmp_path / "r").exists()
     assert "activations of 3 images" in done.stderr

@@ -11,12 +11,23 @@ import torch
 from sae_run import PATCHES, POOLED, TOKENS, write_run
 
 from dermaudit.files import sha256_file
-from dermaudit.rundir import open_run
+from dermaudit.run.directory import open_run
 from dermaudit.sae import Codes
-from dermaudit.sae.fit import memorising
-from dermaudit.sae.model import WEIGHTS, load_sae
+from dermaudit.sae.inference.model import WEIGHTS, load_sae
+from dermaudit.sae.training.fit import memorising
 
-SHORT = ("--d-sae", "16", "--k", "3", "--samples", "20000", "--set", "lr=5e-3", "--set", "batch=128")
+SHORT = (
+    "--d-sae",
+    "16",
+    "--k",
+    "3",
+    "--samples",
+    "20000",
+    "--set",
+    "lr=5e-3",
+    "--set",
+    "batch=128",
+)
 ALONE = ("--seeds", "0", "--no-metrics")
 
 
@@ -48,9 +59,17 @@ def test_fit__writes_sae_codes_metrics_and_log(main, run):
         assert said["n_train"] == 420 * tokens and said["n_test_rows"] == 120 * tokens
         assert said["l0"] == pytest.approx(3, rel=0.2) and said["fvu"] < 0.8
         fvu = said["held_out"]["fvu"]
-        assert fvu["low"] < fvu["value"] == said["fvu"] < fvu["high"] and said["held_out"]["n_groups"] == 40
-        log = [json.loads(x) for x in (run / "sae" / site / "training.jsonl").read_text().splitlines()]
-        assert log[-1]["step"] == said["steps"] and {"held_fvu", "loss", "l0", "dead", "lr"} <= log[-1].keys()
+        assert (
+            fvu["low"] < fvu["value"] == said["fvu"] < fvu["high"]
+            and said["held_out"]["n_groups"] == 40
+        )
+        log = [
+            json.loads(x) for x in (run / "sae" / site / "training.jsonl").read_text().splitlines()
+        ]
+        assert (
+            log[-1]["step"] == said["steps"]
+            and {"held_fvu", "loss", "l0", "dead", "lr"} <= log[-1].keys()
+        )
         codes = Codes(run / "codes" / site).csr()
         assert codes.shape == (600, 16)
         sae = load_sae(run / "sae" / site)
@@ -120,7 +139,12 @@ def test_defaults__three_seeds_and_every_figure(main, run):
     assert said["stability"]["against"] == ["seed 1", "seed 2"] == measured["stability"]["against"]
     assert measured["reconstruction"]["fvu"]["value"] == pytest.approx(said["fvu"])
     assert measured["monosemanticity"]["lift"]["n"] == 40  # one image a group
-    for line in ("FVU (around the mean)", "… above chance", "latents shared", "latents by the share of rows"):
+    for line in (
+        "FVU (around the mean)",
+        "… above chance",
+        "latents shared",
+        "latents by the share of rows",
+    ):
         assert line in done.stderr
     written = json.loads((run / "sae" / PATCHES / "measured.json").read_text())
     assert len(written["stability"]["per_latent"]["stable"]) == 16
@@ -142,7 +166,9 @@ def test_architectures__by_flag(main, run, arch):
 def test_killed_and_resumed__the_same_bytes(cli, main, run, tmp_path):
     shutil.copytree(run, tmp_path / "whole")
     assert main("fit", "--run", tmp_path / "whole", *SHORT, *ALONE).rc == 0
-    killed = cli("fit", "--run", run, *SHORT, *ALONE, env={"DERMAUDIT_FAILPOINT": "fit:3"}, timeout=600)
+    killed = cli(
+        "fit", "--run", run, *SHORT, *ALONE, env={"DERMAUDIT_FAILPOINT": "fit:3"}, timeout=600
+    )
     assert killed.rc == 137 and not (run / "sae" / POOLED / WEIGHTS).exists()
     other = main("fit", "--run", run, *SHORT, *ALONE, "--set", "clip=2", "--resume", "--json")
     assert other.rc == 2
@@ -222,7 +248,9 @@ def test_store__cut_off(main, run):
 
 
 def test_too_few_rows__warns_what_will_go_wrong(main, run):
-    done = main("fit", "--run", run, "--d-sae", "500", "--k", "3", "--samples", "1000", *ALONE, "--json")
+    done = main(
+        "fit", "--run", run, "--d-sae", "500", "--k", "3", "--samples", "1000", *ALONE, "--json"
+    )
     assert done.rc == 0
     assert "500 latents are fitted on 420 rows (fewer rows than latents" in done.stderr
     assert "--d-sae 21 or fewer" in done.stderr
@@ -232,7 +260,16 @@ def test_too_few_rows__warns_what_will_go_wrong(main, run):
 
 def test_preset__the_published_recipe_at_this_width(main, run):
     done = main(
-        "fit", "--run", run, "--preset", "dermfm-zero", "--epochs", "2", "--d-sae", "32", *ALONE,
+        "fit",
+        "--run",
+        run,
+        "--preset",
+        "dermfm-zero",
+        "--epochs",
+        "2",
+        "--d-sae",
+        "32",
+        *ALONE,
         "--json",
     )
     assert done.rc == 0, done.stderr

@@ -32,7 +32,7 @@ from sae_checkpoints import (
 from dermaudit.errors import DermauditError, ForeignArtifactError, UserInputError
 from dermaudit.sae.formats import FAMILIES, family_of, read_foreign
 from dermaudit.sae.formats.assemble import fold_norm
-from dermaudit.sae.model import ThresholdSAE, TopKSAE
+from dermaudit.sae.inference.model import ThresholdSAE, TopKSAE
 
 
 def largest(p: np.ndarray, k: int = K) -> np.ndarray:
@@ -84,13 +84,16 @@ def test_dncbm__codes_and_reconstruction(tmp_path, wrapped):
     state = dncbm_state(w)
     if wrapped:
         state = {
-            "model_state_dict": state, "train_shape": torch.Size([1000, D]),
+            "model_state_dict": state,
+            "train_shape": torch.Size([1000, D]),
             "model_config": {"n_input_features": D, "n_learned_features": H, "n_components": 1},
         }
     torch.save(state, tmp_path / "autoencoder.pth")
     z = over(w.pre(True), 0)
     sae = read_foreign(tmp_path)
-    assert sae.metadata["imported_from"] == "DermFM-Zero / DN-CBM" and sae.architecture == "standard"
+    assert (
+        sae.metadata["imported_from"] == "DermFM-Zero / DN-CBM" and sae.architecture == "standard"
+    )
     agrees(sae, z, w.decode(z), tmp_path)
 
 
@@ -123,8 +126,12 @@ def test_dictionary_learning__gated_is_a_threshold(tmp_path):
     w, g = Weights(), torch.Generator().manual_seed(1)
     r, gate, mag = (0.5 * torch.randn(H, generator=g) for _ in range(3))
     state = {
-        "encoder.weight": w.We, "decoder.weight": w.Wd.T.contiguous(), "decoder_bias": w.bd,
-        "r_mag": r, "gate_bias": gate, "mag_bias": mag,
+        "encoder.weight": w.We,
+        "decoder.weight": w.Wd.T.contiguous(),
+        "decoder_bias": w.bd,
+        "r_mag": r,
+        "gate_bias": gate,
+        "mag_bias": mag,
     }
     sae = read_foreign(write_dictionary(tmp_path, None, state))
     u = w.pre(True) - w.be.double().numpy()
@@ -138,7 +145,10 @@ def test_dictionary_learning__jumprelu(tmp_path):
     w = Weights()
     threshold = torch.linspace(-0.2, 2.0, H)
     state = {
-        "W_enc": w.We.T.contiguous(), "W_dec": w.Wd, "b_enc": w.be, "b_dec": w.bd,
+        "W_enc": w.We.T.contiguous(),
+        "W_dec": w.Wd,
+        "b_enc": w.be,
+        "b_dec": w.bd,
         "threshold": threshold,
     }
     z = over(w.pre(False), threshold.double().numpy())
@@ -163,8 +173,13 @@ def test_dictionary_learning__topk_and_batchtopk_of_the_same_tensors(tmp_path):
 def test_dictionary_learning__matryoshka_with_a_threshold_never_set(tmp_path):
     w = Weights()
     state = {
-        "W_enc": w.We.T.contiguous(), "W_dec": w.Wd, "b_enc": w.be, "b_dec": w.bd,
-        "k": torch.tensor(K), "threshold": torch.tensor(-1.0), "group_sizes": torch.tensor([5, 15]),
+        "W_enc": w.We.T.contiguous(),
+        "W_dec": w.Wd,
+        "b_enc": w.be,
+        "b_dec": w.bd,
+        "k": torch.tensor(K),
+        "threshold": torch.tensor(-1.0),
+        "group_sizes": torch.tensor([5, 15]),
     }
     sae = read_foreign(write_dictionary(tmp_path, "MatryoshkaBatchTopKSAE", state))
     z = over(w.pre(True), 0)
@@ -350,7 +365,10 @@ def test_overcomplete__archetypal_dictionary(tmp_path):
         ({"encoder.final_block.1.weight": torch.ones(H)}, "a layer norm"),
         ({"encoder.mlp_blocks.0.0.weight": torch.ones(D, D)}, "several layers"),
         ({"Q": torch.ones(2)}, "a QSAE"),
-        ({"encoder.final_block.0.weight": None, "encoder.final_block.0.bias": None}, "without an encoder"),
+        (
+            {"encoder.final_block.0.weight": None, "encoder.final_block.0.bias": None},
+            "without an encoder",
+        ),
     ],
 )
 def test_overcomplete__what_is_no_linear_map_and_a_threshold(tmp_path, change, message):
@@ -456,7 +474,9 @@ def test_saelens__fine_tuned_factors_belong_to_the_decoder(tmp_path):
 def test_saelens__a_scale_that_differs_from_row_to_row(tmp_path, scaling):
     from sae_lens import StandardSAE, StandardSAEConfig
 
-    StandardSAE(StandardSAEConfig(d_in=D, d_sae=H, normalize_activations=scaling)).save_model(tmp_path)
+    StandardSAE(StandardSAEConfig(d_in=D, d_sae=H, normalize_activations=scaling)).save_model(
+        tmp_path
+    )
     with pytest.raises(ForeignArtifactError, match=f"normalize_activations = '{scaling}'"):
         read_foreign(tmp_path)
 
@@ -504,7 +524,9 @@ def test_pickled_code__is_named_refused_and_never_run(tmp_path, write):
 
 def test_pickled_module__the_classes_of_the_other_program_are_named(tmp_path):
     torch.save(torch.nn.Sequential(torch.nn.Linear(2, 3), Odd()), tmp_path / "model.pth")
-    with pytest.raises(ForeignArtifactError, match=r"pickled code \(\S*test_sae_formats\.Odd, torch"):
+    with pytest.raises(
+        ForeignArtifactError, match=r"pickled code \(\S*test_sae_formats\.Odd, torch"
+    ):
         read_foreign(tmp_path)
 
 
@@ -518,7 +540,7 @@ class Odd(torch.nn.Module):
         (b"", "is empty"),
         (b"not a checkpoint at all", "not a torch file"),
         (gzip.compress(pickle.dumps({"a": 1})), "gzip-compressed"),
-        (b"{\"cfg\": 1", "not a torch file"),
+        (b'{"cfg": 1', "not a torch file"),
     ],
 )
 def test_files_that_are_none(tmp_path, content, message):
@@ -578,8 +600,12 @@ def test_fold_norm__codes_grow_by_the_norm_and_the_rows_stay_as_they_are():
     before, after = ThresholdSAE(**raw), ThresholdSAE(**fold_norm(raw))
     z = after.encode(X)
     alive = norm > 0
-    torch.testing.assert_close(z[:, alive], (before.encode(X) * norm)[:, alive], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(after.decode(z), before.decode(before.encode(X)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        z[:, alive], (before.encode(X) * norm)[:, alive], atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        after.decode(z), before.decode(before.encode(X)), atol=1e-5, rtol=1e-5
+    )
     torch.testing.assert_close(after.W_dec.norm(dim=1), alive.float())
 
 

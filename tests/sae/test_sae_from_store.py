@@ -10,14 +10,14 @@ import pytest
 from sae_tower import BLOCK, SITES, Tower, write_pictures
 
 from dermaudit.data import Manifest
+from dermaudit.data.splits import split_of
 from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
-from dermaudit.rundir import Run
+from dermaudit.run.directory import Run
 from dermaudit.sae import ActivationStore
-from dermaudit.sae.embed import POOLED, Order, embed_into
-from dermaudit.sae.from_store import take_stores
-from dermaudit.sae.parts import Images
-from dermaudit.sae.store import read_shard_header
-from dermaudit.splits import split_of
+from dermaudit.sae.embed.embed import POOLED, Order, embed_into
+from dermaudit.sae.embed.from_store import take_stores
+from dermaudit.sae.store.activation_store import read_shard_header
+from dermaudit.sae.store.shard_plan import Images
 
 
 class Known(Tower):
@@ -71,7 +71,9 @@ def test_run__has_the_rows_of_the_store_and_the_table_of_the_manifest(made, tmp_
     table = pq.read_table(run.file("images.parquet"))
     assert table["split"].to_pylist() == [split_of(f"p{i // 2}") for i in range(20)]
     assert table["label"].to_pylist() == manifest.labels and len(table["sha256"][0].as_py()) == 64
-    assert run.meta["model"]["name"] == "toy" and run.require("embed", "embed")["summary"]["n"] == 20
+    assert (
+        run.meta["model"]["name"] == "toy" and run.require("embed", "embed")["summary"]["n"] == 20
+    )
     log = run.file("log.jsonl").read_text()
     take_stores(run, Known(), manifest, root, Order(SITES))
     assert run.file("log.jsonl").read_text() == log  # done already
@@ -132,13 +134,25 @@ def test_refusals(made, tmp_path):
     other = Known()
     other.fingerprint = "e" * 64
     fails(UserInputError, "made with this model", tower=other)
-    fails(UserInputError, r"holds 2 images that .*manifest.csv has not, the first: ISIC_18", manifest.take(range(18)))
+    fails(
+        UserInputError,
+        r"holds 2 images that .*manifest.csv has not, the first: ISIC_18",
+        manifest.take(range(18)),
+    )
     (tmp_path / "moved").mkdir()
-    fails(ForeignArtifactError, "has ISIC_00 in another group", write_manifest(tmp_path / "moved", group="q"))
+    fails(
+        ForeignArtifactError,
+        "has ISIC_00 in another group",
+        write_manifest(tmp_path / "moved", group="q"),
+    )
     test = manifest.splits.index("test")
     knows = Known()
     (folder,) = root.glob(f"{POOLED}-*")
-    hashes = [h for path in ActivationStore.open(folder).shard_paths() for h in read_shard_header(path).sha256]
+    hashes = [
+        h
+        for path in ActivationStore.open(folder).shard_paths()
+        for h in read_shard_header(path).sha256
+    ]
     knows.trained_on = frozenset({hashes[test][:16]})
     fails(UserInputError, "1 test images .* were training images of toy", tower=knows)
     store(manifest.take(range(12)), root, order=Order([BLOCK], shard=6))
@@ -152,7 +166,14 @@ def test_refusals(made, tmp_path):
 def test_verb__embed_store_then_a_run_of_it(main, tmp_path):
     (tmp_path / "data").mkdir()
     write_manifest(tmp_path / "data", 12)
-    given = ("embed", tmp_path / "data/manifest.csv", "--model", "phantom-vit", "--tokens", "pooled")
+    given = (
+        "embed",
+        tmp_path / "data/manifest.csv",
+        "--model",
+        "phantom-vit",
+        "--tokens",
+        "pooled",
+    )
     assert main(*given, "--store", tmp_path / "stores").rc == 0
     for path in (tmp_path / "data/images").iterdir():
         path.unlink()  # they lie on the cluster
@@ -162,8 +183,14 @@ def test_verb__embed_store_then_a_run_of_it(main, tmp_path):
     for flags, said in (
         (("--from-store", tmp_path / "stores"), "one of --run RUN, --store FOLDER"),
         (("--store", "s", "--from-store", tmp_path / "stores"), "--from-store goes with --run"),
-        (("--run", tmp_path / "run", "--from-store", "nowhere"), "--from-store nowhere is not a folder"),
-        (("--run", tmp_path / "other", "--from-store", tmp_path / "data"), "it has none; make it: dermaudit embed"),
+        (
+            ("--run", tmp_path / "run", "--from-store", "nowhere"),
+            "--from-store nowhere is not a folder",
+        ),
+        (
+            ("--run", tmp_path / "other", "--from-store", tmp_path / "data"),
+            "it has none; make it: dermaudit embed",
+        ),
     ):
         refused = main(*given, *flags, "--json")
         error = refused.json()["error"]

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from dermaudit.sae.adam import Adam, clip_and_step, gradient_norm
-from dermaudit.sae.kernels import Code, batch, chunk_rows, cpu, pick, plain, searches, shares
-from dermaudit.sae.kernels.buffers import lend
+from dermaudit.sae.training.adam import Adam, clip_and_step, gradient_norm
+from dermaudit.sae.training.kernels import Code, chunk_rows, cpu, pick, plain, searches
+from dermaudit.sae.training.kernels import batch_topk as batch
+from dermaudit.sae.training.kernels import threads as shares
+from dermaudit.sae.training.kernels.buffers import lend
 
 MODULES = pytest.mark.parametrize("module", [cpu, plain], ids=["cpu", "plain"])
 N, D, H = 37, 11, 70
@@ -227,12 +229,22 @@ def test_each__one_thread_of_torch_to_each(threads):
 
 @pytest.mark.parametrize("lanes", [1, 2, 3, 16])
 def test_chunk_rows__equal_shares_and_a_size_for_the_product(lanes):
-    for n, h in ((2048, 6144), (512, 4096), (501, 48), (2048, 32768), (1, 10), (64, 10**7), (5000, 100)):
+    for n, h in (
+        (2048, 6144),
+        (512, 4096),
+        (501, 48),
+        (2048, 32768),
+        (1, 10),
+        (64, 10**7),
+        (5000, 100),
+    ):
         step = chunk_rows(n, h, lanes)
         assert 1 <= step <= max(n, 32)
         parts = [min(step, n - at) for at in range(0, n, step)]
         assert len(parts) == 1 or step % 32 == 0
-        assert max(parts) <= 2048 + 32 and (max(parts) <= 256 + 32 or step * h <= (1 << 22) + 32 * h)
+        assert max(parts) <= 2048 + 32 and (
+            max(parts) <= 256 + 32 or step * h <= (1 << 22) + 32 * h
+        )
         if n >= 256 * lanes and n % (32 * lanes) == 0:
             assert len(parts) % lanes == 0
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermaudit.errors import UserInputError
-from dermaudit.sae.loader import Chosen, Loader, survey
-from dermaudit.sae.rows import Rows
+from dermaudit.sae.store.loader import Chosen, Loader, survey
+from dermaudit.sae.store.rows import Rows
 
 
 def numbered(n: int, d: int = 3) -> Rows:
@@ -38,7 +38,9 @@ def epoch_of(loader: Loader, epoch: int) -> list[int]:
 
 
 @given(
-    n=st.integers(1, 900), batch=st.integers(1, 70), memory=st.sampled_from([200, 1000, 4000, 1 << 20]),
+    n=st.integers(1, 900),
+    batch=st.integers(1, 70),
+    memory=st.sampled_from([200, 1000, 4000, 1 << 20]),
     seed=st.integers(0, 3),
 )
 @settings(max_examples=60, deadline=None)

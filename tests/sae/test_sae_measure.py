@@ -13,11 +13,11 @@ from sae_rows import planted, random_sae
 from scipy.sparse import csr_matrix
 
 from dermaudit.files import write_parquet
-from dermaudit.rundir import Run, open_run
+from dermaudit.run.directory import Run, open_run
 from dermaudit.sae import ActivationStore
-from dermaudit.sae.codes import write_codes
-from dermaudit.sae.metrics import Images, measure, metrics_table
-from dermaudit.sae.metrics.measured import summary
+from dermaudit.sae.evaluation import Images, measure, metrics_table
+from dermaudit.sae.evaluation.measured import summary
+from dermaudit.sae.inference.codes import write_codes
 
 SITE = "visual.pooled"
 
@@ -33,11 +33,15 @@ def make_run(folder, sae, n: int = 300, broken: int | None = None, order=None, l
     groups = [f"g{i // 2}" for i in range(n)]
     splits = ["test" if i // 2 % 2 else "train" for i in range(n)]
     ruler = (sae.encode(torch.from_numpy(acts))[:, 5] > 0).double().tolist()
-    table = pa.table({
-        "image": [f"{i}.png" for i in range(n)], "split": splits, "group": groups,
-        "label": [labels[0] if i % 4 < 2 else labels[1] for i in range(n)],
-        "artifact:ruler": pa.array([None, *ruler[1:]], pa.float64()),
-    })
+    table = pa.table(
+        {
+            "image": [f"{i}.png" for i in range(n)],
+            "split": splits,
+            "group": groups,
+            "label": [labels[0] if i % 4 < 2 else labels[1] for i in range(n)],
+            "artifact:ruler": pa.array([None, *ruler[1:]], pa.float64()),
+        }
+    )
     write_parquet(folder / "images.parquet", table)
     store = ActivationStore.create(
         folder / "embeddings" / SITE, {"site": SITE, "d": 24, "tokens": 1, "grid": None}
@@ -65,8 +69,15 @@ def test_measure__the_parts_there_is_data_for():
     truth = {"ruler": (codes[:, [3]].toarray().ravel() > 0).astype(float), "rare": np.zeros(400)}
     side = Images(codes, groups, truth, x)
     full = measure(
-        sae, x, groups, train=planted(500, 3), images=side, fitted=side, embeddings=x,
-        others=[random_sae(24, 40, seed=1, threshold=0.3)], n_draws=50,
+        sae,
+        x,
+        groups,
+        train=planted(500, 3),
+        images=side,
+        fitted=side,
+        embeddings=x,
+        others=[random_sae(24, 40, seed=1, threshold=0.3)],
+        n_draws=50,
     )
     assert full["reconstruction"]["l0"] == alone["reconstruction"]["l0"]
     assert full["reconstruction"]["fvu"]["control_is"].startswith("PCA of train rows, ")
@@ -84,7 +95,9 @@ def test_measure__the_parts_there_is_data_for():
 def test_measure__what_lacks_evidence_says_why(capsys):
     sae, x = random_sae(24, 40), planted(60)
     silent = random_sae(24, 40, seed=1, threshold=1e6)
-    side = Images(csr_matrix(sae.encode(torch.from_numpy(x)).numpy()), np.arange(60), {"few": np.zeros(60)})
+    side = Images(
+        csr_matrix(sae.encode(torch.from_numpy(x)).numpy()), np.arange(60), {"few": np.zeros(60)}
+    )
     found = measure(sae, x, np.arange(60), images=side, fitted=side, others=[silent], n_draws=20)
     assert "no latent of SAE 1 fires" in found["stability"]["why"]
     assert "no label is present" in found["truth"]["why"]
@@ -98,7 +111,17 @@ def test_verb__prints_writes_and_is_not_done_twice(main, tmp_path):
     run = make_run(tmp_path / "run", sae)
     other = random_sae(24, 40, seed=1, threshold=0.3)
     other.save(tmp_path / "other")
-    argv = ("sae", "measure", "--run", run.path, "--draws", 30, "--against", tmp_path / "other", "--json")
+    argv = (
+        "sae",
+        "measure",
+        "--run",
+        run.path,
+        "--draws",
+        30,
+        "--against",
+        tmp_path / "other",
+        "--json",
+    )
     done = main(*argv)
     assert done.rc == 0, done.stderr
     figures = done.json()["sites"][SITE]

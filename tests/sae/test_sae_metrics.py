@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from sae_rows import planted, random_sae
 
 from dermaudit.errors import EvidenceError, UserInputError
-from dermaudit.sae.metrics import Reconstruction, held_out_metrics, reconstruction_report
-from dermaudit.sae.metrics.figure import bunches, draws, figure
-from dermaudit.sae.metrics.reconstruction import accumulate, chunks, pca_fvu
-from dermaudit.sae.rows import Rows
+from dermaudit.sae.evaluation import Reconstruction, held_out_metrics, reconstruction_report
+from dermaudit.sae.evaluation.figure import bunches, draws, figure
+from dermaudit.sae.evaluation.reconstruction import accumulate, chunks, pca_fvu
+from dermaudit.sae.store.rows import Rows
 
 
 def test_figures__by_hand():
@@ -171,7 +171,12 @@ def test_bunches__rows_of_a_group_stay_together():
 
 def test_figure__what_is_not_known_is_none():
     assert figure(float("nan"), 3, (float("nan"), 1.0)) == {
-        "value": None, "low": None, "high": 1.0, "n": 3, "control": None, "control_is": None
+        "value": None,
+        "low": None,
+        "high": 1.0,
+        "n": 3,
+        "control": None,
+        "control_is": None,
     }
 
 

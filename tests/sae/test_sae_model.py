@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sae_rows import random_relu, random_sae, random_topk
 
 from dermaudit.errors import ForeignArtifactError, UserInputError
-from dermaudit.sae.model import ReLUSAE, ThresholdSAE, TopKSAE, load_sae
+from dermaudit.sae.inference.model import ReLUSAE, ThresholdSAE, TopKSAE, load_sae
 
 
 def rewrite(folder, **changes):
@@ -83,7 +83,9 @@ def test_save_load_save__the_kind_stays(tmp_path):
         assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
         assert json.loads(files[0].read_text())["architecture"] == kind
     x = torch.randn(50, 8)
-    assert torch.equal(load_sae(tmp_path / "standard").encode(x), load_sae(tmp_path / "jumprelu").encode(x))
+    assert torch.equal(
+        load_sae(tmp_path / "standard").encode(x), load_sae(tmp_path / "jumprelu").encode(x)
+    )
 
 
 @pytest.mark.parametrize("apply_b_dec", [True, False])
@@ -95,7 +97,10 @@ def test_load__topk_of_sae_lens(tmp_path, rescale, apply_b_dec):
     torch.manual_seed(0)
     stock = Stock(
         TopKSAEConfig(
-            d_in=8, d_sae=20, k=4, rescale_acts_by_decoder_norm=rescale,
+            d_in=8,
+            d_sae=20,
+            k=4,
+            rescale_acts_by_decoder_norm=rescale,
             apply_b_dec_to_input=apply_b_dec,
         )
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from dermaudit.errors import UserInputError
-from dermaudit.sae.metrics import Monosemanticity, monosemanticity_report
+from dermaudit.sae.evaluation import Monosemanticity, monosemanticity_report
 
 
 def pairwise(a: np.ndarray, e: np.ndarray) -> np.ndarray:
@@ -34,7 +34,9 @@ def data(seed: int, n: int, h: int = 9, d: int = 5, density: float = 0.4, offset
 
 
 @given(
-    st.integers(0, 10_000), st.integers(2, 40), st.sampled_from([0.05, 0.4, 1.0]),
+    st.integers(0, 10_000),
+    st.integers(2, 40),
+    st.sampled_from([0.05, 0.4, 1.0]),
     st.sampled_from([0.0, -3.0, 2.0]),
 )
 @settings(max_examples=40, deadline=None)
@@ -126,8 +128,13 @@ def test_winsor__two_images_do_not_decide():
     a[:1000], e[:1000] = 0.0, [0.6, 0.8]
     report = monosemanticity_report(csr_matrix(a), e, same_model=False, n_draws=0, n_shuffles=2)
     found = report["per_latent"]
-    assert found["ms"] == pytest.approx([(1000.0**2 * 0 + 1000 * 1000 + 1000 * 999 / 2) / (
-        1000.0**2 + 2 * 1000 * 1000 + 1000 * 999 / 2)], abs=1e-6)
+    assert found["ms"] == pytest.approx(
+        [
+            (1000.0**2 * 0 + 1000 * 1000 + 1000 * 999 / 2)
+            / (1000.0**2 + 2 * 1000 * 1000 + 1000 * 999 / 2)
+        ],
+        abs=1e-6,
+    )
     cut = np.quantile(a[1000:, 0], 0.999)
     assert cut < 1000
     expected = (1000 * cut + 1000 * 999 / 2) / (cut**2 + 2 * 1000 * cut + 1000 * 999 / 2)
@@ -144,7 +151,9 @@ def test_report__a_latent_that_is_always_on_is_resampled_as_it_is_scored():
 
 
 def test_report__no_latent_fires():
-    report = monosemanticity_report(csr_matrix((20, 3)), np.ones((20, 2)), same_model=False, n_draws=5)
+    report = monosemanticity_report(
+        csr_matrix((20, 3)), np.ones((20, 2)), same_model=False, n_draws=5
+    )
     assert report["mean"]["value"] is None and report["n_latents"] == 0
 
 

@@ -11,9 +11,12 @@ from sae_rows import random_sae, random_topk
 
 from dermaudit.errors import UserInputError
 from dermaudit.sae import LatentSuppressor
-from dermaudit.sae.suppressor import MODES
+from dermaudit.sae.inference.suppressor import MODES
 
-SAES = {"threshold": lambda: random_sae(8, 12, threshold=0.5), "topk": lambda: random_topk(8, 12, 4)}
+SAES = {
+    "threshold": lambda: random_sae(8, 12, threshold=0.5),
+    "topk": lambda: random_topk(8, 12, 4),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +58,9 @@ def test_onnx__agrees_with_torch_for_any_number_of_rows(tmp_path, mode, kind):
         np.testing.assert_allclose(z, ours.z.numpy(), atol=1e-5)
         np.testing.assert_array_equal(fired, ours.fired.numpy())
         # Where nothing fires: bit for bit, −0.0 too.
-        np.testing.assert_array_equal(x_out[~fired].view(np.uint32), x.numpy()[~fired].view(np.uint32))
+        np.testing.assert_array_equal(
+            x_out[~fired].view(np.uint32), x.numpy()[~fired].view(np.uint32)
+        )
     assert 0 < fired.sum() < 37
 
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from dermaudit.sae.metrics import probe_report
-from dermaudit.sae.metrics.probes import best_columns, column_aurocs
-from dermaudit.stats import auroc_many
+from dermaudit.sae.evaluation import probe_report
+from dermaudit.sae.evaluation.probes import best_columns, column_aurocs
+from dermaudit.stats.intervals import auroc_many
 
 
 @given(st.integers(0, 10_000), st.integers(3, 40))
@@ -92,5 +92,7 @@ def test_unknown_labels_are_left_out():
 
 def test_best_columns__against_the_label_counts_too():
     truth = np.array([1, 1, 1, 0, 0, 0])
-    codes = csr_matrix(np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0], [2, 0, 1], [1, 0, 0], [3, 1, 0.0]]))
+    codes = csr_matrix(
+        np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0], [2, 0, 1], [1, 0, 0], [3, 1, 0.0]])
+    )
     assert best_columns(codes, truth, 1).tolist() == [0]

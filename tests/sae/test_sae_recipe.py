@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 
 from dermaudit.errors import UserInputError
-from dermaudit.sae.recipe import SAERecipe, default_widths, dermfm_zero, settings_from
-from dermaudit.sae.sweep import MOST, name_of, parse_grid, parse_seeds
+from dermaudit.sae.training.recipe import SAERecipe, default_widths, dermfm_zero, settings_from
+from dermaudit.sae.training.sweep import MOST, name_of, parse_grid, parse_seeds
 
 
 def test_defaults__are_those_of_today():
     recipe = SAERecipe()
-    assert (recipe.architecture, recipe.d_sae, recipe.k, recipe.samples) == ("batchtopk", 512, 8.0, 400_000)
+    assert (recipe.architecture, recipe.d_sae, recipe.k, recipe.samples) == (
+        "batchtopk",
+        512,
+        8.0,
+        400_000,
+    )
     assert (recipe.batch, recipe.lr, recipe.warmup, recipe.dead_window) == (512, 1e-3, 0.05, 20_000)
     assert (recipe.aux_coefficient, recipe.checks, recipe.patience) == (0.03125, 8, 3)
 
@@ -34,7 +39,10 @@ def test_defaults__are_those_of_today():
         ({"architecture": "batchtok"}, "unknown architecture 'batchtok': did you mean 'batchtopk'"),
         ({"decay": "cosin"}, "did you mean 'cosine'"),
         ({"widths": (8, 512)}, "widths belong to the architecture matryoshka, not to batchtopk"),
-        ({"architecture": "matryoshka", "widths": (64, 32)}, "widths = 64-32 do not rise up to d_sae = 512"),
+        (
+            {"architecture": "matryoshka", "widths": (64, 32)},
+            "widths = 64-32 do not rise up to d_sae = 512",
+        ),
         ({"architecture": "matryoshka", "widths": (64, 600)}, "do not rise"),
         ({"export": "topk"}, "export = topk is for the architecture topk, not for batchtopk"),
     ],
@@ -66,10 +74,23 @@ def test_steps__by_samples_or_epochs():
 
 def test_settings__by_type():
     found = settings_from(
-        ["d_sae=1e3", "lr=3e-4", "epochs=none", "widths=8-16", "centre=false", "scale=none", "samples=1_000_000"]
+        [
+            "d_sae=1e3",
+            "lr=3e-4",
+            "epochs=none",
+            "widths=8-16",
+            "centre=false",
+            "scale=none",
+            "samples=1_000_000",
+        ]
     )
     assert found == {
-        "d_sae": 1000, "lr": 3e-4, "epochs": None, "widths": (8, 16), "centre": False, "scale": "none",
+        "d_sae": 1000,
+        "lr": 3e-4,
+        "epochs": None,
+        "widths": (8, 16),
+        "centre": False,
+        "scale": "none",
         "samples": 1_000_000,
     }
 
@@ -101,7 +122,10 @@ def test_dermfm_zero__the_published_loss():
 
 def test_grid__every_combination():
     assert parse_grid("d_sae=256, 512; k=8,16") == [
-        {"d_sae": 256, "k": 8.0}, {"d_sae": 256, "k": 16.0}, {"d_sae": 512, "k": 8.0}, {"d_sae": 512, "k": 16.0},
+        {"d_sae": 256, "k": 8.0},
+        {"d_sae": 256, "k": 16.0},
+        {"d_sae": 512, "k": 8.0},
+        {"d_sae": 512, "k": 16.0},
     ]
     assert name_of({"d_sae": 256, "k": 8.0, "widths": (8, 256)}) == "d_sae=256,k=8,widths=8-256"
 

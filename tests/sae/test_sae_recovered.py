@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dermaudit.errors import EvidenceError, UserInputError
-from dermaudit.sae.metrics import recovered_report
-from dermaudit.sae.metrics.recovered import recovered
+from dermaudit.sae.evaluation import recovered_report
+from dermaudit.sae.evaluation.recovered import recovered
 
 
 def classifier(weight, scale: float = 100.0) -> SimpleNamespace:
@@ -32,8 +32,13 @@ def clusters(n: int = 300, seed: int = 0, spread: float = 0.1):
 
 def report(x, x_hat, labels, weight, scale=100.0, groups=None, mean=None, n_draws=50):
     return recovered_report(
-        classifier(weight, scale), x, x_hat, labels, np.arange(len(x)) if groups is None else groups,
-        mean=x.mean(0) if mean is None else mean, n_draws=n_draws,
+        classifier(weight, scale),
+        x,
+        x_hat,
+        labels,
+        np.arange(len(x)) if groups is None else groups,
+        mean=x.mean(0) if mean is None else mean,
+        n_draws=n_draws,
     )
 
 
@@ -58,7 +63,9 @@ def test_figures__are_those_of_torch_and_scikit_learn():
     assert found["cross_entropy"]["value"] == pytest.approx(float(ce), abs=1e-5)
     assert found["cross_entropy"]["clean"] == pytest.approx(float(ce_clean), abs=1e-5)
     assert found["cross_entropy"]["zero"] == pytest.approx(np.log(3), abs=1e-6)
-    assert found["accuracy"]["value"] == pytest.approx(float((sae.argmax(1) == truth).double().mean()))
+    assert found["accuracy"]["value"] == pytest.approx(
+        float((sae.argmax(1) == truth).double().mean())
+    )
     assert found["accuracy"]["zero"] == pytest.approx(1 / 3, abs=1e-6)  # no logit is the largest
     assert found["balanced_accuracy"]["value"] == pytest.approx(
         balanced_accuracy_score(truth, sae.argmax(1)), abs=1e-6

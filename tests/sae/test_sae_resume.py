@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from dermaudit.errors import ForeignArtifactError
-from dermaudit.sae.model import WEIGHTS
-from dermaudit.sae.state import STATE_FILE
-from dermaudit.sae.train import LOG_FILE, SAERecipe
+from dermaudit.sae.inference.model import WEIGHTS
+from dermaudit.sae.training.loop import LOG_FILE, SAERecipe
+from dermaudit.sae.training.state import STATE_FILE
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,9 @@ def test_killed_between_checkpoints_and_resumed__bit_equal(run_python, unbroken,
         assert killed.rc == 137
         assert (tmp_path / kind / STATE_FILE).is_file()
         assert not (tmp_path / f"{kind}.json").exists()
-        (tmp_path / kind / LOG_FILE).write_text((tmp_path / kind / LOG_FILE).read_text() + '{"cut o')
+        (tmp_path / kind / LOG_FILE).write_text(
+            (tmp_path / kind / LOG_FILE).read_text() + '{"cut o'
+        )
     done = run_python(*argv, timeout=600)
     assert done.rc == 0, done.stderr[-2000:]
     assert done.stderr.count("going on after step") == 2
@@ -69,7 +71,9 @@ def test_finished__is_not_done_again_and_its_file_is_whole(unbroken, tmp_path, c
     assert "going on after step 50" in capsys.readouterr().err
     for one, other, never in zip(first, again, unbroken["penalties"], strict=True):
         assert torch.equal(one.sae.W_enc, other.sae.W_enc)
-        assert torch.equal(one.sae.W_enc, never.sae.W_enc)  # that it is kept on disk changes nothing
+        assert torch.equal(
+            one.sae.W_enc, never.sae.W_enc
+        )  # that it is kept on disk changes nothing
 
 
 def test_another_fit__begun_again_or_refused(tmp_path, capsys):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dermaudit.errors import UserInputError
 from dermaudit.sae import ActivationStore
-from dermaudit.sae.rows import Rows, as_float32
+from dermaudit.sae.store.rows import Rows, as_float32
 
 SIZES = (3, 1, 4)
 TOKENS, D = 2, 5
@@ -23,7 +23,9 @@ def write_store(folder, dtype="float32"):
     for i, n in enumerate(SIZES):
         part = values[at : at + n]
         rows = np.arange(at, at + n)
-        store.write_shard(i, part if dtype == "bfloat16" else part.astype(dtype), 7 - rows, 100 + rows)
+        store.write_shard(
+            i, part if dtype == "bfloat16" else part.astype(dtype), 7 - rows, 100 + rows
+        )
         at += n
     return store
 
@@ -81,7 +83,9 @@ def test_of_images__rows_of_a_split(both):
 
 def test_a_store_is_mapped_and_not_copied(tmp_path):
     rows = write_store(tmp_path / "s").rows()
-    assert all(isinstance(part.base, np.memmap) or isinstance(part, np.memmap) for part in rows._parts)
+    assert all(
+        isinstance(part.base, np.memmap) or isinstance(part, np.memmap) for part in rows._parts
+    )
     part = rows._parts[0]
     assert not part.flags.writeable
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dermaudit.errors import UserInputError
-from dermaudit.sae.adam import Adam, clip_and_step
-from dermaudit.sae.sparse import sparse_step, transpose_storage
+from dermaudit.sae.training.adam import Adam, clip_and_step
+from dermaudit.sae.training.sparse_step import sparse_step, transpose_storage
 
 D, H, B = 20, 90, 40
 
@@ -114,7 +114,7 @@ def test_matryoshka_aux__each_level_its_own_dead(n_dead):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_step__without_numba_is_dense_autograd_too(kind, monkeypatch):
-    from dermaudit.sae import kernels
+    from dermaudit.sae.training import kernels
 
     monkeypatch.setattr(kernels, "present", lambda package: False)
     assert kernels.pick(rows()).__name__.endswith(".plain")
@@ -227,7 +227,7 @@ def test_step__the_dense_code_is_nowhere(monkeypatch):
     # No tensor of a step has B · d_sae numbers or more: the product comes in chunks of rows.
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from dermaudit.sae.kernels import cpu
+    from dermaudit.sae.training.kernels import cpu
 
     n, largest = 600, 0
 
@@ -241,7 +241,9 @@ def test_step__the_dense_code_is_nowhere(monkeypatch):
             return result
 
     sae, x = make("batchtopk"), rows(n=n)
-    monkeypatch.setattr(cpu, "each", lambda work, spans: [work(at) for at in spans])  # seen by Watch
+    monkeypatch.setattr(
+        cpu, "each", lambda work, spans: [work(at) for at in spans]
+    )  # seen by Watch
     monkeypatch.setattr(cpu, "chunk_rows", lambda *_: 256)
     with Watch():
         sparse_step(sae, x, dead_latents(5)).loss.backward()

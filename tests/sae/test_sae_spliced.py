@@ -10,8 +10,8 @@ from scipy.special import log_softmax
 
 from dermaudit.data import BadImage, read_image
 from dermaudit.sae import ThresholdSAE
-from dermaudit.sae.metrics.recovered import recovered_report
-from dermaudit.sae.spliced import spliced_embeddings
+from dermaudit.sae.evaluation.recovered import recovered_report
+from dermaudit.sae.inference.spliced import spliced_embeddings
 from dermaudit.towers import ZeroShot, load_model
 
 SITE = "visual.blocks.11.hook_resid_post"
@@ -28,7 +28,9 @@ def paths(tmp_path_factory):
     rng = np.random.default_rng(0)
     found = []
     for i in range(5):
-        pixels = np.kron(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), np.ones((24, 24, 1), np.uint8))
+        pixels = np.kron(
+            rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), np.ones((24, 24, 1), np.uint8)
+        )
         found.append(folder / f"{i}.png")
         Image.fromarray(pixels).save(found[-1])
     return found
@@ -37,7 +39,9 @@ def paths(tmp_path_factory):
 def sae_of(d: int, scale: float = 1.0) -> ThresholdSAE:
     """Both signs of every coordinate: reconstructs x times `scale`, whatever x is."""
     both = torch.cat([torch.eye(d), -torch.eye(d)])
-    return ThresholdSAE(both.T.contiguous(), scale * both, torch.zeros(2 * d), torch.zeros(d), torch.zeros(2 * d))
+    return ThresholdSAE(
+        both.T.contiguous(), scale * both, torch.zeros(2 * d), torch.zeros(d), torch.zeros(2 * d)
+    )
 
 
 def test_spliced__what_reconstructs_everything_changes_nothing(tower, paths):
@@ -76,12 +80,22 @@ def test_spliced__is_the_tower_with_other_tokens(tower, paths):
 
 def test_recovered__of_what_becomes_of_each_image(tower):
     """By hand: mean- and zero-ablated embeddings of their own for every image."""
-    zero_shot = ZeroShot(tower, {"mel": ["melanoma"], "nv": ["nevus"], "bcc": ["basal cell carcinoma"]})
+    zero_shot = ZeroShot(
+        tower, {"mel": ["melanoma"], "nv": ["nevus"], "bcc": ["basal cell carcinoma"]}
+    )
     rng = np.random.default_rng(2)
     clean, sae, ablated, zero = (rng.normal(size=(40, tower.d_pooled)) for _ in range(4))
     labels = [("mel", "nv", "bcc")[i % 3] for i in range(40)]
     found = recovered_report(
-        zero_shot, clean, sae, labels, np.arange(40), mean=ablated, zero=zero, ablated_is="mean token", n_draws=20
+        zero_shot,
+        clean,
+        sae,
+        labels,
+        np.arange(40),
+        mean=ablated,
+        zero=zero,
+        ablated_is="mean token",
+        n_draws=20,
     )
     weight, scale = zero_shot.weight.detach().double().numpy(), float(zero_shot.logit_scale)
     truth = np.arange(40) % 3
@@ -100,4 +114,11 @@ def test_recovered__of_what_becomes_of_each_image(tower):
 
 def test_spliced__an_image_that_is_gone(tower, paths, tmp_path):
     with pytest.raises(BadImage, match="does not exist"):
-        spliced_embeddings(tower, SITE, "patch", sae_of(tower.site_width(SITE)), [tmp_path / "none.png"], np.zeros(1))
+        spliced_embeddings(
+            tower,
+            SITE,
+            "patch",
+            sae_of(tower.site_width(SITE)),
+            [tmp_path / "none.png"],
+            np.zeros(1),
+        )

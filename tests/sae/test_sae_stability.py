@@ -12,8 +12,8 @@ from scipy.sparse import csr_matrix
 
 from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.sae import ThresholdSAE
-from dermaudit.sae.metrics import stability, stability_report
-from dermaudit.sae.metrics.stability import code_correlation, match
+from dermaudit.sae.evaluation import stability, stability_report
+from dermaudit.sae.evaluation.stability import code_correlation, match
 
 X = planted(400)
 
@@ -56,8 +56,16 @@ def test_correlation__is_that_of_numpy():
 def test_same_latents_in_another_order__are_all_stable():
     sae = random_sae(24, 40)
     report = stability_report([sae, shuffled(sae, 1), shuffled(sae, 2)], X)
-    for name in ("decoder_cosine", "encoder_cosine", "shared", "shared_by_mass", "mmcs",
-                 "code_correlation", "share_decoder_09", "stable"):
+    for name in (
+        "decoder_cosine",
+        "encoder_cosine",
+        "shared",
+        "shared_by_mass",
+        "mmcs",
+        "code_correlation",
+        "share_decoder_09",
+        "stable",
+    ):
         assert report[name]["value"] == pytest.approx(1.0, abs=1e-5), name
     assert set(report["per_latent"]["stable"]) <= {True, None}
     assert report["decoder_cosine"]["control"] < 0.75 and report["shared"]["control"] < 0.5
@@ -77,7 +85,10 @@ def test_half_of_the_latents_are_shared():
     mixed = ThresholdSAE(
         torch.cat([sae.W_enc[:, :20], other.W_enc[:, 20:]], 1),
         torch.cat([sae.W_dec[:20], other.W_dec[20:]]),
-        torch.cat([sae.b_enc[:20], other.b_enc[20:]]), sae.b_dec, sae.threshold, {},
+        torch.cat([sae.b_enc[:20], other.b_enc[20:]]),
+        sae.b_dec,
+        sae.threshold,
+        {},
     )
     report = stability_report([sae, mixed], X)
     stable = report["per_latent"]["stable"]
@@ -86,13 +97,20 @@ def test_half_of_the_latents_are_shared():
     n = report["shared"]["n"]
     assert report["shared"]["value"] == pytest.approx(sum(f is True for f in stable) / n, abs=1e-6)
     mass = sae.encode(torch.from_numpy(X)).double().sum(0).numpy()
-    assert report["shared_by_mass"]["value"] == pytest.approx(mass[:20].sum() / mass.sum(), abs=1e-5)
+    assert report["shared_by_mass"]["value"] == pytest.approx(
+        mass[:20].sum() / mass.sum(), abs=1e-5
+    )
 
 
 def test_decoder_alone__is_not_enough():
     sae = random_sae(24, 40)
     turned = ThresholdSAE(
-        random_sae(24, 40, seed=5).W_enc, sae.W_dec.clone() * 1.5, sae.b_enc, sae.b_dec, sae.threshold, {}
+        random_sae(24, 40, seed=5).W_enc,
+        sae.W_dec.clone() * 1.5,
+        sae.b_enc,
+        sae.b_dec,
+        sae.threshold,
+        {},
     )
     report = stability_report([sae, turned], X)
     assert report["decoder_cosine"]["value"] > 0.9 and report["shared"]["value"] == 0.0

@@ -13,7 +13,13 @@ from safetensors.torch import load_file, save_file
 from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.files import read_json, sha256_file, write_json
 from dermaudit.sae import ActivationStore
-from dermaudit.sae.store import Identity, group_number, map_tensor, read_shard_header, shard_name
+from dermaudit.sae.store.activation_store import (
+    Identity,
+    group_number,
+    map_tensor,
+    read_shard_header,
+    shard_name,
+)
 
 META = {"site": "visual.pooled", "d": 4, "tokens": 1, "dtype": "float32", "model_fingerprint": "f"}
 
@@ -68,7 +74,9 @@ def test_another_models_store_is_refused_and_left_alone(folder):
         lambda: ActivationStore.create(folder, {**META, "model_fingerprint": "g" * 64}),
         lambda: ActivationStore.open(folder, model_fingerprint="g" * 64),
     ):
-        with pytest.raises(ForeignArtifactError, match="holds activations of another model") as error:
+        with pytest.raises(
+            ForeignArtifactError, match="holds activations of another model"
+        ) as error:
             use()
         assert "--force" in error.value.hint
     assert (folder / "store.json").read_bytes() == before
@@ -92,7 +100,9 @@ def test_damaged_shard__refused_then_made_again(folder, harm):
     else:
         data[-1] ^= 1
         path.write_bytes(data[: len(data) // 2] if harm == "cut" else data)
-    with pytest.raises(StaleArtifactError, match=r"shard-000001\.safetensors is missing or altered"):
+    with pytest.raises(
+        StaleArtifactError, match=r"shard-000001\.safetensors is missing or altered"
+    ):
         ActivationStore.open(folder, check=True)
     if harm != "altered":  # seen from the header alone, without reading the shard
         with pytest.raises(StaleArtifactError, match=r"shard-000001\.safetensors is missing"):
@@ -121,7 +131,9 @@ def test_open__absent_and_foreign(tmp_path, folder):
 )
 def test_what_is_no_shard_is_refused_by_name(folder, content):
     (folder / "shard-000000.safetensors").write_bytes(content)
-    with pytest.raises(StaleArtifactError, match=r"shard-000000\.safetensors is missing or altered \("):
+    with pytest.raises(
+        StaleArtifactError, match=r"shard-000000\.safetensors is missing or altered \("
+    ):
         ActivationStore.open(folder)
 
 
@@ -167,7 +179,13 @@ def test_format_1__is_read_but_has_no_image_ids(folder):
 
 def test_identity__every_field_is_part_of_the_key():
     identity = Identity("f" * 64, "p" * 64, "visual.pooled", "pooled", "float32")
-    changes = {"model_fingerprint": "g", "preprocess_sha256": "q", "site": "s", "token_kind": "cls", "dtype": "float16"}
+    changes = {
+        "model_fingerprint": "g",
+        "preprocess_sha256": "q",
+        "site": "s",
+        "token_kind": "cls",
+        "dtype": "float16",
+    }
     keys = {replace(identity, **{name: value}).key for name, value in changes.items()}
     assert len(keys | {identity.key}) == 6
     assert identity.folder(Path("a")).name == f"visual.pooled-{identity.key[:12]}"
@@ -188,7 +206,10 @@ except NoSpaceError as error:
     done = run_python("-c", code, tmp_path / "s", file_limit_kb=64)
     path = tmp_path / "s" / "shard-000001.safetensors"
     assert done.stdout == f"no space left to write {path}\n", done.stderr
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["shard-000000.safetensors", "store.json"]
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [
+        "shard-000000.safetensors",
+        "store.json",
+    ]
     assert ActivationStore.open(tmp_path / "s", check=True).meta["n"] == 8
 
 

@@ -14,7 +14,7 @@ from sae_rows import random_sae, random_topk
 
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 from dermaudit.sae import LatentSuppressor, ThresholdSAE
-from dermaudit.sae.suppressor import MODES, reactive_level
+from dermaudit.sae.inference.suppressor import MODES, reactive_level
 
 
 def bits(x: torch.Tensor) -> np.ndarray:
@@ -50,7 +50,10 @@ CHANGES = {
     "scale": lambda z: z * LEVEL,
     "reactive": gated,
 }
-SAES = {"threshold": lambda: random_sae(8, 12, threshold=0.5), "topk": lambda: random_topk(8, 12, 4)}
+SAES = {
+    "threshold": lambda: random_sae(8, 12, threshold=0.5),
+    "topk": lambda: random_topk(8, 12, 4),
+}
 
 
 def suppressor(sae, latents=(2, 7, 11), mode="subtract", **options):
@@ -85,7 +88,11 @@ def test_reactive__by_hand():
     eye = torch.eye(3)
     sae = ThresholdSAE(eye, eye, torch.zeros(3), torch.zeros(3), torch.zeros(3))
     module = LatentSuppressor(
-        sae, [0, 1], mode="reactive", gate_weight=torch.tensor([1.0, 3.0]), gate_level=4.0,
+        sae,
+        [0, 1],
+        mode="reactive",
+        gate_weight=torch.tensor([1.0, 3.0]),
+        gate_level=4.0,
         renormalise=False,
     )
     # Scores 1 + 3 = 4 (not over 4), 1.5 + 3 = 4.5, 0.
@@ -116,8 +123,12 @@ def test_reactive_level__leaves_the_given_share_of_free_rows_alone():
 @pytest.mark.parametrize(
     ("positions", "n_prefix", "edited"),
     [
-        ("all", 2, [0, 1, 2, 3, 4]), ("patch", 2, [2, 3, 4]), ("cls", 2, [0]), ("prefix", 2, [0, 1]),
-        ("patch", 0, [0, 1, 2, 3, 4]), ("patch", 1, [1, 2, 3, 4]),
+        ("all", 2, [0, 1, 2, 3, 4]),
+        ("patch", 2, [2, 3, 4]),
+        ("cls", 2, [0]),
+        ("prefix", 2, [0, 1]),
+        ("patch", 0, [0, 1, 2, 3, 4]),
+        ("patch", 1, [1, 2, 3, 4]),
         (torch.tensor([False, True, False, True, False]), 1, [1, 3]),
     ],
 )
@@ -169,7 +180,9 @@ def test_positions__of_a_gate_only_what_may_change_is_scored():
 )
 def test_positions__that_cannot_be(positions, n_prefix, shape, message):
     with pytest.raises(UserInputError, match=message):
-        suppressor(random_sae(), positions=positions, n_prefix=n_prefix).apply_to(torch.randn(shape))
+        suppressor(random_sae(), positions=positions, n_prefix=n_prefix).apply_to(
+            torch.randn(shape)
+        )
 
 
 def test_renormalise__length_kept_and_only_where_fired():
@@ -180,7 +193,9 @@ def test_renormalise__length_kept_and_only_where_fired():
     torch.testing.assert_close(out.x.norm(dim=1), x.norm(dim=1), atol=1e-5, rtol=0)
     np.testing.assert_array_equal(bits(out.x[~out.fired]), bits(x[~out.fired]))
     plain = LatentSuppressor(sae, [1, 4], renormalise=False).apply_to(x).x
-    torch.testing.assert_close(out.x, torch.nn.functional.normalize(plain, dim=1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        out.x, torch.nn.functional.normalize(plain, dim=1), atol=1e-5, rtol=0
+    )
     # The identity is no accident of these numbers: dividing by the length changes bits.
     again = torch.nn.functional.normalize(x, dim=1)
     assert (bits(again) != bits(x)).any()
@@ -300,13 +315,22 @@ def tower():
     model = open_clip.CLIP(
         embed_dim=8,
         vision_cfg={
-            "image_size": 32, "patch_size": 16, "width": 16, "layers": 3, "head_width": 8,
+            "image_size": 32,
+            "patch_size": 16,
+            "width": 16,
+            "layers": 3,
+            "head_width": 8,
         },
         text_cfg={"width": 16, "heads": 2, "layers": 1, "vocab_size": 20, "context_length": 4},
     )
     preprocess = {
-        "size": 32, "mode": "RGB", "mean": [0.5] * 3, "std": [0.2] * 3,
-        "interpolation": "bicubic", "resize_mode": "squash", "fill_color": 0,
+        "size": 32,
+        "mode": "RGB",
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+        "fill_color": 0,
     }
     return HookedTower(model, tokenizer=None, preprocess_cfg=preprocess, name="tiny")
 
@@ -377,7 +401,10 @@ def test_attach__another_site_or_model(tower):
     module = suppressor(random_sae(8, 12))
     with pytest.raises(UserInputError, match="visual.pooled"), module.attach(tower, "visual.poled"):
         pass
-    with pytest.raises(ForeignArtifactError, match="d_in 8.*'tiny' has 16"), module.attach(tower, BLOCK):
+    with (
+        pytest.raises(ForeignArtifactError, match="d_in 8.*'tiny' has 16"),
+        module.attach(tower, BLOCK),
+    ):
         pass
 
 

@@ -12,11 +12,11 @@ from sae_rows import planted, random_sae
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.sae import ThresholdSAE, fit_sae
-from dermaudit.sae.architectures import build
-from dermaudit.sae.calibrate import calibrate, fold
-from dermaudit.sae.fit import ROWS_PER_LATENT, site_recipe
-from dermaudit.sae.metrics import fvu, held_out_metrics
-from dermaudit.sae.recipe import SAERecipe
+from dermaudit.sae.evaluation import fvu, held_out_metrics
+from dermaudit.sae.training.architectures import build
+from dermaudit.sae.training.calibrate import calibrate, fold
+from dermaudit.sae.training.fit import ROWS_PER_LATENT, site_recipe
+from dermaudit.sae.training.recipe import SAERecipe
 
 
 def test_fit__l0_on_the_calibration_rows_is_k(fitted, rows, recipe):
@@ -93,7 +93,9 @@ def test_fold__reconstruction_and_codes_are_the_same():
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("architecture", "kind"), [("relu_l1", "standard"), ("jumprelu", "jumprelu")])
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [("relu_l1", "standard"), ("jumprelu", "jumprelu")]
+)
 def test_fold__of_a_penalty_is_what_was_trained(architecture, kind):
     recipe = SAERecipe(architecture=architecture, d_sae=48, k=4)
     sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))

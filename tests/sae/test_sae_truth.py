@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from dermaudit.errors import EvidenceError, UserInputError
-from dermaudit.sae.metrics import synthetic_rows, truth_report
-from dermaudit.sae.metrics.baselines import floor_codes, oracle_codes, probe_codes, truth_ladder
-from dermaudit.sae.metrics.dictionary import decoder_report, detector_report
-from dermaudit.sae.metrics.truth import _shuffle, best_f1, correlations, halves, implied_pairs
+from dermaudit.sae.evaluation import synthetic_rows, truth_report
+from dermaudit.sae.evaluation.baselines import floor_codes, oracle_codes, probe_codes, truth_ladder
+from dermaudit.sae.evaluation.dictionary import decoder_report, detector_report
+from dermaudit.sae.evaluation.truth import _shuffle, best_f1, correlations, halves, implied_pairs
 
 
 def names(m: int) -> list[str]:
@@ -78,8 +78,13 @@ def exact(n: int = 1200, **options):
 def test_perfect_codes__score_one():
     data, codes = exact()
     report = truth_report(
-        codes, data.factors, data.groups, names=names(12), W_dec=data.dictionary,
-        dictionary=data.dictionary, n_draws=20,
+        codes,
+        data.factors,
+        data.groups,
+        names=names(12),
+        W_dec=data.dictionary,
+        dictionary=data.dictionary,
+        n_draws=20,
     )
     for name in ("matched_f1", "one_to_one_f1", "mcc", "distinct", "splitting"):
         assert report[name]["value"] == pytest.approx(1.0, abs=1e-6), name
@@ -147,17 +152,27 @@ def test_absorption__the_parent_is_silent_where_the_child_speaks():
     assert honest["absorption"]["value"] == honest["absorption"]["control"] == 0.0
     dense[:, 0] *= dense[:, 10] == 0  # absorbed
     absorbed = truth_report(
-        csr_matrix(dense), data.factors, data.groups, names=names(12), hierarchy=hierarchy, n_draws=0
+        csr_matrix(dense),
+        data.factors,
+        data.groups,
+        names=names(12),
+        hierarchy=hierarchy,
+        n_draws=0,
     )
     assert absorbed["absorption"]["value"] == pytest.approx(0.5)  # of two pairs, one
-    assert absorbed["absorption"]["control"] == 0.0 and absorbed["absorption"]["pairs"] == ["f0 > f10", "f1 > f11"]
+    assert absorbed["absorption"]["control"] == 0.0 and absorbed["absorption"]["pairs"] == [
+        "f0 > f10",
+        "f1 > f11",
+    ]
 
 
 def test_implied_pairs__a_child_never_without_its_parent_and_no_accident():
     rng = np.random.default_rng(0)
     parent = (rng.random(600) < 0.4).astype(float)
     child = parent * (rng.random(600) < 0.3)
-    common = (np.arange(600) != 599).astype(float)  # there almost always: the rest imply it by accident
+    common = (np.arange(600) != 599).astype(
+        float
+    )  # there almost always: the rest imply it by accident
     rare = np.zeros(600)
     rare[np.flatnonzero(child)[:5]] = 1  # five rows say nothing
     truth = np.stack([parent, child, common, rare, parent], axis=1)
@@ -176,7 +191,12 @@ def test_intervals__bootstrap_the_very_figure():
     data, codes = exact(600, children=2)
     noisy = codes.toarray() + (np.random.default_rng(1).random(codes.shape) < 0.05)
     report = truth_report(
-        csr_matrix(noisy), data.factors, data.groups, names=names(12), hierarchy=data.hierarchy, n_draws=200
+        csr_matrix(noisy),
+        data.factors,
+        data.groups,
+        names=names(12),
+        hierarchy=data.hierarchy,
+        n_draws=200,
     )
     for name in ("matched_f1", "one_to_one_f1", "mcc", "splitting", "absorption"):
         one = report[name]
@@ -185,7 +205,10 @@ def test_intervals__bootstrap_the_very_figure():
     # With weights 1 the matched correlations are numpy's: here factor j is matched to latent j.
     choose = halves(data.groups, 0)
     for j, name in enumerate(names(12)):
-        both = [abs(np.corrcoef(noisy[held, j], data.factors[held, j])[0, 1]) for held in (choose, ~choose)]
+        both = [
+            abs(np.corrcoef(noisy[held, j], data.factors[held, j])[0, 1])
+            for held in (choose, ~choose)
+        ]
         assert report["per_factor"][name]["correlation"] == pytest.approx(np.mean(both), abs=1e-5)
 
 
@@ -272,8 +295,14 @@ def ladder(data, train, width: int, **more):
     m = len(data.dictionary)
     codes = more.pop("codes", csr_matrix((len(data.x), width)))
     return truth_ladder(
-        codes, data.factors, data.groups, ways, names=names(m), hierarchy=data.hierarchy,
-        n_draws=20, **more,
+        codes,
+        data.factors,
+        data.groups,
+        ways,
+        names=names(m),
+        hierarchy=data.hierarchy,
+        n_draws=20,
+        **more,
     )
 
 
@@ -286,8 +315,15 @@ def test_floors__ica_is_one_only_where_factors_outnumber_dimensions():
     f1 = one_to_one(ladder(synthetic_rows(1000, seed=1, **few), synthetic_rows(1500, **few), 32))
     assert f1["oracle"] > 0.95 and f1["ica"] > 0.95 and f1["SAE"] == 0.0, f1
     assert max(f1["pca"], f1["random directions"]) < 0.75, f1
-    hard = {"d": 16, "factors": 32, "active": 2.0, "coherence": 0.2, "correlation": 0.3,
-            "heavy_tail": 0.5, "children": 2}
+    hard = {
+        "d": 16,
+        "factors": 32,
+        "active": 2.0,
+        "coherence": 0.2,
+        "correlation": 0.3,
+        "heavy_tail": 0.5,
+        "children": 2,
+    }
     f1 = one_to_one(ladder(synthetic_rows(1000, seed=1, **hard), synthetic_rows(1500, **hard), 32))
     assert f1["oracle"] > max(f1[name] for name in f1 if name != "oracle") + 0.05, f1
     assert f1["ica"] < 0.8, f1
@@ -295,7 +331,7 @@ def test_floors__ica_is_one_only_where_factors_outnumber_dimensions():
 
 def test_ladder__a_fitted_sae_stands_between():
     from dermaudit.sae import fit_sae
-    from dermaudit.sae.train import SAERecipe
+    from dermaudit.sae.training.loop import SAERecipe
 
     options = {"factors": 24, "active": 3.0, "noise": 0.03}
     train, test = synthetic_rows(3000, seed=0, **options), synthetic_rows(1000, seed=1, **options)
@@ -317,7 +353,5 @@ def test_probes__are_a_ceiling_and_leave_rare_factors_empty():
     truth[:, 3] = np.nan
     codes = probe_codes(train.x, truth, train.groups, test.x)
     assert codes[:, [3]].nnz == 0
-    report = truth_report(
-        codes[:, :3], test.factors[:, :3], test.groups, names=names(3), n_draws=0
-    )
+    report = truth_report(codes[:, :3], test.factors[:, :3], test.groups, names=names(3), n_draws=0)
     assert report["one_to_one_f1"]["value"] > 0.95

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dermaudit.distributed import World
 from dermaudit.errors import UserInputError
-from dermaudit.sae.model import WEIGHTS
+from dermaudit.sae.inference.model import WEIGHTS
 
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -34,11 +34,17 @@ def test_two_processes__are_one(run_python, tmp_path):
             for name in one.sae.tensors:
                 # Written in float32: a last bit of numbers up to some tens is more than 1e-6.
                 torch.testing.assert_close(
-                    weights[name], getattr(one.sae, name), atol=1e-6, rtol=1e-6, msg=f"{named} {name}"
+                    weights[name],
+                    getattr(one.sae, name),
+                    atol=1e-6,
+                    rtol=1e-6,
+                    msg=f"{named} {name}",
                 )
             if one.recipe.architecture in ("batchtopk", "matryoshka"):
                 assert one.log[0]["auxiliary_reconstruction_loss"] == 0
-                assert any(line["auxiliary_reconstruction_loss"] for line in one.log), "AuxK was not at work"
+                assert any(line["auxiliary_reconstruction_loss"] for line in one.log), (
+                    "AuxK was not at work"
+                )
         # Or resampling was not at work.
         assert any(line["dead"] for one in fits for line in one.log), kind
     # BatchTopK's choice, entry by entry; of equal ones the first, whoever holds them.
@@ -50,7 +56,10 @@ def test_two_processes__are_one(run_python, tmp_path):
         torch.testing.assert_close(both, whole, rtol=1e-12, atol=0, msg=name)
     for name, (rows, n_kept) in fit_world.batches().items():
         pre = rows @ fit_world.encoder().t()
-        took = {module: alone[f"dermaudit.sae.kernels.{module} {name}"] for module in ("cpu", "plain")}
+        took = {
+            module: alone[f"dermaudit.sae.training.kernels.{module} {name}"]
+            for module in ("cpu", "plain")
+        }
         n = min(n_kept, int((pre > 0).sum()))
         first = pre.flatten().argsort(descending=True, stable=True)[:n]
         want = torch.zeros(pre.numel(), dtype=pre.dtype).scatter(0, first, pre.flatten()[first])
@@ -59,7 +68,9 @@ def test_two_processes__are_one(run_python, tmp_path):
 
 
 def test_batch__that_processes_cannot_share():
-    with pytest.raises(UserInputError, match="a batch of 64 cannot be shared equally by 3 processes"):
+    with pytest.raises(
+        UserInputError, match="a batch of 64 cannot be shared equally by 3 processes"
+    ):
         fit_world.fit("penalties", None, world=World(1, 3))
 
 
@@ -79,9 +90,13 @@ def test_verb__under_torchrun_writes_one_run(run_python, main, tmp_path):
     assert done.stderr.count("going on after step") == 1  # one process speaks for both
     two = json.loads((run / "sae" / POOLED / "metrics.json").read_text())
     assert json.loads((run / "run.json").read_text())["stages"].keys() == {
-        "images", "embed", *(f"{stage}:{POOLED}" for stage in ("fit", "seeds", "measure"))
+        "images",
+        "embed",
+        *(f"{stage}:{POOLED}" for stage in ("fit", "seeds", "measure")),
     }
     again = run_python(*verb, timeout=600)
     assert again.rc == 0 and "SAE" not in again.stderr.split("sparse autoencoders")[0]
-    one = main("fit", "--run", write_run(tmp_path / "one").path, *flags, "--seeds", "0", "--json").json()["sae"][POOLED]
+    one = main(
+        "fit", "--run", write_run(tmp_path / "one").path, *flags, "--seeds", "0", "--json"
+    ).json()["sae"][POOLED]
     assert two["steps"] == one["steps"] and two["fvu"] == pytest.approx(one["fvu"], abs=1e-3)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dermaudit.errors import UserInputError, unknown
 
-from ..missing import missing, no_table
-from ..tables import SHARDS_FILE, TABLE_SUFFIXES, UNFINISHED, UNFINISHED_SHARDS, RawTable
+from ..manifest.missing_path import missing, no_table
+from ..manifest.tables import SHARDS_FILE, TABLE_SUFFIXES, UNFINISHED, UNFINISHED_SHARDS, RawTable
 from . import concept_meta, derm1m, dermoscopy, folder, hf_metadata, isic, make, native, zeroshot
 
 # Tables of the published systems, told by the columns of a file.

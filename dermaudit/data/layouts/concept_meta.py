@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 
 from dermaudit.errors import UserInputError
-from dermaudit.splits import SPLITS
 
-from ..tables import TRUTH_PREFIXES, RawTable, Skipped
-from .find import ImageNames
-from .rows import Column, Rows, header_of, one_file, raw_table, read_rows
+from ..manifest.tables import TRUTH_PREFIXES, RawTable, Skipped
+from ..splits import SPLITS
+from .csv_rows import Column, Rows, header_of, one_file, raw_table, read_rows
+from .image_names import ImageNames
 
 NAME = "concept-meta"
 NEEDS = "ImageID, a 0/1 column a concept (images in final_images/)"
@@ -24,11 +24,24 @@ _NEARLY = 0.95  # of a column's cells: below it, the column is none of zeros and
 _PLAIN = {"image_id", "label", "group", "split", "caption", "ontology", "skin_tone"}
 # As artifacts are called in such tables; "purple pen" is MONET's word (Kim et al., 2024).
 ARTIFACTS = {
-    "ruler": "ruler", "rulers": "ruler", "hair": "hair", "hairs": "hair",
-    "ink": "ink", "purple_pen": "ink", "pen_mark": "ink", "pen_marks": "ink", "ink_mark": "ink",
-    "ink_marks": "ink", "gel_bubble": "gel_bubble", "gel_bubbles": "gel_bubble",
-    "gel_border": "gel_border", "gel_borders": "gel_border", "dark_corner": "dark_corner",
-    "dark_corners": "dark_corner", "patch": "patch", "patches": "patch",
+    "ruler": "ruler",
+    "rulers": "ruler",
+    "hair": "hair",
+    "hairs": "hair",
+    "ink": "ink",
+    "purple_pen": "ink",
+    "pen_mark": "ink",
+    "pen_marks": "ink",
+    "ink_mark": "ink",
+    "ink_marks": "ink",
+    "gel_bubble": "gel_bubble",
+    "gel_bubbles": "gel_bubble",
+    "gel_border": "gel_border",
+    "gel_borders": "gel_border",
+    "dark_corner": "dark_corner",
+    "dark_corners": "dark_corner",
+    "patch": "patch",
+    "patches": "patch",
 }
 
 
@@ -44,8 +57,10 @@ def matches(path: Path) -> bool:
 def read(path: Path) -> RawTable:
     """Errors: UserInputError for a file that is missing, unreadable or without `ImageID`, and when
     there is no folder of images. Rows without an image are set aside."""
-    file = path / "meta.csv" if (path / "meta.csv").is_file() else one_file(
-        path, _is_it, NAME, "meta.csv"
+    file = (
+        path / "meta.csv"
+        if (path / "meta.csv").is_file()
+        else one_file(path, _is_it, NAME, "meta.csv")
     )
     rows = read_rows(file)
     rows.need(["ImageID"], NAME)
@@ -58,7 +73,8 @@ def read(path: Path) -> RawTable:
         )
     images, bad = images_of(rows, "ImageID", ImageNames(folder, file.parent))
     names = [
-        name for name, cells in rows.columns.items()
+        name
+        for name, cells in rows.columns.items()
         if name not in ("ImageID", *_PLAIN) and _is_truth(cells)
     ]
     called = _called(names)
@@ -131,7 +147,11 @@ def images_of(rows: Rows, column: str, names: ImageNames) -> tuple[Column, dict[
             image = None
         if image is None:
             bad[row] = Skipped(
-                "no_image" if name else "blank_image", why, line, name, column,
+                "no_image" if name else "blank_image",
+                why,
+                line,
+                name,
+                column,
                 "put the image there, or remove the row",
             )
         else:

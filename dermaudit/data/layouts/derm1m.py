@@ -11,11 +11,10 @@ import json
 import re
 from pathlib import Path
 
-from dermaudit.ontology import SEPARATOR
-
-from ..sentinels import known
-from ..tables import RawTable, Skipped
-from .rows import Column, header_of, one_file, raw_table, read_rows
+from ..captions.ontology import SEPARATOR
+from ..manifest.blank_cells import known
+from ..manifest.tables import RawTable, Skipped
+from .csv_rows import Column, header_of, one_file, raw_table, read_rows
 
 NAME = "derm1m"
 NEEDS = "filename, caption, disease_label"
@@ -91,12 +90,19 @@ def empty_problem(image: str | None, caption: str | None, line: int) -> Skipped 
     """What is wrong with a row that lacks its image's name or its caption."""
     if image is None:
         return Skipped(
-            "blank_image", "column 'filename' is blank", line, column="filename",
+            "blank_image",
+            "column 'filename' is blank",
+            line,
+            column="filename",
             hint="write the path of the image, or remove the row",
         )
     if caption is None:
         return Skipped(
-            "empty_caption", "the caption is empty or says nothing", line, image, "caption",
+            "empty_caption",
+            "the caption is empty or says nothing",
+            line,
+            image,
+            "caption",
             "write what is seen, or remove the row",
         )
     return None

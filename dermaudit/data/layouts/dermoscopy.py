@@ -12,28 +12,49 @@ import pyarrow as pa
 
 from dermaudit.errors import UserInputError
 
-from ..tables import RawTable, read_table
+from ..manifest.tables import RawTable, read_table
 
 ARTIFACTS = {
-    "dark_corner": "dark_corner", "hair": "hair", "gel_border": "gel_border",
-    "gel_bubble": "gel_bubble", "ruler": "ruler", "ink": "ink", "patches": "patch",
+    "dark_corner": "dark_corner",
+    "hair": "hair",
+    "gel_border": "gel_border",
+    "gel_bubble": "gel_bubble",
+    "ruler": "ruler",
+    "ink": "ink",
+    "patches": "patch",
 }
 CONCEPTS = ("pigment_network", "milia_like_cyst", "globules", "negative_network", "streaks")
 DIAGNOSES = {
-    "mel": "melanoma", "nv": "a melanocytic nevus", "bkl": "benign keratosis",
-    "bcc": "basal cell carcinoma", "akiec": "actinic keratosis", "vasc": "a vascular lesion",
+    "mel": "melanoma",
+    "nv": "a melanocytic nevus",
+    "bkl": "benign keratosis",
+    "bcc": "basal cell carcinoma",
+    "akiec": "actinic keratosis",
+    "vasc": "a vascular lesion",
     "df": "dermatofibroma",
 }
 _SAID = {
-    "ruler": "a ruler is visible", "ink": "ink marks are visible", "hair": "hair over the lesion",
-    "gel_bubble": "gel bubbles are visible", "gel_border": "the border of the gel is visible",
-    "dark_corner": "dark corners", "patch": "a coloured patch is visible",
-    "pigment_network": "pigment network", "milia_like_cyst": "milia-like cysts",
-    "globules": "globules", "negative_network": "negative network", "streaks": "streaks",
+    "ruler": "a ruler is visible",
+    "ink": "ink marks are visible",
+    "hair": "hair over the lesion",
+    "gel_bubble": "gel bubbles are visible",
+    "gel_border": "the border of the gel is visible",
+    "dark_corner": "dark corners",
+    "patch": "a coloured patch is visible",
+    "pigment_network": "pigment network",
+    "milia_like_cyst": "milia-like cysts",
+    "globules": "globules",
+    "negative_network": "negative network",
+    "streaks": "streaks",
 }
 _DENIED = {
-    "ruler": "no ruler", "ink": "no ink marks", "hair": "no hair", "gel_bubble": "no gel bubbles",
-    "gel_border": "no gel border", "dark_corner": "no dark corners", "patch": "no patch",
+    "ruler": "no ruler",
+    "ink": "no ink marks",
+    "hair": "no hair",
+    "gel_bubble": "no gel bubbles",
+    "gel_border": "no gel border",
+    "dark_corner": "no dark corners",
+    "patch": "no patch",
 }
 _NEEDED = {"image_id", "dx", "group_id", "has_artifact_annotation", *ARTIFACTS}
 _NEEDED |= {f"attr_{name}" for name in CONCEPTS}
@@ -99,7 +120,10 @@ def _captions(row: dict, columns: dict) -> list[str]:
     absent = [_DENIED[w] for w in ARTIFACTS.values() if truth[w] == 0]
     caption = ", ".join([f"{diagnosis} {site}".strip(), *signs, *artifacts])
     parts = [
-        diagnosis, f"a lesion {site}" if site else "", f"with {', '.join(signs)}" if signs else "",
-        ", ".join(artifacts), ", ".join(absent),
+        diagnosis,
+        f"a lesion {site}" if site else "",
+        f"with {', '.join(signs)}" if signs else "",
+        ", ".join(artifacts),
+        ", ".join(absent),
     ]
     return [caption, *(part for part in parts if part)]

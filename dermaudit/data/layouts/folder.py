@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 
 from dermaudit.errors import UserInputError
-from dermaudit.splits import SPLITS
 
-from ..tables import IMAGE_SUFFIXES, RawTable
+from ..manifest.tables import IMAGE_SUFFIXES, RawTable
+from ..splits import SPLITS
 
 _SPLIT_FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from dermaudit.errors import UserInputError
-from dermaudit.splits import SPLITS
 
-from ..sentinels import known
-from ..tables import RawTable, read_table
-from ..validate import texts
-from .rows import header_of, raw_table, read_rows, there_are
+from ..manifest.blank_cells import known
+from ..manifest.tables import RawTable, read_table
+from ..manifest.validate import texts
+from ..splits import SPLITS
+from .csv_rows import header_of, raw_table, read_rows, there_are
 
 NAME = "hf-metadata"
 NEEDS = "file_name, and a caption or text"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from dermaudit.errors import UserInputError
 
-from ..sentinels import known
-from ..tables import IMAGE_SUFFIXES, RawTable, Skipped
+from ..manifest.blank_cells import known
+from ..manifest.tables import IMAGE_SUFFIXES, RawTable, Skipped
 from .concept_meta import images_of
-from .find import ImageNames
-from .rows import Column, Rows, header_of, one_file, raw_table, read_rows, there_are
+from .csv_rows import Column, Rows, header_of, one_file, raw_table, read_rows, there_are
+from .image_names import ImageNames
 
 NAME = "isic"
 NEEDS = (
@@ -67,7 +67,9 @@ def read(path: Path) -> RawTable:
     if id_ is None or (len(codes) < 2 and not spoken):
         lacking = [] if id_ else ["'image' (image_id, image_name and isic_id serve too)"]
         if len(codes) < 2 and not spoken:
-            lacking.append("'diagnosis' (dx, diagnosis_1 … diagnosis_3, or MEL, NV, … of 0/1 serve too)")
+            lacking.append(
+                "'diagnosis' (dx, diagnosis_1 … diagnosis_3, or MEL, NV, … of 0/1 serve too)"
+            )
         raise UserInputError(
             f"{file} has no column {' and no '.join(lacking)}, which the layout '{NAME}' needs",
             there_are(rows.columns),
@@ -128,15 +130,25 @@ def _one_hot(rows: Rows, codes: list[str], row: int) -> tuple[str | None, Skippe
     cells = {code: rows.get(code)[row] for code in codes}
     for code, cell in cells.items():
         if cell not in (None, "0", "1", "0.0", "1.0"):
-            return None, Skipped("bad_value", f"column '{code}' says '{cell}'", column=code,
-                                 hint="write 1 for the diagnosis, 0 for the others", **where)
+            return None, Skipped(
+                "bad_value",
+                f"column '{code}' says '{cell}'",
+                column=code,
+                hint="write 1 for the diagnosis, 0 for the others",
+                **where,
+            )
         if cell in ("1", "1.0"):
             on.append(code)
     if len(on) == 1 or not any(cells.values()):
         return (on[0].lower() if on and on[0] != "UNK" else None), None
     said = f"{len(on)} diagnoses ({', '.join(on)})" if on else "no diagnosis"
-    return None, Skipped("not_one_hot", f"the row has {said}", column=on[0] if on else codes[0],
-                         hint="write 1 for the diagnosis, 0 for the others", **where)
+    return None, Skipped(
+        "not_one_hot",
+        f"the row has {said}",
+        column=on[0] if on else codes[0],
+        hint="write 1 for the diagnosis, 0 for the others",
+        **where,
+    )
 
 
 def _beside(file: Path, id_: str, rows: Rows) -> dict[str, Column]:
@@ -154,7 +166,5 @@ def _beside(file: Path, id_: str, rows: Rows) -> dict[str, Column]:
             continue
         for name, cells in theirs.columns.items():
             if name != their_id:
-                found.setdefault(
-                    name, [cells[row_of[i]] if i in row_of else None for i in ids]
-                )
+                found.setdefault(name, [cells[row_of[i]] if i in row_of else None for i in ids])
     return found

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..tables import RawTable, Skipped
+from ..manifest.tables import RawTable, Skipped
+from .csv_rows import Rows, header_of, one_file, raw_table, read_rows
 from .derm1m import clean, empty_problem, joined
-from .rows import Rows, header_of, one_file, raw_table, read_rows
 
 NAME = "make"
 NEEDS = (
@@ -21,7 +21,8 @@ NEEDS = (
 )
 _NEEDED = {"filename", "caption", "sub_caption_mask", "knowledge_masks"}
 _VIEWS = {
-    "caption": "caption", "ontology_caption": "ontology_caption",
+    "caption": "caption",
+    "ontology_caption": "ontology_caption",
     "visual_concept_caption": "concept_caption",
 }
 _USED = {"filename", "sub_captions", "sub_caption_mask", "knowledge_masks", *_VIEWS}
@@ -102,7 +103,9 @@ def _row(rows: Rows, parts: list[str], row: int, first: dict[str, int]) -> list[
         return problem
     if image in first:
         return wrong(
-            "duplicate_image", f"the image was there before, at line {first[image]}", "filename",
+            "duplicate_image",
+            f"the image was there before, at line {first[image]}",
+            "filename",
             "one row an image: remove one of the two",
         )
     masks = {}
@@ -111,7 +114,9 @@ def _row(rows: Rows, parts: list[str], row: int, first: dict[str, int]) -> list[
             masks[column] = parse_mask(rows.get(column)[row], n)
         except ValueError as error:
             return wrong(
-                "bad_mask", f"column '{column}' {error}", column,
+                "bad_mask",
+                f"column '{column}' {error}",
+                column,
                 f"write {n} zeros and ones: [{', '.join('1' * min(n, 3))}{', …' if n > 3 else ''}]",
             )
     views, mask = masks["knowledge_masks"], masks["sub_caption_mask"]
@@ -120,7 +125,9 @@ def _row(rows: Rows, parts: list[str], row: int, first: dict[str, int]) -> list[
             # The caption is a kind of its own: it is the one that people forget.
             kind = "empty_caption" if old == "caption" else "mask_disagrees"
             return wrong(
-                kind, f"knowledge_masks counts '{old}', which is empty", old,
+                kind,
+                f"knowledge_masks counts '{old}', which is empty",
+                old,
                 "the order is [caption, ontology_caption, visual_concept_caption]: write 0 for it",
             )
     filled = [int(rows.get(part)[row] is not None) for part in parts]
@@ -129,17 +136,23 @@ def _row(rows: Rows, parts: list[str], row: int, first: dict[str, int]) -> list[
         return wrong(
             "mask_disagrees",
             f"sub_caption_mask says {mask[k]} for '{parts[k]}', which is "
-            + ("filled" if filled[k] else "empty"), "sub_caption_mask",
+            + ("filled" if filled[k] else "empty"),
+            "sub_caption_mask",
             "write 1 for each sub-caption that is filled, 0 for the rest",
         )
     said = rows.get("sub_captions")[row]
     if said is not None and said != str(sum(mask)):
         return wrong(
             "count_disagrees",
-            f"sub_captions says {said[:20]}, sub_caption_mask has {sum(mask)} ones", "sub_captions",
+            f"sub_captions says {said[:20]}, sub_caption_mask has {sum(mask)} ones",
+            "sub_captions",
             f"write {sum(mask)}, or mend the mask",
         )
     if not any(views) and not any(mask):
-        return wrong("empty_caption", "no text of this row counts", "caption",
-                     "write a caption, or remove the row")
+        return wrong(
+            "empty_caption",
+            "no text of this row counts",
+            "caption",
+            "write a caption, or remove the row",
+        )
     return [*views, *mask]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dermaudit.errors import UserInputError
 
-from ..tables import TABLE_SUFFIXES, RawTable, read_table
+from ..manifest.tables import TABLE_SUFFIXES, RawTable, read_table
 from . import dermoscopy
 
 

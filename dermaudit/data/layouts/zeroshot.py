@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..tables import RawTable, Skipped
-from .rows import header_of, one_file, raw_table, read_rows
+from ..manifest.tables import RawTable, Skipped
+from .csv_rows import header_of, one_file, raw_table, read_rows
 
 NAME = "dermfm-zeroshot"
 NEEDS = "image_path, label (a number), diag (its name)"
@@ -34,15 +34,23 @@ def read(path: Path) -> RawTable:
     for row, (image, number, name) in enumerate(zip(images, numbers, names, strict=True)):
         where = {"line": rows.lines[row], "image": image}
         if image is None:
-            bad[row] = Skipped("blank_image", "column 'image_path' is blank", column="image_path",
-                               hint="write the path of the image, or remove the row", **where)
+            bad[row] = Skipped(
+                "blank_image",
+                "column 'image_path' is blank",
+                column="image_path",
+                hint="write the path of the image, or remove the row",
+                **where,
+            )
             continue
         if number is None:
             continue
         if not number.isdecimal():
             bad[row] = Skipped(
-                "bad_value", f"column 'label' says '{number}', not the number of a class",
-                column="label", hint="write 0, 1, … and the class's name in 'diag'", **where,
+                "bad_value",
+                f"column 'label' says '{number}', not the number of a class",
+                column="label",
+                hint="write 0, 1, … and the class's name in 'diag'",
+                **where,
             )
             continue
         before = first.setdefault(number, row)
@@ -51,7 +59,9 @@ def read(path: Path) -> RawTable:
                 "class_disagrees",
                 f"class {number} is called '{name or ''}' here and '{names[before] or ''}' at line "
                 f"{rows.lines[before]}",
-                column="diag", hint="one name a number", **where,
+                column="diag",
+                hint="one name a number",
+                **where,
             )
     columns = {"image": images, "label": names, "class_index": numbers}
     return raw_table(rows, NAME, columns, _NEEDED, bad)

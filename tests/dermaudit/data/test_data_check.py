@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dermaudit.data.check import check_data
-from dermaudit.data.duplicates import near_pairs, perceptual_hash
+from dermaudit.data.duplicates.hashes import near_pairs, perceptual_hash
+from dermaudit.data.manifest.check import check_data
 
 # ---- duplicates
 
@@ -27,7 +27,9 @@ def test_near_pairs_are_those_of_all_pairs(seed, n, max_distance):
             hashes[i, flips] ^= True
     distance = (hashes[:, None] != hashes[None]).sum(axis=2)
     expected = [
-        (i, j, int(distance[i, j])) for j in range(n) for i in range(j)
+        (i, j, int(distance[i, j]))
+        for j in range(n)
+        for i in range(j)
         if distance[i, j] <= max_distance
     ]
     assert list(near_pairs(hashes, max_distance)) == expected
@@ -36,10 +38,12 @@ def test_near_pairs_are_those_of_all_pairs(seed, n, max_distance):
 def test_a_smaller_and_a_brighter_copy_are_near_and_another_picture_is_not(image_folder):
     root = image_folder("a.png", "b.png", side=200)
     a, b = (Image.open(root / name) for name in ("a.png", "b.png"))
-    hashes = np.stack([
-        perceptual_hash(np.array(image))
-        for image in (a, a.resize((100, 90)), a.point(lambda v: v * 0.9), b)
-    ])
+    hashes = np.stack(
+        [
+            perceptual_hash(np.array(image))
+            for image in (a, a.resize((100, 90)), a.point(lambda v: v * 0.9), b)
+        ]
+    )
     pairs = {(i, j) for i, j, _ in near_pairs(hashes)}
     assert pairs >= {(0, 1), (0, 2)} and not any(3 in pair for pair in pairs)
 
@@ -77,8 +81,18 @@ def spoiled(image_folder):
     exif = Image.Exif()
     exif[0x0112] = 6
     big.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / "turned.png", exif=exif)
-    names = ["sound.png", "copy.png", "near.jpg", "text.jpg", "cut.png", "huge.png", "tiny.png",
-             "grey.png", "turned.png", "gone.png"]
+    names = [
+        "sound.png",
+        "copy.png",
+        "near.jpg",
+        "text.jpg",
+        "cut.png",
+        "huge.png",
+        "tiny.png",
+        "grey.png",
+        "turned.png",
+        "gone.png",
+    ]
     splits = ["train", "test", "val"] + ["train"] * 7
     labels = ["mel", "nv", "mel", "mel", "mel", "mel", "", "mel", "mel", "mel"]
     rows = [f"{n},{s},{lab}" for n, s, lab in zip(names, splits, labels, strict=True)]
@@ -94,16 +108,27 @@ def test_every_fault_is_named_with_its_line(cli, spoiled):
     assert {kind: [f["image"] for f in fs] for kind, fs in found.items()} == {
         "exact_duplicate_across_splits": ["copy.png"],
         "near_duplicate_across_splits": ["near.jpg"],
-        "huge": ["huge.png"], "missing": ["gone.png"], "not_image": ["text.jpg"],
-        "truncated": ["cut.png"], "tiny": ["tiny.png"], "not_rgb": ["grey.png"],
-        "exif_rotated": ["turned.png"], "blank_label": ["tiny.png"], "unlisted": ["big.png"],
+        "huge": ["huge.png"],
+        "missing": ["gone.png"],
+        "not_image": ["text.jpg"],
+        "truncated": ["cut.png"],
+        "tiny": ["tiny.png"],
+        "not_rgb": ["grey.png"],
+        "exif_rotated": ["turned.png"],
+        "blank_label": ["tiny.png"],
+        "unlisted": ["big.png"],
     }
     assert (answer["n_rows"], answer["n_usable"]) == (10, 6)
     assert answer["levels"] == {"leak": 2, "error": 0, "skip": 4, "warning": 5}
     copy = found["exact_duplicate_across_splits"][0]
     assert (copy["row"], copy["line"]) == (1, 3)
-    for said in ("manifest.csv, line 3: copy.png", "sound.png (line 2)", "in train, this in test",
-                 "labelled nv here and mel there", "give both one group"):
+    for said in (
+        "manifest.csv, line 3: copy.png",
+        "sound.png (line 2)",
+        "in train, this in test",
+        "labelled nv here and mel there",
+        "give both one group",
+    ):
         assert said in copy["message"]
     for finding in answer["findings"]:
         assert finding["message"] in done.stderr
@@ -151,15 +176,20 @@ def test_faults_of_the_table_are_findings_not_failures(main, image_folder):
     assert "manifest.csv, line 3" in done.json()["error"]["hint"]
     found = kinds(answer)
     assert set(found) == {
-        "group_across_splits", "bad_path", "bad_value", "duplicate_image", "unknown_split",
+        "group_across_splits",
+        "bad_path",
+        "bad_value",
+        "duplicate_image",
+        "unknown_split",
     }
     assert answer["findings"][0]["level"] == "leak" and not answer["usable"]
     assert [f["line"] for f in found["bad_value"]] == [3, 6]
     assert all(f["hint"] for kind in ("bad_path", "bad_value") for f in found[kind])
 
 
-@pytest.mark.parametrize(("table", "kind"), [("label\nmel\n", "missing_column"),
-                                             ("image\n", "empty")])
+@pytest.mark.parametrize(
+    ("table", "kind"), [("label\nmel\n", "missing_column"), ("image\n", "empty")]
+)
 def test_a_table_of_nothing_is_a_finding(main, image_folder, table, kind):
     root = image_folder("a.png")
     (root / "manifest.csv").write_text(table)
@@ -200,9 +230,14 @@ def test_one_fact_of_many_rows_is_one_line(main, image_folder):
     (root / "manifest.csv").write_text("image,label\n0.png,\n1.png,\n2.png,nv\n")
     done = main("data", "check", root, "--json")
     assert done.json()["counts"] == {"blank_label": 2, "unlisted": 2}
-    assert [line.split()[:2] for line in done.stderr.splitlines() if line.startswith("  blank_label")
-            or line.startswith("  unlisted")] == [["blank_label", "2"], ["unlisted", "2"]]
-    assert "2 rows without a label; the first: " in done.stderr and "3.png: no row of" in done.stderr
+    assert [
+        line.split()[:2]
+        for line in done.stderr.splitlines()
+        if line.startswith("  blank_label") or line.startswith("  unlisted")
+    ] == [["blank_label", "2"], ["unlisted", "2"]]
+    assert (
+        "2 rows without a label; the first: " in done.stderr and "3.png: no row of" in done.stderr
+    )
 
 
 def test_nothing_to_check_is_bad_input(main, tmp_path):

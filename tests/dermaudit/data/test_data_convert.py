@@ -18,7 +18,8 @@ NAMES = ["mel/a.png", "mel/b.jpg", "nv/c.png", "nv/d.png"]
 def contents(folder) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*")) if path.is_file()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -74,8 +75,11 @@ def test_a_native_table_keeps_its_columns_and_split(main, image_folder, tmp_path
 def test_an_empty_split_is_said_in_one_line(main, image_folder, tmp_path):
     source = image_folder("a.png", "b.png", "c.png")
     table = "image,split\na.png,train\nb.png,{}\nc.png,{}\n"
-    for splits, said in ((("train", "train"), "no image in val and test:"),
-                         (("val", "train"), "no image in test:"), (("val", "test"), "")):
+    for splits, said in (
+        (("train", "train"), "no image in val and test:"),
+        (("val", "train"), "no image in test:"),
+        (("val", "test"), ""),
+    ):
         (source / "manifest.csv").write_text(table.format(*splits))
         done = main("data", "convert", source, "--out", tmp_path / "out", "--force")
         warned = [line for line in done.stderr.splitlines() if "warning" in line]
@@ -83,8 +87,8 @@ def test_an_empty_split_is_said_in_one_line(main, image_folder, tmp_path):
 
 
 def test_help_names_the_columns_of_every_layout(cli):
-    from dermaudit.data.commands import convert
     from dermaudit.data.layouts import FOREIGN
+    from dermaudit.data.manifest.commands import convert
 
     said = " ".join(convert.__doc__.split())
     for name, layout in FOREIGN.items():
@@ -214,7 +218,9 @@ def test_it_never_overwrites_without_force(main, image_folder, tmp_path):
         ("", "manifest.csv is empty"),
     ],
 )
-def test_bad_input_is_one_sentence_and_nothing_is_written(main, image_folder, tmp_path, table, said):
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    main, image_folder, tmp_path, table, said
+):
     source = image_folder("a.png")
     (source / "manifest.csv").write_text(table)
     done = main("data", "convert", source, "--out", tmp_path / "out", "--json")

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from dermaudit.data.decompose import Decomposer, check_answer
+from dermaudit.data.captions.decompose import Decomposer, check_answer
 from dermaudit.errors import UserInputError
 
 PLAQUE = "A 2.5 cm red plaque on the arm. It is scaly."
@@ -129,14 +129,22 @@ def test_split__the_key_follows_no_redirect(make, model):
     assert "redirects" in caught.value.hint and len(model.asked) == 1
 
 
-@pytest.mark.parametrize(("answer", "why"), [
-    ("Sure! A red plaque.", "not JSON"), ("", "not JSON"), ('{"a": 1}', "not a list of texts"),
-    ("[1, 2]", "not a list of texts"), ("[]", "empty"), ('["A red plaque.", " "]', "empty"),
-    ('["2.5"]', "empty"), (json.dumps(["Red."] * 9), "too many sentences"),
-    ('["A melanoma with regression."]', "not in the caption"),
-    ('["A 3.5 cm red scaly plaque on the arm."]', "not in the caption"),
-    ('__import__("os").getcwd()', "not JSON"),
-])
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("Sure! A red plaque.", "not JSON"),
+        ("", "not JSON"),
+        ('{"a": 1}', "not a list of texts"),
+        ("[1, 2]", "not a list of texts"),
+        ("[]", "empty"),
+        ('["A red plaque.", " "]', "empty"),
+        ('["2.5"]', "empty"),
+        (json.dumps(["Red."] * 9), "too many sentences"),
+        ('["A melanoma with regression."]', "not in the caption"),
+        ('["A 3.5 cm red scaly plaque on the arm."]', "not in the caption"),
+        ('__import__("os").getcwd()', "not JSON"),
+    ],
+)
 def test_split__answers_of_no_use_are_counted(make, model, answer, why):
     model.replies = lambda caption, n: answer
     split = make()
@@ -144,12 +152,18 @@ def test_split__answers_of_no_use_are_counted(make, model, answer, why):
     assert split.tally.invalid == {why: 1} and len(model.asked) == 1
 
 
-@pytest.mark.parametrize(("answer", "expected"), [
-    ('["There is a red plaque of 2.5 cm.", "It is scaly."]',
-     ["There is a red plaque of 2.5 cm.", "It is scaly."]),
-    ('```json\n["A red  plaque."]\n```', ["A red plaque."]),
-    ('["Scaly.", "Scaly."]', ["Scaly."]), ('["Red plaques on the arm."]', ["Red plaques on the arm."]),
-])
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (
+            '["There is a red plaque of 2.5 cm.", "It is scaly."]',
+            ["There is a red plaque of 2.5 cm.", "It is scaly."],
+        ),
+        ('```json\n["A red  plaque."]\n```', ["A red plaque."]),
+        ('["Scaly.", "Scaly."]', ["Scaly."]),
+        ('["Red plaques on the arm."]', ["Red plaques on the arm."]),
+    ],
+)
 def test_check_answer__takes_what_the_caption_says(answer, expected):
     assert check_answer(answer, PLAQUE, 8) == expected
 

@@ -13,9 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dermaudit.data import dedup
-from dermaudit.data.dedup import Witnesses
-from dermaudit.data.duplicates import near_pairs, nearest_hash, pack_hashes, perceptual_hash, turns
+from dermaudit.data.duplicates import embeddings as dedup
+from dermaudit.data.duplicates.embeddings import Witnesses
+from dermaudit.data.duplicates.hashes import (
+    near_pairs,
+    nearest_hash,
+    pack_hashes,
+    perceptual_hash,
+    turns,
+)
 from dermaudit.errors import EvidenceError, UserInputError
 
 
@@ -105,7 +111,9 @@ def test_calibrate__passes_the_share_it_promises_to_new_unrelated_images():
     passed = (dedup.top1(fresh, base)[1] >= found.threshold).mean()
     assert 0.03 < passed < 0.075
     assert found.n == 1500 and found.threshold < 0.9999
-    assert found.quantiles["0.5"] < found.quantiles["0.95"] == pytest.approx(found.threshold, abs=1e-6)
+    assert (
+        found.quantiles["0.5"] < found.quantiles["0.95"] == pytest.approx(found.threshold, abs=1e-6)
+    )
     assert dedup.calibrate(base, groups, 0.05) == found
 
 
@@ -124,7 +132,9 @@ def test_calibrate__too_few_images_are_no_evidence():
 def test_nearest_hash__agrees_with_all_pairs():
     rng = np.random.default_rng(1)
     base = random_hashes(rng, 300)
-    near = np.stack([flip_bits(rng, base[i], k) for i, k in zip(range(0, 60, 2), range(30), strict=True)])
+    near = np.stack(
+        [flip_bits(rng, base[i], k) for i, k in zip(range(0, 60, 2), range(30), strict=True)]
+    )
     query = np.concatenate([near, random_hashes(rng, 20), base[5:6]])
     row, bits = nearest_hash(query, base)
     distances = np.bitwise_count(query[:, None] ^ base[None]).sum(-1, dtype=np.int64)
@@ -137,7 +147,9 @@ def test_nearest_hash__agrees_with_all_pairs():
 def test_nearest_hash__within_one_set_agrees_with_near_pairs():
     rng = np.random.default_rng(2)
     base = random_hashes(rng, 60)
-    near = np.stack([flip_bits(rng, base[i], k) for i, k in ((0, 3), (0, 9), (7, 24), (8, 25), (9, 0))])
+    near = np.stack(
+        [flip_bits(rng, base[i], k) for i, k in ((0, 3), (0, 9), (7, 24), (8, 25), (9, 0))]
+    )
     hashes = np.concatenate([base, near, base[9:10], base[9:10]])
     row, bits = nearest_hash(hashes, hashes, own=np.arange(len(hashes)))
     pairs = list(near_pairs(np.unpackbits(hashes.view(np.uint8), axis=1).astype(bool)))
@@ -176,7 +188,10 @@ def test_turns__are_the_seven_other_ways_and_their_hashes_find_each_other():
     assert (found.a.tolist(), found.b.tolist()) == ([1], [0]) and found.bits[0] <= 8
     # An image that is its own mirror image is no duplicate of itself.
     even = (pixels.astype(int) + pixels[:, ::-1]) // 2
-    own = [pack_hashes(perceptual_hash(w)[None]) for w in (even.astype(np.uint8), *turns(even.astype(np.uint8)))]
+    own = [
+        pack_hashes(perceptual_hash(w)[None])
+        for w in (even.astype(np.uint8), *turns(even.astype(np.uint8)))
+    ]
     alone = Witnesses(None, own[0], np.stack(own[1:], axis=1))
     assert not len(dedup.find_pairs(alone, None, np.inf).a)
 
@@ -208,7 +223,9 @@ def test_share__by_hand_and_with_an_interval_over_groups():
     assert 0 <= found["low"] < 0.015 < found["high"] < 0.06
     none, every = dedup.share(np.array([], dtype=int), groups), dedup.share(np.arange(200), groups)
     assert (none["share"], none["low"]) == (0, 0) and none["high"] == pytest.approx(1 - 0.025**0.01)
-    assert every["high"] == 1 and every["low"] == pytest.approx(0.025**0.01), "no claim of certainty"
+    assert every["high"] == 1 and every["low"] == pytest.approx(0.025**0.01), (
+        "no claim of certainty"
+    )
     wide = dedup.share(np.arange(100), [str(i // 50) for i in range(200)])
     assert wide["high"] - wide["low"] > 0.5, "four groups say little, whatever their size"
 
@@ -222,21 +239,31 @@ def test_copies_are_found_and_others_are_not(main, tmp_path):
     assert done.rc == 0, done.stderr
     answer = done.json()
     assert sorted((p["a_image"], p["b_image"]) for p in answer["pairs"]) == [
-        ("003.png", "003.png"), ("005.png", "005.png"),
+        ("003.png", "003.png"),
+        ("005.png", "005.png"),
     ]
-    assert (answer["n_a"], answer["n_b"], answer["n_skipped"], answer["n_same_group"]) == (12, 5, 1, 0)
+    assert (answer["n_a"], answer["n_b"], answer["n_skipped"], answer["n_same_group"]) == (
+        12,
+        5,
+        1,
+        0,
+    )
     assert answer["duplicates"]["hash"]["share"] == 0.4
     assert 0 <= answer["duplicates"]["hash"]["low"] < 0.4 < answer["duplicates"]["hash"]["high"]
     listed = pq.ParquetFile(out / "pairs.parquet").read().to_pylist()
     with (out / "pairs.csv").open() as handle:
         rows = list(csv.DictReader(handle))
-    assert [r["a_image"] for r in rows] == [r["a_image"] for r in listed] == [
-        p["a_image"] for p in answer["pairs"]
-    ]
+    assert (
+        [r["a_image"] for r in rows]
+        == [r["a_image"] for r in listed]
+        == [p["a_image"] for p in answer["pairs"]]
+    )
     assert json.loads((out / "dedup.json").read_text())["n_pairs"] == 2
     page = (out / "pairs.html").read_text()
     images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
-    assert len(images) == 4 and "<script" not in page and "http" not in page.replace("http-equiv", "")
+    assert (
+        len(images) == 4 and "<script" not in page and "http" not in page.replace("http-equiv", "")
+    )
     with Image.open(io.BytesIO(base64.b64decode(images[0]))) as image:
         assert image.size == (160, 160)
     again = main("data", "dedup", a, b, "--by", "hash", "--out", out)
@@ -282,12 +309,23 @@ def test_embeddings_of_a_file__in_the_order_of_their_ids(main, tmp_path):
     other[1] = vectors[5] * 3
     save_file({"embeddings": other}, tmp_path / "b.safetensors")
     argv = (
-        "data", "dedup", a, b, "--by", "cosine", "--embeddings-a", tmp_path / "a.npy",
-        "--embeddings-b", tmp_path / "b.safetensors", "--json",
+        "data",
+        "dedup",
+        a,
+        b,
+        "--by",
+        "cosine",
+        "--embeddings-a",
+        tmp_path / "a.npy",
+        "--embeddings-b",
+        tmp_path / "b.safetensors",
+        "--json",
     )
     answer = main(*argv, "--ids-a", ids, "--threshold", 0.999).json()
     assert [(p["a_image"], p["b_image"]) for p in answer["pairs"]] == [("005.png", "021.png")]
-    assert answer["pairs"][0]["cosine"] == pytest.approx(1) and answer["pairs"][0]["hash_bits"] is None
+    assert (
+        answer["pairs"][0]["cosine"] == pytest.approx(1) and answer["pairs"][0]["hash_bits"] is None
+    )
     few = main(*argv, "--ids-a", ids)
     assert few.rc == 3 and few.json()["error"]["numbers"]["n"] == 8
     ids.write_text("nobody\n" * 8)
@@ -348,8 +386,16 @@ def test_wrong_names_and_shapes__come_before_too_few_images(main, tmp_path):
     np.save(tmp_path / "a.npy", np.ones((4, 6), np.float32))
     for shape, said in (((3, 5), "of 6 numbers"), ((2, 6), "has 2 rows")):
         np.save(tmp_path / "b.npy", np.ones(shape, np.float32))
-        done = main("data", "dedup", a, b, "--embeddings-a", tmp_path / "a.npy",
-                    "--embeddings-b", tmp_path / "b.npy")
+        done = main(
+            "data",
+            "dedup",
+            a,
+            b,
+            "--embeddings-a",
+            tmp_path / "a.npy",
+            "--embeddings-b",
+            tmp_path / "b.npy",
+        )
         assert done.rc == 2 and said in done.stderr
     missing = main("data", "dedup", a, "--embeddings-a", tmp_path / "aa.npy")
     assert missing.rc == 2 and f"did you mean {tmp_path / 'a.npy'}?" in missing.stderr

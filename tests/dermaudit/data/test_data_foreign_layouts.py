@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermaudit.data import Manifest
-from dermaudit.data.check import check_data
-from dermaudit.data.convert import plan
 from dermaudit.data.layouts import detect, foreign_tables, read_layout
+from dermaudit.data.layouts.csv_rows import read_rows
 from dermaudit.data.layouts.make import parse_mask
-from dermaudit.data.layouts.rows import read_rows
-from dermaudit.data.validate import check_table, complete
+from dermaudit.data.manifest.check import check_data
+from dermaudit.data.manifest.convert import plan
+from dermaudit.data.manifest.validate import check_table, complete
 from dermaudit.errors import UserInputError
 
 
@@ -45,29 +45,45 @@ def reasons(path: Path, layout: str = "auto") -> list[tuple[str, int | None]]:
 
 def derm1m(**columns) -> dict:
     return {
-        "filename": "edu/a.png", "caption": "A scaly plaque.</s>", "truncated_caption": "A plaque.",
-        "source": "x", "source_type": "edu", "disease_label": "psoriasis",
+        "filename": "edu/a.png",
+        "caption": "A scaly plaque.</s>",
+        "truncated_caption": "A plaque.",
+        "source": "x",
+        "source_type": "edu",
+        "disease_label": "psoriasis",
         "hierarchical_disease_label": "inflammatory, non-infectious, Psoriasis, psoriasis",
-        "skin_concept": "plaque, scale", "body_location": "arm", "symptoms": "No symptom information",
-        "age": "No age information", "gender": "male", **columns,
+        "skin_concept": "plaque, scale",
+        "body_location": "arm",
+        "symptoms": "No symptom information",
+        "age": "No age information",
+        "gender": "male",
+        **columns,
     }
 
 
 def test_derm1m__columns_and_sentinels(tmp_path, image_folder):
     root = image_folder("edu/a.png", "edu/b  2.png")
-    file = write(root / "Derm1M_v2_pretrain.csv", [
-        derm1m(),
-        derm1m(filename="edu/b  2.png", caption="Two\nlines, and \"quotes\".",
-               disease_label="No definitive diagnosis", age="44", gender="No gender information",
-               hierarchical_disease_label="no definitive diagnosis",
-               skin_concept="No visual concepts"),
-    ])
+    file = write(
+        root / "Derm1M_v2_pretrain.csv",
+        [
+            derm1m(),
+            derm1m(
+                filename="edu/b  2.png",
+                caption='Two\nlines, and "quotes".',
+                disease_label="No definitive diagnosis",
+                age="44",
+                gender="No gender information",
+                hierarchical_disease_label="no definitive diagnosis",
+                skin_concept="No visual concepts",
+            ),
+        ],
+    )
     assert detect(file) == "derm1m"
     manifest = loaded(file)
     assert manifest.column("image") == ["edu/a.png", "edu/b  2.png"]
     assert manifest.labels == ["psoriasis", None]
     assert manifest.column("ontology") == ["inflammatory > non-infectious > Psoriasis", None]
-    assert manifest.column("caption") == ["A scaly plaque.", "Two lines, and \"quotes\"."]
+    assert manifest.column("caption") == ["A scaly plaque.", 'Two lines, and "quotes".']
     assert manifest.column("skin_concept") == ["plaque, scale", None]
     assert manifest.column("symptoms") == [None, None]
     assert manifest.column("age") == [None, 44] and manifest.column("gender") == ["male", None]
@@ -75,10 +91,16 @@ def test_derm1m__columns_and_sentinels(tmp_path, image_folder):
 
 
 def test_derm1m__further_captions_of_an_image_are_kept(tmp_path):
-    file = write(tmp_path / "a.csv", [
-        derm1m(), derm1m(caption="Red.", disease_label="other"), derm1m(),
-        derm1m(filename="b.png"), derm1m(caption="Red."),
-    ])
+    file = write(
+        tmp_path / "a.csv",
+        [
+            derm1m(),
+            derm1m(caption="Red.", disease_label="other"),
+            derm1m(),
+            derm1m(filename="b.png"),
+            derm1m(caption="Red."),
+        ],
+    )
     manifest = loaded(file)
     assert manifest.column("image") == ["edu/a.png", "b.png"]
     assert manifest.labels == ["psoriasis", "psoriasis"]
@@ -86,17 +108,28 @@ def test_derm1m__further_captions_of_an_image_are_kept(tmp_path):
 
 
 def test_derm1m__empty_captions_and_names_are_set_aside_with_their_line(tmp_path):
-    file = write(tmp_path / "a.csv", [
-        derm1m(caption="of two\nlines"), derm1m(filename="b.png", caption=" "),
-        derm1m(filename="", caption="x"), derm1m(filename="c.png", caption="No caption"),
-        derm1m(filename="d.png", caption="</s>"), derm1m(filename="e.png"),
-    ])
+    file = write(
+        tmp_path / "a.csv",
+        [
+            derm1m(caption="of two\nlines"),
+            derm1m(filename="b.png", caption=" "),
+            derm1m(filename="", caption="x"),
+            derm1m(filename="c.png", caption="No caption"),
+            derm1m(filename="d.png", caption="</s>"),
+            derm1m(filename="e.png"),
+        ],
+    )
     # The first row is two lines long.
     assert reasons(file) == [
-        ("empty_caption", 4), ("blank_image", 5), ("empty_caption", 6), ("empty_caption", 7),
+        ("empty_caption", 4),
+        ("blank_image", 5),
+        ("empty_caption", 6),
+        ("empty_caption", 7),
     ]
     raw = read_layout(file)
-    assert raw.told(raw.skipped[0]) == f"{file}, line 4: b.png: the caption is empty or says nothing"
+    assert (
+        raw.told(raw.skipped[0]) == f"{file}, line 4: b.png: the caption is empty or says nothing"
+    )
     assert (raw.at(0), raw.at(1)) == ("line 2", "line 8")
 
 
@@ -128,15 +161,24 @@ def test_rows__cells_too_few_and_stray_quotes(tmp_path):
 
 
 def test_rows__ids_stay_text_and_numbers_become_numbers(tmp_path):
-    file = write(tmp_path / "a.csv", [derm1m(age="44", source="0012"),
-                                      derm1m(filename="b.png", age="5.5", source="7")])
+    file = write(
+        tmp_path / "a.csv",
+        [derm1m(age="44", source="0012"), derm1m(filename="b.png", age="5.5", source="7")],
+    )
     manifest = loaded(file)
     assert manifest.column("source") == ["0012", "7"] and manifest.column("age") == [44, 5.5]
     assert manifest.where("age > 40").n == 1
 
 
-@given(st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00")), min_size=2,
-                         max_size=2), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.lists(
+            st.text(st.characters(codec="utf-8", exclude_characters="\x00")), min_size=2, max_size=2
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_rows__equal_the_standard_reader(tmp_path_factory, cells):
     file = tmp_path_factory.mktemp("rows") / "a.csv"
     with file.open("w", newline="", encoding="utf-8") as handle:
@@ -153,25 +195,41 @@ def test_rows__equal_the_standard_reader(tmp_path_factory, cells):
 def make(**columns) -> dict:
     parts = {f"subcaption_{k}": "" for k in range(1, 9)}
     return {
-        "filename": "a.png", "caption": "A plaque. It is red.", "truncated_caption": "A plaque.",
-        "visual_concept_caption": "shows plaque", "ontology_caption": "diagnosed as psoriasis",
-        "sub_captions": "2", **parts, "subcaption_1": "A plaque.", "subcaption_2": "It is red.",
-        "sub_caption_mask": "[1, 1, 0, 0, 0, 0, 0, 0]", "knowledge_masks": "[1, 1, 1]",
-        "standardized_disease": "psoriasis", "ontology_final": "inflammatory, psoriasis",
-        "age": "No age information", **columns,
+        "filename": "a.png",
+        "caption": "A plaque. It is red.",
+        "truncated_caption": "A plaque.",
+        "visual_concept_caption": "shows plaque",
+        "ontology_caption": "diagnosed as psoriasis",
+        "sub_captions": "2",
+        **parts,
+        "subcaption_1": "A plaque.",
+        "subcaption_2": "It is red.",
+        "sub_caption_mask": "[1, 1, 0, 0, 0, 0, 0, 0]",
+        "knowledge_masks": "[1, 1, 1]",
+        "standardized_disease": "psoriasis",
+        "ontology_final": "inflammatory, psoriasis",
+        "age": "No age information",
+        **columns,
     }
 
 
 def test_make__masks_blank_the_views_in_the_order_of_the_code(tmp_path):
-    file = write(tmp_path / "m.csv", [
-        make(), make(filename="b.png", knowledge_masks="[1, 0, 1]"),
-        make(filename="c.png", knowledge_masks="[0,1,0]", caption="", sub_captions=""),
-    ])
+    file = write(
+        tmp_path / "m.csv",
+        [
+            make(),
+            make(filename="b.png", knowledge_masks="[1, 0, 1]"),
+            make(filename="c.png", knowledge_masks="[0,1,0]", caption="", sub_captions=""),
+        ],
+    )
     assert detect(file) == "make"
     manifest = loaded(file)
     assert manifest.column("caption") == ["A plaque. It is red."] * 2 + [None]
-    assert manifest.column("ontology_caption") == ["diagnosed as psoriasis", None,
-                                                   "diagnosed as psoriasis"]
+    assert manifest.column("ontology_caption") == [
+        "diagnosed as psoriasis",
+        None,
+        "diagnosed as psoriasis",
+    ]
     assert manifest.column("concept_caption") == ["shows plaque", "shows plaque", None]
     assert manifest.column("subcaption_2") == ["It is red."] * 3
     assert manifest.column("subcaption_3") == [None] * 3
@@ -180,22 +238,37 @@ def test_make__masks_blank_the_views_in_the_order_of_the_code(tmp_path):
     assert not {"sub_caption_mask", "knowledge_masks"} & set(manifest.table.column_names)
 
 
-@pytest.mark.parametrize(("columns", "kind", "said"), [
-    ({"sub_caption_mask": "__import__('os').getcwd()"}, "bad_mask", "which is no list of 0 and 1"),
-    ({"sub_caption_mask": "[1, 1, 0]"}, "bad_mask", "'sub_caption_mask' has 3 entries, 8 are"),
-    ({"sub_caption_mask": ""}, "bad_mask", "column 'sub_caption_mask' is blank"),
-    ({"knowledge_masks": "[1, 1, 2]"}, "bad_mask", "column 'knowledge_masks' says '[1, 1, 2]'"),
-    ({"knowledge_masks": "[True, 1, 1]"}, "bad_mask", "no list of 0 and 1"),
-    ({"sub_captions": "3"}, "count_disagrees", "sub_captions says 3, sub_caption_mask has 2 ones"),
-    ({"sub_captions": "9e99"}, "count_disagrees", "sub_captions says 9e99"),
-    ({"subcaption_2": ""}, "mask_disagrees", "says 1 for 'subcaption_2', which is empty"),
-    ({"subcaption_2": "", "subcaption_3": "It is red."}, "mask_disagrees", "says 1 for 'subcaption_2'"),
-    ({"subcaption_3": "More."}, "mask_disagrees", "says 0 for 'subcaption_3', which is filled"),
-    ({"ontology_caption": ""}, "mask_disagrees", "counts 'ontology_caption', which is empty"),
-    ({"caption": ""}, "empty_caption", "counts 'caption', which is empty"),
-    ({"filename": ""}, "blank_image", "column 'filename' is blank"),
-    ({"filename": "good.png"}, "duplicate_image", "was there before, at line 2"),
-])
+@pytest.mark.parametrize(
+    ("columns", "kind", "said"),
+    [
+        (
+            {"sub_caption_mask": "__import__('os').getcwd()"},
+            "bad_mask",
+            "which is no list of 0 and 1",
+        ),
+        ({"sub_caption_mask": "[1, 1, 0]"}, "bad_mask", "'sub_caption_mask' has 3 entries, 8 are"),
+        ({"sub_caption_mask": ""}, "bad_mask", "column 'sub_caption_mask' is blank"),
+        ({"knowledge_masks": "[1, 1, 2]"}, "bad_mask", "column 'knowledge_masks' says '[1, 1, 2]'"),
+        ({"knowledge_masks": "[True, 1, 1]"}, "bad_mask", "no list of 0 and 1"),
+        (
+            {"sub_captions": "3"},
+            "count_disagrees",
+            "sub_captions says 3, sub_caption_mask has 2 ones",
+        ),
+        ({"sub_captions": "9e99"}, "count_disagrees", "sub_captions says 9e99"),
+        ({"subcaption_2": ""}, "mask_disagrees", "says 1 for 'subcaption_2', which is empty"),
+        (
+            {"subcaption_2": "", "subcaption_3": "It is red."},
+            "mask_disagrees",
+            "says 1 for 'subcaption_2'",
+        ),
+        ({"subcaption_3": "More."}, "mask_disagrees", "says 0 for 'subcaption_3', which is filled"),
+        ({"ontology_caption": ""}, "mask_disagrees", "counts 'ontology_caption', which is empty"),
+        ({"caption": ""}, "empty_caption", "counts 'caption', which is empty"),
+        ({"filename": ""}, "blank_image", "column 'filename' is blank"),
+        ({"filename": "good.png"}, "duplicate_image", "was there before, at line 2"),
+    ],
+)
 def test_make__each_bad_row_is_one_sentence(tmp_path, columns, kind, said):
     file = write(tmp_path / "m.csv", [make(filename="good.png"), make(**columns)])
     raw = read_layout(file)
@@ -207,9 +280,13 @@ def test_make__each_bad_row_is_one_sentence(tmp_path, columns, kind, said):
 
 def test_make__a_mask_is_never_run(tmp_path):
     trap = tmp_path / "ran"
-    file = write(tmp_path / "m.csv", [
-        make(), make(filename="b.png", knowledge_masks=f"open({str(trap)!r}, 'w')"),
-    ])
+    file = write(
+        tmp_path / "m.csv",
+        [
+            make(),
+            make(filename="b.png", knowledge_masks=f"open({str(trap)!r}, 'w')"),
+        ],
+    )
     assert reasons(file) == [("bad_mask", 3)] and not trap.exists()
 
 
@@ -248,7 +325,9 @@ def test_make__through_the_commands(main, image_folder, tmp_path):
 
 def test_a_table_with_no_good_row_says_what_is_wrong_with_the_first(tmp_path):
     file = write(tmp_path / "m.csv", [make(knowledge_masks="x"), make(knowledge_masks="y")])
-    with pytest.raises(UserInputError, match=r"none of its 2 rows can be used; the first: .*line 2"):
+    with pytest.raises(
+        UserInputError, match=r"none of its 2 rows can be used; the first: .*line 2"
+    ):
         plan(file, "auto", tmp_path / "out", None)
 
 
@@ -257,12 +336,15 @@ def test_a_table_with_no_good_row_says_what_is_wrong_with_the_first(tmp_path):
 
 def test_zeroshot__the_name_is_the_label(tmp_path, image_folder):
     root = image_folder("HAM/a.png", "HAM/b.png", name="images")
-    file = write(root.parent / "toy.csv", [
-        {"image_path": "HAM/a.png", "label": "4", "diag": "melanoma"},
-        {"image_path": "HAM/b.png", "label": "5", "diag": "nevus"},
-        {"image_path": "HAM/c.png", "label": "4", "diag": "nevus"},
-        {"image_path": "HAM/d.png", "label": "mel", "diag": "nevus"},
-    ])
+    file = write(
+        root.parent / "toy.csv",
+        [
+            {"image_path": "HAM/a.png", "label": "4", "diag": "melanoma"},
+            {"image_path": "HAM/b.png", "label": "5", "diag": "nevus"},
+            {"image_path": "HAM/c.png", "label": "4", "diag": "nevus"},
+            {"image_path": "HAM/d.png", "label": "mel", "diag": "nevus"},
+        ],
+    )
     assert detect(file) == "dermfm-zeroshot"
     manifest = loaded(file)
     assert manifest.labels == ["melanoma", "nevus"] and manifest.column("class_index") == ["4", "5"]
@@ -276,10 +358,14 @@ def test_zeroshot__the_name_is_the_label(tmp_path, image_folder):
 @pytest.mark.parametrize("start", ["/", "/VL_Data/", "/mnt/hdd/derm/", "C:\\derm\\data\\"])
 def test_absolute_paths_lose_the_folders_of_another_machine(tmp_path, image_folder, start):
     root = image_folder("images/edu/a, b.png", "images/edu/c.png", name="set")
-    file = write(root / "m.csv", [
-        make(filename=f"{start}edu/a, b.png"), make(filename=f"{start}edu/c.png"),
-        make(filename=f"{start}edu/gone.png"),
-    ])
+    file = write(
+        root / "m.csv",
+        [
+            make(filename=f"{start}edu/a, b.png"),
+            make(filename=f"{start}edu/c.png"),
+            make(filename=f"{start}edu/gone.png"),
+        ],
+    )
     manifest = loaded(file)
     assert manifest.column("image") == ["edu/a, b.png", "edu/c.png", "edu/gone.png"]
     assert [path.is_file() for path in manifest.paths()] == [True, True, False]
@@ -287,11 +373,16 @@ def test_absolute_paths_lose_the_folders_of_another_machine(tmp_path, image_fold
 
 def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_folder):
     root = image_folder("a.png")
-    file = write(root / "toy.csv", [
-        {"image_path": str(root / "a.png"), "label": "0", "diag": "nevus"},
-    ])
+    file = write(
+        root / "toy.csv",
+        [
+            {"image_path": str(root / "a.png"), "label": "0", "diag": "nevus"},
+        ],
+    )
     assert loaded(file).column("image") == ["a.png"]
-    file = write(root / "toy.csv", [{"image_path": "/else/gone.png", "label": "0", "diag": "nevus"}])
+    file = write(
+        root / "toy.csv", [{"image_path": "/else/gone.png", "label": "0", "diag": "nevus"}]
+    )
     with pytest.raises(UserInputError, match="line 2.*is an absolute path"):
         loaded(file)
 
@@ -301,18 +392,52 @@ def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_fold
 
 def test_concept_meta__images_are_matched_by_name(image_folder):
     root = image_folder("final_images/B.JPEG", "final_images/a.png", "final_images/c.x.webp")
-    file = write(root / "meta.csv", [
-        {"ImageID": "c.x", "Papule": "1", "brown(hyperpigmentation)": "", "site": "arm", "label": "1"},
-        {"ImageID": "a.png", "Papule": "0.0", "brown(hyperpigmentation)": "1", "site": "",
-         "label": "0"},
-        {"ImageID": "gone", "Papule": "1", "brown(hyperpigmentation)": "1", "site": "", "label": "0"},
-        {"ImageID": "b", "Papule": "", "brown(hyperpigmentation)": "0", "site": "leg", "label": "1"},
-        {"ImageID": "A.PNG", "Papule": "1", "brown(hyperpigmentation)": "0", "site": "", "label": "1"},
-    ])
+    file = write(
+        root / "meta.csv",
+        [
+            {
+                "ImageID": "c.x",
+                "Papule": "1",
+                "brown(hyperpigmentation)": "",
+                "site": "arm",
+                "label": "1",
+            },
+            {
+                "ImageID": "a.png",
+                "Papule": "0.0",
+                "brown(hyperpigmentation)": "1",
+                "site": "",
+                "label": "0",
+            },
+            {
+                "ImageID": "gone",
+                "Papule": "1",
+                "brown(hyperpigmentation)": "1",
+                "site": "",
+                "label": "0",
+            },
+            {
+                "ImageID": "b",
+                "Papule": "",
+                "brown(hyperpigmentation)": "0",
+                "site": "leg",
+                "label": "1",
+            },
+            {
+                "ImageID": "A.PNG",
+                "Papule": "1",
+                "brown(hyperpigmentation)": "0",
+                "site": "",
+                "label": "1",
+            },
+        ],
+    )
     assert detect(file) == "concept-meta" and detect(root) == "folder"
     manifest = loaded(root, "concept-meta")
     assert manifest.column("image") == [
-        "final_images/c.x.webp", "final_images/a.png", "final_images/B.JPEG",
+        "final_images/c.x.webp",
+        "final_images/a.png",
+        "final_images/B.JPEG",
     ]
     truth = manifest.truth()
     assert set(truth) == {"papule", "brown(hyperpigmentation)"}
@@ -335,26 +460,42 @@ def test_concept_meta__two_images_of_one_name_and_no_folder(image_folder, tmp_pa
 
 def test_concept_meta__known_artifacts_are_artifacts(main, image_folder, tmp_path):
     root = image_folder(*(f"final_images/{k}.png" for k in range(4)))
-    columns = {"Papule": "1010", "Ruler": "1001", "dark corners": "0011", "Patch": "0100",
-               "ink": "10 0", "purple pen": "0100", "gel-bubble": "1   "}
-    file = write(root / "meta.csv", [
-        {"ImageID": str(k), **{name: cells[k].strip() for name, cells in columns.items()}}
-        for k in range(4)
-    ])
+    columns = {
+        "Papule": "1010",
+        "Ruler": "1001",
+        "dark corners": "0011",
+        "Patch": "0100",
+        "ink": "10 0",
+        "purple pen": "0100",
+        "gel-bubble": "1   ",
+    }
+    file = write(
+        root / "meta.csv",
+        [
+            {"ImageID": str(k), **{name: cells[k].strip() for name, cells in columns.items()}}
+            for k in range(4)
+        ],
+    )
     truth = loaded(file).truth()
     assert {word: kind for word, (kind, _) in truth.items()} == {
-        "papule": "concept", **dict.fromkeys(["ruler", "dark_corner", "patch", "ink", "gel_bubble"],
-                                             "artifact"),
+        "papule": "concept",
+        **dict.fromkeys(["ruler", "dark_corner", "patch", "ink", "gel_bubble"], "artifact"),
     }
     np.testing.assert_array_equal(truth["ink"][1], [1, 1, np.nan, 0], "either of two columns")
     done = main("data", "convert", file, "--out", tmp_path / "out")
-    assert "'Ruler' as artifact:ruler" in done.stderr and "'purple pen' as artifact:ink" in done.stderr
+    assert (
+        "'Ruler' as artifact:ruler" in done.stderr and "'purple pen' as artifact:ink" in done.stderr
+    )
     # In SkinCon's words a patch is a lesion.
-    file = write(root / "meta.csv", [{"ImageID": str(k), "Papule": "1", "Patch": str(k % 2)}
-                                     for k in range(4)])
+    file = write(
+        root / "meta.csv",
+        [{"ImageID": str(k), "Papule": "1", "Patch": str(k % 2)} for k in range(4)],
+    )
     assert loaded(file).truth()["patch"][0] == "concept"
     assert "taken for the kind of lesion" in read_layout(file).remarks[0]
-    file = write(root / "meta.csv", [{"ImageID": str(k), "artifact:patch": str(k % 2)} for k in range(4)])
+    file = write(
+        root / "meta.csv", [{"ImageID": str(k), "artifact:patch": str(k % 2)} for k in range(4)]
+    )
     assert loaded(file).truth()["patch"][0] == "artifact" and not read_layout(file).remarks
 
 
@@ -377,8 +518,10 @@ def test_concept_meta__a_slip_in_a_concept_column_is_named(image_folder):
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_hf_metadata__file_name_and_text(image_folder, kind):
     root = image_folder("a.png", "sub/b.png")
-    rows = [{"file_name": "a.png", "text": "a red papule", "split": "validation", "n": 3},
-            {"file_name": "sub/b.png", "text": None, "split": "train", "n": 4}]
+    rows = [
+        {"file_name": "a.png", "text": "a red papule", "split": "validation", "n": 3},
+        {"file_name": "sub/b.png", "text": None, "split": "train", "n": 4},
+    ]
     file = root / f"metadata.{kind}"
     if kind == "csv":
         write(file, rows)
@@ -408,18 +551,33 @@ def one_hot(image: str, code: str | None) -> dict:
 
 
 def test_isic__one_hot_with_the_metadata_beside_it(image_folder):
-    root = image_folder("Input/ISIC_1.JPG", "Input/ISIC_2.jpg", "Input/ISIC_3.jpg",
-                        "Input/ISIC_4.jpg", "Input/ISIC_5.jpg")
+    root = image_folder(
+        "Input/ISIC_1.JPG",
+        "Input/ISIC_2.jpg",
+        "Input/ISIC_3.jpg",
+        "Input/ISIC_4.jpg",
+        "Input/ISIC_5.jpg",
+    )
     both = one_hot("ISIC_4", "MEL") | {"NV": "1.0"}
-    file = write(root / "GroundTruth.csv", [
-        one_hot("ISIC_2", "MEL"), one_hot("ISIC_1", "NV"), one_hot("ISIC_3", "UNK"), both,
-        one_hot("ISIC_5", None), one_hot("ISIC_9", "NV"),
-    ])
-    write(root / "Metadata.csv", [
-        {"image": "ISIC_1", "age_approx": "55", "lesion_id": "L1"},
-        {"image": "ISIC_2", "age_approx": "", "lesion_id": ""},
-        {"image": "ISIC_3", "age_approx": "40", "lesion_id": "L1"},
-    ])
+    file = write(
+        root / "GroundTruth.csv",
+        [
+            one_hot("ISIC_2", "MEL"),
+            one_hot("ISIC_1", "NV"),
+            one_hot("ISIC_3", "UNK"),
+            both,
+            one_hot("ISIC_5", None),
+            one_hot("ISIC_9", "NV"),
+        ],
+    )
+    write(
+        root / "Metadata.csv",
+        [
+            {"image": "ISIC_1", "age_approx": "55", "lesion_id": "L1"},
+            {"image": "ISIC_2", "age_approx": "", "lesion_id": ""},
+            {"image": "ISIC_3", "age_approx": "40", "lesion_id": "L1"},
+        ],
+    )
     assert detect(file) == "isic"
     manifest = loaded(file)
     assert manifest.column("image") == ["Input/ISIC_2.jpg", "Input/ISIC_1.JPG", "Input/ISIC_3.jpg"]
@@ -431,10 +589,13 @@ def test_isic__one_hot_with_the_metadata_beside_it(image_folder):
 
 def test_isic__id_and_diagnosis_with_patients(image_folder):
     root = image_folder("train/ISIC_1.jpg", "train/ISIC_2.jpg")
-    file = write(root / "train.csv", [
-        {"image_name": "ISIC_1", "patient_id": "P1", "lesion_id": "L1", "diagnosis": "unknown"},
-        {"image_name": "ISIC_2", "patient_id": "", "lesion_id": "L2", "diagnosis": "nevus"},
-    ])
+    file = write(
+        root / "train.csv",
+        [
+            {"image_name": "ISIC_1", "patient_id": "P1", "lesion_id": "L1", "diagnosis": "unknown"},
+            {"image_name": "ISIC_2", "patient_id": "", "lesion_id": "L2", "diagnosis": "nevus"},
+        ],
+    )
     manifest = loaded(file)
     assert manifest.labels == [None, "nevus"] and manifest.groups == ["P1", "L2"]
 
@@ -442,11 +603,17 @@ def test_isic__id_and_diagnosis_with_patients(image_folder):
 def test_isic__the_archive_gives_the_finest_diagnosis_and_the_licence(main, image_folder, tmp_path):
     root = image_folder("ISIC_1.jpg", "ISIC_2.jpg", "ISIC_3.jpg")
     columns = ("isic_id", "copyright_license", "diagnosis_1", "diagnosis_2", "diagnosis_3")
-    file = write(root / "metadata.csv", [dict(zip(columns, row, strict=True)) for row in (
-        ("ISIC_1", "CC-0", "Benign", "Benign proliferations", "Nevus"),
-        ("ISIC_2", "CC-BY", "Malignant", "Malignant proliferations", ""),
-        ("ISIC_3", "CC-0", "", "", ""),
-    )])
+    file = write(
+        root / "metadata.csv",
+        [
+            dict(zip(columns, row, strict=True))
+            for row in (
+                ("ISIC_1", "CC-0", "Benign", "Benign proliferations", "Nevus"),
+                ("ISIC_2", "CC-BY", "Malignant", "Malignant proliferations", ""),
+                ("ISIC_3", "CC-0", "", "", ""),
+            )
+        ],
+    )
     manifest = loaded(file)
     assert manifest.labels == ["Nevus", "Malignant proliferations", None]
     assert manifest.column("licence") == ["CC-0", "CC-BY", "CC-0"]
@@ -465,7 +632,9 @@ def test_columns_that_are_missing_are_named_all_and_once(tmp_path):
         "'visual_concept_caption', which the layout 'make' needs"
     ) in caught.value.message
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserInputError, match="image_id, image_name and isic_id serve too") as caught:
+    with pytest.raises(
+        UserInputError, match="image_id, image_name and isic_id serve too"
+    ) as caught:
         read_layout(tmp_path / "t.csv", "isic")
     assert "and no 'diagnosis'" in caught.value.message
     with pytest.raises(UserInputError) as caught:
@@ -494,14 +663,18 @@ def test_a_folder_with_one_such_table_is_read_by_it(main, image_folder, tmp_path
     assert [name for name, _ in foreign_tables(root)] == ["concept-meta"]
     done = main("data", "convert", root, "--out", tmp_path / "out", "--json")
     assert done.rc == 0 and f"{file} was read, in the layout 'concept-meta'" in done.stderr
-    assert done.json()["layout"] == "concept-meta" and done.json()["truth"]["papule"]["present"] == 1
+    assert (
+        done.json()["layout"] == "concept-meta" and done.json()["truth"]["papule"]["present"] == 1
+    )
     used = main("data", "check", root, "--json")
     assert used.rc == 0 and used.json()["layout"] == "concept-meta"
     plain = main("data", "check", root, "--layout", "folder", "--json")
     assert plain.rc == 0 and plain.json()["layout"] == "folder"
 
 
-def test_a_folder_with_a_table_of_other_images_stays_a_folder_and_says_so(main, image_folder, tmp_path):
+def test_a_folder_with_a_table_of_other_images_stays_a_folder_and_says_so(
+    main, image_folder, tmp_path
+):
     root = image_folder("mel/a.png")
     file = write(root / "derm1m.csv", [derm1m(filename="else/x.png")])
     done = main("data", "convert", root, "--out", tmp_path / "out", "--json")

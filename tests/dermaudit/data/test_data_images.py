@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dermaudit.data import BadImage, ImageLimits, Manifest, decode_all, read_image
-from dermaudit.data.images import read_header
+from dermaudit.data.images.decode import read_header
 from dermaudit.errors import UserInputError
 
 RED = np.array([200, 40, 30], dtype=np.uint8)
@@ -88,9 +88,14 @@ def test_cmyk_jpeg_is_not_inverted(tmp_path):
 def test_a_turned_photograph_is_set_upright(tmp_path, orientation, size):
     """The camera stores the scene turned and says how in the EXIF tag; what comes back is it."""
     stored = {
-        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
-        5: lambda a: a.transpose(1, 0, 2), 6: np.rot90,
-        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: lambda a: np.rot90(a, 3),
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: np.rot90,
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, 3),
     }[orientation](scene())
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -163,8 +168,8 @@ def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same(tmp_path, monkeypatch
 
 def png_header(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(
-            ">I", zlib.crc32(kind + data)
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
@@ -228,7 +233,9 @@ FORMATS = {kind: encoded(kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF"
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.sampled_from(sorted(FORMATS)), st.sampled_from([None, 16]), st.data(),
+    st.sampled_from(sorted(FORMATS)),
+    st.sampled_from([None, 16]),
+    st.data(),
 )
 def test_whatever_the_bytes_it_is_an_image_or_a_bad_image(tmp_path_factory, kind, size, data):
     """Bytes changed, removed and added at random places of a sound file."""

@@ -9,7 +9,7 @@ import pytest
 
 from dermaudit.data import Manifest
 from dermaudit.data.layouts import LAYOUTS, dermoscopy, detect, read_layout
-from dermaudit.data.validate import complete
+from dermaudit.data.manifest.validate import complete
 from dermaudit.errors import UserInputError
 
 # ---- folder
@@ -33,7 +33,9 @@ def test_split_folders_are_splits(image_folder):
     root = image_folder("train/mel/a.png", "Test/nv/b.png", "valid/c.png")
     manifest = Manifest.load(root)
     assert dict(zip(manifest.column("image"), manifest.splits, strict=True)) == {
-        "Test/nv/b.png": "test", "train/mel/a.png": "train", "valid/c.png": "val",
+        "Test/nv/b.png": "test",
+        "train/mel/a.png": "train",
+        "valid/c.png": "val",
     }
     assert manifest.labels == ["nv", "mel", None]
 
@@ -55,9 +57,17 @@ def row(**columns) -> dict:
     """One row of metadata.csv: annotated, nothing known, unless said."""
     names = [*dermoscopy.ARTIFACTS, *(f"attr_{word}" for word in dermoscopy.CONCEPTS)]
     return {
-        "image_id": "I1", "split": "dev", "dx": "mel", "group_id": "G1", "licence": "CC0-1.0",
-        "localization": "", "has_artifact_annotation": "1", "inferred_ruler": "0.9",
-        "dataset": "ISIC", **dict.fromkeys(names, ""), **columns,
+        "image_id": "I1",
+        "split": "dev",
+        "dx": "mel",
+        "group_id": "G1",
+        "licence": "CC0-1.0",
+        "localization": "",
+        "has_artifact_annotation": "1",
+        "inferred_ruler": "0.9",
+        "dataset": "ISIC",
+        **dict.fromkeys(names, ""),
+        **columns,
     }
 
 
@@ -86,7 +96,13 @@ def test_artifacts_are_known_only_where_people_judged_them(tmp_path):
     assert np.isnan(truth["gel_border"][1]).all()
     artifacts = {name for name, (kind, _) in truth.items() if kind == "artifact"}
     assert artifacts == {
-        "dark_corner", "hair", "gel_border", "gel_bubble", "ruler", "ink", "patch",
+        "dark_corner",
+        "hair",
+        "gel_border",
+        "gel_bubble",
+        "ruler",
+        "ink",
+        "patch",
     }
     assert "inferred_ruler" in manifest.table.column_names, "kept, but as no truth"
     assert manifest.column("dataset") == ["ISIC"] * 3
@@ -119,10 +135,15 @@ def test_captions_say_what_is_known_and_nothing_else(tmp_path):
     )
     assert captions[1] == "dermoscopic image of a melanocytic nevus"
     assert [manifest.column(f"subcaption_{k}")[0] for k in range(1, 6)] == [
-        "dermoscopic image of melanoma", "a lesion on the back", "with globules",
-        "hair over the lesion, a ruler is visible", "no ink marks",
+        "dermoscopic image of melanoma",
+        "a lesion on the back",
+        "with globules",
+        "hair over the lesion, a ruler is visible",
+        "no ink marks",
     ]
-    assert [manifest.column(f"subcaption_{k}")[1] for k in range(1, 6)] == [captions[1]] + 4 * [None]
+    assert [manifest.column(f"subcaption_{k}")[1] for k in range(1, 6)] == [captions[1]] + 4 * [
+        None
+    ]
 
 
 def test_an_id_that_climbs_out_is_refused(tmp_path):
@@ -132,7 +153,7 @@ def test_an_id_that_climbs_out_is_refused(tmp_path):
         writer = csv.DictWriter(handle, list(row()))
         writer.writeheader()
         writer.writerow(row(image_id="../../secret"))
-    from dermaudit.data.convert import plan
+    from dermaudit.data.manifest.convert import plan
 
     with pytest.raises(UserInputError, match=r"images/../../secret.jpg' is a path outside"):
         plan(folder, "auto", tmp_path / "out", None)

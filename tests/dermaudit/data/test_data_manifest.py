@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from dermaudit.data import Manifest
 from dermaudit.data.layouts import read_layout
-from dermaudit.data.validate import truth_value
+from dermaudit.data.manifest.validate import truth_value
+from dermaudit.data.splits import split_of
 from dermaudit.errors import UserInputError
-from dermaudit.splits import split_of
 
 HEADER = "image,image_id,label,group,artifact:ruler,concept:globules,age"
 ROWS = [
@@ -34,9 +34,7 @@ def write(folder, *rows: str, header: str = HEADER, name: str = "manifest.csv"):
 
 def records() -> list[dict]:
     names = HEADER.split(",")
-    return [
-        {n: v for n, v in zip(names, row.split(","), strict=True) if v} for row in ROWS
-    ]
+    return [{n: v for n, v in zip(names, row.split(","), strict=True) if v} for row in ROWS]
 
 
 @pytest.fixture(params=["csv", "jsonl", "parquet", "semicolon", "bom", "quoted"])
@@ -77,7 +75,8 @@ def test_every_format_gives_the_same_manifest(any_format):
     assert all(path.is_absolute() for path in manifest.paths())
     truth = manifest.truth()
     assert {name: kind for name, (kind, _) in truth.items()} == {
-        "ruler": "artifact", "globules": "concept",
+        "ruler": "artifact",
+        "globules": "concept",
     }
     np.testing.assert_array_equal(truth["ruler"][1], [1, 0, math.nan])
     np.testing.assert_array_equal(truth["globules"][1], [0.25, math.nan, 1])
@@ -193,26 +192,55 @@ def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, said, hint
         ("image", ["/etc/a.jpg"], "'/etc/a.jpg' is an absolute path", "relative to"),
         ("image", ["C:\\a.jpg"], "is an absolute path", "relative to"),
         ("image", ["a.txt"], "'a.txt' is not the name of an image (jpg", "relative"),
-        ("image", ["a.jpg", "b.jpg", "a.jpg"], "line 4: column 'image': 'a.jpg' was there before, "
-         "at line 2", "one row an image"),
-        ("image,image_id", ["a.jpg,1", "b.jpg,1"], "line 3: column 'image_id': '1' was there",
-         "its own id"),
+        (
+            "image",
+            ["a.jpg", "b.jpg", "a.jpg"],
+            "line 4: column 'image': 'a.jpg' was there before, at line 2",
+            "one row an image",
+        ),
+        (
+            "image,image_id",
+            ["a.jpg,1", "b.jpg,1"],
+            "line 3: column 'image_id': '1' was there",
+            "its own id",
+        ),
         ("image,split", ["a.jpg,trian"], "line 2: column 'split' says 'trian'", "mean 'train'?"),
         ("image,split", ["a.jpg,dev"], "says 'dev'", "write train, val or test"),
         ("image,split", ["a.jpg,train", "b.jpg,"], "line 3: column 'split' is blank", "by group"),
-        ("image,group,split", ["a.jpg,G,train", "b.jpg,G,test"],
-         "line 3: group 'G' is in test here and in train at line 2", "stays in one split"),
-        ("image,artifact:ruler", ["a.jpg,yes"], "line 2: column 'artifact:ruler' says 'yes'",
-         "1, 0, a probability between them, or leave it blank"),
-        ("image,artifact:ruler", ["a.jpg,0", "b.jpg,-1"], "line 3: column 'artifact:ruler' says",
-         "blank for unknown"),
+        (
+            "image,group,split",
+            ["a.jpg,G,train", "b.jpg,G,test"],
+            "line 3: group 'G' is in test here and in train at line 2",
+            "stays in one split",
+        ),
+        (
+            "image,artifact:ruler",
+            ["a.jpg,yes"],
+            "line 2: column 'artifact:ruler' says 'yes'",
+            "1, 0, a probability between them, or leave it blank",
+        ),
+        (
+            "image,artifact:ruler",
+            ["a.jpg,0", "b.jpg,-1"],
+            "line 3: column 'artifact:ruler' says",
+            "blank for unknown",
+        ),
         ("image,concept:streaks", ["a.jpg,1.5"], "column 'concept:streaks' says '1.5'", "blank"),
         ("image,concept:streaks", ["a.jpg,inf"], "column 'concept:streaks' says 'inf'", "blank"),
         ("image,artifact:scale,concept:scale", ["a.jpg,1,0"], "says the same word", "rename"),
         ("image,concept:", ["a.jpg,1"], "names no concept", "rename"),
-        ("image,label", ["a.jpg,mel", "b.jpg,a,b,c"], "line 3: the row has 4 fields, the header 2",
-         "in quotes"),
-        ("image,caption", ['a.jpg,"two', 'lines"', "b.jpg"], "line 4: the row has 1 fields", "in quotes"),
+        (
+            "image,label",
+            ["a.jpg,mel", "b.jpg,a,b,c"],
+            "line 3: the row has 4 fields, the header 2",
+            "in quotes",
+        ),
+        (
+            "image,caption",
+            ['a.jpg,"two', 'lines"', "b.jpg"],
+            "line 4: the row has 1 fields",
+            "in quotes",
+        ),
     ],
 )
 def test_a_fault_is_named_with_its_place_and_mend(tmp_path, header, rows, said, hint):
@@ -271,9 +299,14 @@ def test_a_place_without_images_is_named(tmp_path):
         Manifest.load(tmp_path)
 
 
-@pytest.mark.parametrize(("suffix", "hint"), [
-    (".xlsx", "save it as .csv"), (".TSV", "save it as .csv"), (".db", "use .csv, .parquet or .jsonl"),
-])
+@pytest.mark.parametrize(
+    ("suffix", "hint"),
+    [
+        (".xlsx", "save it as .csv"),
+        (".TSV", "save it as .csv"),
+        (".db", "use .csv, .parquet or .jsonl"),
+    ],
+)
 @pytest.mark.parametrize("layout", ["auto", "native", "isic"])
 def test_a_file_that_is_no_table_says_how_to_save_it(tmp_path, suffix, hint, layout):
     file = tmp_path / f"a{suffix}"

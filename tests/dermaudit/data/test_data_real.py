@@ -8,17 +8,25 @@ import numpy as np
 import pytest
 
 from dermaudit.data import Manifest, decode_all
-from dermaudit.data.convert import plan
+from dermaudit.data.manifest.convert import plan
 
 pytestmark = pytest.mark.data
 
 # present, absent: as people judged them
 ARTIFACTS = {
-    "dark_corner": (642, 1128), "hair": (1032, 751), "gel_border": (447, 1313),
-    "gel_bubble": (837, 907), "ruler": (858, 914), "ink": (306, 1477), "patch": (130, 1651),
+    "dark_corner": (642, 1128),
+    "hair": (1032, 751),
+    "gel_border": (447, 1313),
+    "gel_bubble": (837, 907),
+    "ruler": (858, 914),
+    "ink": (306, 1477),
+    "patch": (130, 1651),
 }
 ATTRIBUTES = {
-    "pigment_network": 1045, "milia_like_cyst": 461, "globules": 429, "negative_network": 130,
+    "pigment_network": 1045,
+    "milia_like_cyst": 461,
+    "globules": 429,
+    "negative_network": 130,
     "streaks": 69,
 }
 
@@ -32,7 +40,13 @@ def manifest(data_dir, tmp_path_factory) -> Manifest:
 def test_rows_labels_and_split(manifest):
     assert manifest.n == 3111
     assert {label: manifest.labels.count(label) for label in set(manifest.labels)} == {
-        "nv": 1507, "mel": 670, "bkl": 532, "bcc": 185, "akiec": 132, "vasc": 47, "df": 38,
+        "nv": 1507,
+        "mel": 670,
+        "bkl": 532,
+        "bcc": 185,
+        "akiec": 132,
+        "vasc": 47,
+        "df": 38,
     }
     shares = [manifest.splits.count(name) / manifest.n for name in ("train", "val", "test")]
     np.testing.assert_allclose(shares, [0.7, 0.1, 0.2], atol=0.02)
@@ -83,8 +97,17 @@ def test_every_image_is_there_and_a_sample_decodes(manifest):
 
 def test_dry_run_through_the_command_line(main, data_dir, tmp_path):
     done = main(
-        "data", "convert", data_dir / "dermoscopy", "--layout", "dermoscopy", "--out",
-        tmp_path / "out", "--where", "licence = 'CC0-1.0'", "--dry-run", "--json",
+        "data",
+        "convert",
+        data_dir / "dermoscopy",
+        "--layout",
+        "dermoscopy",
+        "--out",
+        tmp_path / "out",
+        "--where",
+        "licence = 'CC0-1.0'",
+        "--dry-run",
+        "--json",
     )
     assert done.rc == 0, done.stderr
     assert done.json()["n_images"] == 1783

@@ -9,31 +9,47 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermaudit.data.concept_words import ConceptWords
-from dermaudit.data.sentences import sentences
+from dermaudit.data.captions.concept_words import ConceptWords
+from dermaudit.data.captions.sentences import sentences
 from dermaudit.errors import UserInputError
 
 
-@pytest.mark.parametrize(("caption", "expected"), [
-    ("A 2.5 cm plaque on the left arm. It is scaly.",
-     ["A 2.5 cm plaque on the left arm.", "It is scaly."]),
-    ("The lesion (e.g. a nevus) is brown. See Fig. 2 for details.",
-     ["The lesion (e.g. a nevus) is brown.", "See Fig. 2 for details."]),
-    ("Dr. Smith saw psoriasis vs. eczema in approx. 2 weeks.",
-     ["Dr. Smith saw psoriasis vs. eczema in approx. 2 weeks."]),
-    ("It was given t.i.d. for 2 weeks. She improved.",
-     ["It was given t.i.d. for 2 weeks.", "She improved."]),
-    ("erythematous papules on the face. no scale is seen. itchy!",
-     ["erythematous papules on the face.", "no scale is seen.", "itchy!"]),
-    ("It measured 4 mm. Biopsy showed BCC.", ["It measured 4 mm.", "Biopsy showed BCC."]),
-    ("S. aureus was grown. Is it impetigo?", ["S. aureus was grown.", "Is it impetigo?"]),
-    ("A red patch.A white one.", ["A red patch.", "A white one."]),
-    ("Red... Itchy!!!", ["Red...", "Itchy!!!"]),
-    ("no end", ["no end"]),
-    ("Twice. Twice.", ["Twice."]),
-    ("Of two\n lines. And more.", ["Of two lines.", "And more."]),
-    ("...", []), ("2. 3.", []), ("", []), ("  \n", []),
-])
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        (
+            "A 2.5 cm plaque on the left arm. It is scaly.",
+            ["A 2.5 cm plaque on the left arm.", "It is scaly."],
+        ),
+        (
+            "The lesion (e.g. a nevus) is brown. See Fig. 2 for details.",
+            ["The lesion (e.g. a nevus) is brown.", "See Fig. 2 for details."],
+        ),
+        (
+            "Dr. Smith saw psoriasis vs. eczema in approx. 2 weeks.",
+            ["Dr. Smith saw psoriasis vs. eczema in approx. 2 weeks."],
+        ),
+        (
+            "It was given t.i.d. for 2 weeks. She improved.",
+            ["It was given t.i.d. for 2 weeks.", "She improved."],
+        ),
+        (
+            "erythematous papules on the face. no scale is seen. itchy!",
+            ["erythematous papules on the face.", "no scale is seen.", "itchy!"],
+        ),
+        ("It measured 4 mm. Biopsy showed BCC.", ["It measured 4 mm.", "Biopsy showed BCC."]),
+        ("S. aureus was grown. Is it impetigo?", ["S. aureus was grown.", "Is it impetigo?"]),
+        ("A red patch.A white one.", ["A red patch.", "A white one."]),
+        ("Red... Itchy!!!", ["Red...", "Itchy!!!"]),
+        ("no end", ["no end"]),
+        ("Twice. Twice.", ["Twice."]),
+        ("Of two\n lines. And more.", ["Of two lines.", "And more."]),
+        ("...", []),
+        ("2. 3.", []),
+        ("", []),
+        ("  \n", []),
+    ],
+)
 def test_sentences__abbreviations_and_decimals_end_none(caption, expected):
     assert sentences(caption) == expected
 
@@ -52,42 +68,66 @@ def test_sentences__are_parts_of_the_caption_in_order(caption):
 
 @pytest.fixture
 def words() -> ConceptWords:
-    return ConceptWords({
-        "scale": ["scale", "scaly"], "network": ["network"], "pigment network": ["pigment network"],
-        "atypical network": ["atypical pigment network"], "patch": ["patch"], "bulla": ["bullae"],
-        "papule": ["papule"], "crust": ["crust"], "red": ["red"], "pityriasis": ["pityriasis"],
-        "blue-white veil": ["blue white veil"],
-    })
+    return ConceptWords(
+        {
+            "scale": ["scale", "scaly"],
+            "network": ["network"],
+            "pigment network": ["pigment network"],
+            "atypical network": ["atypical pigment network"],
+            "patch": ["patch"],
+            "bulla": ["bullae"],
+            "papule": ["papule"],
+            "crust": ["crust"],
+            "red": ["red"],
+            "pityriasis": ["pityriasis"],
+            "blue-white veil": ["blue white veil"],
+        }
+    )
 
 
-@pytest.mark.parametrize(("text", "said", "denied"), [
-    ("An atypical pigment network.", ["atypical network"], []),
-    ("Pigment networks; a network.", ["pigment network", "network"], []),
-    ("scaly patches, SCALES", ["scale", "patch"], []),
-    ("infrared, patchy, escaled", [], []),
-    ("blue-white veil, Pityriasis' papules", ["blue-white veil", "pityriasis", "papule"], []),
-    ("no scale is seen", [], ["scale"]),
-    ("no scale, crust, or papules; red", ["red"], ["scale", "crust", "papule"]),
-    ("no scale, red papules", ["red", "papule"], ["scale"]),
-    ("without scale but with crust", ["crust"], ["scale"]),
-    ("non-scaly red patch", ["red", "patch"], ["scale"]),
-    ("Scale is not seen. Red.", ["red"], ["scale"]),
-    ("Red, crust is absent", ["red"], ["crust"]),
-    ("not only scaly", ["scale"], []),
-    ("No scale here. Scale there.", ["scale"], []),
-    ("absence of crust", [], ["crust"]),
-    ("pigment. Network", ["network"], []),
-    ("", [], []),
-])
+@pytest.mark.parametrize(
+    ("text", "said", "denied"),
+    [
+        ("An atypical pigment network.", ["atypical network"], []),
+        ("Pigment networks; a network.", ["pigment network", "network"], []),
+        ("scaly patches, SCALES", ["scale", "patch"], []),
+        ("infrared, patchy, escaled", [], []),
+        ("blue-white veil, Pityriasis' papules", ["blue-white veil", "pityriasis", "papule"], []),
+        ("no scale is seen", [], ["scale"]),
+        ("no scale, crust, or papules; red", ["red"], ["scale", "crust", "papule"]),
+        ("no scale, red papules", ["red", "papule"], ["scale"]),
+        ("without scale but with crust", ["crust"], ["scale"]),
+        ("non-scaly red patch", ["red", "patch"], ["scale"]),
+        ("Scale is not seen. Red.", ["red"], ["scale"]),
+        ("Red, crust is absent", ["red"], ["crust"]),
+        ("not only scaly", ["scale"], []),
+        ("No scale here. Scale there.", ["scale"], []),
+        ("absence of crust", [], ["crust"]),
+        ("pigment. Network", ["network"], []),
+        ("", [], []),
+    ],
+)
 def test_find__longest_whole_words_and_what_is_denied(words, text, said, denied):
     assert words.find(text) == (said, denied)
 
 
-@given(st.lists(st.sampled_from(["scale", "pigment", "network", "atypical", "red", "x"]), max_size=9))
+@given(
+    st.lists(st.sampled_from(["scale", "pigment", "network", "atypical", "red", "x"]), max_size=9)
+)
 def test_find__equals_a_plain_search_of_the_longest_first(said):
-    vocabulary = ConceptWords({t: [t] for t in (
-        "network", "pigment network", "atypical pigment network", "scale", "red", "red scale",
-    )})
+    vocabulary = ConceptWords(
+        {
+            t: [t]
+            for t in (
+                "network",
+                "pigment network",
+                "atypical pigment network",
+                "scale",
+                "red",
+                "red scale",
+            )
+        }
+    )
     left, expected = " ".join(said) + " ", []
     while left:  # an independent reading: at each word the longest term that begins there
         starts = [t for t in vocabulary.concepts if left.startswith(t + " ")]
@@ -115,13 +155,19 @@ def test_load__json_list_and_lines(tmp_path):
         assert "red patch" in ConceptWords.load(tmp_path / name).find("A red patch").said
 
 
-@pytest.mark.parametrize(("name", "text", "said"), [
-    ("a.json", "{", "is not valid JSON"), ("a.json", "3", "is no object of terms"),
-    ("a.json", '{"scale": "scaly"}', "the terms of 'scale' are not a list of words"),
-    ("a.json", '{"scale": []}', "the terms of 'scale'"), ("a.json", "[1]", "the terms of '1'"),
-    ("a.json", "{}", "has no term"), ("a.txt", "\n# only\n", "has no term"),
-    ("a.txt", "scale\n???\n", "the terms of '???'"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.json", "{", "is not valid JSON"),
+        ("a.json", "3", "is no object of terms"),
+        ("a.json", '{"scale": "scaly"}', "the terms of 'scale' are not a list of words"),
+        ("a.json", '{"scale": []}', "the terms of 'scale'"),
+        ("a.json", "[1]", "the terms of '1'"),
+        ("a.json", "{}", "has no term"),
+        ("a.txt", "\n# only\n", "has no term"),
+        ("a.txt", "scale\n???\n", "the terms of '???'"),
+    ],
+)
 def test_load__says_what_is_wrong(tmp_path, name, text, said):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserInputError, match="vocabulary ") as caught:
@@ -141,4 +187,7 @@ def test_load__missing_and_other_encodings(tmp_path):
 def test_the_published_terms(data_dir):
     words = ConceptWords.load(data_dir / "peer-data" / "make" / "ConceptTerms.json")
     assert len(words.concepts) == 64
-    assert words.find("hyperpigmented, with whiteheads").said == ["brown(hyperpigmentation)", "comedo"]
+    assert words.find("hyperpigmented, with whiteheads").said == [
+        "brown(hyperpigmentation)",
+        "comedo",
+    ]

@@ -44,7 +44,8 @@ def make_source(root, n=N, bad=()):
 def contents(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*")) if path.is_file()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -64,7 +65,11 @@ def packed(main, source, tmp_path):
 
 def test_shards__hold_the_table_and_the_bytes_of_the_source(packed, source):
     assert sorted(p.name for p in packed.iterdir()) == [
-        "index.parquet", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar", "shards.json",
+        "index.parquet",
+        "shard-000000.tar",
+        "shard-000001.tar",
+        "shard-000002.tar",
+        "shards.json",
     ]
     shards, manifest = Shards.load(packed), Manifest.load(source)
     assert len(shards) == N and shards.table.equals(manifest.table)
@@ -83,7 +88,10 @@ def test_tar_headers__say_nothing_of_the_machine(packed):
     with tarfile.open(packed / "shard-000000.tar") as tar:
         members = tar.getmembers()
     assert [m.name for m in members][:4] == [
-        "000000000.jpg", "000000000.json", "000000001.png", "000000001.json",
+        "000000000.jpg",
+        "000000000.json",
+        "000000001.png",
+        "000000001.json",
     ]
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {
         (0, 0, 0, "", "", 0o644)
@@ -153,7 +161,12 @@ def test_size__makes_smaller_only_and_keeps_png_lossless(main, tmp_path):
     out = tmp_path / "out"
     assert main("data", "shard", root, "--out", out, "--size", 32, "--quality", 90).rc == 0
     shards = Shards.load(out)
-    assert [shards.decode(i).shape[:2] for i in range(4)] == [(32, 48), (43, 32), (30, 30), (48, 32)]
+    assert [shards.decode(i).shape[:2] for i in range(4)] == [
+        (32, 48),
+        (43, 32),
+        (30, 30),
+        (48, 32),
+    ]
     assert shards.read(2) == (root / "c.jpg").read_bytes(), "what is small is left as it is"
     expected = read_image(root / "b.png", (43, 32))
     assert np.array_equal(shards.decode(1), expected)

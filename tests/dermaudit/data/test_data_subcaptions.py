@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dermaudit.data import Manifest
-from dermaudit.data.concept_words import ConceptWords
-from dermaudit.data.subcaptions import find_disease, text_views
-from dermaudit.ontology import Ontology
+from dermaudit.data.captions.concept_words import ConceptWords
+from dermaudit.data.captions.ontology import Ontology
+from dermaudit.data.captions.subcaptions import find_disease, text_views
 
 TREE = {
     "inflammatory": {"eczema": {"nummular eczema": {}}, "Psoriasis": {}, "halo": {}},
@@ -47,7 +47,12 @@ def data(image_folder):
 
 
 def views(manifest: Manifest, **options):
-    given = {"most": 8, "words": ConceptWords.load(), "ontology": Ontology.from_tree(TREE), **options}
+    given = {
+        "most": 8,
+        "words": ConceptWords.load(),
+        "ontology": Ontology.from_tree(TREE),
+        **options,
+    }
     return text_views(manifest, **given)
 
 
@@ -57,14 +62,21 @@ def test_text_views__by_hand(data):
     assert done.column("subcaption_2") == ["No crust is seen.", None, None, None]
     assert "subcaption_3" not in done.table.column_names
     assert done.column("ontology_caption") == [
-        "A skin image diagnosed as proliferations, malignant, melanocytic, malignant melanoma.", None,
-        None, "A skin image diagnosed as proliferations, benign, melanocytic, melanocytic nevus.",
+        "A skin image diagnosed as proliferations, malignant, melanocytic, malignant melanoma.",
+        None,
+        None,
+        "A skin image diagnosed as proliferations, benign, melanocytic, melanocytic nevus.",
     ]
     assert done.column("concept_caption") == [
-        "On the skin one sees scale, plaque, erythema.", None, None, None,
+        "On the skin one sees scale, plaque, erythema.",
+        None,
+        None,
+        None,
     ]
     assert done.column("ontology") == [
-        "proliferations > malignant > melanocytic > malignant melanoma", None, None,
+        "proliferations > malignant > melanocytic > malignant melanoma",
+        None,
+        None,
         "proliferations > benign > melanocytic > melanocytic nevus",
     ]
     assert done.column("caption")[1] is None, "a sentinel is no text to train on"
@@ -76,10 +88,22 @@ def test_text_views__by_hand(data):
 
 def test_text_views__what_is_there_is_kept_unless_it_is_to_be_replaced(data):
     rows = [
-        {"label": "melanoma", "caption": "Red. Blue.", "subcaption_1": "mine", "subcaption_2": "",
-         "subcaption_3": "and mine", "ontology_caption": "mine too"},
-        {"label": "psoriasis", "caption": "Red. Blue.", "subcaption_1": "", "subcaption_2": "",
-         "subcaption_3": "", "ontology_caption": ""},
+        {
+            "label": "melanoma",
+            "caption": "Red. Blue.",
+            "subcaption_1": "mine",
+            "subcaption_2": "",
+            "subcaption_3": "and mine",
+            "ontology_caption": "mine too",
+        },
+        {
+            "label": "psoriasis",
+            "caption": "Red. Blue.",
+            "subcaption_1": "",
+            "subcaption_2": "",
+            "subcaption_3": "",
+            "ontology_caption": "",
+        },
     ]
     manifest = Manifest.load(data(rows))
     done, made = views(manifest)
@@ -87,7 +111,8 @@ def test_text_views__what_is_there_is_kept_unless_it_is_to_be_replaced(data):
     assert done.column("subcaption_2") == [None, "Blue."]
     assert done.column("subcaption_3") == ["and mine", None]
     assert done.column("ontology_caption") == [
-        "mine too", "A skin image diagnosed as inflammatory, psoriasis.",
+        "mine too",
+        "A skin image diagnosed as inflammatory, psoriasis.",
     ]
     assert made.kept == {"subcaptions": 1, "ontology_caption": 1, "concept_caption": 0}
     again, _ = views(done)
@@ -98,8 +123,10 @@ def test_text_views__what_is_there_is_kept_unless_it_is_to_be_replaced(data):
 
 
 def test_text_views__without_an_ontology_the_column_is_said(data):
-    rows = [{"label": "x", "caption": "Red.", "ontology": "skin > odd > x"},
-            {"label": "x", "caption": "Red.", "ontology": "No ontology information"}]
+    rows = [
+        {"label": "x", "caption": "Red.", "ontology": "skin > odd > x"},
+        {"label": "x", "caption": "Red.", "ontology": "No ontology information"},
+    ]
     done, made = views(Manifest.load(data(rows)), ontology=None)
     assert done.column("ontology_caption") == ["A skin image diagnosed as skin, odd, x.", None]
     assert made.unknown == {}
@@ -110,29 +137,45 @@ def test_text_views__without_an_ontology_the_column_is_said(data):
 
 
 def test_text_views__further_captions_and_listed_concepts(data):
-    rows = [{"caption": "Red.", "more_captions": json.dumps(["Blue. Red.", "Scaly."]),
-             "skin_concept": "Papule, scale"},
-            {"caption": "Red.", "more_captions": "__import__('os')", "skin_concept": ""}]
+    rows = [
+        {
+            "caption": "Red.",
+            "more_captions": json.dumps(["Blue. Red.", "Scaly."]),
+            "skin_concept": "Papule, scale",
+        },
+        {"caption": "Red.", "more_captions": "__import__('os')", "skin_concept": ""},
+    ]
     done, _ = views(Manifest.load(data(rows)))
     assert [done.column(f"subcaption_{k}") for k in (1, 2, 3)] == [
-        ["Red.", "Red."], ["Blue.", None], ["Scaly.", None],
+        ["Red.", "Red."],
+        ["Blue.", None],
+        ["Scaly.", None],
     ]
     assert done.column("concept_caption") == [
-        "On the skin one sees papule, scale, erythema, blue.", "On the skin one sees erythema.",
+        "On the skin one sees papule, scale, erythema, blue.",
+        "On the skin one sees erythema.",
     ]
 
 
-@pytest.mark.parametrize(("label", "path", "expected"), [
-    ("eczema, nummular eczema", [], ["inflammatory", "eczema", "nummular eczema"]),
-    ("Mole", [], ["proliferations", "benign", "melanocytic", "melanocytic nevus"]),
-    ("melanocytic", [], ["proliferations", "benign", "melanocytic"]),
-    ("melanocytic", ["proliferations", "malignant"], ["proliferations", "malignant", "melanocytic"]),
-    ("nv", [], ["proliferations", "benign", "melanocytic", "melanocytic nevus"]),
-    ("nummular_eczema", [], ["inflammatory", "eczema", "nummular eczema"]),
-    (None, ["inflammatory", "psoriasis"], ["inflammatory", "psoriasis"]),
-    ("plague", ["inflammatory", "psoriasis"], ["inflammatory", "psoriasis"]),
-    ("plague", [], None), (None, [], None),
-])
+@pytest.mark.parametrize(
+    ("label", "path", "expected"),
+    [
+        ("eczema, nummular eczema", [], ["inflammatory", "eczema", "nummular eczema"]),
+        ("Mole", [], ["proliferations", "benign", "melanocytic", "melanocytic nevus"]),
+        ("melanocytic", [], ["proliferations", "benign", "melanocytic"]),
+        (
+            "melanocytic",
+            ["proliferations", "malignant"],
+            ["proliferations", "malignant", "melanocytic"],
+        ),
+        ("nv", [], ["proliferations", "benign", "melanocytic", "melanocytic nevus"]),
+        ("nummular_eczema", [], ["inflammatory", "eczema", "nummular eczema"]),
+        (None, ["inflammatory", "psoriasis"], ["inflammatory", "psoriasis"]),
+        ("plague", ["inflammatory", "psoriasis"], ["inflammatory", "psoriasis"]),
+        ("plague", [], None),
+        (None, [], None),
+    ],
+)
 def test_find_disease__label_and_path_together(label, path, expected):
     tree = Ontology.from_tree(TREE)
     node = find_disease(tree, label, path)
@@ -145,7 +188,9 @@ def test_find_disease__label_and_path_together(label, path, expected):
 def test_the_verb__makes_a_new_data_set(cli, data, tmp_path):
     root, out = data(), tmp_path / "out"
     before = {path.name: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    done = cli("data", "subcaptions", root, "--out", out, "--ontology", tmp_path / "tree.json", "--json")
+    done = cli(
+        "data", "subcaptions", root, "--out", out, "--ontology", tmp_path / "tree.json", "--json"
+    )
     assert done.rc == 0, done.stderr
     answer = done.json()
     assert answer["views"] == {"subcaptions": 1, "ontology_caption": 2, "concept_caption": 1}
@@ -154,7 +199,9 @@ def test_the_verb__makes_a_new_data_set(cli, data, tmp_path):
     manifest = Manifest.load(out)
     assert manifest.column("subcaption_3")[0] == "Red."
     assert manifest.sha256() == answer["manifest_sha256"]
-    assert json.loads((out / "data.json").read_text())["manifest_sha256"] == answer["manifest_sha256"]
+    assert (
+        json.loads((out / "data.json").read_text())["manifest_sha256"] == answer["manifest_sha256"]
+    )
     said = json.loads((out / "subcaptions.json").read_text())
     assert said["segmenter"].startswith("nupunkt ") and said["n_no_sentence"] == 1
     assert all(path.is_file() for path in manifest.paths())
@@ -169,7 +216,11 @@ def test_the_verb__writes_in_place_only_when_it_may(main, data):
     assert refused.rc == 2 and "--force" in refused.json()["error"]["hint"]
     assert not (root / "manifest.parquet").exists()
     dry = main("data", "subcaptions", root, "--dry-run", "--json")
-    assert dry.rc == 0 and dry.json()["n_subcaptions"] == 3 and not (root / "manifest.parquet").exists()
+    assert (
+        dry.rc == 0
+        and dry.json()["n_subcaptions"] == 3
+        and not (root / "manifest.parquet").exists()
+    )
     assert main("data", "subcaptions", root, "--force", "--json").rc == 0
     table = pq.read_table(root / "manifest.parquet")
     assert table.column("subcaption_1").to_pylist()[0] == "A 2.5 cm scaly plaque."
@@ -179,32 +230,47 @@ def test_the_verb__writes_in_place_only_when_it_may(main, data):
 
 
 def test_the_verb__a_full_disk_leaves_the_table_as_it_was(cli, data):
-    rows = [{"label": "x", "caption": " ".join(f"Word {i} {j} {i * j}." for j in range(30))}
-            for i in range(60)]
+    rows = [
+        {"label": "x", "caption": " ".join(f"Word {i} {j} {i * j}." for j in range(30))}
+        for i in range(60)
+    ]
     root = data(rows)
     assert cli("data", "convert", root, "--out", root.parent / "c", "--json").rc == 0
     before = (root.parent / "c" / "manifest.parquet").read_bytes()
-    done = cli("data", "subcaptions", root.parent / "c", "--force", "--max", "30", "--json",
-               file_limit_kb=4)
+    done = cli(
+        "data",
+        "subcaptions",
+        root.parent / "c",
+        "--force",
+        "--max",
+        "30",
+        "--json",
+        file_limit_kb=4,
+    )
     assert done.rc == 2 and done.json()["error"]["code"] == "no_space"
     assert (root.parent / "c" / "manifest.parquet").read_bytes() == before
     assert Manifest.load(root.parent / "c").n == 60
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    (["--max", "0"], "--max 0 is not between 1 and 64"),
-    (["--max", "65"], "--max 65 is not between"),
-    (["--ontology", "none.json"], "ontology none.json does not exist"),
-    (["--vocabulary", "none.txt"], "vocabulary none.txt does not exist"),
-    (["--llm", "small"], "DERMAUDIT_LLM_URL is not set"),
-])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max", "0"], "--max 0 is not between 1 and 64"),
+        (["--max", "65"], "--max 65 is not between"),
+        (["--ontology", "none.json"], "ontology none.json does not exist"),
+        (["--vocabulary", "none.txt"], "vocabulary none.txt does not exist"),
+        (["--llm", "small"], "DERMAUDIT_LLM_URL is not set"),
+    ],
+)
 def test_the_verb__wrong_options_are_named(main, data, options, said, monkeypatch):
     monkeypatch.delenv("DERMAUDIT_LLM_URL", raising=False)
     done = main("data", "subcaptions", data(), "--force", *options, "--json")
     assert done.rc == 2 and said in done.json()["error"]["message"]
 
 
-def test_the_verb__out_is_looked_at_before_the_model_is_asked(main, data, model, tmp_path, monkeypatch):
+def test_the_verb__out_is_looked_at_before_the_model_is_asked(
+    main, data, model, tmp_path, monkeypatch
+):
     monkeypatch.setenv("DERMAUDIT_LLM_URL", model.url)
     out = tmp_path / "out"
     out.mkdir()
@@ -223,7 +289,9 @@ def test_the_verb__a_data_set_without_words(main, data, image_folder, tmp_path):
     root = data([{"label": "melanoma"}])
     done = main("data", "subcaptions", root, "--force", "--json")
     assert done.rc == 2 and "has no column 'caption'" in done.json()["error"]["message"]
-    done = main("data", "subcaptions", root, "--force", "--ontology", tmp_path / "tree.json", "--json")
+    done = main(
+        "data", "subcaptions", root, "--force", "--ontology", tmp_path / "tree.json", "--json"
+    )
     assert done.rc == 0 and done.json()["views"]["ontology_caption"] == 1
     bare = image_folder("a.png", name="bare")
     done = main("data", "subcaptions", bare, "--out", tmp_path / "o", "--json")
@@ -242,8 +310,10 @@ def test_the_verb__a_killed_run_asks_the_model_no_caption_twice(cli, data, model
     rows = [{"caption": f"A {word} papule. It itches."} for word in ("red", "blue", "pink")]
     root, refuse = data(rows), [True]
     model.replies = lambda caption, n: (
-        (403, {}, "") if "pink" in caption and refuse[0]
-        else "no JSON" if "blue" in caption
+        (403, {}, "")
+        if "pink" in caption and refuse[0]
+        else "no JSON"
+        if "blue" in caption
         else json.dumps([caption.replace("A ", "").split(".")[0] + "."])
     )
     env = {"DERMAUDIT_LLM_URL": model.url, "DERMAUDIT_LLM_KEY": "k", "no_proxy": "127.0.0.1"}
@@ -258,7 +328,9 @@ def test_the_verb__a_killed_run_asks_the_model_no_caption_twice(cli, data, model
     llm = done.json()["llm"]
     assert llm["invalid"] == {"not JSON": 1} and llm["asked"] == 1 and llm["cached"] == 2
     assert Manifest.load(tmp_path / "out").column("subcaption_1") == [
-        "red papule.", "A blue papule.", "pink papule.",
+        "red papule.",
+        "A blue papule.",
+        "pink papule.",
     ]
     assert (tmp_path / "out.llm").is_dir()
     third = cli(*command, "--force", env=env)
@@ -266,20 +338,39 @@ def test_the_verb__a_killed_run_asks_the_model_no_caption_twice(cli, data, model
 
 
 def test_the_verb__help_loads_nothing_heavy(run_python):
-    done = run_python("-c", (
-        "import sys; from dermaudit.cli import main; main(['data', 'subcaptions', '--help']);"
-        "print([m for m in ('torch', 'nupunkt', 'pyarrow', 'numpy') if m in sys.modules])"
-    ))
+    done = run_python(
+        "-c",
+        (
+            "import sys; from dermaudit.cli import main; main(['data', 'subcaptions', '--help']);"
+            "print([m for m in ('torch', 'nupunkt', 'pyarrow', 'numpy') if m in sys.modules])"
+        ),
+    )
     assert done.rc == 0 and done.stdout.strip().endswith("[]"), done.stdout
 
 
 @pytest.mark.data
 def test_the_real_table_with_the_real_ontology(main, data_dir, tmp_path):
     out = tmp_path / "set"
-    done = main("data", "convert", data_dir / "dermoscopy", "--out", out, "--link",
-                "--where", "dx = 'df'", "--json")
+    done = main(
+        "data",
+        "convert",
+        data_dir / "dermoscopy",
+        "--out",
+        out,
+        "--link",
+        "--where",
+        "dx = 'df'",
+        "--json",
+    )
     assert done.rc == 0, done.stderr
-    answer = main("data", "subcaptions", out, "--force", "--ontology",
-                  data_dir / "peer-data" / "derm1m" / "ontology.json", "--json").json()
+    answer = main(
+        "data",
+        "subcaptions",
+        out,
+        "--force",
+        "--ontology",
+        data_dir / "peer-data" / "derm1m" / "ontology.json",
+        "--json",
+    ).json()
     assert answer["views"]["ontology_caption"] == answer["n_images"] and answer["unknown"] == {}
     assert answer["kept"]["subcaptions"] == answer["n_images"], "the layout's own are kept"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dermaudit.data.splits import assign
 from dermaudit.errors import UserInputError
 from dermaudit.phantom import (
     ARTIFACTS,
@@ -24,7 +25,6 @@ from dermaudit.phantom import (
     write_phantoms,
 )
 from dermaudit.phantom.captions import ARTIFACT_WORDS, CONCEPT_WORDS, MAX_SUBCAPTIONS
-from dermaudit.splits import assign
 
 ROOT = Path(__file__).parents[3]
 
@@ -154,6 +154,17 @@ def test_contact_sheet(tmp_path):
 
     write_phantoms(tmp_path / "p", 3, 1000, 32)
     out = tmp_path / "sheet.png"
-    main([str(out), "--by", "artifact", "--columns", "2", "--size", "32",
-          "--beside", str(tmp_path / "p" / "images")])
+    main(
+        [
+            str(out),
+            "--by",
+            "artifact",
+            "--columns",
+            "2",
+            "--size",
+            "32",
+            "--beside",
+            str(tmp_path / "p" / "images"),
+        ]
+    )
     assert Image.open(out).size == (4 * 162, 7 * 162)

@@ -8,14 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermaudit.errors import UserInputError
-from dermaudit.phantom import (
-    ARTIFACTS,
-    CONCEPTS,
-    DIAGNOSES,
-    load_bias_table,
-    render,
-    sample,
-)
+from dermaudit.phantom import ARTIFACTS, CONCEPTS, DIAGNOSES, load_bias_table, render, sample
 
 ALL_ARTIFACTS = load_bias_table().changed({"artifact": {"default": dict.fromkeys(ARTIFACTS, 1.0)}})
 SEEDS = st.integers(0, 2**31 - 1)
@@ -103,9 +96,7 @@ def test_a_table_that_changes_one_probability_changes_that_factor_alone():
         without, with_ruler = sample(1005, index, low), sample(1005, index, high)
         assert without.concepts == with_ruler.concepts
         assert without.artifacts | {"ruler": 1} == with_ruler.artifacts
-        assert np.array_equal(
-            render(without, 48).rgb, render(with_ruler, 48, without="ruler").rgb
-        )
+        assert np.array_equal(render(without, 48).rgb, render(with_ruler, 48, without="ruler").rgb)
 
 
 def test_taking_out_what_is_not_there_changes_nothing():

@@ -11,7 +11,7 @@ import torch
 from open_clip.transformer import Transformer
 
 from dermaudit.towers import HookedTower, load_model
-from dermaudit.towers.panderm import PanDermVisual, is_panderm, panderm_from_state
+from dermaudit.towers.loading.panderm import PanDermVisual, is_panderm, panderm_from_state
 
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 1, "layers": 1}
 
@@ -252,7 +252,7 @@ def test_panderm_by_hand():
 def test_fixed_positions_are_those_of_open_clip():
     from open_clip.pos_embed import get_2d_sincos_pos_embed
 
-    from dermaudit.towers.panderm import sin_cos_positions
+    from dermaudit.towers.loading.panderm import sin_cos_positions
 
     theirs = torch.from_numpy(get_2d_sincos_pos_embed(64, 4, cls_token=True)).float()
     assert torch.allclose(sin_cos_positions(4, 64)[0], theirs, atol=1e-6)

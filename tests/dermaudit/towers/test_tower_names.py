@@ -13,7 +13,7 @@ import pytest
 from dermaudit.cli import main
 from dermaudit.errors import UserInputError
 from dermaudit.towers import load_model, resolve
-from dermaudit.towers import names as names_module
+from dermaudit.towers.loading import names as names_module
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_resolving_a_name_imports_nothing_heavy():
 def test_the_towers_import_no_stage_above():
     """sae_lens may be there (transformer-lens neighbours), dermaudit.sae may not."""
     code = (
-        "import sys, dermaudit.towers.hooked, dermaudit.towers.load, dermaudit.towers.zeroshot\n"
+        "import sys, dermaudit.towers.hooked, dermaudit.towers.loading.load, dermaudit.towers.zeroshot\n"
         "stages = ('sae', 'concepts', 'pretrain', 'dashboards')\n"
         "print([m for m in sys.modules if m.startswith(tuple(f'dermaudit.{s}' for s in stages))])\n"
         "print('sae_lens' in sys.modules)"
@@ -165,7 +165,7 @@ def test_a_cached_hub_model_opens_without_a_network(no_network, tiny_folder, tow
 
 
 def test_reachable_answers_for_an_open_and_a_closed_port(monkeypatch):
-    from dermaudit.towers.hub import reachable
+    from dermaudit.towers.loading.hub import reachable
 
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -204,7 +204,7 @@ def test_tag__the_activation_it_was_trained_with(monkeypatch):
     """open_clip builds `ViT-B-16/openai` with GELU and only warns; OpenAI's weights need QuickGELU."""
     import open_clip
 
-    from dermaudit.towers import load
+    from dermaudit.towers.loading import load
 
     asked = {}
 

@@ -21,7 +21,13 @@ def images(seed: int = 0) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     ("mode", "size"),
-    [("squash", 64), ("squash", (64, 48)), ("shortest", 64), ("shortest", (48, 64)), ("longest", 64)],
+    [
+        ("squash", 64),
+        ("squash", (64, 48)),
+        ("shortest", 64),
+        ("shortest", (48, 64)),
+        ("longest", 64),
+    ],
 )
 def test_many__the_bits_of_the_stock_transform(preprocess_cfg, mode, size):
     config = {**preprocess_cfg, "resize_mode": mode, "size": size}
@@ -46,7 +52,9 @@ def test_none__an_empty_batch(preprocess_cfg):
     assert Preprocess(preprocess_cfg)([]).shape == (0, 3, 64, 64)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)]
+)
 def test_not_an_image__refused_alone_and_among_others(preprocess_cfg, wrong):
     own = Preprocess(preprocess_cfg)
     with pytest.raises(UserInputError, match="an image must be uint8 of shape"):

@@ -17,11 +17,30 @@ from transformers import AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPM
 
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.towers import TokenizerFiles, load_model, save_local_dir
-from dermaudit.towers.load import build_model
-from dermaudit.towers.panderm import SIZES, LeftOut, PanDermVisual, panderm_visual, start_from
+from dermaudit.towers.loading.load import build_model
+from dermaudit.towers.loading.panderm import (
+    SIZES,
+    LeftOut,
+    PanDermVisual,
+    panderm_visual,
+    start_from,
+)
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "ruler", "##s", "melanoma", "2", ",", "."]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "ruler",
+    "##s",
+    "melanoma",
+    "2",
+    ",",
+    ".",
+]
 PUBMED = "neuml/pubmedbert-base-embeddings"
 
 
@@ -30,13 +49,27 @@ PUBMED = "neuml/pubmedbert-base-embeddings"
 
 def clip_config(eos=9, act="quick_gelu", eps=1e-5):
     text = {
-        "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "hidden_act": act,
-        "num_attention_heads": 2, "vocab_size": 12, "max_position_embeddings": 8,
-        "eos_token_id": eos, "bos_token_id": 1, "pad_token_id": 0, "layer_norm_eps": eps,
+        "hidden_size": 32,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "hidden_act": act,
+        "num_attention_heads": 2,
+        "vocab_size": 12,
+        "max_position_embeddings": 8,
+        "eos_token_id": eos,
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+        "layer_norm_eps": eps,
     }
     vision = {
-        "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "hidden_act": act,
-        "num_attention_heads": 3, "image_size": 32, "patch_size": 8, "layer_norm_eps": eps,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "hidden_act": act,
+        "num_attention_heads": 3,
+        "image_size": 32,
+        "patch_size": 8,
+        "layer_norm_eps": eps,
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
 
@@ -44,9 +77,11 @@ def clip_config(eos=9, act="quick_gelu", eps=1e-5):
 def words_in(folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "pad_token": "[PAD]"}
-    ))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "pad_token": "[PAD]"}
+        )
+    )
     return folder
 
 
@@ -54,7 +89,9 @@ def clip_folder(folder, **options):
     torch.manual_seed(0)
     theirs = CLIPModel(clip_config(**options)).eval()
     with torch.no_grad():
-        for value in theirs.parameters():  # initial biases and norms are 0 and 1: nothing to confuse
+        for (
+            value
+        ) in theirs.parameters():  # initial biases and norms are 0 and 1: nothing to confuse
             value.add_(0.1 * torch.randn_like(value))
     theirs.save_pretrained(folder)
     words_in(folder)
@@ -80,10 +117,16 @@ def test_monet__agrees_with_transformers(tmp_path, options):
 
 def test_monet__images_are_prepared_as_the_folder_says(tmp_path):
     clip_folder(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({
-        "image_mean": IMAGENET["mean"], "image_std": IMAGENET["std"], "resample": 2,
-        "size": {"shortest_edge": 32},
-    }))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_mean": IMAGENET["mean"],
+                "image_std": IMAGENET["std"],
+                "resample": 2,
+                "size": {"shortest_edge": 32},
+            }
+        )
+    )
     said = load_model(tmp_path).preprocess_config
     assert (said["mean"], said["std"]) == (IMAGENET["mean"], IMAGENET["std"])
     assert (said["size"], said["interpolation"]) == ([32, 32], "bilinear")
@@ -112,7 +155,9 @@ def test_monet__another_architecture_is_named_with_its_keys(tmp_path):
         load_model(tmp_path)
     lost = "text_model.encoder.layers.1.self_attn.k_proj.bias"
     save_file({k: v for k, v in state.items() if k != lost}, weights)
-    with pytest.raises(ForeignArtifactError, match=r"transformer\.resblocks\.1\. without k \(bias\)"):
+    with pytest.raises(
+        ForeignArtifactError, match=r"transformer\.resblocks\.1\. without k \(bias\)"
+    ):
         load_model(tmp_path)
     lost = "vision_model.post_layernorm.weight"
     save_file({k: v for k, v in state.items() if k != lost}, weights)
@@ -130,21 +175,32 @@ def test_monet__another_architecture_is_named_with_its_keys(tmp_path):
 def panderm_keys(width, layers, hidden, output_dim):
     """The keys and shapes of the published tower, written down from facts, not from our class."""
     shapes = {
-        "cls_token": (1, 1, width), "pos_embed": (1, 197, width),
-        "patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,), "norm.bias": (width,),
-        "head.weight": (output_dim, width), "head.bias": (output_dim,),
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 197, width),
+        "patch_embed.proj.weight": (width, 3, 16, 16),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (output_dim, width),
+        "head.bias": (output_dim,),
     }
     for i in range(layers):
         for name, shape in {
-            "norm1.weight": (width,), "norm1.bias": (width,),
-            "norm2.weight": (width,), "norm2.bias": (width,),
-            "gamma_1": (width,), "gamma_2": (width,),
-            "attn.q_bias": (width,), "attn.v_bias": (width,),
+            "norm1.weight": (width,),
+            "norm1.bias": (width,),
+            "norm2.weight": (width,),
+            "norm2.bias": (width,),
+            "gamma_1": (width,),
+            "gamma_2": (width,),
+            "attn.q_bias": (width,),
+            "attn.v_bias": (width,),
             "attn.qkv.weight": (3 * width, width),
-            "attn.proj.weight": (width, width), "attn.proj.bias": (width,),
-            "mlp.fc1.weight": (hidden, width), "mlp.fc1.bias": (hidden,),
-            "mlp.fc2.weight": (width, hidden), "mlp.fc2.bias": (width,),
+            "attn.proj.weight": (width, width),
+            "attn.proj.bias": (width,),
+            "mlp.fc1.weight": (hidden, width),
+            "mlp.fc1.bias": (hidden,),
+            "mlp.fc2.weight": (width, hidden),
+            "mlp.fc2.bias": (width,),
         }.items():
             shapes[f"blocks.{i}.{name}"] = shape
     return shapes
@@ -160,17 +216,24 @@ def test_full_size__panderm_and_pubmedbert(size, embed_dim, vision, total, tmp_p
     cfg = {
         "embed_dim": embed_dim,
         "vision_cfg": {
-            "image_size": 224, "layers": 12, "width": 768, "patch_size": 16, "pretrain_path": None,
+            "image_size": 224,
+            "layers": 12,
+            "width": 768,
+            "patch_size": 16,
+            "pretrain_path": None,
         },
         "text_cfg": {
-            "context_length": 256, "hf_model_name": PUBMED, "hf_tokenizer_name": PUBMED,
+            "context_length": 256,
+            "hf_model_name": PUBMED,
+            "hf_tokenizer_name": PUBMED,
             "hf_pooler_type": "mean_pooler",  # and open_clip's default, a projection of two layers
         },
     }
     bert = BertConfig(vocab_size=30522)
     with torch.device("meta"):
         state = {
-            f"visual.{key}": torch.empty(shape) for key, shape in panderm_keys(
+            f"visual.{key}": torch.empty(shape)
+            for key, shape in panderm_keys(
                 sizes["width"], sizes["layers"], sizes["hidden"], embed_dim
             ).items()
         }
@@ -201,13 +264,17 @@ def test_full_size__native_towers(layers, width, patch, dim, text, millions, tmp
     vision = {"layers": layers, "width": width, "patch_size": patch, "image_size": 224}
     text_width, heads, depth = text
     words = {
-        "context_length": 77, "vocab_size": 49408, "width": text_width, "heads": heads,
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": text_width,
+        "heads": heads,
         "layers": depth,
     }
     with torch.device("meta"):
         stock = open_clip.CLIP(embed_dim=dim, vision_cfg=vision, text_cfg=words)
         cfg = {
-            "embed_dim": dim, "text_cfg": words,
+            "embed_dim": dim,
+            "text_cfg": words,
             "vision_cfg": {**vision, "patch_embeddings": True, "sigma": 0.3},
         }
         model = build_model(cfg, stock.state_dict(), tmp_path, tmp_path / "weights")
@@ -219,8 +286,12 @@ def test_full_size__native_towers(layers, width, patch, dim, text, millions, tmp
 
 def small_bert(folder):
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=96, max_position_embeddings=16,
+        vocab_size=len(WORDS),
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        max_position_embeddings=16,
     )
     config.save_pretrained(words_in(folder))
     return config
@@ -249,9 +320,14 @@ def saved(tmp_path, preprocess_cfg):
     tokens = TokenizerFiles.from_folder(tmp_path / "bert", 8, hf_model_name="some/bert")
     model = panderm_bert(config).train()
     folder = save_local_dir(
-        tmp_path / "model", model, card="# tiny\n", half=False, tokenizer=tokens,
+        tmp_path / "model",
+        model,
+        card="# tiny\n",
+        half=False,
+        tokenizer=tokens,
         model_cfg={
-            "embed_dim": 32, "vision_cfg": {"image_size": 64},
+            "embed_dim": 32,
+            "vision_cfg": {"image_size": 64},
             "text_cfg": {**tokens.text_cfg(), "hf_proj_type": "mlp"},
         },
         preprocess_cfg=preprocess_cfg,
@@ -267,7 +343,9 @@ def test_bert_model__saved_and_opened_again_is_the_same(saved, monkeypatch):
     texts = ["A  rulers, melanoma 2", "", "melanoma &amp; ruler " * 9, "[SEP] a"]
     with torch.no_grad():
         assert torch.equal(tower.tokenize(texts), tokens(texts))
-        assert torch.equal(tower.encode_text(texts), model.encode_text(tokens(texts), normalize=True))
+        assert torch.equal(
+            tower.encode_text(texts), model.encode_text(tokens(texts), normalize=True)
+        )
         x = torch.randn(2, 3, 64, 64)
         assert torch.equal(tower.encode_image(x), model.encode_image(x, normalize=True))
     # Heads of 16 channels cannot be read off the weights: config.json went along.
@@ -282,7 +360,9 @@ def test_text_tower__gives_the_same_embedding_each_time(saved):
     folder, model, tokens = saved
     ids = tokens(["a ruler"])
     with torch.no_grad():
-        assert not torch.equal(model.encode_text(ids), model.encode_text(ids)), "else nothing is shown"
+        assert not torch.equal(model.encode_text(ids), model.encode_text(ids)), (
+            "else nothing is shown"
+        )
     tower = load_model(folder)
     tower.train()
     assert not any(module.training for module in tower.model.modules())
@@ -314,7 +394,9 @@ def test_what_is_missing_offline__is_said_with_where_to_put_it(saved, monkeypatc
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = PUBMED
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    words = {name: (folder / name).read_text() for name in ("tokenizer.json", "tokenizer_config.json")}
+    words = {
+        name: (folder / name).read_text() for name in ("tokenizer.json", "tokenizer_config.json")
+    }
     for name in words:
         (folder / name).unlink()
     with pytest.raises(UserInputError, match=f"tokeniser '{PUBMED}' is neither in") as caught:
@@ -349,12 +431,17 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("prefix", ["", "visual.", "module.encoder."])
 def test_start__finds_the_tower_whatever_stands_before_it(small, prefix, tmp_path, capsys):
-    state = {f"{prefix}{key}": value for key, value in small.state_dict().items() if "head" not in key}
+    state = {
+        f"{prefix}{key}": value for key, value in small.state_dict().items() if "head" not in key
+    }
     rest = {"module.teacher." + key: value + 1 for key, value in small.state_dict().items()}
     foreign = {"regressor.mask_token": torch.zeros(1)}
     torch.save(
-        {"model": {**(rest if "encoder" in prefix else {}), **state, **foreign},
-         "args": argparse.Namespace(lr=1e-3), "epoch": 499},
+        {
+            "model": {**(rest if "encoder" in prefix else {}), **state, **foreign},
+            "args": argparse.Namespace(lr=1e-3),
+            "epoch": 499,
+        },
         tmp_path / "panderm-base-vit.pth",
     )
     visual = panderm_visual("base", 24, tmp_path / "panderm-base-vit.pth", image_size=64)
@@ -363,7 +450,11 @@ def test_start__finds_the_tower_whatever_stands_before_it(small, prefix, tmp_pat
             assert torch.equal(visual.state_dict()[key], value), key
     assert visual.head.weight.shape == (24, 64)
     told = capsys.readouterr().err
-    assert "head.* (2)" in told and "regressor" in told and ("teacher.* (38)" in told) == ("enc" in prefix)
+    assert (
+        "head.* (2)" in told
+        and "regressor" in told
+        and ("teacher.* (38)" in told) == ("enc" in prefix)
+    )
     assert visual(torch.randn(2, 3, 64, 64)).shape == (2, 24)
 
 
@@ -388,7 +479,9 @@ def test_start__a_file_of_another_tower_is_refused(small, tmp_path):
     save_file({k: v for k, v in state.items() if "blocks.1" not in k}, path)
     with pytest.raises(ForeignArtifactError, match=r"missing blocks\.1\."):
         panderm_visual("base", 24, path, image_size=64)
-    more = {k.replace("blocks.1", "blocks.2"): v.clone() for k, v in state.items() if "blocks.1" in k}
+    more = {
+        k.replace("blocks.1", "blocks.2"): v.clone() for k, v in state.items() if "blocks.1" in k
+    }
     save_file({**state, **more}, path)
     with pytest.raises(ForeignArtifactError, match=r"unexpected blocks\.2"):
         panderm_visual("base", 24, path, image_size=64)

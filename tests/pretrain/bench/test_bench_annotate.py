@@ -8,9 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from dermaudit.data import Manifest
-from dermaudit.errors import UserInputError
-from dermaudit.pretrain.bench.annotate import (
+from dermaudit.bench.annotation import (
     COUNT,
     MEAN,
     TEMPERATURE,
@@ -19,7 +17,7 @@ from dermaudit.pretrain.bench.annotate import (
     presence,
     random_aurocs,
 )
-from dermaudit.pretrain.bench.concepts import (
+from dermaudit.bench.inputs.concepts import (
     TEMPLATES,
     Concept,
     concepts_of,
@@ -27,6 +25,8 @@ from dermaudit.pretrain.bench.concepts import (
     enough,
     read_terms,
 )
+from dermaudit.data import Manifest
+from dermaudit.errors import UserInputError
 
 
 class Words:
@@ -81,7 +81,8 @@ def test_concepts__meet_their_columns_by_name_not_by_place(tmp_path):
     terms = {"streaks": ["starburst"], "Blue-whitish veil": ["veil"], "hair": ["hair"]}
     found, unmatched = concepts_of(m, terms, np.array([2, 0]))
     assert [(c.name, c.terms, c.own_name) for c in found] == [
-        ("blue_whitish_veil", ("veil",), False), ("ruler", ("ruler",), True),
+        ("blue_whitish_veil", ("veil",), False),
+        ("ruler", ("ruler",), True),
     ]
     assert unmatched == ["hair", "streaks"]
     assert np.isnan(found[0].truth[0]) and found[0].truth[1] == 1
@@ -143,7 +144,9 @@ def concepts(n=200, seed=0):
 
 def test_figures__blank_rows_are_left_out():
     both, rng = concepts()
-    score = rng.normal(size=(200, 2)) + np.nan_to_num(np.column_stack([c.truth for c in both]), nan=9)
+    score = rng.normal(size=(200, 2)) + np.nan_to_num(
+        np.column_stack([c.truth for c in both]), nan=9
+    )
     figures = annotation_figures({"m": score}, both, [str(i) for i in range(200)], n_draws=50)
     seen = np.isfinite(both[0].truth)
     a = roc_auc_score(both[0].truth[seen], score[seen, 0])
@@ -164,11 +167,20 @@ def test_random_words__stay_around_one_half_and_the_sheet_shows_them():
     rare = Concept("rare", np.where(np.arange(400) < 4, 1.0, 0.0), ("rare",))
     assert not enough(rare.truth)
     sheets = annotation_sheets(
-        "toy", {"m": np.column_stack([score, noise[:, 2]])}, {"m": noise}, [*both, rare],
-        [str(i) for i in range(400)], ["hair"], diagnoses={"b": ["a mole", "nevus"]},
-        n_draws=50, seed=0, reference=None,
+        "toy",
+        {"m": np.column_stack([score, noise[:, 2]])},
+        {"m": noise},
+        [*both, rare],
+        [str(i) for i in range(400)],
+        ["hair"],
+        diagnoses={"b": ["a mole", "nevus"]},
+        n_draws=50,
+        seed=0,
+        reference=None,
     )
-    assert any("terms that name a diagnosis" in n and "b: a mole, nevus" in n for n in sheets[0].notes)
+    assert any(
+        "terms that name a diagnosis" in n and "b: a mole, nevus" in n for n in sheets[0].notes
+    )
     assert sheets[0].rows[-1][4] == "n too small"
     assert sheets[1].rows[0][2] == "2 of 2"
     assert sheets[1].rows[0][3] == "2 of 2"

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dermaudit.bench.inputs.captions import captions_of
+from dermaudit.bench.session import dataset_name, short_names
 from dermaudit.data import Manifest
 from dermaudit.errors import UserInputError
-from dermaudit.pretrain.bench.captions import captions_of
-from dermaudit.pretrain.bench.session import dataset_name, short_names
-from dermaudit.pretrain.probe import measure
+from dermaudit.pretrain.training.probe import measure
 from dermaudit.towers import ZeroShot, load_model
 
 
@@ -39,7 +39,11 @@ def test_zeroshot__scores_every_image_and_saves_what_table_reads(both, scored, m
     assert all(np.sum(m) == n_test(scored) - 1 for m in found["confusion"].values())
     assert len(found["templates"]) == 8
     table = main("bench", "table", "--predictions", tmp_path / "o", "--draws", "200", "--json")
-    again = {(f["model"], f["metric"]): f for f in table.json()["figures"] if f["table"] == "classification"}
+    again = {
+        (f["model"], f["metric"]): f
+        for f in table.json()["figures"]
+        if f["table"] == "classification"
+    }
     for f in figures:
         other = again[f["model"], f["metric"]]
         assert [f["value"], f["low"], f["high"]] == pytest.approx(
@@ -52,8 +56,8 @@ def test_zeroshot__is_the_zero_shot_classifier(two_models, scored, main, tmp_pat
         "bench", "zeroshot", "--model", two_models / "plain", "--data", scored,
         "--templates", "dermaudit", "--classes", "ham", "--out", tmp_path / "o",
     )  # fmt: skip
+    from dermaudit.bench import read_predictions
     from dermaudit.data import read_image
-    from dermaudit.pretrain.bench import read_predictions
     from dermaudit.towers.prompts import ham_classes
 
     saved = read_predictions(tmp_path / "o")["toy"]["plain"]
@@ -118,7 +122,9 @@ def test_probe__figures_of_measure_and_the_curve(both, two_models, scored, main,
     curve = [f for f in found["figures"] if f["table"] == "few labels"]
     assert {f["fraction"] for f in curve} == {0.3, 0.5, 1.0}  # 1 and 10 % of 180 images are too few
     assert "n too small" in done.stderr
-    saved = main("bench", "table", "--predictions", tmp_path / "o", "--draws", "100", "--json").json()
+    saved = main(
+        "bench", "table", "--predictions", tmp_path / "o", "--draws", "100", "--json"
+    ).json()
     accuracy = {
         f["model"]: f["value"] for f in saved["figures"]
         if f["table"] == "classification" and f["metric"] == "accuracy"
@@ -189,13 +195,25 @@ def test_wrong_flags__one_sentence(both, main, bench, extra, said):
         (["zeroshot", "--classes", "hamm", "--where", "index < 9"], 2, "did you mean 'ham'"),
         (["zeroshot", "--classes", "pad"], 2, "of the labels are none of the classes NEV"),
         (["zeroshot", "--templates", "mine"], 2, "neither a file nor a set"),
-        (["zeroshot", "--ontology", "absent.json"], 2, "ontology absent.json does not exist\n  give nested JSON"),
+        (
+            ["zeroshot", "--ontology", "absent.json"],
+            2,
+            "ontology absent.json does not exist\n  give nested JSON",
+        ),
         (["zeroshot", "--where", "index < 20"], 3, "at least 30 are needed"),
         (["retrieval", "--column", "captoin"], 2, "did you mean 'caption'"),
-        (["retrieval", "--column", "index"], 2, "holds numbers, not text, such as 0\n  columns of text: "),
+        (
+            ["retrieval", "--column", "index"],
+            2,
+            "holds numbers, not text, such as 0\n  columns of text: ",
+        ),
         (["retrieval", "--k", "0"], 2, "--k 0 must be at least 1\n  --k 1 asks"),
         (["annotate", "--templates", "skn"], 2, "did you mean 'skin'"),
-        (["annotate", "--terms", "absent.json"], 2, "--terms absent.json does not exist\n  write {"),
+        (
+            ["annotate", "--terms", "absent.json"],
+            2,
+            "--terms absent.json does not exist\n  write {",
+        ),
         (["annotate", "--templates", "skn", "--where", "index < 9"], 2, "did you mean 'skin'"),
         (["probe", "--parts", "0"], 2, "--parts 0 must be at least 1"),
     ],
@@ -216,7 +234,11 @@ def test_out__is_not_overwritten_without_force(both, main, tmp_path):
     assert main(*argv, "--force").rc == 0
     # Predictions of another bench mean what the file of classes says; it is not replaced either.
     again = main("bench", "probe", *both[2:], "--out", tmp_path / "o", "--draws", "100")
-    assert (again.rc, "toy.csv" in again.stderr, "other.csv is there" in again.stderr) == (2, False, True)
+    assert (again.rc, "toy.csv" in again.stderr, "other.csv is there" in again.stderr) == (
+        2,
+        False,
+        True,
+    )
     (tmp_path / "o" / "toy" / "other.csv").unlink()
     again = main("bench", "probe", *both[2:], "--out", tmp_path / "o", "--draws", "100")
     assert (again.rc, "toy.classes.csv is there already" in again.stderr) == (2, True)
@@ -240,7 +262,10 @@ def test_captions__numbers_written_as_text(tmp_path):
     }  # fmt: skip
     m = Manifest(pa.table(columns), tmp_path, tmp_path / "m.csv")
     assert captions_of(m, "note") == ["a dark lesion", "", "2"]
-    for column, said in (("years", "holds numbers, not text, such as 50"), ("blank", "holds nothing")):
+    for column, said in (
+        ("years", "holds numbers, not text, such as 50"),
+        ("blank", "holds nothing"),
+    ):
         with pytest.raises(UserInputError) as caught:
             captions_of(m, column)
         assert said in caught.value.message and caught.value.hint == "columns of text: note"
@@ -265,7 +290,11 @@ def test_short_names__good_for_files_and_unique():
         "DermLIP_ViT-B-16": "hf-hub:org/DermLIP_ViT-B-16",
         "ViT-B-16_openai": "ViT-B-16/openai",
     }
-    assert list(short_names(["./a/ckpt", "./b/ckpt", "local-dir:../c/ckpt/"])) == ["ckpt", "b_ckpt", "c_ckpt"]
+    assert list(short_names(["./a/ckpt", "./b/ckpt", "local-dir:../c/ckpt/"])) == [
+        "ckpt",
+        "b_ckpt",
+        "c_ckpt",
+    ]
     with pytest.raises(UserInputError, match="given twice"):
         short_names(["a", "a"])
 

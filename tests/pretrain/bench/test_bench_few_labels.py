@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermaudit.pretrain.bench.few_labels import (
+from dermaudit.bench.few_labels import (
     Labelled,
     curve_sheets,
     parts,
@@ -75,13 +75,14 @@ def test_curve__more_labels_more_knowledge_and_too_few_say_so():
     blind = Labelled(np.random.default_rng(2).normal(size=train.x.shape), train.y, train.groups)
     blind_test = Labelled(np.random.default_rng(3).normal(size=test.x.shape), test.y, test.groups)
     sheets, last = curve_sheets(
-        "toy", {"good": (train, test), "blind": (blind, blind_test)}, ["a", "b", "c"],
-        fractions=(0.01, 0.1, 1.0), n_draws=200,
+        "toy",
+        {"good": (train, test), "blind": (blind, blind_test)},
+        ["a", "b", "c"],
+        fractions=(0.01, 0.1, 1.0),
+        n_draws=200,
     )
     assert [row[3] for row in sheets[0].rows[:2]] == ["n too small"] * 2
-    by_key = {
-        (r["fraction"], r["model"], r["metric"]): r["value"] for r in sheets[0].records
-    }
+    by_key = {(r["fraction"], r["model"], r["metric"]): r["value"] for r in sheets[0].records}
     assert by_key[1.0, "good", "accuracy"] > by_key[0.1, "good", "accuracy"] > 0.5
     assert abs(by_key[1.0, "blind", "auroc"] - 0.5) < 0.08
     assert all(r["p_holm"] < 0.05 for r in sheets[1].records)

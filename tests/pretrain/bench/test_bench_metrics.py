@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from dermaudit.pretrain.bench.metrics import (
+from dermaudit.bench.inputs.saved_predictions import Predictions
+from dermaudit.bench.measures.metrics import (
     METRICS,
     confusion,
     metric_draws,
     recall_figures,
     score_predictions,
 )
-from dermaudit.pretrain.bench.saved import Predictions
 
 
 def world(n=200, n_classes=5, seed=0, skill=2.0):
@@ -50,7 +50,9 @@ def test_metric_draws__equal_scikit_learn_on_resampled_rows():
     for _ in range(5):
         rows = rng.integers(0, p.n, p.n)
         weights = np.bincount(rows, minlength=p.n)[None].astype(float)
-        found = dict(zip(METRICS, metric_draws(p.truth, p.predicted, p.probs, weights)[0], strict=True))
+        found = dict(
+            zip(METRICS, metric_draws(p.truth, p.predicted, p.probs, weights)[0], strict=True)
+        )
         assert found == pytest.approx(by_sklearn(p, rows), abs=1e-12)
 
 

@@ -7,22 +7,22 @@ import json
 import numpy as np
 import pytest
 
-from dermaudit.errors import EvidenceError, UserInputError
-from dermaudit.ontology import Ontology
-from dermaudit.pretrain.bench.hierarchy import (
-    SIMILARITY,
-    class_nodes,
-    class_table,
-    hierarchy_figures,
-)
-from dermaudit.pretrain.bench.prompting import (
+from dermaudit.bench.inputs.prompts import (
     DERMFM_TEMPLATES,
     built_in_classes,
     load_classes,
     load_templates,
     truth_numbers,
 )
-from dermaudit.pretrain.bench.saved import Predictions
+from dermaudit.bench.inputs.saved_predictions import Predictions
+from dermaudit.bench.measures.hierarchy import (
+    SIMILARITY,
+    class_nodes,
+    class_table,
+    hierarchy_figures,
+)
+from dermaudit.data.captions.ontology import Ontology
+from dermaudit.errors import EvidenceError, UserInputError
 
 
 def test_templates__the_published_eight():
@@ -102,7 +102,9 @@ def test_classes__broken_files(tmp_path, name, text, said):
 def test_truth__by_code_or_name_and_unknown_stays_unknown():
     classes = {"mel": ["melanoma"], "nv": ["nevus", "mole"]}
     assert truth_numbers(["nv", "Melanoma", None, "MOLE"], classes, "d").tolist() == [1, 0, -1, 1]
-    with pytest.raises(UserInputError, match=r"1 of .* is none .*'meel' \(2 images; did you mean 'mel'\?\)"):
+    with pytest.raises(
+        UserInputError, match=r"1 of .* is none .*'meel' \(2 images; did you mean 'mel'\?\)"
+    ):
         truth_numbers(["meel", "nv", "meel"], classes, "d")
     with pytest.raises(UserInputError) as caught:
         truth_numbers(["meel", "nv", "meel", "baker's", None], classes, "d")
@@ -118,7 +120,10 @@ def test_truth__a_code_wins_over_another_classes_name():
 
 # ---- hierarchy
 
-TREE = {"tumours": {"melanocytic": {"melanoma": {}, "nevus": {}}, "bcc": {}}, "nails": {"ridge": {}}}
+TREE = {
+    "tumours": {"melanocytic": {"melanoma": {}, "nevus": {}}, "bcc": {}},
+    "nails": {"ridge": {}},
+}
 
 
 def predictions(truth, said, classes):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermaudit.pretrain.bench import retrieval
-from dermaudit.pretrain.bench.retrieval import (
+from dermaudit.bench import retrieval
+from dermaudit.bench.retrieval import (
     chance,
     encode_captions,
     ranks,
@@ -127,7 +127,13 @@ def test_figures__the_whole_set_and_paired():
     assert figures.points[1, median] == np.sort(models["b"][1].found)[39]
     assert figures.compare(["image → text R@1"])[0].p_holm < 0.05
     sheets = retrieval_sheets(
-        "toy", models, which, [str(i) for i in range(80)], (1, 5, 90), n_draws=100, seed=0,
+        "toy",
+        models,
+        which,
+        [str(i) for i in range(80)],
+        (1, 5, 90),
+        n_draws=100,
+        seed=0,
         reference=None,
     )
     assert sheets[0].rows[-1][0] == "(chance)"

@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dermaudit.errors import UserInputError
-from dermaudit.pretrain.bench import Predictions, read_predictions
-from dermaudit.pretrain.bench.legacy import (
+from dermaudit.bench import Predictions, read_predictions
+from dermaudit.bench.inputs.saved_predictions import write_predictions
+from dermaudit.bench.measures.legacy import (
     LegacyCell,
     agreement,
     legacy_cells,
     legacy_weights,
     read_published,
 )
-from dermaudit.pretrain.bench.saved import write_predictions
+from dermaudit.errors import UserInputError
 
 
 def predictions(n=60, seed=0, skill=2.0, groups=None):
@@ -33,7 +33,9 @@ def predictions(n=60, seed=0, skill=2.0, groups=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    write_predictions(tmp_path / "p", "toy", {"good": predictions(), "poor": predictions(seed=1, skill=0.3)})
+    write_predictions(
+        tmp_path / "p", "toy", {"good": predictions(), "poor": predictions(seed=1, skill=0.3)}
+    )
     return tmp_path / "p"
 
 
@@ -83,7 +85,9 @@ def test_published__legacy_reproduces_every_cell(published, main):
 
 
 def test_published__one_data_set_alone(published, main):
-    done = main("bench", "table", "--predictions", published / "PAD", "--legacy-bootstrap", "--json")
+    done = main(
+        "bench", "table", "--predictions", published / "PAD", "--legacy-bootstrap", "--json"
+    )
     assert done.json()["published"]["equal"] == 28
 
 
@@ -296,21 +300,23 @@ def test_bad_file__one_sentence(folder, main, change, said):
 
 def test_bad_folder__one_sentence(folder, main, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "is not a folder of predictions" in main(
-        "bench", "table", "--predictions", tmp_path / "file"
-    ).stderr
+    assert (
+        "is not a folder of predictions"
+        in main("bench", "table", "--predictions", tmp_path / "file").stderr
+    )
     (tmp_path / "bare").mkdir()
-    assert "holds no predictions" in main(
-        "bench", "table", "--predictions", tmp_path / "bare"
-    ).stderr
+    assert (
+        "holds no predictions" in main("bench", "table", "--predictions", tmp_path / "bare").stderr
+    )
     (folder / "toy.classes.csv").write_text("diag,label\nnv,0\nmel,1\n")
     done = main("bench", "table", "--predictions", folder)
     assert done.rc == 2
     assert "has 3 columns of probabilities, its classes are 2" in done.stderr
     (folder / "toy.classes.csv").write_text("diag,label\nnv,0\nmel,1\nbkl,3\n")
-    assert "does not number its classes 0 … 2" in main(
-        "bench", "table", "--predictions", folder
-    ).stderr
+    assert (
+        "does not number its classes 0 … 2"
+        in main("bench", "table", "--predictions", folder).stderr
+    )
 
 
 def test_unknown_reference(folder, main):

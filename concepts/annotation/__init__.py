@@ -1,0 +1,1 @@
+"""Latents against labels: the lift share."""

@@ -1,0 +1,1 @@
+"""Concept bottlenecks at an equal number of effective concepts."""

@@ -1,0 +1,1 @@
+"""Suppression of concepts: choice of latents, measured effects, recipes, predictions."""

@@ -1,0 +1,212 @@
+"""`dermaudit suppress`: predictions before and after for a folder, a data set, or the run's images."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dermaudit.console import say, table, track
+from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.failpoints import hit
+from dermaudit.files import write_text
+from dermaudit.run.directory import Run
+from dermaudit.sae import LatentSuppressor, load_sae
+from dermaudit.sae.embed.embed import POOLED, activations
+from dermaudit.sae.run_data import RunData
+
+from ..stages import recipe_run
+from ..vocabulary.vocabulary import Vocabulary
+from .recipe import Recipe
+from .suppressed_model import (
+    Prediction,
+    SuppressedModel,
+    load_recipe,
+    make_suppressor,
+    pick_head,
+    pick_target,
+)
+
+BATCH = 64
+
+
+def suppress_images(
+    run: Run,
+    concepts: list[str],
+    tower: Any,
+    manifest: Any,
+    out: Path,
+    *,
+    head: str | None,
+    target: str | None,
+    mode: str | None,
+    level: float | None = None,
+    vocabulary: Vocabulary,
+    seed: int,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """Write `predictions.csv` (docs/formats.md) and say what changed.
+
+    A recipe that the run does not have yet is made first. Errors: EvidenceError (exit 3) when no
+    latent supports the concept, with its scores.
+    """
+    recipes = [_recipe(run, concept, tower, vocabulary, seed) for concept in concepts]
+    chosen = pick_head(run, tower, head)
+    sae = load_sae(run.file("sae", recipes[0].site))
+    suppressor = make_suppressor(run, recipes, sae, mode, level)
+    latents = suppressor.latents
+    model = SuppressedModel(tower, chosen, suppressor, pick_target(chosen.classes, target))
+    names, x, skipped = _embeddings(run, tower, manifest)
+    prediction = model.predict_rows(x)
+    summary = _summary(names, prediction, concepts, suppressor, model.target, skipped)
+    if not dry_run:
+        write_text(out, _csv(names, prediction, latents, model.target))
+        summary["out"] = str(out)
+    _print(summary, prediction, names, dry_run)
+    return {"run": str(run.path), "dry_run": dry_run, **summary}
+
+
+def _recipe(run: Run, concept: str, tower: Any, vocabulary: Vocabulary, seed: int) -> Recipe:
+    reason = run.file("suppression", f"{concept}.reason.json")
+    if run.file("recipes", f"{concept}.recipe.json").is_file():
+        return load_recipe(run, concept)
+    if f"recipe:{concept}" in run.meta["stages"] and reason.is_file():
+        from dermaudit.files import read_json
+
+        known = read_json(reason)
+        raise EvidenceError(
+            f"{concept}: {known['reason']}",
+            f"nothing is suppressed without evidence; again: dermaudit recipe make --concept {concept} --force",
+            known.get("numbers"),
+        )
+    recipe_run(run, concept, tower, seed=seed, vocabulary=vocabulary)
+    return load_recipe(run, concept)
+
+
+@torch.no_grad()
+def _embeddings(
+    run: Run, tower: Any, manifest: Any
+) -> tuple[list[str], np.ndarray, list[dict[str, str]]]:
+    """(image names, unit embeddings, skipped): the run's stored ones, or those of other images."""
+    if manifest is None:
+        run.require("embed", "embed")
+        data = RunData(run)
+        return [str(name) for name in data.table["image"].to_pylist()], data.pooled, []
+    from dermaudit.data import BadImage, read_image
+
+    names, rows, skipped, waiting = [], [], [], []
+    listed = list(zip(manifest.column("image"), manifest.paths(), strict=True))
+    for i, (name, path) in enumerate(track(listed, "images", len(listed))):
+        hit("suppress")
+        try:
+            waiting.append(read_image(path))
+            names.append(name)
+        except BadImage as error:
+            skipped.append({"image": name, "reason": str(error)})
+        if waiting and (len(waiting) == BATCH or i + 1 == len(listed)):
+            rows.append(activations(tower, waiting, [POOLED])[POOLED])
+            waiting = []
+    if waiting:
+        rows.append(activations(tower, waiting, [POOLED])[POOLED])
+    if not rows:
+        raise UserInputError(
+            f"none of the {len(listed)} images of {manifest.path} can be read", skipped[0]["reason"]
+        )
+    return names, np.concatenate(rows), skipped
+
+
+def _csv(names: list[str], prediction: Prediction, latents: list[int], target: str) -> str:
+    classes = prediction.classes
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [
+            "image",
+            *(f"p:{c}" for c in classes),
+            *(f"p_after:{c}" for c in classes),
+            "top1_before",
+            "top1_after",
+            "flipped",
+            "fired",
+            *(f"delta_logit:{target}:{j}" for j in latents),
+        ]
+    )
+    before, after = prediction.top1(prediction.p_before), prediction.top1(prediction.p_after)
+    for i, name in enumerate(names):
+        writer.writerow(
+            [
+                name,
+                *(f"{p:.6f}" for p in prediction.p_before[i]),
+                *(f"{p:.6f}" for p in prediction.p_after[i]),
+                before[i],
+                after[i],
+                int(prediction.flipped[i]),
+                int(prediction.fired[i]),
+                *(f"{d:.6f}" for d in prediction.delta_logit[i]),
+            ]
+        )
+    return buffer.getvalue()
+
+
+def _summary(
+    names, prediction: Prediction, concepts, suppressor: LatentSuppressor, target: str, skipped
+) -> dict[str, Any]:
+    column = prediction.classes.index(target)
+    change = prediction.p_after[:, column] - prediction.p_before[:, column]
+    fired = prediction.fired
+    return {
+        "concepts": concepts,
+        "latents": suppressor.latents,
+        **_operation(suppressor),
+        "target": target,
+        "n_images": len(names),
+        "n_fired": int(fired.sum()),
+        "n_flipped": int(prediction.flipped.sum()),
+        "mean_change": float(change[fired].mean()) if fired.any() else 0.0,
+        "largest_change": float(np.abs(change).max()) if len(change) else 0.0,
+        "n_skipped": len(skipped),
+        "skipped": skipped,
+    }
+
+
+def _operation(suppressor: LatentSuppressor) -> dict[str, Any]:
+    """The mode, and the numbers that it works with."""
+    found: dict[str, Any] = {"mode": suppressor.mode}
+    if suppressor.mode in ("mean", "clamp", "scale"):
+        found["level"] = [round(level, 6) for level in suppressor.level.tolist()]
+    if suppressor.mode == "reactive":
+        found["gate_level"] = round(float(suppressor.gate_level), 6)
+    return found
+
+
+def _print(
+    summary: dict[str, Any], prediction: Prediction, names: list[str], dry_run: bool
+) -> None:
+    verb = "would change" if dry_run else "changed"
+    gate = f", score over {summary['gate_level']:.3g}" if "gate_level" in summary else ""
+    say(
+        f"{' + '.join(summary['concepts'])} suppressed ({summary['mode']}{gate}, latents "
+        f"{summary['latents']}): {summary['n_fired']} of {summary['n_images']} embeddings "
+        f"{'would change' if dry_run else 'change'}; the others stay, bit for bit. "
+        f"{summary['n_flipped']} decisions {verb}; p({summary['target']}) moves by "
+        f"{summary['mean_change']:+.3f} on average where the embedding does."
+    )
+    if summary["n_skipped"]:
+        say(
+            f"  {summary['n_skipped']} images cannot be read: "
+            f"{summary['skipped'][0]['image']}: {summary['skipped'][0]['reason']}"
+        )
+    flipped = np.flatnonzero(prediction.flipped)[:10]
+    if len(flipped):
+        before, after = prediction.top1(prediction.p_before), prediction.top1(prediction.p_after)
+        table(
+            "decisions that flip (first 10)",
+            ("image", "before", "after"),
+            [(names[i], before[i], after[i]) for i in flipped],
+        )
+    if "out" in summary:
+        say(f"written: {summary['out']}")

@@ -1,0 +1,271 @@
+"""Predictions with a concept suppressed: the context manager, and the table of `dermaudit suppress`.
+
+What predicts is the run's head (logistic, fitted on its train split) or the zero-shot classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dermaudit.errors import UserInputError
+from dermaudit.heads import LinearHead
+from dermaudit.run.directory import Run
+from dermaudit.sae import LatentSuppressor, ThresholdSAE, TopKSAE, load_sae
+from dermaudit.sae.inference.modes import check_mode
+
+from .editor import Editor, free_codes
+from .recipe import Recipe
+
+_ROWS = 4096  # edited at a time: a TopK makes d_sae numbers of each
+
+
+class ZeroShotHead:
+    """The zero-shot classifier in the form of a head: logits, classes, direction."""
+
+    def __init__(self, tower: Any) -> None:
+        from dermaudit.towers import ZeroShot
+        from dermaudit.towers.prompts import ham_classes
+
+        self._model = ZeroShot(tower, ham_classes())
+        self.classes = list(self._model.classes)
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        return self._model.logits(torch.from_numpy(x)).detach().numpy()
+
+    def probs(self, x: np.ndarray) -> np.ndarray:
+        return self._model.probs(torch.from_numpy(x)).detach().numpy()
+
+
+@dataclass
+class Prediction:
+    """Rows are images. p (n, classes); z (n, |S|) codes of the suppressed latents; fired (n,)."""
+
+    classes: list[str]
+    p_before: np.ndarray
+    p_after: np.ndarray
+    z: np.ndarray
+    fired: np.ndarray
+    delta_logit: np.ndarray  # (n, |S|): the target's logit change by each latent alone
+
+    def top1(self, p: np.ndarray) -> list[str]:
+        return [self.classes[i] for i in p.argmax(1)]
+
+    @property
+    def flipped(self) -> np.ndarray:
+        return self.p_before.argmax(1) != self.p_after.argmax(1)
+
+
+class SuppressedModel:
+    """A model under suppression. `encode_image(x)` gives edited unit embeddings of prepared images;
+    `predict(images)` takes uint8 arrays or image paths and gives a `Prediction`."""
+
+    def __init__(
+        self, tower: Any, head: LinearHead | ZeroShotHead, suppressor: LatentSuppressor, target: str
+    ) -> None:
+        self.tower, self.head, self.suppressor, self.target = tower, head, suppressor, target
+
+    def encode_image(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.suppressor.apply_to(self.tower.encode_image(x, normalize=True)).x
+
+    def predict(self, images: Sequence[Any], batch: int = 64) -> Prediction:
+        from dermaudit.data import read_image
+
+        rows = []
+        for start in range(0, len(images), batch):
+            part = [
+                read_image(image) if isinstance(image, (str, Path)) else image
+                for image in images[start : start + batch]
+            ]
+            with torch.no_grad():
+                rows.append(
+                    self.tower.encode_image(self.tower.preprocess(part), normalize=True).numpy()
+                )
+        return self.predict_rows(np.concatenate(rows))
+
+    def predict_rows(self, x: np.ndarray) -> Prediction:
+        """The same for unit embeddings x (n, d) that are already there."""
+        parts = [self.suppressor.apply_to(part) for part in torch.from_numpy(x).split(_ROWS)]
+        after, z, fired = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Prediction(
+            self.head.classes,
+            self.head.probs(x),
+            self.head.probs(after.numpy()),
+            z.numpy(),
+            fired.numpy(),
+            self._delta_logit(x, z),
+        )
+
+    def _delta_logit(self, x: np.ndarray, z: torch.Tensor) -> np.ndarray:
+        # Each latent alone, by difference: exact also where the row is re-normalised. What becomes of
+        # it is decided by all of them (the gate of `reactive`).
+        column = self.head.classes.index(self.target)
+        base = self.head.logits(x)[:, column]
+        change = self.suppressor.change(z)
+        parts = []
+        for i in range(len(self.suppressor.latents)):
+            alone = torch.zeros_like(change)
+            alone[:, i] = change[:, i]
+            edited, _ = self.suppressor.edit(torch.from_numpy(x), alone)
+            parts.append(self.head.logits(edited.numpy())[:, column] - base)
+        return np.stack(parts, 1)
+
+
+def make_suppressor(
+    run: Run,
+    recipes: list[Recipe],
+    sae: ThresholdSAE | TopKSAE,
+    mode: str | None = None,
+    level: float | None = None,
+) -> LatentSuppressor:
+    """One suppressor for all latents of the recipes, each with the levels of its own recipe.
+
+    `mode` (and `level`, the factor of `scale`) instead of the recipes' own: levels are then those of
+    the run's artifact-free train images. Errors: UserInputError for a mode that cannot be, or that
+    differs between recipes, and for `reactive` of several: a gate is one artifact's; EvidenceError
+    where too few images are free of it.
+    """
+    own = sorted({recipe.body["operation"]["mode"] for recipe in recipes})
+    concepts = ", ".join(recipe.body["concept"] for recipe in recipes)
+    if mode is not None:
+        check_mode(mode, level)
+    elif len(own) > 1:
+        raise UserInputError(
+            f"the recipes of {concepts} suppress in different modes ({', '.join(own)})",
+            "say one for all of them with --mode",
+        )
+    if (mode or own[0]) == "reactive" and len(recipes) > 1:
+        raise UserInputError(
+            f"mode reactive takes one concept, not {concepts}: its gate is one artifact's score",
+            "suppress them one at a time, or in another mode",
+        )
+    levels: dict[int, torch.Tensor] = {}
+    gate = None
+    for recipe in recipes:
+        found = _levels(run, recipe, sae, mode, level)
+        gate = found.get("gate_level", gate)
+        if "level" in found:
+            levels |= dict(zip(recipe.latents, found["level"], strict=True))
+    latents = sorted({j for recipe in recipes for j in recipe.latents})
+    return LatentSuppressor(
+        sae,
+        latents,
+        mode=mode or own[0],
+        level=torch.stack([levels[j] for j in latents]) if levels else None,
+        gate_level=gate,
+        renormalise=recipes[0].body["operation"]["renormalise"],
+    )
+
+
+def _levels(
+    run: Run, recipe: Recipe, sae: ThresholdSAE | TopKSAE, mode: str | None, level: float | None
+) -> dict[str, Any]:
+    """`level` (|S|,) or `gate_level` of one recipe: its own where its own mode is meant, else those of
+    the run."""
+    from dermaudit.sae.run_data import RunData
+
+    operation = recipe.body["operation"]
+    if mode is None:
+        mode = operation["mode"]
+        kept = {name: operation[name] for name in ("level", "gate_level") if name in operation}
+        if kept:
+            return {n: torch.tensor(v) if n == "level" else v for n, v in kept.items()}
+    free, _ = free_codes(RunData(run), recipe.site, recipe.body["concept"], mode)
+    return Editor(sae, mode, factor=level, free=free).levels(recipe.latents)
+
+
+def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHead:
+    """The head named, `zeroshot`, or by default the run's `label` head where it has one."""
+    if name == "zeroshot":
+        return ZeroShotHead(tower)
+    have = sorted(path.stem for path in run.path.glob("heads/*.safetensors"))
+    if have:
+        _refuse_stale(run, "heads", "heads")
+    if name is None:
+        return (
+            LinearHead.load(run.file("heads", f"{have[0]}.safetensors"))
+            if have
+            else ZeroShotHead(tower)
+        )
+    if name not in have:
+        raise UserInputError(
+            f"the run {run.path} has no head '{name}'", "known: " + ", ".join([*have, "zeroshot"])
+        )
+    return LinearHead.load(run.file("heads", f"{name}.safetensors"))
+
+
+def pick_target(classes: list[str], wanted: str | None) -> str:
+    """The class whose Δlogit is logged: the one asked for, melanoma, or the last."""
+    if wanted is not None:
+        if wanted not in classes:
+            raise UserInputError(
+                f"the head has no class '{wanted}'", f"known: {', '.join(classes)}"
+            )
+        return wanted
+    return "mel" if "mel" in classes else classes[-1]
+
+
+def build(
+    run: Run,
+    recipe: Recipe,
+    tower: Any,
+    *,
+    head: str | None = None,
+    target: str | None = None,
+    mode: str | None = None,
+    level: float | None = None,
+) -> SuppressedModel:
+    """The suppressed model of a recipe; another model than the run's is refused."""
+    run.check_model(tower.fingerprint)
+    sae = load_sae(run.file("sae", recipe.site))
+    chosen = pick_head(run, tower, head)
+    suppressor = make_suppressor(run, [recipe], sae, mode, level)
+    return SuppressedModel(tower, chosen, suppressor, pick_target(chosen.classes, target))
+
+
+@contextmanager
+def suppressed(
+    run: Run,
+    concept: str,
+    model: Any,
+    *,
+    head: str | None = None,
+    target: str | None = None,
+    mode: str | None = None,
+    level: float | None = None,
+) -> Iterator[SuppressedModel]:
+    """`with run.suppress("ruler", model) as m: m.predict(images)`. The model itself is not changed.
+    `mode`, and the `level` of mode `scale`, instead of the recipe's own."""
+    recipe = load_recipe(run, concept)
+    yield build(run, recipe, model, head=head, target=target, mode=mode, level=level)
+
+
+def load_recipe(run: Run, concept: str) -> Recipe:
+    """The run's recipe for a concept, checked against its model and SAE."""
+    path = run.file("recipes", f"{concept}.recipe.json")
+    if not path.is_file():
+        have = sorted(
+            p.name.removesuffix(".recipe.json") for p in run.path.glob("recipes/*.recipe.json")
+        )
+        raise UserInputError(
+            f"the run {run.path} has no recipe for '{concept}'",
+            (f"it has: {', '.join(have)}; " if have else "")
+            + f"make it: dermaudit recipe make --concept {concept}",
+        )
+    recipe = Recipe.load(path)
+    recipe.check(run, path)
+    _refuse_stale(run, f"recipe:{concept}", f"recipe make --concept {concept} --force")
+    return recipe
+
+
+def _refuse_stale(run: Run, stage: str, verb: str) -> None:
+    """A file that a stage of this run made is used only while what it stands on is unchanged."""
+    if stage in run.meta["stages"]:
+        run.require(stage, verb)

@@ -1,0 +1,1 @@
+"""Typed concept vocabularies."""

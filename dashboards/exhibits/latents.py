@@ -1,0 +1,271 @@
+"""The exhibits of one latent, and the table of all: its activations, its names, its evidence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dermaudit.errors import EvidenceError, UserInputError
+
+from . import figures, measures
+from .run_view import RunView, latent_title, rivals_of
+from .tables import Exhibit, Table, span
+
+FILTERS = ("all", "named", "unnamed", "artifact", "clinical")
+
+
+def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[dict[str, Any]]:
+    """The live latents of a filter, named ones first, then by z. `artifact` and `clinical` take a latent by its
+    name's type, or by the type of the labelled concept that it was chosen for."""
+    chosen = {(r["site"], r["latent"]): r for r in label_choices(view)}
+    kept = []
+    for row in view.concepts:
+        label = chosen.get((row["site"], row["latent"]))
+        types = {row["type"], label["type"] if label else None}
+        if kind == "named" and not row["name"] or kind == "unnamed" and row["name"]:
+            continue
+        if kind == "artifact" and "artifact" not in types:
+            continue
+        if kind == "clinical" and not types & {"clinical", "concept", "colour", "anatomy"}:
+            continue
+        best = label["concept"] if label else ""
+        words = (
+            f"{latent_title(row)} {row['label_concept'] or ''} {best} {row['site']} {row['latent']}"
+        )
+        if text.strip().lower() not in words.lower():
+            continue
+        kept.append(
+            {
+                **row,
+                "best_for": label["concept"] if label else None,
+                "stable": view.stable(row["site"], row["latent"]),
+            }
+        )
+    return sorted(
+        kept,
+        key=lambda r: (
+            r["name"] is None,
+            -(r["z"] if r["z"] is not None else -9),
+            r["site"],
+            r["latent"],
+        ),
+    )
+
+
+def label_choices(view: RunView) -> list[dict[str, Any]]:
+    """The rows of labels.parquet that have a latent; [] where there are none."""
+    try:
+        return [r for r in view.label_rows if r["latent"] is not None]
+    except (EvidenceError, UserInputError):
+        return []
+
+
+def concept_table(rows: list[dict[str, Any]]) -> Table:
+    return Table(
+        (
+            "name",
+            "type",
+            "site",
+            "latent",
+            "z",
+            "q",
+            "frequency",
+            "fires on",
+            "over seeds",
+            "best labelled",
+            "its AUPRC",
+            "chosen for",
+            "unnamed because",
+        ),
+        [
+            (
+                latent_title(r),
+                r["type"],
+                r["site"],
+                r["latent"],
+                r["z"],
+                r["q"],
+                r["frequency"],
+                r["n_active"],
+                r.get("stable"),
+                r["label_concept"],
+                r["label_auprc"],
+                r.get("best_for"),
+                r["reason"],
+            )
+            for r in rows
+        ],
+        shares=frozenset({"frequency"}),
+    )
+
+
+CONCEPTS_CAPTION = (
+    "One row a latent that fires. z = text score of the name; q = its false-discovery rate "
+    "against the permutation "
+    "null; frequency = share of images in which the latent fires; over seeds = every other seed that was "
+    "fitted found it too (– = only one was: dermaudit fit); best labelled = the labelled "
+    "concept that it ranks best on "
+    "test, with its average precision; chosen for = the labelled concept for which it is the "
+    "best latent on val."
+)
+
+
+def over_seeds(view: RunView, row: dict[str, Any]) -> str:
+    """In a sentence: would another fit have found this latent?"""
+    report = view.stability(row["site"])
+    if report is None:
+        return "Over seeds: not measured (`dermaudit fit` on this run compares three)."
+    others = ", ".join(report["against"])
+    agreement = report["per_latent"]["agreement"][row["latent"]]
+    if agreement is None:
+        return "Over seeds: not measured, it fires on no test row."
+    word = "found again" if view.stable(row["site"], row["latent"]) else "**not found again**"
+    return f"Over seeds: {word} by {others} (agreement {agreement:.2f}; .70 with each is wanted)."
+
+
+def find_concept(view: RunView, site: str, latent: int) -> dict[str, Any]:
+    """The row of one latent. UserInputError when it never fires, or is not there."""
+    for row in view.concepts:
+        if row["site"] == site and row["latent"] == latent:
+            return row
+    raise UserInputError(
+        f"latent {latent} of {site} is not in this run, or it never fires",
+        "choose one from the table of concepts",
+    )
+
+
+def active_rows(view: RunView, site: str, latent: int) -> list[tuple[int, float]]:
+    """(row, activation) of every image in which a latent fires, strongest first."""
+    column = view.codes(site).column(latent)
+    fires = np.flatnonzero(column > 0)
+    order = fires[np.argsort(-column[fires], kind="stable")]
+    return [(int(row), float(column[row])) for row in order]
+
+
+def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
+    """Histogram of a latent's activations with its threshold, split by the label it ranks best."""
+    site, latent = row["site"], row["latent"]
+    column = view.codes(site).column(latent)
+    weights = view.sae_weights(site)
+    threshold = 0.0 if weights.threshold is None else float(weights.threshold[latent])
+    fires = column > 0
+    if not fires.any():
+        raise EvidenceError(f"latent {latent} of {site} fires in no image")
+    concept = next(
+        (r["concept"] for r in label_choices(view) if (r["site"], r["latent"]) == (site, latent)),
+        row["label_concept"],
+    )
+    truth = view.truth.get(concept) if concept else None
+    series = {"fires": column[fires]}
+    if truth is not None:
+        parts = {
+            f"{concept}: yes": truth.values == 1,
+            f"{concept}: no": truth.values == 0,
+            "not labelled": np.isnan(truth.values),
+        }
+        series = {name: column[fires & at] for name, at in parts.items() if (fires & at).any()}
+    quantiles = np.quantile(column[fires], [0, 0.25, 0.5, 0.75, 1])
+    lines = [
+        (name, len(values), float(np.median(values)), float(values.max()))
+        for name, values in series.items()
+    ]
+    lines.append(("does not fire", int((~fires).sum()), 0.0, 0.0))
+    patch = " (patch site: the maximum over the patches)" if site != "visual.pooled" else ""
+    return Exhibit(
+        "Activations",
+        f"Activation of the latent in the images in which it fires{patch}, all splits; it fires "
+        f"only {weights.fires_where(latent)}. "
+        f"Quartiles of the firing images: {', '.join(f'{q:.3f}' for q in quantiles)}.",
+        Table(("images", "n", "median", "largest"), lines),
+        figures.histogram({k: v.tolist() for k, v in series.items()}, threshold, axis="activation"),
+        f"Histogram of {int(fires.sum())} firing images of {len(column)}, median "
+        f"{quantiles[2]:.2f}, largest {quantiles[4]:.2f}; fires {weights.fires_where(latent)}.",
+    )
+
+
+def rival_names(row: dict[str, Any]) -> Exhibit:
+    """The words that scored best; distractors (words that name nothing here) are hatched."""
+    rivals = rivals_of(row)
+    if not rivals:
+        raise EvidenceError(row["reason"] or "no word was scored for this latent")
+    words = [w for w, _ in rivals]
+    verdict = (
+        f"named {row['name']}: z {row['z']:.2f}, p {row['p_null']:.3f}, q {row['q']:.3f}"
+        if row["name"]
+        else f"unnamed: {row['reason']}"
+    )
+    return Exhibit(
+        "Rival names",
+        f"Text scores of the five best words ({verdict}). A score is how much more the word fits "
+        "the images in which the "
+        "latent fires than all images, in standard deviations; hatched, in brackets: words that "
+        "name nothing in these images. "
+        "Close rivals mean that the word is uncertain.",
+        Table(("word", "score"), [tuple(r) for r in rivals]),
+        figures.scores(
+            words,
+            [s for _, s in rivals],
+            axis="text score (standard deviations)",
+            hatched=[w.startswith("(") for w in words],
+        ),
+        "; ".join(f"{w} {s:.2f}" for w, s in rivals),
+    )
+
+
+def against_labels(view: RunView, row: dict[str, Any]) -> Exhibit:
+    """How the latent ranks labelled concepts on test, with intervals."""
+    rows = measures.latent_evidence(view, row["site"], row["latent"])
+    shown = [r for r in rows if r["auroc"] is not None]
+    if not shown:
+        raise EvidenceError("; ".join(f"{r['concept']}: {r['reason']}" for r in rows))
+    mine = (row["site"], row["latent"])
+    best = [r["concept"] for r in label_choices(view) if (r["site"], r["latent"]) == mine]
+    chosen = (
+        f"Of all latents it was chosen on val for {', '.join(best)}."
+        if best
+        else "It is the chosen latent of no label; Overview holds those that are."
+    )
+    return Exhibit(
+        "Evidence against labels",
+        f"The {len(rows)} labels that this latent ranks best on val, scored on test: AUROC with "
+        "a 95 % interval (bootstrap over groups, "
+        f"{measures.DRAWS} draws), and average precision beside the prevalence. " + chosen,
+        Table(
+            (
+                "label",
+                "type",
+                "AUROC",
+                "95 % interval",
+                "AUPRC",
+                "prevalence",
+                "n+",
+                "n",
+                "not measured because",
+            ),
+            [
+                (
+                    r["concept"],
+                    r["type"],
+                    r["auroc"],
+                    span(r["lo"], r["hi"]),
+                    r["auprc"],
+                    r["prevalence"],
+                    r["n_pos"],
+                    r["n"],
+                    r["reason"],
+                )
+                for r in rows
+            ],
+        ),
+        figures.ranked(
+            [r["concept"] for r in shown],
+            [r["auroc"] for r in shown],
+            [span(r["lo"], r["hi"]) for r in shown],
+            axis="AUROC on test",
+            label="AUROC",
+            bounds=(0, 1.02),
+            reference=(0.5, "chance"),
+        ),
+        "; ".join(f"{r['concept']} {r['auroc']:.2f}" for r in shown),
+    )

@@ -1,0 +1,109 @@
+"""What a run does not know: what could not be measured and why, and when not to lean on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from dermaudit.errors import DermauditError
+from dermaudit.stats.intervals import MIN_CELL
+
+from . import overview
+from .run_view import RunView
+from .tables import word
+
+
+def unmeasured(view: RunView) -> list[tuple[str, str]]:
+    """(what, why) of everything that has no number in this run."""
+    missing: list[tuple[str, str]] = []
+    for what, make in (
+        ("artifacts by label", overview.artifact_prevalence),
+        ("skin tones", overview.skin_tones),
+        ("sparse autoencoders", overview.sae),
+        ("names", overview.naming),
+        ("concepts with a label", overview.found),
+        ("bottlenecks", overview.bottleneck),
+        ("the run's head", overview.head),
+    ):
+        try:
+            make(view)
+        except DermauditError as error:
+            missing.append((what, error.message))
+            continue
+        if make is overview.found:
+            missing += [
+                (
+                    r["concept"] if r["auprc"] is None else f"lift share of {r['concept']}",
+                    r["reason"],
+                )
+                for r in view.label_rows
+                if r["reason"]
+            ]
+        if make is overview.naming:
+            if view.naming.get("wrong_among_named") is None:
+                missing.append(("wrong names", "no name has a label to be judged by"))
+            missing.append(
+                ("probability that a name is correct", "names are not calibrated in this version")
+            )
+    if not view.suppressions:
+        missing.append(("suppression", "no recipe was made in this run (dermaudit recipe make)"))
+    for concept in view.suppressions:
+        try:
+            figures_of = view.suppression(concept)
+        except DermauditError as error:
+            missing.append((f"suppression of {concept}", error.message))
+            continue
+        if figures_of.get("worst_group_before") is None:
+            missing.append((f"effect of suppressing {concept}", str(figures_of.get("reason"))))
+        missing += [
+            (f"{key.removesuffix('_reason').replace('_', ' ')} of {concept}", str(why))
+            for key, why in figures_of.items()
+            if key.endswith("_reason") and why
+        ]
+    skipped = (view.run.meta.get("data") or {}).get("n_skipped")
+    if skipped:
+        missing.append((f"{skipped} images", "could not be decoded (skipped.parquet names them)"))
+    return missing
+
+
+def do_not_use_if(view: RunView) -> list[str]:
+    """When the findings of this run must not be leaned on, from its own numbers."""
+    said = [
+        "a decision about a patient depends on it: this is research software, not a medical device",
+        "your images come from another camera, site or population than the images of this run: "
+        "nothing here was measured on them",
+    ]
+    tones = Counter(view.words("skin_tone")[view.splits == "test"])
+    few = sorted(t for t, n in tones.items() if t and n < MIN_CELL)
+    if set(tones) <= {""}:
+        said.append("results by skin tone matter to you: the manifest records none")
+    elif few:
+        said.append(
+            f"your patients have skin tone {', '.join(few)}: fewer than {MIN_CELL} test images each"
+        )
+    without = [c for c in view.suppressions if not view.owner(f"recipes/{c}.recipe.json")]
+    if without:
+        said.append(
+            f"you need {', '.join(without)} suppressed: there was not enough evidence for a recipe"
+        )
+    for concept in view.suppressions:
+        if concept in without:
+            continue
+        try:
+            limits = view.recipe(concept).body["limits"]
+        except DermauditError as error:
+            said.append(f"you need {concept} suppressed: {error.message}")
+            continue
+        said += [f"you rely on the recipe for {concept}: {limit}" for limit in limits]
+        ci = view.suppression(concept).get("ci") or [None]
+        if ci[0] is not None and ci[0] <= 0:
+            said.append(
+                f"you rely on the recipe for {concept}: the interval of its effect on the worst "
+                "group, "
+                f"{word(tuple(ci))}, does not leave out 0"
+            )
+    test = int(np.sum(view.splits == "test"))
+    if test < MIN_CELL:
+        said.append(f"you need an error bar: the run has {test} test images")
+    return said

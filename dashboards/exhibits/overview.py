@@ -1,0 +1,342 @@
+"""The exhibits of a whole run: where it comes from, what was found, what could not be measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from dermaudit.errors import EvidenceError
+from dermaudit.stats.intervals import MIN_CELL
+
+from . import figures, measures
+from .run_view import RunView
+from .tables import NOTHING, Exhibit, Table, span, word
+
+KINDS = {
+    "sae": "SAE latents",
+    "vocabulary": "predefined vocabulary",
+    "random": "random words",
+    "probe": "full linear probe",
+}
+
+
+def provenance(view: RunView) -> Table:
+    """What the run was made from, with hashes."""
+    meta = view.run.meta
+    model, data = meta.get("model") or {}, meta.get("data") or {}
+    facts = view.data_facts
+    versions = meta.get("versions") or {}
+    rows = [
+        ("run", meta.get("name")),
+        ("model", model.get("name")),
+        ("model fingerprint", (model.get("fingerprint") or "")[:16] or None),
+        ("manifest", data.get("manifest")),
+        ("manifest sha256", (data.get("manifest_sha256") or "")[:16] or None),
+        ("images", view.n),
+        ("images skipped", data.get("n_skipped")),
+        ("layout", facts.get("layout")),
+        ("licence of the images", facts.get("licence")),
+        ("seed", meta.get("seed")),
+        ("threads", meta.get("threads")),
+        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) or None),
+    ]
+    return Table(("what", "value"), [(k, v if v is None else word(v)) for k, v in rows])
+
+
+def counts(view: RunView) -> Exhibit:
+    """Images by split and label."""
+    splits = [s for s in ("train", "val", "test") if (view.splits == s).any()]
+    splits += sorted(set(view.splits) - set(splits))
+    labels = sorted(set(view.labels) - {""})
+    unlabelled = [""] if (view.labels == "").any() else []
+    names = {"": "no label"}
+    rows = []
+    for label in labels + unlabelled:
+        mine = view.labels == label
+        each = [int((mine & (view.splits == s)).sum()) for s in splits]
+        rows.append((names.get(label, label), *each, int(mine.sum()), len(set(view.groups[mine]))))
+    each = [int((view.splits == s).sum()) for s in splits]
+    rows.append(("all", *each, view.n, len(set(view.groups))))
+    return Exhibit(
+        "Images",
+        "Images by label and split. Splits never cut through a group (patient or lesion).",
+        Table(("label", *(s or "no split" for s in splits), "all", "groups"), rows),
+    )
+
+
+def skin_tones(view: RunView) -> Exhibit:
+    """How many images there are of each skin tone. EvidenceError where none is recorded."""
+    tones = Counter(view.words("skin_tone"))
+    if set(tones) <= {""}:
+        raise EvidenceError("no skin tones in the manifest: not measured")
+    test = view.splits == "test"
+    rows = [
+        (tone or "not recorded", n, int((test & (view.words("skin_tone") == tone)).sum()))
+        for tone, n in sorted(tones.items())
+    ]
+    return Exhibit(
+        "Skin tones",
+        "Images by the manifest's skin_tone.",
+        Table(("skin tone", "all", "test"), rows),
+    )
+
+
+def artifact_prevalence(view: RunView) -> Exhibit:
+    """Artifact × label: how often, and φ with its interval."""
+    cells = measures.prevalence(view)
+    names = list(dict.fromkeys(c.artifact for c in cells))
+    labels = list(dict.fromkeys(c.label for c in cells))
+    at = {(c.artifact, c.label): c for c in cells}
+
+    def text(c: measures.Cell) -> str:
+        if c.phi is None:
+            return "n small"
+        sure = c.lo is not None and (c.lo > 0 or c.hi < 0)
+        return f"{c.phi:+.2f}" + ("*" if sure else "")
+
+    figure = figures.phi_grid(
+        names,
+        labels,
+        [[at[a, y].phi for y in labels] for a in names],
+        [[text(at[a, y]) for y in labels] for a in names],
+    )
+    rows = [
+        (c.artifact, c.label, c.n_pos, c.n, c.n_pos / c.n if c.n else None, c.phi, span(c.lo, c.hi))
+        for c in cells
+    ]
+    known = [c for c in cells if c.phi is not None]
+    most = max(known, key=lambda c: abs(c.phi), default=None)
+    alt = (
+        f"Grid of φ for {len(names)} artifacts and {len(labels)} labels; the largest is "
+        f"{most.artifact} with {most.label}, φ {most.phi:+.2f} [{most.lo:.2f}, {most.hi:.2f}]."
+        if most
+        else "Every cell has too few images."
+    )
+    return Exhibit(
+        "Artifacts by label",
+        "φ = correlation of having the artifact with having the label, against all other "
+        "labels, over the "
+        "images for which both are known (all splits: this describes the data, not the model). "
+        "Intervals: "
+        f"95 %, bootstrap over groups, {measures.DRAWS} draws; * = the interval leaves out 0. "
+        "Cells with fewer than "
+        f"{MIN_CELL} images of the label carry no φ. Where φ is not 0, a model can learn the "
+        "artifact instead "
+        "of the lesion.",
+        Table(
+            ("artifact", "label", "with artifact", "n", "prevalence", "φ", "95 % interval"),
+            rows,
+            shares=frozenset({"prevalence"}),
+        ),
+        figure,
+        alt,
+    )
+
+
+def sae(view: RunView) -> Exhibit:
+    """Metrics of the dictionaries on held-out rows."""
+    rows = []
+    for site in view.sites:
+        m = view.sae_metrics(site)
+        rows.append(
+            (
+                site,
+                m.get("d_in"),
+                m.get("d_sae"),
+                m.get("k"),
+                m.get("l0"),
+                m.get("fvu"),
+                m.get("dead"),
+                stability["stable"]["value"] if (stability := view.stability(site)) else None,
+                m.get("n_train"),
+            )
+        )
+    if not rows:
+        raise EvidenceError("the run has no sparse autoencoder yet")
+    return Exhibit(
+        "Sparse autoencoders",
+        "On test rows. L0 = active latents a row; FVU = fraction of variance unexplained; dead "
+        "= latents that "
+        "fire on no test row; over seeds = live latents that every other seed found too (decoder and encoder "
+        "cosine .7 and more), – = one seed was fitted; n = rows it was fitted on (train).",
+        Table(
+            ("site", "d_in", "d_sae", "k", "L0", "FVU", "dead", "over seeds", "n"),
+            rows,
+            shares=frozenset({"dead", "over seeds"}),
+        ),
+    )
+
+
+def found(view: RunView) -> Exhibit:
+    """The best single latent of each labelled concept beside the probe and the prevalence."""
+    everything = view.label_rows
+    rows = [row for row in everything if row["auprc"] is not None]
+    if not rows:
+        reasons = sorted({row["reason"] for row in everything if row["reason"]})
+        raise EvidenceError("; ".join(reasons) or "no labels: not measured")
+    figure = figures.ranked(
+        [r["concept"] for r in rows],
+        [r["auprc"] for r in rows],
+        [span(r["auprc_lo"], r["auprc_hi"]) for r in rows],
+        axis="average precision on test",
+        label="best single latent",
+        bounds=(0, 1.02),
+        marks={
+            "linear probe (ceiling)": [r["probe_auprc"] for r in rows],
+            "prevalence (chance)": [r["prevalence"] for r in rows],
+        },
+    )
+    table = [
+        (
+            r["concept"],
+            r["type"],
+            r["site"],
+            r["latent"],
+            r["n_pos"],
+            r["n"],
+            r["auprc"],
+            span(r["auprc_lo"], r["auprc_hi"]),
+            r["auroc"],
+            span(r["auroc_lo"], r["auroc_hi"]),
+            r["probe_auprc"],
+            r["prevalence"],
+            r["lift_share"],
+            span(r["lift_share_lo"], r["lift_share_hi"]),
+            r["reason"],
+        )
+        for r in everything
+    ]
+    best = max(rows, key=lambda r: r["auprc"] - r["prevalence"])
+    return Exhibit(
+        "Concepts with a label: the best single latent",
+        "Average precision (AUPRC) on test of the one latent that ranks the concept's images "
+        "best; the latent is "
+        "short-listed on train and chosen on val. Diamond: a supervised linear probe on the "
+        "embedding. Bar: "
+        "prevalence, what chance gives. Lift share = (latent − prevalence) / (probe − "
+        "prevalence). Intervals: 95 %, "
+        "bootstrap over groups.",
+        Table(
+            (
+                "concept",
+                "type",
+                "site",
+                "latent",
+                "n+",
+                "n",
+                "AUPRC",
+                "AUPRC 95 %",
+                "AUROC",
+                "AUROC 95 %",
+                "probe AUPRC",
+                "prevalence",
+                "lift share",
+                "lift share 95 %",
+                "not measured because",
+            ),
+            table,
+        ),
+        figure,
+        f"{len(rows)} concepts; the clearest is {best['concept']}: AUPRC {best['auprc']:.2f} at "
+        f"a prevalence of {best['prevalence']:.2f}.",
+    )
+
+
+def naming(view: RunView) -> Exhibit:
+    """How many latents got a name, how many of the names are wrong, and the null."""
+    m = view.naming
+    judged = m.get("n_judged")
+    rows = [
+        ("named latents", m.get("named")),
+        ("unnamed latents", m.get("unnamed")),
+        ("coverage (named / alive)", m.get("coverage")),
+        ("names that labels can judge", judged),
+        ("wrong among those", m.get("wrong_among_named")),
+        ("latents that would be named with activations permuted", m.get("named_under_permutation")),
+        ("vocabulary", m.get("vocabulary")),
+    ]
+    return Exhibit(
+        "Names",
+        "A latent is named when its text score beats a permutation null (Benjamini–Hochberg "
+        "over latents, q ≤ .05); "
+        "otherwise it stays unnamed. A name is wrong when, on test, its latent ranks another "
+        "labelled concept "
+        "better. Names are not calibrated yet: read z and q, not the word alone.",
+        Table(("figure", "value"), rows),
+    )
+
+
+def bottleneck(view: RunView) -> Exhibit:
+    """Equal numbers of concepts: latents, vocabulary, random words; and the full probe."""
+    rows = view.bottlenecks
+    if not rows:
+        raise EvidenceError("no bottleneck was fitted")
+    names = [KINDS.get(r["kind"], r["kind"]) for r in rows]
+    task, nec = rows[0]["task"], next((r["nec"] for r in rows if r["nec"]), None)
+    figure = figures.ranked(
+        names,
+        [r["auroc"] for r in rows],
+        [span(r["lo"], r["hi"]) for r in rows],
+        axis=f"AUROC, {task} against the rest",
+        label="AUROC",
+        reference=(0.5, "chance"),
+    )
+    table = [
+        (
+            n,
+            r["nec"],
+            r["auroc"],
+            span(r["lo"], r["hi"]),
+            r["n_pos"],
+            r["n"],
+            _weights(r["concepts"]),
+        )
+        for n, r in zip(names, rows, strict=True)
+    ]
+    return Exhibit(
+        f"Concept bottlenecks: {task} against the rest",
+        f"A linear head on {nec} concepts of each kind, fitted on train, AUROC on test; for "
+        "random words the mean of "
+        "ten draws (the words shown are the first draw's). The probe uses the whole embedding. "
+        "Intervals: 95 %, "
+        "bootstrap over groups.",
+        Table(("kind", "concepts", "AUROC", "95 % interval", "n+", "n", "weights"), table),
+        figure,
+        "; ".join(f"{n} {r['auroc']:.2f}" for n, r in zip(names, rows, strict=True)),
+    )
+
+
+def _weights(raw: str) -> str:
+    import json
+
+    found = json.loads(raw or "{}")
+    return (
+        ", ".join(f"{k} {v:+.2f}" for k, v in sorted(found.items(), key=lambda kv: -abs(kv[1])))
+        or NOTHING
+    )
+
+
+def head(view: RunView) -> Exhibit:
+    """What the run predicts with, on test."""
+    fitted = view.head()
+    test = dict((view.stages.get("heads") or {}).get("summary", {}).get("test") or {})
+    rows: list[tuple[Any, ...]] = [
+        (key.removeprefix("auroc:"), value[0], span(value[1], value[2]))
+        for key, value in test.items()
+        if key.startswith("auroc:")
+    ]
+    if not rows:
+        raise EvidenceError(f"the head on test: {test.get('reason', 'n too small')}")
+    extra = (
+        f" Accuracy {word(test['accuracy'])}, balanced accuracy {word(test['balanced_accuracy'])}."
+        if "accuracy" in test
+        else ""
+    )
+    return Exhibit(
+        "The run's head",
+        f"A logistic head on the pooled embedding, fitted on {fitted.n_train} train images (C = "
+        f"{fitted.C:g}); AUROC of each "
+        f"class against the rest on {test.get('n')} test images, 95 % interval by bootstrap over "
+        f"groups.{extra}",
+        Table(("class", "AUROC", "95 % interval"), rows),
+    )

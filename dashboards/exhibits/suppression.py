@@ -1,0 +1,254 @@
+"""The exhibits of one suppressed concept: groups before and after, the null, what it costs, who flips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dermaudit.errors import DermauditError, EvidenceError
+
+from . import figures, measures
+from .run_view import RunView
+from .tables import Exhibit, Table, span, word
+
+
+def group_words(name: str, concept: str, target: str) -> str:
+    """ "y=1 a=0" in words: "mel, no ruler"."""
+    y, a = (part.endswith("1") for part in name.split(" "))
+    return f"{target if y else 'not ' + target}, {'with' if a else 'no'} {concept}"
+
+
+def measured(view: RunView, concept: str) -> dict[str, Any]:
+    """The figures of a suppression whose effect was measured; EvidenceError with the reason else."""
+    found = view.suppression(concept)
+    if found.get("worst_group_before") is None:
+        raise EvidenceError(
+            f"latents {found.get('latents')} are suppressed, chosen by name; {found.get('reason')}"
+        )
+    return found
+
+
+def _where(found: dict[str, Any]) -> str:
+    if found.get("test_is") == "swapped":
+        return "where it predicts the opposite"
+    return f"on {found.get('test_is', 'test images')}"
+
+
+def groups(view: RunView, concept: str) -> Exhibit:
+    """Accuracy of the four groups of the trap before and after."""
+    found = measured(view, concept)
+    target = found.get("target", "target")
+    rows = measures.group_accuracy(view.suppressed_rows(concept), view.groups, target)
+    names = [group_words(r["group"], concept, target) for r in rows]
+    notes = [f"{n}: {r['reason']}" for n, r in zip(names, rows, strict=True) if r["reason"]]
+    return Exhibit(
+        "Before and after, by group",
+        f"A head for {target} is fitted where {concept} predicts it (strength "
+        f"{found.get('strength')}) and tested {_where(found)}. "
+        "Accuracy of each of the four groups on test, before and after suppression; "
+        "95 % intervals by bootstrap over "
+        f"groups, {measures.DRAWS} draws. Both decision thresholds were set on the rows of "
+        "choice; at the unchanged threshold the "
+        f"worst group is {word(found.get('worst_group_after_fixed_threshold'))}.",
+        Table(
+            (
+                "group",
+                "n",
+                "before",
+                "before 95 %",
+                "after",
+                "after 95 %",
+                "change 95 %",
+                "latents fire in",
+                "flipped",
+            ),
+            [
+                (
+                    n,
+                    r["n"],
+                    r["before"],
+                    r["before_ci"],
+                    r["after"],
+                    r["after_ci"],
+                    r["change_ci"],
+                    r["fired"],
+                    r["flipped"],
+                )
+                for n, r in zip(names, rows, strict=True)
+            ],
+        ),
+        figures.before_after(
+            names,
+            [r["before"] for r in rows],
+            [r["after"] for r in rows],
+            [r["before_ci"] for r in rows],
+            [r["after_ci"] for r in rows],
+            axis="accuracy on test",
+            bounds=(-0.02, 1.02),
+        ),
+        "; ".join(
+            f"{n} {r['before']:.2f} to {r['after']:.2f} (n {r['n']})"
+            for n, r in zip(names, rows, strict=True)
+        ),
+        notes,
+    )
+
+
+def null(view: RunView, concept: str) -> Exhibit:
+    """The lift of the worst group beside that of random sets of equally often firing latents."""
+    found = measured(view, concept)
+    lifts = [float(v) for v in found.get("random_lifts") or []]
+    if not lifts:
+        raise EvidenceError("no random sets were measured")
+    lift = float(
+        found.get("worst_group_lift", found["worst_group_after"] - found["worst_group_before"])
+    )
+    interval = span(*found["ci"]) if found.get("ci") else None
+    return Exhibit(
+        "Against random latents",
+        f"Change in worst-group accuracy by this recipe ({len(found['latents'])} latents), "
+        f"beside {len(lifts)} sets of as many random "
+        f"latents that fire as often: {found['random_sets_beaten']} of {found['random_sets']} "
+        "are beaten. If the recipe lay within "
+        "them, any edit would have done.",
+        Table(
+            ("set", "change in worst-group accuracy", "95 % interval"),
+            [
+                ("this recipe", lift, interval),
+                *((f"random {i + 1}", v, None) for i, v in enumerate(lifts)),
+            ],
+        ),
+        figures.null_strip(lifts, lift, interval, axis="change in worst-group accuracy on test"),
+        f"This recipe {lift:+.2f}; random sets from {min(lifts):+.2f} to {max(lifts):+.2f}; "
+        f"{found['random_sets_beaten']} of {found['random_sets']} beaten.",
+    )
+
+
+def cost(view: RunView, concept: str) -> Exhibit:
+    """The table of effects: worst group, artifact-free cost, insertion residual, identity."""
+    found = measured(view, concept)
+    n_test = found.get("n_test")
+    rows: list[tuple[Any, ...]] = [
+        (
+            "worst group before",
+            found["worst_group_before"],
+            span(*(found.get("worst_group_before_ci") or (None, None))),
+            n_test,
+            None,
+        ),
+        (
+            "worst group after",
+            found["worst_group_after"],
+            span(*(found.get("worst_group_after_ci") or (None, None))),
+            n_test,
+            None,
+        ),
+        (
+            "change of the worst group",
+            found.get("worst_group_lift"),
+            span(*(found.get("ci") or (None, None))),
+            n_test,
+            None,
+        ),
+        (
+            "worst group after fitting the head again",
+            found.get("worst_group_after_refit"),
+            None,
+            n_test,
+            None,
+        ),
+        (
+            "worst group of a head fitted without the trap",
+            found.get("worst_group_without_trap"),
+            None,
+            n_test,
+            None,
+        ),
+        ("AUROC on the trap's test rows, before", found.get("auroc_before"), None, n_test, None),
+        ("AUROC on the trap's test rows, after", found.get("auroc_after"), None, n_test, None),
+        (
+            f"change of AUROC on {found.get('clean_is', 'artifact-free images')}",
+            found.get("clean_auroc_delta"),
+            None,
+            found.get("clean_n"),
+            found.get("clean_auroc_delta_reason"),
+        ),
+        (
+            f"{concept} drawn onto images: mean shift of p before",
+            found.get("insertion_before"),
+            None,
+            found.get("insertion_n"),
+            None,
+        ),
+        (
+            f"{concept} drawn onto images: mean shift of p after",
+            found.get("insertion_after"),
+            None,
+            found.get("insertion_n"),
+            None,
+        ),
+        (
+            "insertion residual (after / before; 0 = the drawn artifact moves nothing)",
+            found.get("insertion_residual"),
+            None,
+            found.get("insertion_n"),
+            found.get("insertion_residual_reason"),
+        ),
+        (
+            "images left bit for bit unchanged (no suppressed latent fires)",
+            found.get("identity_rows"),
+            None,
+            view.n,
+            None,
+        ),
+    ]
+    kept = [r for r in rows if r[1] is not None or r[4]]
+    return Exhibit(
+        "What it does and what it costs",
+        "All on test. Where a number is missing, the reason stands beside it.",
+        Table(("figure", "value", "95 % interval", "n", "not measured because"), kept),
+    )
+
+
+def latents(view: RunView, concept: str) -> Exhibit:
+    """Which latents the recipe suppresses, and why each is in."""
+    recipe = view.recipe(concept)  # also refuses a recipe of another model or SAE
+    try:
+        names = {(r["site"], r["latent"]): r["name"] for r in view.concepts}
+    except DermauditError:
+        names = {}  # the names stage is absent or stale; the recipe stands without it
+    rows = [
+        (
+            e["latent"],
+            names.get((recipe.site, e["latent"])) or "unnamed",
+            ", ".join(f"{k} {v:.3f}" for k, v in (e.get("why") or {}).items()),
+        )
+        for e in recipe.body["latents"]
+    ]
+    limits = recipe.body["limits"]
+    level_from = recipe.body["operation"].get("level_from")
+    return Exhibit(
+        "The recipe",
+        f"Operation: {recipe.body['operation']['mode']} at {recipe.site}, error term "
+        f"{recipe.body['operation'].get('error_term', 'kept')}"
+        f"{f', its level from {level_from}' if level_from else ''}. "
+        f"Body hash {recipe.sha256[:16]}. Chosen on val, measured on test.",
+        Table(("latent", "name", "why it is in"), rows),
+        notes=[f"Limit: {limit}" for limit in limits],
+    )
+
+
+def flips(view: RunView, concept: str) -> tuple[list[dict[str, Any]], Exhibit]:
+    """The flipped cases, gravest first, and their count by kind."""
+    found = measured(view, concept)
+    target = found.get("target", "target")
+    rows = view.suppressed_rows(concept)
+    cases = measures.flipped_cases(rows, target)
+    kinds = dict.fromkeys(c["kind"] for c in cases)
+    counted = [(k, sum(c["kind"] == k for c in cases)) for k in kinds]
+    return cases, Exhibit(
+        "Flipped cases",
+        f"{len(cases)} of {len(rows)} test images change their decision. First those in which a "
+        f"true {target} is no longer called: "
+        "look at each of them.",
+        Table(("what changed", "images"), counted),
+    )

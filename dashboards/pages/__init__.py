@@ -1,0 +1,1 @@
+"""The pages of the explorer. They arrange exhibits and compute nothing."""

@@ -1,0 +1,1 @@
+"""The measures of a benchmark, for many bootstrap resamples at once."""

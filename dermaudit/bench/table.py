@@ -1,0 +1,248 @@
+"""`bench table`: the figures of saved predictions, stated honestly or in the published way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dermaudit.console import say
+from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.stats.intervals import MIN_CELL
+from dermaudit.stats.paired import Figures
+
+from .inputs.saved_predictions import Predictions
+from .measures.legacy import (
+    PUBLISHED_FILE,
+    REFERENCE,
+    Agreement,
+    LegacyCell,
+    agreement,
+    legacy_cells,
+    read_published,
+)
+from .measures.metrics import METRICS, SHOWN, TESTED, columns, recall_figures, score_predictions
+from .output.render import WORDS, Sheet, cell, comparison_sheet, figure_sheet
+
+MIN_DRAWS = 100  # below, the 2.5 percentile rests on two draws
+
+
+def honest_sheets(
+    dataset: str,
+    models: dict[str, Predictions],
+    *,
+    n_draws: int,
+    seed: int,
+    reference: str | None = None,
+    by_class: bool = False,
+    digits: int = 4,
+    **extra: Any,
+) -> tuple[list[Sheet], Figures]:
+    """The full-sample values with bootstrap intervals, paired differences, recall by class."""
+    first = next(iter(models.values()))
+    figures = score_predictions(models, n_draws=n_draws, seed=seed)
+    title = f"{dataset}: {first.n} images, {len(first.classes)} classes"
+    sheet = figure_sheet(
+        title,
+        figures,
+        SHOWN,
+        first.n,
+        digits=digits,
+        what="classification",
+        dataset=dataset,
+        **extra,
+    )
+    sheet.notes.append(_units(first, n_draws))
+    counts = np.bincount(first.truth, minlength=len(first.classes))
+    rare = [f"{c} {k}" for c, k in zip(first.classes, counts, strict=True) if 0 < k < MIN_CELL]
+    absent = [c for c, k in zip(first.classes, counts, strict=True) if k == 0]
+    if rare:
+        sheet.notes.append(
+            f"classes of fewer than {MIN_CELL} images: {', '.join(rare)}; all measures but accuracy "
+            "and weighted F1 give each of them the weight of a large class"
+        )
+    if absent:
+        sheet.notes.append(f"classes without an image, left out of the means: {', '.join(absent)}")
+    for name, found in models.items():
+        odd = int((found.probs.max(1) > found.probs[np.arange(found.n), found.predicted]).sum())
+        if odd:
+            sheet.notes.append(
+                f"{name}: in {odd} rows predicted_label is not the most probable class; "
+                "predicted_label is what is scored"
+            )
+    sheets = [sheet]
+    if len(models) > 1 and first.n >= MIN_CELL:
+        tested = columns(figures, TESTED)
+        comparisons = tested.compare(reference=reference)
+        sheets.append(
+            comparison_sheet(tested, comparisons, digits=digits, dataset=dataset, **extra)
+        )
+    if by_class:
+        sheets.append(_class_sheet(dataset, models, n_draws, seed, digits))
+    return sheets, figures
+
+
+def _units(first: Predictions, n_draws: int) -> str:
+    n_groups = len(set(first.groups))
+    unit = f"{n_groups} groups" if first.grouped else "images (no column group: each is its own)"
+    return f"full-sample values; 95 % intervals by {n_draws} resamples of {unit}"
+
+
+def _class_sheet(
+    dataset: str, models: dict[str, Predictions], n_draws: int, seed: int, digits: int
+) -> Sheet:
+    figures, counts = recall_figures(models, n_draws=n_draws, seed=seed)
+    rows = [
+        (
+            name,
+            str(counts[k]),
+            *(
+                cell(figures.points[m, k], *figures.interval(m, k), digits, counts[k])
+                for m in range(len(models))
+            ),
+        )
+        for k, name in enumerate(figures.metrics)
+    ]
+    by_name = dict(zip(figures.metrics, counts.tolist(), strict=True))
+    # A figure that is not shown is not in the file either.
+    records = [
+        {**row, "metric": "recall", "class": row["metric"], "n": by_name[row["metric"]]}
+        for row in figures.records(table="recall by class", dataset=dataset)
+        if by_name[row["metric"]] >= MIN_CELL
+    ]
+    return Sheet(f"{dataset}: recall by class", ("class", "n", *figures.models), rows, [], records)
+
+
+def legacy_sheets(
+    found: dict[str, dict[str, Predictions]], folder: Path
+) -> tuple[list[Sheet], dict[str, Any]]:
+    """The published table again, and how many of its cells come out."""
+    cells: dict[tuple[str, str], dict[str, LegacyCell]] = {}
+    sheets = []
+    for dataset, models in found.items():
+        against = models.get(REFERENCE)
+        for name, predictions in models.items():
+            reference = None if name == REFERENCE else against
+            cells[dataset, name] = legacy_cells(predictions, reference)
+        n = next(iter(models.values())).n
+        rows = [
+            (
+                name,
+                *(cells[dataset, name][m].said() for m in METRICS),
+                cells[dataset, name]["accuracy"].said_p(),
+            )
+            for name in models
+        ]
+        sheet = Sheet(
+            f"{dataset}: {n} images, the published bootstrap (legacy)",
+            ("model", *(WORDS[m] for m in METRICS), f"p against {REFERENCE}"),
+            rows,
+            [
+                "points are means of 1,000 resamples of images (seed 42 for each model), not the "
+                "values of the sample; one t-test on correctness stands for all measures"
+            ],
+            [
+                {
+                    "table": "legacy",
+                    "dataset": dataset,
+                    "model": name,
+                    "metric": metric,
+                    "value": c.mean,
+                    "low": c.low,
+                    "high": c.high,
+                    "p": c.p,
+                    "n": n,
+                }
+                for name in models
+                for metric, c in cells[dataset, name].items()
+            ],
+        )
+        sheets.append(sheet)
+    floored = sum(c.floored for measures in cells.values() for c in measures.values())
+    sheets[-1].notes.append(f"a lower bound of 0 was lifted in {floored} cells, as published")
+    path = _published_file(folder)
+    if path is None:
+        sheets[-1].notes.append(f"there is no {PUBLISHED_FILE} to compare with")
+        return sheets, {"published": None}
+    checked = agreement(cells, read_published(path))
+    sheets[-1].notes.extend(_agreement_notes(checked, path))
+    return sheets, {
+        "published": {
+            "file": path.name,
+            "cells": checked.cells,
+            "equal": checked.equal,
+            "p_values": checked.p_cells,
+            "p_values_equal": checked.p_equal,
+            "largest_difference": checked.largest,
+            "differing": list(checked.differing),
+        }
+    }
+
+
+def _published_file(folder: Path) -> Path | None:
+    for place in (folder, folder.absolute().parent):
+        if (place / PUBLISHED_FILE).is_file():
+            return place / PUBLISHED_FILE
+    return None
+
+
+def _agreement_notes(checked: Agreement, path: Path) -> list[str]:
+    if not checked.cells:
+        return [f"{path.name} has no cell of these models and data sets"]
+    notes = [
+        f"{path.name}: {checked.equal} of {checked.cells} cells (mean and both bounds) agree to all "
+        f"4 printed digits; {checked.p_equal} of {checked.p_cells} p-values agree as printed"
+    ]
+    return notes + [f"differs: {said}" for said in checked.differing[:5]]
+
+
+def tabulate(
+    found: dict[str, dict[str, Predictions]],
+    folder: Path,
+    *,
+    legacy: bool,
+    n_draws: int,
+    seed: int,
+    reference: str | None,
+    by_class: bool,
+) -> tuple[list[Sheet], dict[str, Any]]:
+    """(sheets, what --json adds to their records). Errors: EvidenceError when no data set has 30
+    images, UserInputError for a reference that no data set has."""
+    if reference and not any(reference in models for models in found.values()):
+        from dermaudit.errors import unknown
+
+        raise unknown(
+            "reference model", reference, sorted({m for ms in found.values() for m in ms})
+        )
+    if legacy:
+        return legacy_sheets(found, folder)
+    sizes = {dataset: next(iter(models.values())).n for dataset, models in found.items()}
+    if max(sizes.values()) < MIN_CELL:
+        raise EvidenceError(
+            f"{folder}: no data set has {MIN_CELL} images ({', '.join(f'{d} {n}' for d, n in sizes.items())})",
+            "a figure of fewer says nothing",
+            {"n": sizes},
+        )
+    sheets: list[Sheet] = []
+    for dataset, models in found.items():
+        if reference and reference not in models:
+            say(f"  {dataset} has no {reference}: every pair is compared there")
+        more, _ = honest_sheets(
+            dataset,
+            models,
+            n_draws=n_draws,
+            seed=seed,
+            reference=reference if reference in models else None,
+            by_class=by_class,
+        )
+        sheets.extend(more)
+    return sheets, {}
+
+
+def check_draws(n_draws: int) -> None:
+    if n_draws < MIN_DRAWS:
+        raise UserInputError(
+            f"--draws {n_draws} is too few for an interval",
+            f"at least {MIN_DRAWS} are needed, 1000 are usual",
+        )

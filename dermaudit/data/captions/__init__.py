@@ -1,0 +1,1 @@
+"""Captions and what can be made of them: sentences, concepts, text views (`data subcaptions`)."""

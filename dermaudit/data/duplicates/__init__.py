@@ -1,0 +1,1 @@
+"""Near-duplicate images, by perceptual hash and by embedding (`data dedup`)."""

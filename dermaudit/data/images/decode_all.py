@@ -1,0 +1,80 @@
+"""All images of a manifest as one array. Bad files are listed and left out; the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from dermaudit.console import say, track
+from dermaudit.errors import UserInputError
+from dermaudit.failpoints import hit
+
+from ..manifest.manifest import Manifest
+from .decode import DEFAULT_LIMITS, BadImage, ImageLimits, Mode, read_image
+
+Skipped = tuple[int, str, str]
+_AHEAD = 64  # images in flight with several threads: bounds memory, whatever the data set's size
+
+
+def decode_all(
+    manifest: Manifest,
+    size: int,
+    *,
+    mode: Mode = "squash",
+    strict: bool = False,
+    threads: int = 1,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    what: str = "decoding images",
+) -> tuple[np.ndarray, np.ndarray, list[Skipped]]:
+    """Decode every image to a square: (pixels, kept, skipped).
+
+    `pixels` uint8 (n_kept, size, size, 3); `kept` int64 (n_kept,), the manifest rows of `pixels`,
+    ascending; `skipped` [(row, image, reason)]. The result does not depend on `threads`.
+    Errors: BadImage at the first bad file if `strict`; UserInputError when no image could be read.
+    """
+    pixels = np.empty((manifest.n, size, size, 3), dtype=np.uint8)
+    kept: list[int] = []
+    skipped: list[Skipped] = []
+    names = manifest.column("image")
+    results = _each(manifest.paths(), size, mode, limits, threads)
+    for row, found in enumerate(track(results, what, total=manifest.n)):
+        if isinstance(found, BadImage):
+            if strict:
+                raise found
+            skipped.append((row, names[row], found.reason))
+        else:
+            pixels[len(kept)] = found
+            kept.append(row)
+        hit("decode")
+    if not kept:
+        first = f": {skipped[0][1]}: {skipped[0][2]}" if skipped else ""
+        raise UserInputError(
+            f"none of the {manifest.n} images of {manifest.path} could be read{first}",
+            f"see what is wrong with: dermaudit data check {manifest.path}",
+        )
+    if skipped:
+        say(
+            f"  {len(skipped)} of {manifest.n} images skipped, the first: "
+            f"{skipped[0][1]}: {skipped[0][2]}"
+        )
+    return pixels[: len(kept)], np.array(kept, dtype=np.int64), skipped
+
+
+def _each(
+    paths: list[Path], size: int, mode: Mode, limits: ImageLimits, threads: int
+) -> Iterator[np.ndarray | BadImage]:
+    def one(path: Path) -> np.ndarray | BadImage:
+        try:
+            return read_image(path, size, mode, limits)
+        except BadImage as error:
+            return error
+
+    if threads <= 1:
+        yield from map(one, paths)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(paths), _AHEAD):
+            yield from pool.map(one, paths[start : start + _AHEAD])

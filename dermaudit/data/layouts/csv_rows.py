@@ -1,0 +1,269 @@
+"""CSV files of other people, as text by rows: each row knows its line, and a bad one is set aside.
+
+Captions hold commas, quotes, line ends and other encodings. A row that cannot be read is skipped with
+one sentence; only what makes the rest of the file unsure (a quote that never ends) is an error.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import pyarrow as pa
+
+from dermaudit.errors import UserInputError
+
+from ..manifest.missing_path import missing
+from ..manifest.tables import RawTable, Skipped, is_text_column
+
+_BLANK = {"", "NA", "N/A", "NaN", "nan", "NULL", "null"}
+_FIELD_LIMIT = 1 << 24  # characters in a cell; the library's own 131,072 is short for a forum post
+_PROBED = 200  # rows that are looked at to find the folder of the images
+_DROPPED = 12  # leading folders of an absolute path that may be dropped
+_IMAGE_FOLDERS = ("", "images", "final_images", "imgs", "img")
+Column = list[str | None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`columns` {name: n stripped cells, None where blank}; `lines` (n,) where each row begins."""
+
+    file: Path
+    columns: dict[str, Column]
+    lines: list[int]
+    skipped: list[Skipped]
+
+    @property
+    def n(self) -> int:
+        return len(self.lines)
+
+    def get(self, name: str) -> Column:
+        """The cells of a column, all None where it is absent."""
+        return self.columns.get(name) or [None] * self.n
+
+    def need(self, names: Iterable[str], layout: str) -> None:
+        """UserInputError for the columns that are not there, all of them, each once."""
+        absent = [name for name in dict.fromkeys(names) if name not in self.columns]
+        if absent:
+            raise UserInputError(
+                f"{self.file} has no column{'s' if absent[1:] else ''} "
+                + ", ".join(f"'{name}'" for name in absent)
+                + f", which the layout '{layout}' needs",
+                there_are(self.columns),
+            )
+
+
+def there_are(names: Iterable[str]) -> str:
+    """The mend for a column that is missing: those that are there, and where those needed are told."""
+    told = ", ".join(list(names)[:12]) or "none"
+    return f"its columns: {told}; `dermaudit data convert --help` lists what each layout needs"
+
+
+def header_of(path: Path) -> list[str]:
+    """The names in the first line of a CSV, [] where there is no such file or line. Cheap: for
+    telling layouts apart."""
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        return []
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
+        line = handle.readline(1 << 16)
+    try:
+        return [name.strip() for name in next(csv.reader([line], delimiter=_delimiter(line)), [])]
+    except csv.Error:
+        return []
+
+
+def one_file(path: Path, is_it, layout: str, usual: str) -> Path:
+    """The CSV that is meant by a file or folder: the only one in it for which `is_it(file)` holds.
+
+    Errors: UserInputError when there is none, or more than one."""
+    if not path.is_dir():
+        return path
+    found = sorted(file for file in path.iterdir() if is_it(file))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserInputError(
+            f"{path} holds {len(found)} tables in the layout '{layout}': "
+            + ", ".join(file.name for file in found[:4]),
+            f"name the one to read: {found[0]}",
+        )
+    raise UserInputError(f"{path} holds no table in the layout '{layout}'", f"usual name: {usual}")
+
+
+def read_rows(path: Path) -> Rows:
+    """Read a CSV as text. Errors: UserInputError for a missing or empty file, another encoding with
+    two bytes a letter, a header that names a column twice, and a quote that is never closed."""
+    if not path.is_file():
+        raise missing(path)
+    with path.open("rb") as handle:
+        if handle.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserInputError(f"{path} is UTF-16 text", "save it again as UTF-8")
+    csv.field_size_limit(_FIELD_LIMIT)
+    # Bytes that are no UTF-8 become lone surrogates, and the row that has them is set aside.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
+        delimiter = _delimiter(handle.readline())
+        handle.seek(0)
+        reader = csv.reader(handle, delimiter=delimiter, strict=True)
+        return _rows(path, reader)
+
+
+def raw_table(
+    rows: Rows,
+    layout: str,
+    columns: dict[str, Column],
+    used: Iterable[str],
+    bad: dict[int, Skipped],
+    root: Path | None = None,
+    left_out: Container[int] = (),
+) -> RawTable:
+    """Native `columns` first, then those of the source that are not in `used` nor named alike. Rows
+    in `bad` are set aside; those in `left_out` are said by other rows."""
+    keep = [row for row in range(rows.n) if row not in bad and row not in left_out]
+    if root is None:
+        root, columns["image"] = place(rows.file, columns["image"])
+    left = {name: cells for name, cells in rows.columns.items() if name not in set(used)}
+    table = pa.table(
+        {
+            name: _array(name, [cells[row] for row in keep], text=name in columns)
+            for name, cells in {**left, **columns}.items()
+        }
+    )
+    order = [*columns, *(name for name in left if name not in columns)]
+    skipped = sorted([*rows.skipped, *bad.values()], key=lambda one: one.line or 0)
+    lines = [rows.lines[row] for row in keep]
+    return RawTable(
+        table.select(order), root, rows.file, layout, lines=lines, skipped=tuple(skipped)
+    )
+
+
+def place(file: Path, images: Column) -> tuple[Path, Column]:
+    """The folder beside a table in which most of the first rows' images are, and the paths below it.
+
+    Paths that begin on the disk of whoever made the table (/data/derm/edu/a.png) lose the folders
+    that are not here (edu/a.png); where no image is found they stay as they are."""
+    probed = [image for image in images if image and "\0" not in image][:_PROBED]
+    best = (0, 0, file.parent)
+    for folder in (file.parent / name for name in _IMAGE_FOLDERS):
+        foreign = any(_is_absolute(image) for image in probed)
+        for dropped in range(_DROPPED if foreign else 1):
+            short = [_drop(image, dropped) for image in probed]
+            hits = sum(bool(image) and (folder / image).is_file() for image in short)
+            if hits > best[0]:
+                best = (hits, dropped, folder)
+    hits, dropped, folder = best
+    if not hits:
+        return folder, images
+    return folder, [None if image is None else _drop(image, dropped) or image for image in images]
+
+
+def _is_absolute(image: str) -> bool:
+    return PurePosixPath(image).is_absolute() or PureWindowsPath(image).is_absolute()
+
+
+def _drop(image: str, n: int) -> str:
+    """An absolute path without its root and its first n folders, "" when that leaves nothing; a
+    relative path as it is."""
+    if not _is_absolute(image):
+        return image
+    pure = PurePosixPath(image) if image.startswith("/") else PureWindowsPath(image)
+    return "/".join(pure.parts[1 + n :])
+
+
+def _rows(path: Path, reader) -> Rows:
+    names: list[str] | None = None
+    table: list[Column] = []
+    lines: list[int] = []
+    skipped: list[Skipped] = []
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                raise UserInputError(
+                    f"{path}, line {line}: a quote is opened here and never closed",
+                    "close it, or write a quote inside a cell as two",
+                ) from error
+            skipped.append(
+                Skipped(
+                    "bad_row",
+                    f"a quote stands where none may ({error})",
+                    line,
+                    hint="write a quote inside a cell as two",
+                )
+            )
+            continue
+        if not record:
+            continue
+        if names is None:
+            names = _header(path, record)
+            table = [[] for _ in names]
+            continue
+        problem = _problem(names, record, line)
+        if problem:
+            skipped.append(problem)
+            continue
+        lines.append(line)
+        for cells, cell in zip(table, record, strict=True):
+            cell = cell.strip()
+            cells.append(None if cell in _BLANK else cell)
+    if names is None:
+        raise UserInputError(f"{path} is empty", "write a header line and one row an image")
+    return Rows(path, dict(zip(names, table, strict=True)), lines, skipped)
+
+
+def _header(path: Path, record: list[str]) -> list[str]:
+    names = [name.strip() for name in record]
+    # pandas writes its index under no name.
+    names = [name or f"unnamed_{i}" for i, name in enumerate(names)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserInputError(f"{path} has two columns called '{twice}'", "rename one of them")
+    return names
+
+
+def _problem(names: list[str], record: list[str], line: int) -> Skipped | None:
+    if len(record) != len(names):
+        return Skipped(
+            "bad_row",
+            f"{len(record)} cells, but the header names {len(names)} columns",
+            line,
+            hint="put cells with commas or line ends in quotes",
+        )
+    for name, cell in zip(names, record, strict=True):
+        at = (
+            -1
+            if cell.isascii()
+            else next((i for i, letter in enumerate(cell) if "\ud800" <= letter <= "\udfff"), -1)
+        )
+        if at >= 0:
+            byte = ord(cell[at]) & 0xFF
+            return Skipped(
+                "bad_encoding",
+                f"column '{name}' is not UTF-8 text (byte {byte:02x} at character {at + 1})",
+                line,
+                column=name,
+                hint="save the file again as UTF-8",
+            )
+    return None
+
+
+def _delimiter(line: str) -> str:
+    # Excel writes semicolons in half of Europe.
+    return max(",;\t", key=line.count)
+
+
+def _array(name: str, cells: Column, *, text: bool) -> pa.Array:
+    """Numbers where every cell of a kept column is one, so that `--where "age > 40"` works."""
+    padded = any(cell and len(cell) > 1 and cell[0] == "0" and cell[1].isdigit() for cell in cells)
+    if not text and not padded and not is_text_column(name):  # "0012" is not 12
+        for number in (int, float):
+            try:
+                return pa.array([None if cell is None else number(cell) for cell in cells])
+            except (ValueError, OverflowError, pa.ArrowException):
+                continue
+    return pa.array(cells, pa.string())

@@ -1,0 +1,156 @@
+"""The verbs `data convert` and `data check`. Nothing heavy is imported until a verb runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dermaudit.console import say, table
+
+_LAYOUTS = "auto, native, folder, dermoscopy, derm1m, make, dermfm-zeroshot, concept-meta, hf-metadata, isic"
+_SHOWN = 20  # findings of one kind that are printed
+# Kinds that say the same of each of their rows: a line and a count (--json has every row).
+_ONE_FACT = {
+    "blank_label": "rows without a label",
+    "exif_rotated": "images stored turned and set upright",
+    "not_rgb": "images converted to RGB",
+    "unlisted": "images that no row names",
+}
+
+
+def convert(
+    src: Annotated[Path, typer.Argument(help="a folder, or a .csv / .parquet / .jsonl table")],
+    out: Annotated[Path, typer.Option(help="folder for the data set")],
+    layout: Annotated[str, typer.Option(help=_LAYOUTS)] = "auto",
+    where: Annotated[
+        str | None, typer.Option(help="only these rows, as SQL: \"licence == 'CC0-1.0'\"")
+    ] = None,
+    link: Annotated[bool, typer.Option("--link/--copy", help="link to the images or copy")] = False,
+    strict: Annotated[bool, typer.Option(help="stop at the first bad row or image")] = False,
+    force: Annotated[bool, typer.Option(help="replace the data set in --out")] = False,
+    dry_run: Annotated[bool, typer.Option(help="say what would be done, write nothing")] = False,
+) -> dict[str, Any]:
+    """Make a data set with one split (train / val / test 70 / 10 / 20 by group) in a folder.
+
+    Columns that a layout needs:
+
+    native: image
+
+    dermoscopy: image_id, dx, group_id, has_artifact_annotation and those of its artifacts
+
+    make: filename, caption, ontology_caption, visual_concept_caption, subcaption_1 …,
+    sub_caption_mask, knowledge_masks
+
+    derm1m: filename, caption, disease_label
+
+    dermfm-zeroshot: image_path, label (a number), diag (its name)
+
+    concept-meta: ImageID, a 0/1 column a concept (images in final_images/)
+
+    hf-metadata: file_name, and a caption or text
+
+    isic: image (or image_id, image_name, isic_id), and MEL, NV, … of 0/1 or diagnosis (or dx,
+    diagnosis_1 … diagnosis_3)
+    """
+    from .convert import plan, refuse_overwrite, summary, write
+
+    planned = plan(src, layout, out, where, strict=strict)
+    for remark in planned.raw.remarks:
+        say(remark)
+    if not dry_run:
+        refuse_overwrite(planned, out, force)
+    if dry_run:
+        counts = summary(planned.manifest)
+        _print_counts(f"{out}: would hold {planned.manifest.n} images", counts)
+        for one in planned.raw.skipped[:_SHOWN]:
+            say(f"  would be skipped: {planned.raw.told(one)}")
+        return {
+            "out": str(out),
+            "layout": planned.raw.layout,
+            "dry_run": True,
+            **counts,
+            "n_skipped": len(planned.raw.skipped),
+        }
+    manifest, skipped = write(planned, out, link=link, strict=strict)
+    counts = summary(manifest)
+    _print_counts(f"{out}: {manifest.n} images ({planned.raw.layout})", counts)
+    if skipped:
+        table(
+            f"{len(skipped)} images skipped (all of them in {out / 'skipped.parquet'})",
+            ("image", "reason"),
+            [(s["image"] or "", s["reason"]) for s in skipped[:20]],
+        )
+    return {
+        "out": str(out),
+        "layout": planned.raw.layout,
+        "dry_run": False,
+        **counts,
+        "n_skipped": len(skipped),
+        "skipped": skipped,
+        "manifest_sha256": manifest.sha256(),
+    }
+
+
+def check(
+    path: Annotated[Path, typer.Argument(help="a data set: folder or table")],
+    layout: Annotated[str, typer.Option(help=_LAYOUTS)] = "auto",
+) -> dict[str, Any]:
+    """Name what is wrong with a data set, row by row, and which images would be skipped."""
+    from .check import LEVELS, Unusable, check_data
+
+    result = check_data(path, layout)
+    for remark in result["remarks"]:
+        say(remark)
+    for level, meaning in LEVELS.items():
+        told = [f for f in result["findings"] if f["level"] == level]
+        if not told:
+            continue
+        say(f"\n{level}: {meaning} ({len(told)})")
+        per_kind: Counter[str] = Counter()
+        total = Counter(finding["kind"] for finding in told)
+        for finding in told:
+            per_kind[finding["kind"]] += 1
+            if finding["kind"] in _ONE_FACT and total[finding["kind"]] > 1:
+                if per_kind[finding["kind"]] == 1:
+                    n = total[finding["kind"]]
+                    say(
+                        f"  {finding['kind']:<32} {n} {_ONE_FACT[finding['kind']]}; the first: "
+                        f"{finding['message']}"
+                    )
+                continue
+            if per_kind[finding["kind"]] <= _SHOWN:
+                say(f"  {finding['kind']:<32} {finding['message']}")
+                if finding["hint"]:
+                    say(f"  {'':<32}   {finding['hint']}")
+        for kind, n in per_kind.items():
+            if n > _SHOWN and kind not in _ONE_FACT:
+                say(f"  {kind:<32} ... and {n - _SHOWN} more (--json has them all)")
+    counted = ", ".join(f"{n} {kind}" for kind, n in result["counts"].items()) or "nothing is wrong"
+    said = f"{path}: {result['n_usable']} of {result['n_rows']} images can be used; {counted}"
+    if not result["usable"]:
+        raise Unusable(said, result)
+    say(f"\n{said}")
+    return result
+
+
+def _print_counts(title: str, counts: dict[str, Any]) -> None:
+    splits = ", ".join(f"{name} {n}" for name, n in counts["splits"].items())
+    say(f"{title}\n  {counts['n_groups']} groups; {splits}")
+    empty = [name for name, n in counts["splits"].items() if not n]
+    if empty:
+        say(
+            f"  warning: no image in {' and '.join(empty)}: what is chosen on val or measured on test "
+            "needs some; more groups, or a column 'split', mend it"
+        )
+    if counts["labels"]:
+        rows = [(label or "(blank)", n) for label, n in counts["labels"].items()]
+        table("Labels", ("label", "images"), rows)
+    if counts["truth"]:
+        table(
+            "Truth (blank is unknown)",
+            ("word", "type", "present", "absent", "unknown"),
+            [(name, *row.values()) for name, row in counts["truth"].items()],
+        )

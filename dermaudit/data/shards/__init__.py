@@ -1,0 +1,1 @@
+"""webdataset shards, written and read by seek (`data shard`)."""

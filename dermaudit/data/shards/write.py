@@ -1,0 +1,329 @@
+"""Pack a data set into webdataset shards: a few large tar files instead of a million small ones.
+
+A sample is `<key>.jpg` (or `.png`) and `<key>.json`, the key its row. The same images give the same
+bytes: no times, no owners. A shard is written whole and then noted in `.parts/`; the same command
+after a kill goes on behind the last one noted, and the result is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from dermaudit.console import track
+from dermaudit.errors import UserInputError
+from dermaudit.failpoints import hit
+from dermaudit.files import (
+    canonical_json,
+    read_json,
+    sha256_file,
+    whole_file,
+    write_json,
+    write_parquet,
+)
+
+from ..images.decode import DEFAULT_LIMITS, BadImage, ImageLimits, decode_image, read_header
+from ..manifest.manifest import Manifest
+from ..manifest.tables import INDEX_FILE, SHARDS_FILE, UNFINISHED_SHARDS
+
+FORMAT_VERSION = 1
+SKIPPED_FILE = "skipped.parquet"
+_PARTS = ".parts"
+#: formats whose bytes are kept as they are; webdataset decodes them by these suffixes.
+_KEPT = {"JPEG": "jpg", "PNG": "png"}
+_AHEAD = 64  # images in flight: bounds memory, whatever the data set's size
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How to pack. `size`: the shorter side of an image is brought down to this many pixels, its
+    shape kept, never enlarged; None keeps the source's bytes. `quality`: of a JPEG made anew."""
+
+    per_shard: int = 1000
+    size: int | None = None
+    quality: int = 92
+
+    def identity(self, manifest: Manifest) -> dict[str, Any]:
+        """What tells one packing from another when it is gone on with."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "manifest_sha256": manifest.sha256(),
+            "per_shard": self.per_shard,
+            "size": self.size,
+            "quality": self.quality,
+        }
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def refuse_overwrite(out: Path, identity: dict[str, Any]) -> None:
+    """UserInputError when `out` holds anything but this very packing, stopped half way."""
+    if out.exists() and not out.is_dir():
+        raise UserInputError(f"--out {out} is a file", "choose a folder")
+    if not out.exists():
+        return
+    if (out / UNFINISHED_SHARDS).exists():
+        if read_json(out / UNFINISHED_SHARDS) != identity:
+            raise UserInputError(
+                f"{out} holds unfinished shards of another data set, or with other options",
+                "use --force to begin again, or another --out",
+            )
+        return
+    held = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))
+    if held:
+        what = "shards" if SHARDS_FILE in held else f"files ({held[0]})"
+        raise UserInputError(
+            f"{out} already holds {what}",
+            "use --force to replace shards, or another --out"
+            if what == "shards"
+            else "choose another --out",
+        )
+
+
+def clear(out: Path) -> None:
+    """Remove the shards in `out`, whole or half, and nothing else."""
+    for name in (SHARDS_FILE, UNFINISHED_SHARDS, INDEX_FILE, SKIPPED_FILE):
+        (out / name).unlink(missing_ok=True)
+    for shard in out.glob("shard-??????.tar"):
+        shard.unlink()
+    shutil.rmtree(out / _PARTS, ignore_errors=True)
+
+
+def pack(
+    manifest: Manifest, out: Path, packing: Packing, *, threads: int = 1, strict: bool = False
+) -> dict[str, Any]:
+    """Write the shards of `manifest` to `out`; returns what `shards.json` says.
+
+    Images that cannot be read are left out and listed in `skipped.parquet` (row, image, reason).
+    Errors: BadImage at the first of them if `strict`; UserInputError when none can be read.
+    """
+    identity = packing.identity(manifest)
+    write_json(out / UNFINISHED_SHARDS, identity)
+    # Until the new ones are whole nobody must read old tables beside them.
+    (out / SHARDS_FILE).unlink(missing_ok=True)
+    for stale in out.glob(".shard-*.tmp"):
+        stale.unlink()
+    parts = _parts_done(out)
+    start = parts[-1]["next_row"] if parts else 0
+    # From the last whole shard on: what had been skipped behind it was not noted, it is met again.
+    samples = _samples(manifest, start, packing, threads, strict)
+    row_text = _row_texts(manifest)
+    n_done = sum(len(part["rows"]) for part in parts)
+    while start < manifest.n:
+        part = _write_shard(out, len(parts), n_done, samples, row_text, packing.per_shard)
+        met = [*part["rows"], *(skipped["row"] for skipped in part["skipped"])]
+        part["next_row"] = start = max(met) + 1
+        parts.append(part)
+        n_done += len(part["rows"])
+        write_json(_part_path(out, len(parts) - 1), part)
+        hit("shard")
+    return _finish(manifest, out, packing, parts, identity["manifest_sha256"])
+
+
+def _parts_done(out: Path) -> list[dict[str, Any]]:
+    """The notes of the shards that are there whole, up to the first that is not."""
+    parts = []
+    while (path := _part_path(out, len(parts))).is_file():
+        part = read_json(path)
+        shard = out / part["file"] if part["file"] else None
+        if shard and (not shard.is_file() or sha256_file(shard) != part["sha256"]):
+            break
+        parts.append(part)
+    return parts
+
+
+def _part_path(out: Path, number: int) -> Path:
+    return out / _PARTS / f"{number:06d}.json"
+
+
+def _row_texts(manifest: Manifest) -> Any:
+    """A function from a row to the JSON of all its columns; blank and nan are null."""
+    table = manifest.table
+
+    def text(row: int) -> bytes:
+        values = {name: table.column(name)[row].as_py() for name in table.column_names}
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                values[name] = None
+        return canonical_json(json.loads(json.dumps(values, default=str)))
+
+    return text
+
+
+def _samples(
+    manifest: Manifest, start: int, packing: Packing, threads: int, strict: bool
+) -> Iterator[tuple[int, tuple[str, bytes] | BadImage]]:
+    """(row, (suffix, bytes) or what is wrong), in the order of the rows from `start` on."""
+    paths = manifest.paths()
+
+    def one(row: int) -> tuple[str, bytes] | BadImage:
+        try:
+            return _prepare(paths[row], packing)
+        except BadImage as error:
+            return error
+
+    rows = range(start, manifest.n)
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        blocks = (rows[i : i + _AHEAD] for i in range(0, len(rows), _AHEAD))
+        found = (pair for block in blocks for pair in zip(block, pool.map(one, block), strict=True))
+        for row, sample in track(found, "packing images", total=len(rows)):
+            if strict and isinstance(sample, BadImage):
+                raise sample
+            yield row, sample
+
+
+def _prepare(
+    path: Path, packing: Packing, limits: ImageLimits = DEFAULT_LIMITS
+) -> tuple[str, bytes]:
+    """One image file as (suffix, bytes) of a sample. Errors: BadImage."""
+    header = read_header(path, limits)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadImage(f"cannot be read ({error.strerror})", path) from error
+    height, width = header.height, header.width
+    if header.orientation >= 5:  # stored on its side
+        height, width = width, height
+    short = min(height, width)
+    shrink = packing.size is not None and short > packing.size
+    shape = None
+    if shrink:
+        shape = tuple(max(1, round(side * packing.size / short)) for side in (height, width))
+    # Decoded in any case: what a trainer could not read must not get into a shard.
+    pixels = decode_image(data, shape, limits=limits, name=str(path))
+    if header.format in _KEPT and not shrink:
+        return _KEPT[header.format], data
+    buffer = BytesIO()
+    if header.format == "JPEG":
+        # No chroma subsampling: colour is a sign here, and quality already loses enough.
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=packing.quality, subsampling=0)
+        return "jpg", buffer.getvalue()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return "png", buffer.getvalue()
+
+
+def _write_shard(
+    out: Path, number: int, first_key: int, samples: Iterator, row_text: Any, per_shard: int
+) -> dict[str, Any]:
+    """Take samples until the shard is full or there are no more; the note of what was done.
+
+    Without a single readable image no file is written (`file` is None).
+    """
+    part: dict[str, Any] = {
+        "file": None,
+        "bytes": 0,
+        "sha256": None,
+        "rows": [],
+        "suffixes": [],
+        "offsets": [],
+        "sizes": [],
+        "skipped": [],
+    }
+    path = out / shard_name(number)
+    with (
+        whole_file(path) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for row, sample in samples:
+            if isinstance(sample, BadImage):
+                part["skipped"].append({"row": row, "reason": sample.reason})
+                continue
+            suffix, data = sample
+            key = f"{first_key + len(part['rows']):09d}"
+            # Where the image's own bytes begin: behind its header of one block.
+            part["offsets"].append(tar.offset + tarfile.BLOCKSIZE)
+            _add(tar, f"{key}.{suffix}", data)
+            _add(tar, f"{key}.json", row_text(row))
+            part["rows"].append(row)
+            part["suffixes"].append(suffix)
+            part["sizes"].append(len(data))
+            hit("shard_member")
+            if len(part["rows"]) == per_shard:
+                break
+    if not part["rows"]:
+        path.unlink()
+        return part
+    return {**part, "file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    # TarInfo's own defaults: no time, no owner, mode 644.
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, BytesIO(data))
+
+
+def _finish(
+    manifest: Manifest,
+    out: Path,
+    packing: Packing,
+    parts: list[dict[str, Any]],
+    manifest_sha256: str,
+) -> dict[str, Any]:
+    """Join the notes to the tables of the whole; `shards.json` comes last."""
+    skipped = [entry for part in parts for entry in part["skipped"]]
+    whole = [part for part in parts if part["file"]]
+    if not whole:
+        clear(out)
+        images = manifest.column("image")
+        raise UserInputError(
+            f"none of the {manifest.n} images of {manifest.path} could be read: "
+            f"{images[skipped[0]['row']]}: {skipped[0]['reason']}",
+            f"see what is wrong with: dermaudit data check {manifest.path}",
+        )
+    index = manifest.take(row for part in whole for row in part["rows"]).table
+    for name, kind, values in (
+        ("__shard__", pa.int32(), [i for i, part in enumerate(whole) for _ in part["rows"]]),
+        ("__offset__", pa.int64(), [v for part in whole for v in part["offsets"]]),
+        ("__size__", pa.int64(), [v for part in whole for v in part["sizes"]]),
+        ("__suffix__", pa.string(), [v for part in whole for v in part["suffixes"]]),
+    ):
+        index = index.append_column(name, pa.array(values, kind))
+    write_parquet(out / INDEX_FILE, index)
+    if skipped:
+        images = manifest.column("image")
+        write_parquet(
+            out / SKIPPED_FILE,
+            pa.Table.from_pylist(
+                [
+                    {"row": s["row"], "image": images[s["row"]], "reason": s["reason"]}
+                    for s in skipped
+                ]
+            ),
+        )
+    said = {
+        "format_version": FORMAT_VERSION,
+        "n": index.num_rows,
+        "n_skipped": len(skipped),
+        "columns": manifest.table.column_names,
+        "size": packing.size,
+        "quality": packing.quality if packing.size else None,
+        "manifest_sha256": manifest_sha256,
+        "index_sha256": sha256_file(out / INDEX_FILE),
+        "shards": [
+            {
+                "file": part["file"],
+                "n": len(part["rows"]),
+                "bytes": part["bytes"],
+                "sha256": part["sha256"],
+            }
+            for part in whole
+        ],
+    }
+    write_json(out / SHARDS_FILE, said)
+    shutil.rmtree(out / _PARTS, ignore_errors=True)
+    (out / UNFINISHED_SHARDS).unlink(missing_ok=True)
+    return said

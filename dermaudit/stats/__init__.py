@@ -1,0 +1,1 @@
+"""Ranking scores, bootstrap intervals, and paired tests between models."""

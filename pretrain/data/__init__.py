@@ -1,0 +1,1 @@
+"""What a training batch is made from: images, facts, text views, augmentation."""

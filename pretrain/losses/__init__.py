@@ -1,0 +1,1 @@
+"""The training losses: masked latent modelling, contrastive, MAKE."""

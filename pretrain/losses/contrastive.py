@@ -1,0 +1,72 @@
+"""Stage 2: open_clip's contrastive loss on captions, and a sigmoid loss on single aspects.
+
+Captions that say the same of two images are false negatives of the softmax; the aspect loss has none:
+each (image, fact) pair is known to be true or false, or is left out. For image i and fact f,
+BCE(s · v_i·(t_f⁺ − t_f⁻), y_if), t⁺ and t⁻ the text embeddings of a sentence that says the fact and
+of one that denies it (sigmoid pairs as in SigLIP, arXiv 2303.15343; aspects as in MAKE, 2505.09372).
+
+The same loss on patch tokens aligns single cells with sentences (MAKE's fine-grained alignment): what
+an image says is what its best cells say, a soft maximum over cells, because a ruler fills few of them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dermaudit.distributed import n_processes, rank, total
+
+from ..data.facts import Fact, absent_sentence
+
+
+class AspectLoss(nn.Module):
+    """`log_scale` is the learned temperature of the aspect logits, exp-parametrised, at most 100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+
+    def forward(
+        self, images: torch.Tensor, said: torch.Tensor, denied: torch.Tensor, truth: torch.Tensor
+    ) -> torch.Tensor:
+        """images (n, d), or tokens (n, cells, d); said and denied (f, d); unit rows; truth (n, f) 1,
+        0 or nan."""
+        known = torch.isfinite(truth)
+        scale = self.log_scale.clamp(max=4.6).exp()
+        aspects = images @ (said - denied).T
+        if images.ndim == 3:
+            aspects = soft_maximum(aspects, dim=1)
+        loss = F.binary_cross_entropy_with_logits(
+            scale * aspects, torch.nan_to_num(truth), reduction="none"
+        )
+        return (loss * known).sum() * n_processes() / total(known.sum()).clamp(min=1)
+
+
+def soft_maximum(x: torch.Tensor, dim: int, sharpness: float = 8.0) -> torch.Tensor:
+    """log-mean-exp: between the mean (sharpness 0) and the maximum (∞) along `dim`. Unlike the
+    maximum it sends a gradient to every cell, so that no cell is lost at the start."""
+    return (torch.logsumexp(sharpness * x, dim) - math.log(x.shape[dim])) / sharpness
+
+
+def aspect_sentences(facts: list[Fact], rng: random.Random) -> tuple[list[str], list[str]]:
+    """One wording of presence and one of absence for every fact."""
+    return [rng.choice(fact.said) for fact in facts], [absent_sentence(fact, rng) for fact in facts]
+
+
+def caption_loss(
+    kind: str, images: torch.Tensor, texts: torch.Tensor, model: nn.Module, gathered: str = "local"
+) -> torch.Tensor:
+    """open_clip's ClipLoss or SigLipLoss on unit rows (n, d) of this process; its mean over processes is
+    the loss of the whole batch. `gathered`: "local" rows against all, or "full", all rows everywhere."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    world = {"rank": rank(), "world_size": n_processes()}
+    if kind == "siglip":
+        loss = SigLipLoss(**world, dist_impl="gather")
+        return loss(images, texts, model.logit_scale.exp(), model.logit_bias)
+    loss = ClipLoss(local_loss=gathered == "local", gather_with_grad=True, **world)
+    return loss(images, texts, model.logit_scale.exp())

@@ -1,0 +1,1 @@
+"""The training loop: start, stages, optimizer, resumable state, model card."""

@@ -1,0 +1,218 @@
+"""The model that a recipe starts from, with what is needed to save it again.
+
+Fresh towers with a tokenizer made from the captions; fresh or PanDerm image towers beside a Hugging Face
+text tower; or a whole model by name. Nothing is fetched but what the recipe names.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dermaudit.console import say
+from dermaudit.errors import ForeignArtifactError, UserInputError
+from dermaudit.files import write_text
+from dermaudit.towers import build_word_tokenizer, load_model
+
+from ..recipe import Recipe
+
+# Words that a caption of these recipes never says but a user may ask for stay words, not pieces.
+_KEPT_WORDS = ("skin", "lesion", "dermoscopic", "image", "no")
+
+
+@dataclass(frozen=True)
+class Start:
+    """An open_clip `model`, `tokenize` (list of str -> ids), and how it is written down: open_clip's
+    `model_cfg` and `preprocess_cfg`, and the tokenizer's files (None: open_clip's own BPE)."""
+
+    model: nn.Module
+    tokenize: Callable[[list[str]], Tensor]
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+    tokenizer: Any
+
+
+def make_start(recipe: Recipe, corpus: Sequence[str], work: Path) -> Start:
+    """Build the model from the recipe's seed. `corpus`: texts for a tokenizer of our own; `work` takes
+    its files.
+
+    Errors: UserInputError and ForeignArtifactError that name the model, file or key.
+    """
+    torch.manual_seed(recipe.seed)
+    if recipe.model.init:
+        start = _from_model(recipe)
+    elif "hf_model_name" in recipe.model.text_cfg:
+        start = _with_hf_text(recipe)
+    else:
+        start = _fresh(recipe, corpus, work)
+    if recipe.contrastive.loss == "siglip" and getattr(start.model, "logit_bias", None) is None:
+        start.model.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        start.model_cfg["init_logit_bias"] = -10.0
+    if recipe.grad_checkpointing:
+        start.model.set_grad_checkpointing(True)
+    return start
+
+
+def preprocess_of(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "size": recipe.image_size,
+        "mean": list(recipe.model.mean),
+        "std": list(recipe.model.std),
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    }
+
+
+def _fresh(recipe: Recipe, corpus: Sequence[str], work: Path) -> Start:
+    import open_clip
+
+    part = recipe.model
+    tokens = build_word_tokenizer(
+        _KEPT_WORDS,
+        corpus,
+        context_length=part.text_cfg["context_length"],
+        vocab_size=part.vocab_size,
+    )
+    for name, text in tokens.files.items():
+        write_text(work / "tokenizer" / name, text)
+    tokenize = open_clip.tokenizer.HFTokenizer(
+        str(work / "tokenizer"), context_length=tokens.context_length
+    )
+    model_cfg = {
+        "embed_dim": part.embed_dim,
+        "vision_cfg": _stock(part.vision_cfg),
+        "text_cfg": {**part.text_cfg, **tokens.text_cfg()},
+    }
+    model = _build(open_clip.model.CLIP, model_cfg)
+    _put_visual(model, recipe)
+    return Start(model, tokenize, model_cfg, preprocess_of(recipe), tokens)
+
+
+def _with_hf_text(recipe: Recipe) -> Start:
+    """A Hugging Face text tower with its own weights and tokenizer, from a folder or the hub."""
+    import open_clip
+
+    from dermaudit.towers.loading.hub import fetch_text
+    from dermaudit.towers.loading.tokenizer import TokenizerFiles
+
+    part = recipe.model
+    named = part.text_cfg["hf_model_name"]
+    folder = fetch_text(named)
+    text_cfg = {**part.text_cfg, "hf_model_name": str(folder), "hf_tokenizer_name": str(folder)}
+    model_cfg = {
+        "embed_dim": part.embed_dim,
+        "vision_cfg": _stock(part.vision_cfg),
+        "text_cfg": text_cfg,
+    }
+    model = _build(open_clip.model.CustomTextCLIP, model_cfg)
+    _put_visual(model, recipe)
+    tokens = TokenizerFiles.from_folder(
+        folder,
+        text_cfg["context_length"],
+        hf_model_name=_bare(named),
+        pooler=text_cfg.get("hf_pooler_type", "mean_pooler"),
+    )
+    # Written down without a path of this machine: the tokeniser's files go along with the model.
+    saved = {**model_cfg, "text_cfg": {**text_cfg, **tokens.text_cfg()}}
+    return Start(model, tokens, saved, preprocess_of(recipe), tokens)
+
+
+def _bare(name: str) -> str:
+    """A hub id as it is, a folder by its last name."""
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def _from_model(recipe: Recipe) -> Start:
+    import open_clip
+
+    from dermaudit.towers import resolve
+    from dermaudit.towers.loading.load import read_config, tag_quick_gelu
+    from dermaudit.towers.loading.tokenizer import TokenizerFiles
+
+    tower = load_model(recipe.model.init)
+    # The taps stay behind: what is trained is the model alone.
+    model = tower.release()
+    model.requires_grad_(True)
+    if tower.folder is not None:
+        model_cfg = read_config(tower.folder)["model_cfg"]
+        context = model_cfg["text_cfg"].get("context_length", 77)
+        text_cfg = model_cfg["text_cfg"]
+        tokens = (
+            TokenizerFiles.from_folder(
+                tower.folder,
+                context,
+                hf_model_name=text_cfg.get("hf_model_name", "local"),
+                pooler=text_cfg.get("hf_pooler_type", "mean_pooler"),
+            )
+            if (tower.folder / "tokenizer.json").is_file()
+            else None
+        )
+    else:
+        arch = recipe.model.init.rpartition("/")[0].replace("/", "-")
+        model_cfg, tokens = open_clip.get_model_config(arch), None
+        if tag_quick_gelu(resolve(recipe.model.init)):
+            model_cfg["quick_gelu"] = True
+    # Training squashes, whatever the start did: rulers and ink at the border stay in the picture.
+    preprocess = {**tower.preprocess_config, "resize_mode": "squash", "interpolation": "bicubic"}
+    return Start(model, tower.tokenizer, model_cfg, preprocess, tokens)
+
+
+def _stock(vision_cfg: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's part of `vision_cfg`."""
+    return {key: value for key, value in vision_cfg.items() if key != "panderm"}
+
+
+def _build(kind: type, model_cfg: dict[str, Any]) -> nn.Module:
+    try:
+        return kind(**copy.deepcopy(model_cfg))  # open_clip empties what it is given
+    except Exception as error:  # open_clip raises any class for a configuration it cannot build
+        raise UserInputError(
+            f"open_clip cannot build the recipe's model ({type(error).__name__}: {error})",
+            "check model.vision_cfg and model.text_cfg against open_clip's own configurations",
+        ) from error
+
+
+def _put_visual(model: nn.Module, recipe: Recipe) -> None:
+    """PanDerm's tower in the place of the stock one, and weights for the image tower alone."""
+    part = recipe.model
+    path = Path(part.vision_init) if part.vision_init else None
+    if path is not None and not path.is_file():
+        raise UserInputError(
+            f"model.vision_init: {path} does not exist",
+            "give the file of the image tower's weights",
+        )
+    if "panderm" in part.vision_cfg:
+        from dermaudit.towers.loading.panderm import panderm_visual
+
+        size = part.vision_cfg["panderm"]
+        model.visual = panderm_visual(size, part.embed_dim, path, recipe.image_size)
+        return
+    if path is None:
+        return
+    from dermaudit.towers.loading.weights import few, read_state
+
+    state = read_state(path)
+    if any(key.startswith("visual.") for key in state):  # of a whole model the image tower is taken
+        state = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
+    mine = model.visual.state_dict()
+    fits = {k: v for k, v in state.items() if k in mine and mine[k].shape == v.shape}
+    fresh = [k for k in mine if k not in fits]
+    # The projection into the joint space belongs to the model it was trained in.
+    if set(fresh) - {"proj", "head.proj.weight", "head.mlp.fc1.weight", "head.mlp.fc2.weight"}:
+        raise ForeignArtifactError(
+            f"{path} does not fit the recipe's image tower: missing or of another shape {few(fresh)}",
+            "give the weights of this architecture",
+        )
+    model.visual.load_state_dict(fits, strict=False)
+    for what, keys in (
+        ("keeps its first values for", fresh),
+        ("leaves out", set(state) - set(fits)),
+    ):
+        if keys:
+            say(f"  {path.name}: the start {what} {few(sorted(keys))}")

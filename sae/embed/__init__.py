@@ -1,0 +1,1 @@
+"""The `embed` stage: activations of images at the sites of a tower, shard by shard."""

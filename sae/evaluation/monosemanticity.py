@@ -1,0 +1,229 @@
+"""Monosemanticity of latents: are the images on which a latent fires alike (arXiv 2504.02821)?
+
+With ã = (a − min a) / (max a − min a) over the images, and unit image embeddings e of an independent
+encoder: MS = Σ_{i<j} ã_i ã_j cos(e_i, e_j) / Σ_{i<j} ã_i ã_j. Written as pairs it costs N² d; exactly
+the same from sums over one pass is MS = (‖v‖² − s₂) / (s₁² − s₂) with v = Σ ã e, s₁ = Σ ã, s₂ = Σ ã².
+min and max need not be known beforehand: Σa, Σa², Σa·e and Σe give v, s₁, s₂ afterwards.
+
+Chance is exact too. Shuffling the images of a latent keeps its denominator, and every pair is as
+likely as any other, so the expected MS is the mean cosine of all pairs: on dermoscopic images, all
+alike, .7 and more. What counts is the lift above it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dermaudit.errors import UserInputError
+
+from .figure import draws, figure, number
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+WINSOR = 0.999
+_TINY = 1e-10  # of s₁²: below, there is only one active image and no pair
+
+
+def unit_rows(embeddings: np.ndarray) -> np.ndarray:
+    """Rows (n, d) scaled to length one in float64. UserInputError naming a row that is zero or not
+    finite."""
+    e = np.asarray(embeddings, dtype=np.float64)
+    norm = np.linalg.norm(e, axis=1)
+    bad = np.flatnonzero(~(np.isfinite(norm) & (norm > 0)))
+    if len(bad):
+        raise UserInputError(
+            f"the embedding of image {bad[0]} is zero or not finite ({len(bad)} of {len(e)} are)",
+            "leave those images out, or embed them again",
+        )
+    return e / norm[:, None]
+
+
+class Monosemanticity:
+    """The sums of one pass, float64, (d_sae · d_e) numbers. `add` chunks in any order and size;
+    `merge` the sums of another worker; `scores` is the same whatever the chunks were."""
+
+    def __init__(self, d_sae: int, d_e: int) -> None:
+        self.n = 0
+        self._a = np.zeros(d_sae)
+        self._a2 = np.zeros(d_sae)
+        self._ae = np.zeros((d_sae, d_e))
+        self._e = np.zeros(d_e)
+        self._min = np.full(d_sae, np.inf)
+        self._max = np.full(d_sae, -np.inf)
+
+    def add(self, codes: csr_matrix | np.ndarray, embeddings: np.ndarray) -> None:
+        """codes (b, d_sae), sparse or dense, of any sign; embeddings (b, d_e), scaled to unit here."""
+        e = unit_rows(embeddings)
+        n, h = codes.shape
+        if n != len(e) or h != len(self._a):
+            raise UserInputError(
+                f"codes of shape {codes.shape} do not go with {len(e)} embeddings and {len(self._a)} latents"
+            )
+        if not n:
+            return
+        if isinstance(codes, np.ndarray):
+            a = codes.astype(np.float64)
+            low, high, total, squares = a.min(0), a.max(0), a.sum(0), (a**2).sum(0)
+        else:
+            a = codes.tocsr().astype(np.float64)
+            low, high = a.min(0).toarray().ravel(), a.max(0).toarray().ravel()
+            total = np.asarray(a.sum(0)).ravel()
+            squares = np.bincount(a.indices, a.data**2, minlength=h)
+        self.n += n
+        self._a += total
+        self._a2 += squares
+        self._ae += a.T @ e
+        self._e += e.sum(0)
+        self._min = np.minimum(self._min, low)
+        self._max = np.maximum(self._max, high)
+
+    def merge(self, other: Monosemanticity) -> None:
+        """Add the sums of other images."""
+        self.n += other.n
+        for name in ("_a", "_a2", "_ae", "_e"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._min = np.minimum(self._min, other._min)
+        self._max = np.maximum(self._max, other._max)
+
+    def scores(self) -> np.ndarray:
+        """MS of each latent (d_sae,) in [-1, 1]; nan where fewer than two images are above the
+        minimum, or all are equal."""
+        low = np.where(np.isfinite(self._min), self._min, 0.0)
+        span = np.where(self._max > low, self._max - low, np.nan)
+        s1 = (self._a - self.n * low) / span
+        s2 = (self._a2 - 2 * low * self._a + self.n * low**2) / span**2
+        v = (self._ae - low[:, None] * self._e) / span[:, None]
+        return _ratio((v**2).sum(1), s1, s2)
+
+    def chance(self) -> float:
+        """The mean cosine of all pairs of images; nan for fewer than two."""
+        pairs = self.n * (self.n - 1)
+        return float(((self._e**2).sum() - self.n) / pairs) if pairs else float("nan")
+
+
+def _ratio(v2: np.ndarray, s1: np.ndarray, s2: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        weight = s1**2 - s2
+        return np.where(weight > _TINY * s1**2, (v2 - s2) / weight, np.nan)
+
+
+def monosemanticity_report(
+    codes: csr_matrix,
+    embeddings: np.ndarray,
+    *,
+    same_model: bool,
+    n_shuffles: int = 20,
+    n_draws: int = 200,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """MS of latents with its chance level, from codes (n, d_sae) ≥ 0 and embeddings (n, d_e).
+
+    One image a group: images of one patient are alike whatever the latent. `same_model`: the
+    embeddings are those of the model that the SAE was fitted on, which is circular and is said.
+    Returns figures `mean` (interval by bootstrap over images, control: chance), `lift` (control:
+    random directions through the embeddings, the same way), `above` (share of latents above all of
+    `n_shuffles` shuffled copies of themselves), `winsor` (mean with activations cut at their 99.9 %
+    quantile, for MS leans on the maximum), and lists over latents, None for those never or once
+    active: `per_latent` {ms, lift, winsor}.
+    """
+    from scipy.sparse import csr_matrix as make_csr
+
+    e = unit_rows(embeddings)
+    a = make_csr(codes).astype(np.float64)
+    sums = Monosemanticity(a.shape[1], e.shape[1])
+    sums.add(a, e)
+    ms, chance = sums.scores(), sums.chance()
+    cut = Monosemanticity(a.shape[1], e.shape[1])
+    cut.add(_winsorised(a), e)
+    winsor = cut.scores()
+    rng = np.random.default_rng([seed, 2])
+    highest = np.full(len(ms), -np.inf)
+    for _ in range(n_shuffles):
+        shuffled = Monosemanticity(a.shape[1], e.shape[1])
+        shuffled.add(a, e[rng.permutation(len(e))])
+        highest = np.fmax(highest, shuffled.scores())
+    defined = np.isfinite(ms)
+    n_latents = int(defined.sum())
+    mean = float(ms[defined].mean()) if n_latents else float("nan")
+    above = float((ms > highest)[defined].mean()) if n_latents and n_shuffles else float("nan")
+    means, chances = _resampled(a, e, n_draws, seed)
+    directions = _random_directions(e, rng)
+    n = a.shape[0]
+    return {
+        "mean": figure(
+            mean, n, _interval(means), control=chance, control_is="mean cosine of all pairs"
+        ),
+        "lift": figure(
+            mean - chance,
+            n,
+            _interval(means - chances),
+            control=directions - chance,
+            control_is="random directions",
+        ),
+        "above": figure(above, n, control=1 / (n_shuffles + 1), control_is="by chance"),
+        "winsor": figure(
+            float(winsor[np.isfinite(winsor)].mean()) if n_latents else None,
+            n,
+            control=chance,
+            control_is="mean cosine of all pairs",
+        ),
+        "n_latents": n_latents,
+        "same_model": same_model,
+        "per_latent": {
+            "ms": [number(value) for value in ms],
+            "lift": [number(value) for value in ms - chance],
+            "winsor": [number(value) for value in winsor],
+        },
+    }
+
+
+def _winsorised(a: csr_matrix) -> csr_matrix:
+    """Activations cut at the 99.9 % quantile of those of their latent that are not zero (a rare
+    latent has its 99.9 % quantile over all images at zero)."""
+    columns = a.tocsc(copy=True)
+    for start, stop in zip(columns.indptr[:-1], columns.indptr[1:], strict=True):
+        if stop - start > 1:
+            active = columns.data[start:stop]
+            np.minimum(active, np.quantile(active, WINSOR), out=active)
+    return columns.tocsr()
+
+
+def _resampled(
+    a: csr_matrix, e: np.ndarray, n_draws: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean MS, mean cosine of all pairs) in each bootstrap draw over images; an image drawn twice
+    is no pair with itself. Activations are scaled by min and max of all images, as in the figure."""
+    low, high = a.min(0).toarray().ravel(), a.max(0).toarray().ravel()
+    span = np.where(high > low, high - low, np.nan)
+    columns = a.T.tocsr()
+    squared = columns.copy()
+    squared.data **= 2
+    means, chances = [], []
+    for weight in draws(len(e), n_draws, seed):
+        twice = weight**2
+        v = (columns @ (weight[:, None] * e) - low[:, None] * (weight @ e)) / span[:, None]
+        s1 = (columns @ weight - low * weight.sum()) / span
+        s2 = (squared @ twice - 2 * low * (columns @ twice) + low**2 * twice.sum()) / span**2
+        ms = _ratio((v**2).sum(1), s1, s2)
+        means.append(np.nanmean(ms) if np.isfinite(ms).any() else np.nan)
+        pairs = weight.sum() ** 2 - twice.sum()
+        chances.append((((weight @ e) ** 2).sum() - twice.sum()) / pairs if pairs else np.nan)
+    return np.array(means), np.array(chances)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float] | None:
+    from dermaudit.stats.intervals import percentile_interval
+
+    return percentile_interval(values) if len(values) else None
+
+
+def _random_directions(e: np.ndarray, rng: np.random.Generator, count: int = 64) -> float:
+    """Mean MS of projections of the embeddings, less their mean, on random directions."""
+    directions = rng.normal(size=(e.shape[1], count))
+    sums = Monosemanticity(count, e.shape[1])
+    sums.add(np.maximum((e - e.mean(0)) @ directions, 0.0), e)
+    scores = sums.scores()
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")

@@ -1,0 +1,1 @@
+"""An SAE in use: encoding, codes of a data set, and the latent suppressor."""

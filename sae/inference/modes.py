@@ -1,0 +1,38 @@
+"""What a suppression does to a latent that fires: the words, and what they need. No torch here."""
+
+from __future__ import annotations
+
+import math
+
+from dermaudit.errors import UserInputError, unknown
+
+#: Mode → what becomes of the code z of a suppressed latent.
+DOES: dict[str, str] = {
+    "subtract": "takes the latent off",
+    "mean": "sets it to its mean over artifact-free train images",
+    "clamp": "caps it at their 95 % quantile",
+    "scale": "multiplies it by --level",
+    "reactive": "takes it off only where the artifact score, the sum of the recipe's codes, is over the "
+    "95 % quantile of artifact-free train images",
+}
+MODES = tuple(DOES)
+
+
+def check_mode(mode: str, level: float | None) -> None:
+    """UserInputError for a mode that is none, a `scale` without its level, or a level that says nothing."""
+    if mode not in MODES:
+        raise unknown("suppression mode", mode, MODES)
+    if mode == "scale":
+        if level is None:
+            raise UserInputError(
+                "--mode scale needs --level, the factor of the codes",
+                "for example --level 0.5; 0 is subtract, 1 changes nothing",
+            )
+        if not (math.isfinite(level) and level >= 0):
+            raise UserInputError(
+                f"--level {level:g} is no factor of codes", "give a number of 0 or more"
+            )
+    elif level is not None:
+        raise UserInputError(
+            f"--level {level:g} says nothing to the mode {mode}", "it belongs to --mode scale"
+        )

@@ -1,0 +1,271 @@
+"""Suppression of latents in closed form, error term kept, without any SAE library.
+
+`x' = x + Σ_{j∈S} (z'_j − z_j) W_dec[j]` equals decode(z') + (x − decode(z)) because the other
+latents cancel. For threshold SAEs only the |S| latents need encoding (4·d·|S| FLOPs a row); whether
+a latent of a per-sample TopK fires depends on all the others, so there all are encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError, unknown
+
+from .model import ThresholdSAE, TopKSAE, top_k
+from .modes import MODES
+
+POSITIONS = ("all", "patch", "cls", "prefix")
+
+#: Below this many artifact-free rows a quantile of their scores is not a level (design §10).
+MIN_FREE = 30
+
+
+class Suppressed(NamedTuple):
+    """x (…, d) after; z (…, |S|) codes before; fired (…) whether the row was changed."""
+
+    x: Tensor
+    z: Tensor
+    fired: Tensor
+
+
+class LatentSuppressor(nn.Module):
+    """Suppress latents S of an SAE in rows x (n, d) or tokens x (n, tokens, d).
+
+    Modes, of a latent that fires (z > 0):
+
+    - `subtract`: z' = 0.
+    - `mean`: z' = `level`, the mean of the artifact-free images.
+    - `clamp`: z' = min(z, `level`), the 95 % quantile of the artifact-free images.
+    - `scale`: z' = `level` · z; 0 takes it off, 1 leaves it.
+    - `reactive`: z' = 0 where the artifact score Σ_{j∈S} gate_weight_j z_j of the row is over
+      `gate_level`, else z' = z (the gate of reactive P-ClArC, arXiv 2404.09601, on codes). Of tokens
+      the score is the image's, from the maximum of each code over its tokens, as image codes are.
+
+    `level`: (|S|,), a number for all, or None (0). `positions`: which tokens may change: "all",
+    "patch", "cls" (the first token), "prefix" (the first `n_prefix`: class token and registers), or
+    a boolean mask (tokens,) or (n, tokens). Rows in which nothing changes come back bit for bit.
+    `renormalise` rescales the rows that changed to their former length (unit rows stay unit): right
+    for an embedding that is compared by cosine, wrong for tokens of a residual stream.
+
+    The weights are buffers, and `forward` is differentiable with respect to x; it computes in the
+    dtype of the SAE and returns that of x. Errors: UserInputError for a mode, latent, level or
+    position that cannot be.
+    """
+
+    def __init__(
+        self,
+        sae: ThresholdSAE | TopKSAE,
+        latents: Sequence[int],
+        *,
+        mode: str = "subtract",
+        level: Tensor | float | None = None,
+        renormalise: bool = True,
+        gate_weight: Tensor | None = None,
+        gate_level: float | None = None,
+        positions: str | Tensor = "all",
+        n_prefix: int = 1,
+    ) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise unknown("suppression mode", mode, MODES)
+        latents = [int(j) for j in latents]
+        if not latents or min(latents) < 0 or max(latents) >= sae.d_sae:
+            raise UserInputError(
+                f"latents {latents} are not all within this SAE's 0 … {sae.d_sae - 1}"
+            )
+        if len(set(latents)) < len(latents):
+            raise UserInputError(f"latents {latents} name one twice: it would be taken off twice")
+        if mode == "scale" and level is None:
+            raise UserInputError(
+                "mode 'scale' needs `level`, the factor of the codes", "0 is subtract, 1 no change"
+            )
+        if mode == "reactive" and gate_level is None:
+            raise UserInputError(
+                "mode 'reactive' needs `gate_level`, the artifact score over which a row is changed",
+                "reactive_level gives the quantile of artifact-free rows",
+            )
+        self.mode, self.renormalise, self.latents = mode, renormalise, latents
+        self.positions, self.n_prefix = positions, n_prefix
+        self.k = sae.k if isinstance(sae, TopKSAE) else None
+        index, dtype = torch.tensor(latents), sae.W_enc.dtype
+        whole = self.k is not None
+        self.register_buffer(
+            "W_enc", sae.W_enc.clone() if whole else sae.W_enc[:, index].contiguous()
+        )
+        self.register_buffer("b_enc", sae.b_enc.clone() if whole else sae.b_enc[index])
+        if whole:
+            self.register_buffer("index", index)
+        else:
+            self.register_buffer("threshold", sae.threshold[index])
+        self.register_buffer("W_dec", sae.W_dec[index].contiguous())
+        self.register_buffer("b_dec", sae.b_dec.clone())
+        self.register_buffer(
+            "level", _per_latent(0.0 if level is None else level, latents, "level", dtype)
+        )
+        self.register_buffer(
+            "gate_weight",
+            _per_latent(1.0 if gate_weight is None else gate_weight, latents, "gate_weight", dtype),
+        )
+        self.register_buffer("gate_level", torch.tensor(gate_level or 0.0, dtype=dtype))
+        _check_positions(positions)
+
+    @property
+    def d_in(self) -> int:
+        return self.W_enc.shape[0]
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (…, |S|) of the suppressed latents alone; 0 for a row that is not finite."""
+        pre = (x.to(self.W_enc.dtype) - self.b_dec) @ self.W_enc + self.b_enc
+        if self.k is None:
+            return torch.where(pre > self.threshold, torch.relu(pre), 0.0)
+        z = top_k(pre, self.k).index_select(-1, self.index)
+        return torch.where(z > 0, z, 0.0)
+
+    def forward(self, x: Tensor, positions: str | Tensor | None = None) -> Tensor:
+        """x with the latents suppressed; `positions` instead of the module's own."""
+        return self.suppress(x, positions).x
+
+    @torch.no_grad()
+    def apply_to(self, x: Tensor, positions: str | Tensor | None = None) -> Suppressed:
+        """Suppress in x and say what fired, without a gradient."""
+        return self.suppress(x, positions)
+
+    def suppress(self, x: Tensor, positions: str | Tensor | None = None) -> Suppressed:
+        """Suppress in x (…, d) and say what fired; differentiable with respect to x."""
+        return self._suppress(x, positions, self.n_prefix)
+
+    def _suppress(self, x: Tensor, positions: str | Tensor | None, n_prefix: int) -> Suppressed:
+        z = self.encode(x)
+        mask = self._mask_of(x, self.positions if positions is None else positions, n_prefix)
+        seen = z if mask is None else torch.where(mask[..., None], z, 0.0)
+        edited, fired = self.edit(x, self.change(seen))
+        return Suppressed(edited, z, fired)
+
+    def edit(self, x: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """(x with Σ_j change_j W_dec[j] added, where it changed): x (…, d), change (…, |S|).
+
+        With `change(z)` of codes that are known this is `suppress` without encoding; with some of
+        its columns 0, what the other latents do alone.
+        """
+        # Selecting, not adding zero: x + 0.0 and a re-normalised unit row are not the same bits.
+        fired = (change != 0).any(-1)
+        edited = x + (change @ self.W_dec).to(x.dtype)
+        if self.renormalise:
+            length = edited.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # nothing left: stays 0
+            edited = edited * (x.norm(dim=-1, keepdim=True) / length)
+        return torch.where(fired[..., None], edited, x), fired
+
+    def change(self, z: Tensor) -> Tensor:
+        """z' − z (…, |S|) of codes z; exactly 0 where a latent does not fire."""
+        if self.mode == "subtract":
+            return -z
+        if self.mode == "scale":
+            return (self.level - 1) * z
+        if self.mode == "reactive":
+            image = z.amax(-2, keepdim=True) if z.ndim > 2 else z
+            score = (image * self.gate_weight).sum(-1, keepdim=True)
+            return torch.where(score > self.gate_level, -z, 0.0)
+        change = self.level - z
+        if self.mode == "clamp":
+            change = change.clamp(max=0)
+        return torch.where(z > 0, change, 0.0)
+
+    def _mask_of(self, x: Tensor, positions: str | Tensor, n_prefix: int) -> Tensor | None:
+        """True where a row of x may change, broadcastable to x.shape[:-1]; None for everywhere."""
+        _check_positions(positions)
+        if isinstance(positions, Tensor):
+            if positions.shape not in (x.shape[-2:-1], x.shape[:-1]):
+                raise UserInputError(
+                    f"the mask of positions has the shape {tuple(positions.shape)}, x {tuple(x.shape)}",
+                    "give (tokens,), or one entry for every row of x",
+                )
+            return positions.to(x.device)
+        if positions == "all":
+            return None
+        if x.ndim < 3:
+            raise UserInputError(
+                f"positions '{positions}' needs tokens (n, tokens, d); x has the shape {tuple(x.shape)}",
+                "use positions='all' at a pooled site",
+            )
+        if positions != "patch" and n_prefix < 1:
+            raise UserInputError(f"positions '{positions}': there is no token before the patches")
+        token = torch.arange(x.shape[-2], device=x.device)
+        if positions == "cls":
+            return token == 0
+        return token < n_prefix if positions == "prefix" else token >= n_prefix
+
+    # ---- in a tower, and in a file ---------------------------------------------------------------
+
+    @contextmanager
+    def attach(self, tower: Any, site: str, positions: str | Tensor | None = None) -> Iterator[Any]:
+        """Within the block the tower (a HookedTower) runs with this suppressor at `site`.
+
+        Yields the tower. Where nothing fires, its output is bit for bit what it was. The hook is
+        gone after the block, after an exception too. Errors: UserInputError for an unknown site,
+        ForeignArtifactError when the site has another width.
+        """
+        tower.check_site(site)
+        # A tower knows the widths of its image sites only.
+        if site.startswith("visual.") and tower.site_width(site) != self.d_in:
+            raise ForeignArtifactError(
+                f"the suppressor has d_in {self.d_in}, the tower '{tower.name}' has "
+                f"{tower.site_width(site)} at {site}: it belongs to another model or site"
+            )
+
+        def hook(value: Tensor, hook: Any) -> Tensor | None:
+            out = self._suppress(value, positions, tower.n_prefix_tokens)
+            # None keeps the very tensor: its strides, and so the bits of what follows, stay.
+            return out.x if bool(out.fired.any()) else None
+
+        with tower.hooks(fwd_hooks=[(site, hook)]):
+            yield tower
+
+    def export_onnx(self, path: Path | str, *, tokens: int | None = None) -> Path:
+        """Write the module as ONNX: input `x` (n, d), or (n, `tokens`, d); outputs `x_out`, `z`, `fired`.
+
+        n is free. Needs the extra `onnx`; the file runs without this package and without torch.
+        Errors: UserInputError when the extra is not installed, or the positions do not fit.
+        """
+        from .onnx_export import export
+
+        return export(self, Path(path), tokens)
+
+
+def reactive_level(z: Tensor, gate_weight: Tensor | None = None, share: float = 0.95) -> float:
+    """The artifact score that `share` of artifact-free rows stay under, from their codes z (n, |S|).
+
+    Take the rows from the split the recipe is chosen on, never from those it is scored on.
+    Errors: EvidenceError when there are fewer than MIN_FREE rows.
+    """
+    if len(z) < MIN_FREE:
+        raise EvidenceError(
+            f"{len(z)} artifact-free rows are too few for the level of a reactive gate",
+            f"at least {MIN_FREE} are needed",
+            {"n": len(z), "needed": MIN_FREE},
+        )
+    score = z.sum(-1) if gate_weight is None else z @ gate_weight.to(z.dtype)
+    return float(torch.quantile(score.double(), share))
+
+
+def _check_positions(positions: str | Tensor) -> None:
+    if isinstance(positions, str) and positions not in POSITIONS:
+        raise UserInputError(
+            f"positions '{positions}': one of {', '.join(POSITIONS)}, or a boolean mask"
+        )
+    if isinstance(positions, Tensor) and positions.dtype != torch.bool:
+        raise UserInputError(f"the mask of positions is of {positions.dtype}, not boolean")
+
+
+def _per_latent(value: Tensor | float, latents: list[int], name: str, dtype: torch.dtype) -> Tensor:
+    given = torch.as_tensor(value, dtype=dtype)
+    if given.ndim and given.shape != (len(latents),):
+        raise UserInputError(
+            f"`{name}` has the shape {tuple(given.shape)}; there are {len(latents)} latents"
+        )
+    return given.expand(len(latents)).clone()

@@ -1,0 +1,1 @@
+"""Activation stores: memory-mapped embeddings of one site, read in batches."""

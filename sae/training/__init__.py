@@ -1,0 +1,1 @@
+"""SAE training with sparse kernels, resumable, several seeds in one pass."""

@@ -1,0 +1,279 @@
+"""How an SAE is fitted: one frozen, validated record. Nothing heavy is imported here.
+
+Rows and samples are the unit of every duration, never steps: a window of 20,000 samples means the same
+at any batch. Coefficients are on the summed squared error of one row in units of training (`scale`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dermaudit.errors import UserInputError, unknown
+
+Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu_l1"]
+ARCHITECTURES: tuple[str, ...] = typing.get_args(Architecture)
+
+#: Architectures that keep the largest k; the others are held sparse by a penalty.
+TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
+
+
+@dataclass(frozen=True)
+class SAERecipe:
+    """How an SAE is fitted. Errors: UserInputError in one sentence for what cannot be.
+
+    `k`: active latents a row (topk), their mean over a batch (batchtopk, matryoshka), or the mean that
+    jumprelu's quadratic penalty pulls to and its thresholds are shifted to in the end; relu_l1 has none.
+    `widths`: matryoshka's nested prefixes, the last is d_sae. `epochs`, where given, replaces `samples`.
+    `order_seed` seeds the order of the rows, `seed` everything else, so that seeds can share one pass
+    over the data.
+    """
+
+    architecture: Architecture = "batchtopk"
+    d_sae: int = 512
+    k: float = 8.0
+    widths: tuple[int, ...] = ()
+    l1_coefficient: float = 1.0
+    l0_coefficient: float = 1.0
+    l0_penalty: Literal["quadratic", "step", "tanh"] = "quadratic"
+    l0_bandwidth: float = 1.0
+    l0_threshold: float = 0.1  # at the start
+    penalty_warmup: float = 0.1  # share of the steps in which a penalty grows to its coefficient
+    samples: int = 400_000
+    epochs: float | None = None
+    batch: int = 512
+    lr: float = 1e-3
+    warmup: float = 0.05  # share of the steps
+    decay: Literal["cosine", "linear", "none"] = "cosine"
+    clip: float = 1.0  # largest norm of the gradient; 0 = none
+    dead_window: int = 20_000  # samples without firing after which a latent is dead
+    aux_coefficient: float = (
+        0.03125  # of AuxK (arXiv 2406.04093); jumprelu: of its pre-activation loss
+    )
+    resample_every: int = 0  # samples between resamplings of dead latents; 0 = never
+    checks: int = 8  # how often the held-out rows are looked at
+    patience: int = 3  # checks without progress after which fitting ends
+    scale: Literal["sqrt_d", "none"] = "sqrt_d"  # rows are brought to mean norm √d about their mean
+    centre: bool = True  # b_dec starts at the mean of the rows; else at 0
+    export: Literal["threshold", "topk"] = "threshold"
+    seed: int = 0
+    order_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            _check_type(spec.name, getattr(self, spec.name), _TYPES[spec.name])
+        _check_range(self)
+        if self.architecture in TOPK_FAMILY or self.pulls_to_k:
+            _check_k(self)
+        if self.architecture == "matryoshka":
+            widths = self.widths or default_widths(self.d_sae)
+            if widths[-1] != self.d_sae:
+                widths = (*widths, self.d_sae)
+            if widths[0] < 1 or any(a >= b for a, b in zip(widths, widths[1:], strict=False)):
+                raise UserInputError(
+                    f"widths = {_listed(self.widths)} do not rise up to d_sae = {self.d_sae}",
+                    f"for example widths={_listed(default_widths(self.d_sae))}",
+                )
+            object.__setattr__(self, "widths", widths)
+        elif self.widths:
+            raise UserInputError(
+                f"widths belong to the architecture matryoshka, not to {self.architecture}",
+                "choose --arch matryoshka, or leave them out",
+            )
+        if self.export == "topk" and self.architecture != "topk":
+            raise UserInputError(
+                f"export = topk is for the architecture topk, not for {self.architecture}",
+                "leave it out: the others are written with thresholds",
+            )
+
+    @property
+    def pulls_to_k(self) -> bool:
+        """Whether a penalty pulls the mean L0 to k."""
+        return self.architecture == "jumprelu" and self.l0_penalty == "quadratic"
+
+    def steps(self, n: int) -> int:
+        """Steps over n rows; an epoch is the whole batches that n rows fill."""
+        batch = self.batch_of(n)
+        if self.epochs is not None:
+            return max(1, round(self.epochs * (n // batch)))
+        return max(1, self.samples // batch)
+
+    def batch_of(self, n: int) -> int:
+        return min(self.batch, n)
+
+    def replaced(self, settings: dict[str, Any]) -> SAERecipe:
+        """This recipe with other values: {field: value}. Errors as for a new one; a name that is no
+        field is answered with the nearest."""
+        for name in settings:
+            if name not in _TYPES:
+                raise unknown("setting", name, _TYPES)
+        if "d_sae" in settings and "widths" not in settings:
+            settings = {"widths": (), **settings}
+        return dataclasses.replace(self, **settings)
+
+
+_TYPES = typing.get_type_hints(SAERecipe)
+
+
+def settings_from(texts: list[str]) -> dict[str, Any]:
+    """{field: value} of `key=value` texts, each value read by the field's type.
+
+    Errors: UserInputError that names the text.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserInputError(f"--set {text}: expected key=value", "for example --set lr=3e-4")
+        found[name.strip()] = value_of(name.strip(), value)
+    return found
+
+
+def value_of(name: str, text: str) -> Any:
+    """The value that `text` says for the field `name`."""
+    if name not in _TYPES:
+        raise unknown("setting", name, _TYPES)
+    text, kinds = text.strip(), _kinds(_TYPES[name])
+    if type(None) in kinds and text.lower() in ("", "none"):
+        return None
+    if typing.get_origin(kinds[0]) is Literal:
+        return text
+    if kinds[0] is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserInputError(f"{name}={text}: expected true or false")
+        return text.lower() == "true"
+    try:
+        if kinds[0] is int:
+            # 1e6 and 1_000_000 are ways people write a number of samples.
+            number = float(text)
+            if not number.is_integer():
+                raise ValueError
+            return int(number)
+        if kinds[0] is float:
+            return float(text)
+        return tuple(int(part) for part in text.replace("-", ",").split(",") if part)
+    except (ValueError, OverflowError):
+        wanted = {int: "a whole number", float: "a number"}.get(
+            kinds[0], "whole numbers: 64-128-256"
+        )
+        raise UserInputError(f"{name}={text}: expected {wanted}") from None
+
+
+def default_widths(d_sae: int) -> tuple[int, ...]:
+    """1/16, 1/8, 1/4, 1/2 and all of the latents, as far as they differ (arXiv 2503.17547 nests so)."""
+    return tuple(sorted({max(1, d_sae // part) for part in (16, 8, 4, 2, 1)}))
+
+
+def dermfm_zero(d_in: int = 768) -> dict[str, Any]:
+    """The published recipe of DermFM-Zero, as settings: ReLU, L1, unit-norm decoder, tied bias from 0,
+    rows as they are. Its loss (1/d)‖x − x̂‖² + 3e-5 Σz is ours times 1/d."""
+    return {
+        "architecture": "relu_l1",
+        "d_sae": 8 * d_in,
+        "l1_coefficient": 3e-5 * d_in,
+        "lr": 5e-4,
+        "batch": 4096,
+        "epochs": 200.0,
+        "warmup": 0.0,
+        "decay": "none",
+        "penalty_warmup": 0.0,
+        "clip": 0.0,
+        "scale": "none",
+        "centre": False,
+    }
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    if isinstance(hint, types.UnionType):
+        return tuple(sorted(typing.get_args(hint), key=lambda kind: kind is type(None)))
+    return (hint,)
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    kinds = _kinds(hint)
+    if value is None and type(None) in kinds:
+        return
+    if typing.get_origin(kinds[0]) is Literal:
+        options = typing.get_args(kinds[0])
+        if value not in options:
+            raise unknown("architecture" if name == "architecture" else name, str(value), options)
+    elif kinds[0] in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole or (kinds[0] is float and isinstance(value, float))):
+            raise UserInputError(
+                f"{name} = {value!r} is not a {'whole ' if kinds[0] is int else ''}number"
+            )
+        if not math.isfinite(value):
+            raise UserInputError(f"{name} = {value} is not finite")
+    elif kinds[0] is bool:
+        if not isinstance(value, bool):
+            raise UserInputError(f"{name} = {value!r} is neither true nor false")
+    elif not isinstance(value, tuple) or not all(type(part) is int for part in value):
+        raise UserInputError(f"{name} = {value!r} is not a tuple of whole numbers")
+
+
+_POSITIVE = (
+    "d_sae",
+    "k",
+    "samples",
+    "epochs",
+    "batch",
+    "lr",
+    "dead_window",
+    "checks",
+    "patience",
+    "l0_bandwidth",
+)
+_NOT_NEGATIVE = (
+    "l1_coefficient",
+    "l0_coefficient",
+    "l0_threshold",
+    "clip",
+    "aux_coefficient",
+    "resample_every",
+    "seed",
+    "order_seed",
+)
+_SHARES = ("warmup", "penalty_warmup")
+
+
+def _check_range(recipe: SAERecipe) -> None:
+    for name in _POSITIVE:
+        value = getattr(recipe, name)
+        if value is not None and value <= 0:
+            raise UserInputError(f"{name} = {value:g} must be above 0")
+    for name in _NOT_NEGATIVE:
+        if getattr(recipe, name) < 0:
+            raise UserInputError(f"{name} = {getattr(recipe, name):g} must not be below 0")
+    for name in _SHARES:
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise UserInputError(
+                f"{name} = {getattr(recipe, name):g} must be a share of the steps, 0 to 1"
+            )
+
+
+def _check_k(recipe: SAERecipe) -> None:
+    if recipe.k > recipe.d_sae:
+        raise UserInputError(
+            f"k = {recipe.k:g} is larger than d_sae = {recipe.d_sae}: no row can have more active latents "
+            "than there are",
+            "choose k well below d_sae",
+        )
+    if recipe.architecture == "topk" and recipe.k != int(recipe.k):
+        raise UserInputError(
+            f"k = {recipe.k:g}: topk keeps a whole number of latents in every row",
+            "batchtopk keeps a mean of any size",
+        )
+    if int(recipe.k * recipe.batch) < 1:
+        raise UserInputError(
+            f"k = {recipe.k:g} keeps nothing of a batch of {recipe.batch}",
+            "choose a larger k or batch",
+        )
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return "-".join(map(str, values))

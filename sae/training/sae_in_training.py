@@ -1,0 +1,241 @@
+"""One SAE while it is trained: its weights, Adam, the counters of its latents, and the best so far."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dermaudit.distributed import World, average_gradients, total
+from dermaudit.errors import UserInputError
+
+from ..store.loader import Survey
+from .adam import Adam, clip_and_step
+from .architectures import UnitNormReLU, build, held_out_sums, learning_rate, step
+from .recipe import SAERecipe
+from .resample import ROWS, UNTIL, resample
+
+_LOGGED = 100  # lines of log that a fit writes, about
+_CELLS = 1 << 25  # of the dense codes of held-out rows at a time
+
+
+@dataclass
+class Best:
+    """The weights that did best on the held-out rows, at which step, and their FVU there."""
+
+    score: float = math.inf
+    fvu: float = math.inf
+    step: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Trainee:
+    """`rows` are what it learns from (n, d), `held` (m, d) float32 what early stopping looks at."""
+
+    def __init__(
+        self,
+        recipe: SAERecipe,
+        rows: Any,
+        held: Tensor,
+        found: Survey,
+        world: World,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not found.spread > 0:
+            raise UserInputError(
+                f"all {found.n} rows are equal: there is nothing to learn from them",
+                "embed other images, or another site",
+            )
+        self.recipe, self.rows, self.world, self.dtype = recipe, rows, world, dtype
+        self.scale = math.sqrt(rows.d) / found.spread if recipe.scale == "sqrt_d" else 1.0
+        mean = torch.from_numpy(found.mean * self.scale).to(dtype)
+        self.sae = build(recipe, mean, dtype=dtype, device=world.device)
+        self.optimizer = _adam(self.sae, recipe.lr, world.device)
+        self.batch = recipe.batch_of(rows.n)
+        self.steps = recipe.steps(rows.n)
+        self.check_every = max(1, self.steps // recipe.checks)
+        self.log_every = max(1, self.steps // _LOGGED)
+        self.held = self._ready(held)
+        centred = held.double() - held.double().mean(0)
+        self.held_variance = float((centred**2).sum()) * self.scale**2
+        self.done = 0
+        self.stopped = False
+        self.best = Best()
+        self.silent = torch.zeros(recipe.d_sae, dtype=torch.int64, device=world.device)
+        self.sums: dict[str, Tensor] = {}
+        self.entries: list[dict[str, Any]] = []
+
+    @property
+    def finished(self) -> bool:
+        return self.stopped or self.done >= self.steps
+
+    @property
+    def dead(self) -> Tensor:
+        return self.silent > self.recipe.dead_window
+
+    def learn(self, rows: np.ndarray) -> None:
+        """One step on this process's share of a batch, (b, d) float32, as it was stored."""
+        recipe, x = self.recipe, self._ready(torch.from_numpy(rows))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, self.done, self.steps)
+        taken = step(self.sae, recipe, x, self.dead, self.done / self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        taken.loss.backward()
+        average_gradients(self.sae.parameters())
+        if isinstance(self.sae, UnitNormReLU):
+            self.sae.remove_radial_gradient()
+        if recipe.clip:
+            clip_and_step(self.optimizer, recipe.clip)
+        else:
+            self.optimizer.step()
+        if isinstance(self.sae, UnitNormReLU):
+            self.sae.renormalise()
+        fired = total(taken.fired.to(torch.int64)) > 0
+        self.silent = torch.where(fired, 0, self.silent + self.batch)
+        self._add(loss=taken.loss, l0=taken.l0, **taken.losses)
+        self.done += 1
+        self._resample()
+
+    def after_step(self) -> dict[str, Any] | None:
+        """The line of log that is due, or None; at a check, with what the held-out rows say."""
+        checking = self.done % self.check_every == 0 or self.done == self.steps
+        if not checking and self.done % self.log_every:
+            return None
+        entry = self._entry()
+        if checking:
+            residual, penalty = self._held_out()
+            fvu, score = residual / self.held_variance, (residual + penalty) / self.held_variance
+            entry |= {"held_fvu": fvu, "held_score": score}
+            if score < self.best.score:
+                weights = {name: value.clone() for name, value in self.weights().items()}
+                self.best = Best(score, fvu, self.done, weights)
+            elif self.done - self.best.step >= self.recipe.patience * self.check_every:
+                self.stopped = True
+        self.entries.append(entry)
+        return entry
+
+    @property
+    def checked(self) -> bool:
+        """Whether the step just done was one of the checks."""
+        return (
+            bool(self.entries)
+            and self.entries[-1]["step"] == self.done
+            and "held_fvu" in self.entries[-1]
+        )
+
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters by name; the running threshold of sae-lens, which is not used, is left out."""
+        return {name: value.detach() for name, value in self.sae.named_parameters()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint has to hold of it, by name."""
+        found = {f"weights.{name}": value for name, value in self.weights().items()}
+        found |= {f"best.{name}": value for name, value in self.best.weights.items()}
+        found |= {f"sums.{name}": value for name, value in self.sums.items()}
+        found["silent"] = self.silent
+        for name, parameter in self.sae.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"adam.{key}.{name}"] = value
+        return found
+
+    def progress(self) -> dict[str, Any]:
+        return {
+            "done": self.done,
+            "stopped": self.stopped,
+            "entries": self.entries,
+            "best": [self.best.score, self.best.fvu, self.best.step] if self.best.weights else None,
+        }
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Be what `tensors` and `progress` were taken of."""
+        tensors = {name: value.to(self.world.device) for name, value in tensors.items()}
+        for name, parameter in self.sae.named_parameters():
+            parameter.copy_(tensors[f"weights.{name}"])
+            if f"adam.step.{name}" not in tensors:
+                continue
+            state = self.optimizer.state[parameter]
+            # torch's fused step counts on the device, ours on the CPU.
+            step_of = tensors[f"adam.step.{name}"]
+            state["step"] = step_of.cpu() if isinstance(self.optimizer, Adam) else step_of
+            for key in ("exp_avg", "exp_avg_sq"):
+                # In memory as the parameter lies: its numbers may stand by columns.
+                state[key] = torch.empty_like(parameter).copy_(tensors[f"adam.{key}.{name}"])
+        self.silent = tensors["silent"]
+        self.sums = _below(tensors, "sums.")
+        self.done, self.stopped = progress["done"], progress["stopped"]
+        self.entries = progress["entries"]
+        if progress["best"]:
+            self.best = Best(*progress["best"], weights=_below(tensors, "best."))
+
+    @torch.no_grad()
+    def take_best(self) -> None:
+        """Go back to the best weights."""
+        for name, parameter in self.sae.named_parameters():
+            parameter.copy_(self.best.weights[name])
+
+    def _ready(self, rows: Tensor) -> Tensor:
+        return rows.to(self.world.device, self.dtype) * self.scale
+
+    def _add(self, **values: Tensor) -> None:
+        """Sums for the log, on the device: nothing waits for a number."""
+        for name, value in values.items():
+            so_far = self.sums.get(name)
+            value = value.detach().double()
+            self.sums[name] = value.clone() if so_far is None else so_far + value
+        steps = self.sums.get(
+            "steps", torch.zeros((), dtype=torch.float64, device=self.world.device)
+        )
+        self.sums["steps"] = steps + 1
+
+    def _entry(self) -> dict[str, Any]:
+        names = sorted(self.sums)
+        values = total(torch.stack([self.sums[name] for name in names])).tolist()
+        summed = dict(zip(names, values, strict=True))
+        steps = summed.pop("steps")
+        self.sums = {}
+        return {
+            "step": self.done,
+            "samples": self.done * self.batch,
+            "epoch": round(self.done / (self.rows.n // self.batch), 4),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **{name: value / steps for name, value in summed.items()},
+            "dead": float(self.dead.double().mean()),
+        }
+
+    def _held_out(self) -> tuple[float, float]:
+        """Sums over the held-out rows, of which each process takes every so-manieth chunk."""
+        size = min(4096, max(256, _CELLS // self.recipe.d_sae))
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        for part in self.held.split(size)[self.world.rank :: self.world.size]:
+            sums += torch.stack(held_out_sums(self.sae, part))
+        residual, penalty = total(sums).tolist()
+        return residual, penalty
+
+    def _resample(self) -> None:
+        every = self.recipe.resample_every
+        if not every or self.done > UNTIL * self.steps:
+            return
+        # At the step in which another `every` samples became full.
+        if self.done * self.batch // every == (self.done - 1) * self.batch // every:
+            return
+        rng = np.random.default_rng([self.recipe.seed, self.done])
+        index = np.sort(rng.choice(self.rows.n, min(ROWS, self.rows.n), replace=False))
+        x = self._ready(torch.from_numpy(self.rows.take(index)))
+        dead = self.dead
+        resample(self.sae, self.optimizer, dead, x, rng)
+        self.silent = torch.where(dead, 0, self.silent)
+
+
+def _adam(sae: torch.nn.Module, lr: float, device: torch.device) -> torch.optim.Optimizer:
+    if device.type == "cpu":
+        return Adam(sae.parameters(), lr=lr)
+    return torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: v for name, v in tensors.items() if name.startswith(prefix)}
