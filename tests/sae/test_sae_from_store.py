@@ -10,7 +10,7 @@ import pytest
 from sae_tower import BLOCK, SITES, Tower, write_pictures
 
 from dermaudit.data import Manifest
-from dermaudit.data.splits import split_of
+from dermaudit.data.splits import assign
 from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.run.directory import Run
 from dermaudit.sae import ActivationStore
@@ -69,7 +69,7 @@ def test_run__has_the_rows_of_the_store_and_the_table_of_the_manifest(made, tmp_
         for one, other in zip(ours.shard_paths(), theirs.shard_paths(), strict=True):
             assert one.samefile(other)  # not a second time on the disk
     table = pq.read_table(run.file("images.parquet"))
-    assert table["split"].to_pylist() == [split_of(f"p{i // 2}") for i in range(20)]
+    assert table["split"].to_pylist() == assign(f"p{i // 2}" for i in range(20))
     assert table["label"].to_pylist() == manifest.labels and len(table["sha256"][0].as_py()) == 64
     assert (
         run.meta["model"]["name"] == "toy" and run.require("embed", "embed")["summary"]["n"] == 20

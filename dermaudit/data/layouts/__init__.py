@@ -1,6 +1,6 @@
-"""The layouts that people have, one module each: `matches(path)` and `read(path) -> RawTable`.
+"""Dataset layouts, one module each; every module that defines `LAYOUT` is discovered (`registry.py`).
 
-A layout only says where the columns come from; validation and the split are the same for all.
+A layout only maps columns and files; validation and the split are the same for all layouts.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from dermaudit.errors import UserInputError, unknown
 
 from ..manifest.missing_path import missing, no_table
 from ..manifest.tables import SHARDS_FILE, TABLE_SUFFIXES, UNFINISHED, UNFINISHED_SHARDS, RawTable
-from . import concept_meta, derm1m, dermoscopy, folder, hf_metadata, isic, make, native, zeroshot
+from . import dermoscopy
+from .registry import DatasetLayout as DatasetLayout
+from .registry import Layout as Layout
+from .registry import discover
 
-# Tables of the published systems, told by the columns of a file.
-FOREIGN = {
-    layout.NAME: layout for layout in (make, derm1m, zeroshot, concept_meta, hf_metadata, isic)
-}
 _PROBED = 200  # rows of a table whose images are looked for
-# In the order in which they are tried.
-LAYOUTS = {"native": native, "dermoscopy": dermoscopy, "folder": folder, **FOREIGN}
+LAYOUTS = discover()  # in the order in which they are tried
+# Layouts that are recognised by the columns of a table.
+FOREIGN = {
+    name: one for name, one in LAYOUTS.items() if name not in ("native", "dermoscopy", "folder")
+}
 
 
 def detect(path: Path) -> str:
@@ -74,7 +76,7 @@ def read_layout(path: Path, layout: str = "auto") -> RawTable:
     """
     if layout not in ("auto", *LAYOUTS):
         error = unknown("layout", layout, ["auto", *LAYOUTS])
-        needs = "; ".join(f"{name}: {module.NEEDS}" for name, module in FOREIGN.items())
+        needs = "; ".join(f"{name}: {one.description}" for name, one in FOREIGN.items())
         raise UserInputError(error.message, f"{error.hint}. Columns they need: {needs}")
     name = detect(path) if layout == "auto" else layout
     if not path.exists():

@@ -16,6 +16,7 @@ from ..manifest.tables import TRUTH_PREFIXES, RawTable, Skipped
 from ..splits import SPLITS
 from .csv_rows import Column, Rows, header_of, one_file, raw_table, read_rows
 from .image_names import ImageNames
+from .registry import Layout
 
 NAME = "concept-meta"
 NEEDS = "ImageID, a 0/1 column a concept (images in final_images/)"
@@ -158,3 +159,6 @@ def images_of(rows: Rows, column: str, names: ImageNames) -> tuple[Column, dict[
             first[image] = line
         images.append(image)
     return images, bad
+
+
+LAYOUT = Layout(NAME, NEEDS, matches, read, order=60)

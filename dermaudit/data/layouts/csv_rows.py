@@ -126,7 +126,7 @@ def raw_table(
     left = {name: cells for name, cells in rows.columns.items() if name not in set(used)}
     table = pa.table(
         {
-            name: _array(name, [cells[row] for row in keep], text=name in columns)
+            name: _array(name, [cells[row] for row in keep], text=name in columns and name != "age")
             for name, cells in {**left, **columns}.items()
         }
     )

@@ -15,6 +15,7 @@ from ..captions.ontology import SEPARATOR
 from ..manifest.blank_cells import known
 from ..manifest.tables import RawTable, Skipped
 from .csv_rows import Column, header_of, one_file, raw_table, read_rows
+from .registry import Layout
 
 NAME = "derm1m"
 NEEDS = "filename, caption, disease_label"
@@ -106,3 +107,6 @@ def empty_problem(image: str | None, caption: str | None, line: int) -> Skipped 
             "write what is seen, or remove the row",
         )
     return None
+
+
+LAYOUT = Layout(NAME, NEEDS, matches, read, order=50)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from dermaudit.errors import UserInputError
 
 from ..manifest.tables import RawTable, read_table
+from .registry import Layout
 
 ARTIFACTS = {
     "dark_corner": "dark_corner",
@@ -127,3 +128,12 @@ def _captions(row: dict, columns: dict) -> list[str]:
         ", ".join(absent),
     ]
     return [caption, *(part for part in parts if part)]
+
+
+LAYOUT = Layout(
+    "dermoscopy",
+    "image_id, dx, group_id, has_artifact_annotation and those of its artifacts",
+    matches,
+    read,
+    order=1,
+)

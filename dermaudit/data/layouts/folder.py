@@ -12,6 +12,7 @@ from dermaudit.errors import UserInputError
 
 from ..manifest.tables import IMAGE_SUFFIXES, RawTable
 from ..splits import SPLITS
+from .registry import Layout
 
 _SPLIT_FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
 
@@ -49,3 +50,6 @@ def read(path: Path) -> RawTable:
         columns["label"] = [parts[0] if parts else None for parts in folders]
     table = pa.table({name: pa.array(v, pa.string()) for name, v in columns.items()})
     return RawTable(table, path, path, "folder")
+
+
+LAYOUT = Layout("folder", "a folder of images; subfolders are labels", matches, read, order=2)

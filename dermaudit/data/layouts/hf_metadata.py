@@ -14,6 +14,7 @@ from ..manifest.tables import RawTable, read_table
 from ..manifest.validate import texts
 from ..splits import SPLITS
 from .csv_rows import header_of, raw_table, read_rows, there_are
+from .registry import Layout
 
 NAME = "hf-metadata"
 NEEDS = "file_name, and a caption or text"
@@ -80,3 +81,6 @@ def read(path: Path) -> RawTable:
 def _foreign_split(splits: list[str | None]) -> set[str]:
     """{"split"} where it says other words than ours: it is then made by group."""
     return set() if {split for split in splits if split} <= set(SPLITS) else {"split"}
+
+
+LAYOUT = Layout(NAME, NEEDS, matches, read, order=50)

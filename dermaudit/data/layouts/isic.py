@@ -15,6 +15,7 @@ from ..manifest.tables import IMAGE_SUFFIXES, RawTable, Skipped
 from .concept_meta import images_of
 from .csv_rows import Column, Rows, header_of, one_file, raw_table, read_rows, there_are
 from .image_names import ImageNames
+from .registry import Layout
 
 NAME = "isic"
 NEEDS = (
@@ -168,3 +169,6 @@ def _beside(file: Path, id_: str, rows: Rows) -> dict[str, Column]:
             if name != their_id:
                 found.setdefault(name, [cells[row_of[i]] if i in row_of else None for i in ids])
     return found
+
+
+LAYOUT = Layout(NAME, NEEDS, matches, read, order=60)

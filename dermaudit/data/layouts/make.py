@@ -13,6 +13,7 @@ from pathlib import Path
 from ..manifest.tables import RawTable, Skipped
 from .csv_rows import Rows, header_of, one_file, raw_table, read_rows
 from .derm1m import clean, empty_problem, joined
+from .registry import Layout
 
 NAME = "make"
 NEEDS = (
@@ -156,3 +157,6 @@ def _row(rows: Rows, parts: list[str], row: int, first: dict[str, int]) -> list[
             "write a caption, or remove the row",
         )
     return [*views, *mask]
+
+
+LAYOUT = Layout(NAME, NEEDS, matches, read, order=50)

@@ -8,6 +8,7 @@ from dermaudit.errors import UserInputError
 
 from ..manifest.tables import TABLE_SUFFIXES, RawTable, read_table
 from . import dermoscopy
+from .registry import Layout
 
 
 def _file(path: Path) -> Path | None:
@@ -33,3 +34,6 @@ def read(path: Path) -> RawTable:
         )
     table, first_line = read_table(file)
     return RawTable(table, file.parent, file, "native", first_line)
+
+
+LAYOUT = Layout("native", "image", matches, read, order=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..manifest.tables import RawTable, Skipped
 from .csv_rows import header_of, one_file, raw_table, read_rows
+from .registry import Layout
 
 NAME = "dermfm-zeroshot"
 NEEDS = "image_path, label (a number), diag (its name)"
@@ -65,3 +66,6 @@ def read(path: Path) -> RawTable:
             )
     columns = {"image": images, "label": names, "class_index": numbers}
     return raw_table(rows, NAME, columns, _NEEDED, bad)
+
+
+LAYOUT = Layout(NAME, NEEDS, matches, read, order=50)

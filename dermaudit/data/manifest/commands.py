@@ -10,7 +10,7 @@ import typer
 
 from dermaudit.console import say, table
 
-_LAYOUTS = "auto, native, folder, dermoscopy, derm1m, make, dermfm-zeroshot, concept-meta, hf-metadata, isic"
+_LAYOUTS = "auto, or the name of a layout (dermaudit data convert --help lists them)"
 _SHOWN = 20  # findings of one kind that are printed
 # Kinds that say the same of each of their rows: a line and a count (--json has every row).
 _ONE_FACT = {
@@ -41,16 +41,30 @@ def convert(
 
     dermoscopy: image_id, dx, group_id, has_artifact_annotation and those of its artifacts
 
-    make: filename, caption, ontology_caption, visual_concept_caption, subcaption_1 …,
-    sub_caption_mask, knowledge_masks
+    skincon: ImageID, a 0/1 column a concept, 'Do not consider this image'
+
+    bcn20000: bcn_filename, diagnosis, lesion_id, age_approx, sex, anatom_site_general
+
+    ddi: DDI_file, disease, malignant, skin_tone (12, 34, 56)
 
     derm1m: filename, caption, disease_label
 
+    derm7pt: derm, case_num, diagnosis and the attributes of the seven-point checklist
+
     dermfm-zeroshot: image_path, label (a number), diag (its name)
 
-    concept-meta: ImageID, a 0/1 column a concept (images in final_images/)
+    fitzpatrick17k: md5hash, label, three_partition_label, fitzpatrick_scale (or fitzpatrick)
 
     hf-metadata: file_name, and a caption or text
+
+    make: filename, caption, ontology_caption, visual_concept_caption, subcaption_1 …,
+    sub_caption_mask, knowledge_masks
+
+    pad-ufes-20: img_id, diagnostic, patient_id (images in imgs_part_1 … imgs_part_3)
+
+    scin: case_id, image_1_path … image_3_path (and scin_labels.csv)
+
+    concept-meta: ImageID, a 0/1 column a concept (images in final_images/)
 
     isic: image (or image_id, image_name, isic_id), and MEL, NV, … of 0/1 or diagnosis (or dx,
     diagnosis_1 … diagnosis_3)

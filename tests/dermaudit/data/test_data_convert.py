@@ -92,7 +92,7 @@ def test_help_names_the_columns_of_every_layout(cli):
 
     said = " ".join(convert.__doc__.split())
     for name, layout in FOREIGN.items():
-        assert f"{name}: {layout.NEEDS}" in said
+        assert f"{name}: {layout.description}" in said
     done = cli("data", "convert", "--help")
     assert "sub_caption_mask" in done.stdout and "isic_id" in done.stdout
 
