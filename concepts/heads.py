@@ -13,7 +13,7 @@ from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import RunData
 from dermaudit.stats.intervals import MIN_CELL, auroc, auroc_interval
 
-from .inputs import require_verified, seed_of
+from .inputs import seed_of
 from .results import Made, make_or_give_reason, rounded
 
 MIN_OF_CLASS = 3  # a class with fewer train images is left out of the head
@@ -29,7 +29,7 @@ def fit_heads(run: Run, options: HeadOptions = HeadOptions()) -> dict[str, Any]:
     """Fit the run's linear head on its train split, measured on test.
 
     Without labels, or with too few, the reason is recorded and the run predicts zero-shot."""
-    require_verified(run, "embed", "embed --force")
+    run.require("embed")
     seed = seed_of(run, options.seed)
     data = RunData(run)
     path = run.file("heads", "label.safetensors")

@@ -16,29 +16,6 @@ POOLED = "visual.pooled"
 VOCABULARY_FILE = "vocabulary.json"
 
 
-def require_verified(run: Run, stage: str, command: str) -> dict[str, Any]:
-    """Return the record of a stage after comparing its files, and those of every stage that it was
-    made from, with run.json.
-
-    `command` is the command that makes the stage. Raises StaleArtifactError for a file that was
-    changed or removed, UserInputError for a stage that the run does not have.
-    """
-    waiting, verified = [stage], set()
-    while waiting:
-        name = waiting.pop()
-        if name not in verified:
-            verified.add(name)
-            record = run.require(name, command if name == stage else _command(name))
-            waiting += record["upstream"]
-    return run.meta["stages"][stage]
-
-
-def _command(stage: str) -> str:
-    """Return the command that makes a stage again: stages of one site or concept carry its name."""
-    name, _, key = stage.partition(":")
-    return f"recipe make --concept {key} --force" if name == "recipe" else f"{name} --force"
-
-
 def finished_fits(run: Run) -> list[str]:
     """Return the names of the finished SAE stages; UserInputError if the run has none."""
     stages = [stage for stage in run.meta["stages"] if stage.startswith("fit:")]
@@ -48,7 +25,7 @@ def finished_fits(run: Run) -> list[str]:
             f"run: dermaudit fit --run {run.path}",
         )
     for stage in stages:
-        require_verified(run, stage, "fit --force")
+        run.require(stage)
     return stages
 
 
@@ -59,7 +36,7 @@ def vocabulary_of(run: Run, given: str | Path | None = None) -> Vocabulary:
         return Vocabulary.load(given)
     recorded = run.file(VOCABULARY_FILE)
     if "name" in run.meta["stages"] and recorded.is_file():
-        run.require("name", "name --force")
+        run.require("name")
         return Vocabulary.load(recorded)
     return Vocabulary.load()
 

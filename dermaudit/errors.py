@@ -45,6 +45,12 @@ class ForeignArtifactError(UserInputError):
     code = "foreign"
 
 
+class LockedRunError(UserInputError):
+    """Another process writes to the run."""
+
+    code = "locked"
+
+
 class NoSpaceError(UserInputError):
     """The disk, or the file-size limit, is full."""
 

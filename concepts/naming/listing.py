@@ -9,8 +9,6 @@ import pyarrow.parquet as pq
 from dermaudit.console import table
 from dermaudit.run.directory import Run
 
-from ..inputs import require_verified
-
 HEADER = ("site", "latent", "name", "type", "z", "q", "active on", "label AUPRC")
 
 
@@ -18,7 +16,7 @@ def list_concepts(run: Run, unnamed: bool) -> dict[str, Any]:
     """Print and return the named latents, with `unnamed` also the others.
 
     Raises StaleArtifactError if the names, or anything that they were made from, changed."""
-    require_verified(run, "name", "name --force")
+    run.require("name")
     rows = pq.read_table(run.file("concepts.parquet")).to_pylist()
     shown = [row for row in rows if unnamed or row["name"]]
     n_named = sum(bool(row["name"]) for row in rows)

@@ -20,7 +20,6 @@ from dermaudit.sae import LatentSuppressor, load_sae
 from dermaudit.sae.embed.embed import POOLED, activations
 from dermaudit.sae.run_data import RunData
 
-from ..inputs import require_verified
 from ..vocabulary.vocabulary import Vocabulary
 from .make_recipe import RecipeOptions
 from .recipe import SuppressionRecipe
@@ -103,7 +102,7 @@ def _embeddings(
 ) -> tuple[list[str], np.ndarray, list[dict[str, str]]]:
     """(image names, unit embeddings, skipped): the run's stored ones, or those of other images."""
     if manifest is None:
-        require_verified(run, "embed", "embed --force")
+        run.require("embed")
         data = RunData(run)
         return [str(name) for name in data.table["image"].to_pylist()], data.pooled, []
     from dermaudit.data import BadImage, read_image

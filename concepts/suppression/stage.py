@@ -11,7 +11,7 @@ from dermaudit.files import write_json, write_parquet
 from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import RunData
 
-from ..inputs import finished_fits, require_verified
+from ..inputs import finished_fits
 from ..results import Made, make_or_give_reason
 from ..vocabulary.vocabulary import Vocabulary
 from .make_recipe import DEFAULT_OPTIONS, RecipeOptions, make_recipe
@@ -32,7 +32,7 @@ def recipe_run(
     Without evidence: EvidenceError if `refuse`, else the reason is the result."""
     upstream = ["images", "embed", *finished_fits(run)]
     if "name" in run.meta["stages"]:
-        require_verified(run, "name", "name --force")
+        run.require("name")
         upstream.append("name")
     data = RunData(run)
     results = [

@@ -20,7 +20,6 @@ from dermaudit.run.directory import Run
 from dermaudit.sae import LatentSuppressor, ThresholdSAE, TopKSAE, load_sae
 from dermaudit.sae.inference.modes import check_mode
 
-from ..inputs import require_verified
 from .editor import Editor, free_codes
 from .recipe import SuppressionRecipe
 
@@ -192,7 +191,7 @@ def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHe
         return ZeroShotHead(tower)
     # Verified before the folder is listed: a head that was removed must not be replaced by another.
     if "heads" in run.meta["stages"]:
-        require_verified(run, "heads", "heads --force")
+        run.require("heads")
     have = sorted(path.stem for path in run.path.glob("heads/*.safetensors"))
     if name is None:
         return (
@@ -275,7 +274,7 @@ def load_recipe(run: Run, concept: str) -> SuppressionRecipe:
             f"{path} was not made by the run {run.path} (run.json has no {stage})",
             f"run: dermaudit {command} --run {run.path}",
         )
-    require_verified(run, stage, command)
+    run.require(stage)
     recipe = SuppressionRecipe.load(path)
     recipe.check(run, path)
     return recipe

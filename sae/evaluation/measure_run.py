@@ -82,7 +82,12 @@ def measure_run(
             f"measure:{site}",
             {"site": site, **options},
             make,
-            upstream=["embed", f"fit:{site}", f"seeds:{site}"],
+            upstream=[
+                "images",
+                "embed",
+                f"fit:{site}",
+                *[s for s in (f"seeds:{site}",) if s in run.meta["stages"]],
+            ],
             force=force,
         )
         measured = read_json(run.file("sae", site, "measured.json"), "measured figures")

@@ -138,7 +138,7 @@ def test_damaged_sae_is_not_blamed_on_the_recipe(run):
     path.write_bytes(bytes(data))
     with pytest.raises(StaleArtifactError, match=r"sae_weights\.safetensors is missing") as stale:
         load_recipe(run, "ruler")
-    assert stale.value.hint == f"run: dermaudit fit --force --run {run.path}"
+    assert stale.value.hint == f"run: dermaudit fit --run {run.path} --force"
 
 
 def test_vocabulary_json_loads_to_the_same_vocabulary(tmp_path):
