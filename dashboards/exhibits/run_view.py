@@ -287,10 +287,10 @@ class RunView:
 
     def recipe(self, concept: str) -> Any:
         """The recipe, its body hash checked, made for this run's model and SAE."""
-        from dermaudit.concepts.suppression.recipe import Recipe
+        from dermaudit.concepts.suppression.recipe import SuppressionRecipe
 
         path = self.checked(f"recipes/{concept}.recipe.json", f"recipe:{concept}")
-        recipe = Recipe.load(path)
+        recipe = SuppressionRecipe.load(path)
         recipe.check(self.run, path)
         return recipe
 
