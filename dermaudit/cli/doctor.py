@@ -52,7 +52,7 @@ _LOW_DISK_GB = 2.0
 
 @dataclass(frozen=True)
 class Problem:
-    """Something broken, and what mends it."""
+    """Something broken, and how to fix it."""
 
     what: str
     fix: str

@@ -20,13 +20,15 @@ from typing import Any
 from dermaudit.errors import LockedRunError
 
 LOCK_FILE = ".lock"
+#: Environment variable that names the holder of a lock to the worker processes that it starts.
+HOLDER = "DERMAUDIT_LOCK_HOLDER"
 #: A lock that is still empty after this many seconds was left by a process killed while writing it.
 WRITING = 2.0
 
 
 @contextmanager
 def run_lock(run: Path, command: Sequence[str]) -> Iterator[None]:
-    """Hold the lock of a run. The process that holds it already may enter again.
+    """Hold the lock of a run. The process that holds it, and processes that it starts, may enter again.
 
     Raises LockedRunError (exit code 2) if another process holds it."""
     path = run / LOCK_FILE
@@ -47,8 +49,9 @@ def run_lock(run: Path, command: Sequence[str]) -> Iterator[None]:
             if not owner and _age(path) < WRITING:
                 time.sleep(0.02)
                 continue
-            if (owner.get("host"), owner.get("pid")) == (me["host"], me["pid"]):
-                yield  # an outer block of this process holds the lock and releases it
+            name = _name(owner)
+            if name in (_name(me), os.environ.get(HOLDER)):
+                yield  # an outer block, of this process or of its parent, releases the lock
                 return
             if not owner or _has_ended(owner):
                 path.unlink(missing_ok=True)
@@ -62,9 +65,15 @@ def run_lock(run: Path, command: Sequence[str]) -> Iterator[None]:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
             json.dump(me, handle)
+        os.environ[HOLDER] = _name(me)
         yield
     finally:
+        os.environ.pop(HOLDER, None)
         path.unlink(missing_ok=True)
+
+
+def _name(owner: dict[str, Any]) -> str:
+    return f"{owner.get('host')}:{owner.get('pid')}"
 
 
 def _owner(path: Path) -> dict[str, Any] | None:
