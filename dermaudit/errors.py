@@ -39,6 +39,10 @@ class StaleArtifactError(UserInputError):
     code = "stale"
 
 
+class AlteredArtifactError(StaleArtifactError):
+    """A file of the run that was changed or removed after its stage wrote it."""
+
+
 class ForeignArtifactError(UserInputError):
     """A file that belongs to another model, data set or program."""
 

@@ -20,7 +20,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
+from dermaudit.errors import (
+    AlteredArtifactError,
+    ForeignArtifactError,
+    StaleArtifactError,
+    UserInputError,
+)
 from dermaudit.files import read_json, sha256_file, sha256_json, write_json
 
 from .hashes import FileHashes
@@ -128,7 +133,7 @@ class Run:
         changed = self._changed_file(record["outputs"])
         if changed:
             expected = record["outputs"][changed][:12]
-            raise StaleArtifactError(
+            raise AlteredArtifactError(
                 f"{self.path / changed} is missing or was altered after the {stage} stage "
                 f"(run.json expects sha256 {expected}…)",
                 again,
@@ -150,6 +155,21 @@ class Run:
                 again,
             )
         return record
+
+    def current_stages(self, besides: str) -> list[str]:
+        """Return the stages, `besides` left out, that are not stale.
+
+        Raises AlteredArtifactError for a file that was changed or removed."""
+        current = []
+        for stage in self.meta["stages"].keys() - {besides}:
+            try:
+                self.require(stage)
+            except AlteredArtifactError:
+                raise
+            except StaleArtifactError:
+                continue
+            current.append(stage)
+        return sorted(current)
 
     def column_digests(self, columns: Iterable[str]) -> dict[str, str]:
         """Return {column of images.parquet: sha256 of its values}; "absent" for one it lacks."""
