@@ -13,7 +13,7 @@ if __name__ != "dermaudit.concepts":
 
 _PUBLIC = {
     "Vocabulary": ".vocabulary.vocabulary",
-    "Recipe": ".suppression.recipe",
+    "SuppressionRecipe": ".suppression.recipe",
     "suppressed": ".suppression.suppressed_model",
 }
 __all__ = list(_PUBLIC)

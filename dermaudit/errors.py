@@ -39,10 +39,20 @@ class StaleArtifactError(UserInputError):
     code = "stale"
 
 
+class AlteredArtifactError(StaleArtifactError):
+    """A file of the run that was changed or removed after its stage wrote it."""
+
+
 class ForeignArtifactError(UserInputError):
     """A file that belongs to another model, data set or program."""
 
     code = "foreign"
+
+
+class LockedRunError(UserInputError):
+    """Another process writes to the run."""
+
+    code = "locked"
 
 
 class NoSpaceError(UserInputError):

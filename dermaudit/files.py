@@ -116,14 +116,34 @@ def write_parquet(path: Path | str, table: Any) -> None:
 def write_safetensors(
     path: Path | str, tensors: dict[str, Any], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write torch tensors (made contiguous) as safetensors."""
+    """Write torch tensors (made contiguous) as safetensors; the same content gives the same bytes."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as temporary:
         save_file(contiguous, temporary, metadata=metadata)
-        # safetensors makes files that only their owner can read; a run is shared like other files.
+        _sort_safetensors_metadata(temporary)
+        # save_file makes files that only their owner can read; runs are shared between users.
         temporary.chmod(0o644)
+
+
+def _sort_safetensors_metadata(path: Path) -> None:
+    """Sort the metadata keys in the header of a safetensors file, in place.
+
+    safetensors keeps metadata in a hash map and writes its keys in random order. Sorting changes no
+    length, so that the tensors stay where they are and are not read.
+    """
+    with path.open("r+b") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(size))
+        if len(header.get("__metadata__", {})) < 2:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        if len(text) > size:
+            raise ValueError(f"the sorted header of {path} does not fit in its {size} bytes")
+        handle.seek(8)
+        handle.write(text.ljust(size))
 
 
 def read_json(path: Path | str, what: str = "file") -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 if __name__ != "dermaudit.pretrain":
     raise ImportError("import dermaudit.pretrain, not the bare folder 'pretrain'")
 
-_PUBLIC = {"Recipe": ".recipe", "train": ".training.loop"}
+_PUBLIC = {"TrainingRecipe": ".recipe", "train": ".training.loop"}
 __all__ = list(_PUBLIC)
 
 

@@ -20,11 +20,11 @@ from dermaudit.errors import UserInputError, closest, unknown
 _BUNDLED = Path(__file__).parent / "recipes"
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ModelPart(_Part):
+class ModelSection(_Section):
     """The towers a training starts from.
 
     `init`: a model that load_model opens, with its tokenizer and preprocessing; or fresh towers in
@@ -43,7 +43,7 @@ class ModelPart(_Part):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @model_validator(mode="after")
-    def _whole(self) -> ModelPart:
+    def _whole(self) -> ModelSection:
         if self.init:
             if self.vision_cfg or self.text_cfg or self.vision_init:
                 raise ValueError(
@@ -60,7 +60,7 @@ class ModelPart(_Part):
         return self
 
 
-class AugmentPart(_Part):
+class AugmentSection(_Section):
     """Random views of a training image. `rotate` in radians; `scale`, `shift` and `crop` as shares (crop:
     of the area, cut from an image decoded larger); `colour` is a gain of each channel; `jitter_p` and
     `grayscale` are chances."""
@@ -78,7 +78,7 @@ class AugmentPart(_Part):
     grayscale: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _shares(self) -> AugmentPart:
+    def _shares(self) -> AugmentSection:
         if not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ValueError("crop must be two shares, 0 < low <= high <= 1")
         if not 0 < self.scale[0] <= self.scale[1]:
@@ -86,7 +86,7 @@ class AugmentPart(_Part):
         return self
 
 
-class MaskedPart(_Part):
+class MaskedSection(_Section):
     """Stage 1, masked latent modelling: the share of cells masked (in blocks), who is predicted, the
     depth of the latent regressor, and the weights of class token, visible and masked cells. `warmup`,
     `weight_decay` and `clip_norm` are those of the recipe where they are left out."""
@@ -103,13 +103,13 @@ class MaskedPart(_Part):
     clip_norm: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
-    def _weighs(self) -> MaskedPart:
+    def _weighs(self) -> MaskedSection:
         if min(self.weights) < 0 or not sum(self.weights):
             raise ValueError("weights must be three numbers of 0 or more, not all 0")
         return self
 
 
-class MakePart(_Part):
+class MakeSection(_Section):
     """MAKE's loss (make.py): weights of its two parts, the switches, and `subcaptions` a batch row."""
 
     lambda_m: float = Field(1.0, ge=0)
@@ -122,7 +122,7 @@ class MakePart(_Part):
     sigma: float = 0.3
 
 
-class KnowledgePart(_Part):
+class KnowledgeSection(_Section):
     """What else may teach the text tower: a frozen knowledge encoder (`encoder`: a model name; KEP), and
     soft targets from distances in an `ontology` file (O-MAKE; `soft` is β at the start)."""
 
@@ -132,7 +132,7 @@ class KnowledgePart(_Part):
     soft: float = Field(0.0, ge=0, le=1)
 
 
-class ContrastivePart(_Part):
+class ContrastiveSection(_Section):
     """Stage 2: a contrastive loss on captions (`clip` and `siglip` are open_clip's, `make` is make.py's), the
     aspect loss on the embedding, and the aspect loss on single cells (`local_weight`).
 
@@ -144,8 +144,8 @@ class ContrastivePart(_Part):
     loss: Literal["clip", "siglip", "make"] = "clip"
     gather: Literal["local", "full"] = "local"
     captions: Literal["facts", "columns"] = "facts"
-    make: MakePart = MakePart()
-    knowledge: KnowledgePart = KnowledgePart()
+    make: MakeSection = MakeSection()
+    knowledge: KnowledgeSection = KnowledgeSection()
     clip_weight: float = Field(0.5, ge=0)
     aspect_weight: float = Field(1.0, ge=0)
     local_weight: float = Field(0.0, ge=0)
@@ -155,7 +155,7 @@ class ContrastivePart(_Part):
     columns: tuple[str, ...] = ()  # further manifest columns whose values captions may say
 
     @model_validator(mode="after")
-    def _fits(self) -> ContrastivePart:
+    def _fits(self) -> ContrastiveSection:
         if self.knowledge.soft and (self.loss != "make" or self.make.denominator != "view"):
             raise ValueError('knowledge.soft needs loss = "make" with make.denominator = "view"')
         if self.knowledge.soft and not self.knowledge.ontology:
@@ -170,7 +170,7 @@ class ContrastivePart(_Part):
         return self
 
 
-class Recipe(_Part):
+class TrainingRecipe(_Section):
     """The whole recipe. `batch` images a step over all processes, in `accumulate` parts of which each
     process computes one at a time (all of the batch stay negatives of each other); `warmup` steps;
     `weight_ema` of the weights that are kept (0: the last ones are). `precision` bf16 needs a GPU.
@@ -192,13 +192,13 @@ class Recipe(_Part):
     weight_decay: float = Field(0.05, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     weight_ema: float = Field(0.998, ge=0, lt=1)
-    model: ModelPart
-    augment: AugmentPart = AugmentPart()
-    masked: MaskedPart = MaskedPart()
-    contrastive: ContrastivePart = ContrastivePart()
+    model: ModelSection
+    augment: AugmentSection = AugmentSection()
+    masked: MaskedSection = MaskedSection()
+    contrastive: ContrastiveSection = ContrastiveSection()
 
     @model_validator(mode="after")
-    def _parts(self) -> Recipe:
+    def _parts(self) -> TrainingRecipe:
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} cannot be cut into {self.accumulate} equal parts")
         if not (self.masked.epochs or self.contrastive.epochs):
@@ -221,7 +221,7 @@ class Recipe(_Part):
         return math.ceil(self.image_size / math.sqrt(self.augment.crop[0]))
 
 
-def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(name: str | Path, overrides: list[str] | None = None) -> TrainingRecipe:
     """A bundled recipe by name, or a TOML file, with `key=value` overrides (values in TOML).
 
     UserInputError names the file, the key and the mend for each thing that is wrong.
@@ -243,7 +243,7 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
     for text in overrides or []:
         _override(raw, text)
     try:
-        return Recipe.model_validate(raw)
+        return TrainingRecipe.model_validate(raw)
     except ValidationError as error:
         raise UserInputError(f"recipe {path}: " + "; ".join(_sentences(error))) from error
 
@@ -274,7 +274,7 @@ def _sentences(error: ValidationError) -> list[str]:
         if fault["type"] == "extra_forbidden":
             near = closest(str(fault["loc"][-1]), _all_fields())
             # One that is a key elsewhere is told with where it belongs.
-            whole = [f"{part}.{near}" for part in _PARTS if near in _PARTS[part].model_fields]
+            whole = [f"{part}.{near}" for part in _SECTIONS if near in _SECTIONS[part].model_fields]
             told = f"'{near}'" if near != fault["loc"][-1] or not whole else " or ".join(whole)
             lines.append(f"unknown key '{where}'" + (f": did you mean {told}?" if near else ""))
         else:
@@ -284,15 +284,15 @@ def _sentences(error: ValidationError) -> list[str]:
     return lines
 
 
-_PARTS = {
-    "model": ModelPart,
-    "augment": AugmentPart,
-    "masked": MaskedPart,
-    "contrastive": ContrastivePart,
-    "contrastive.make": MakePart,
-    "contrastive.knowledge": KnowledgePart,
+_SECTIONS = {
+    "model": ModelSection,
+    "augment": AugmentSection,
+    "masked": MaskedSection,
+    "contrastive": ContrastiveSection,
+    "contrastive.make": MakeSection,
+    "contrastive.knowledge": KnowledgeSection,
 }
 
 
 def _all_fields() -> list[str]:
-    return [name for part in (Recipe, *_PARTS.values()) for name in part.model_fields]
+    return [name for part in (TrainingRecipe, *_SECTIONS.values()) for name in part.model_fields]

@@ -96,4 +96,4 @@ class RunData:
         return load_sae(self.run.file("sae", site))
 
     def image_path(self, row: int) -> Path:
-        return Path(self.run.meta["data"]["root"]) / self.table["image"][int(row)].as_py()
+        return self.run.image_file(self.table["image"][int(row)].as_py())

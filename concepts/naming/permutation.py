@@ -10,11 +10,11 @@ images, or is won by a distractor word, stays unnamed.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..vocabulary.vocabulary import Vocabulary
+from .namer import Names, register
 
 N_PERMUTATIONS = 200
 MIN_ACTIVE = 10
@@ -22,19 +22,7 @@ ALPHA = 0.05
 RIVALS = 5
 
 
-@dataclass
-class Names:
-    """One site's names: arrays over all its latents (d_sae,)."""
-
-    word: np.ndarray  # index into the vocabulary's concepts, −1 = unnamed
-    z: np.ndarray  # score of the best word (nan for latents that never fire)
-    p_null: np.ndarray
-    q: np.ndarray
-    rivals: list[str]  # JSON: [[word, score], …]
-    reason: list[str | None]
-    named_under_permutation: int
-
-
+@register("permutation")
 def name_latents(
     codes: np.ndarray,
     pooled: np.ndarray,
@@ -44,11 +32,7 @@ def name_latents(
     *,
     seed: int = 0,
 ) -> Names:
-    """Name the latents of codes (n, d_sae) over images with unit embeddings pooled (n, d).
-
-    `vectors` (c, d) and `distractors` (r, d) are text vectors of the same model. The images are
-    those that naming may see (train and val); what is claimed of the names is scored on test.
-    """
+    """Name the latents whose best word beats the permutation null (see the module, and `Namer`)."""
     from scipy.sparse import csr_matrix
 
     n, d_sae = codes.shape
@@ -79,7 +63,7 @@ def name_latents(
             reason[j] = "no word beats its null"
         elif word[j] >= c:
             reason[j] = "a word that names nothing in these images scores best"
-    named = np.array([why is None for why in reason])
+    named = np.array([r is None for r in reason])
     return Names(
         np.where(named, word, -1),
         np.where(alive, best, np.nan),
@@ -92,8 +76,8 @@ def name_latents(
 
 
 def _named_under_permutation(shuffled: np.ndarray, alive: np.ndarray) -> int:
-    """How many latents the same rule would name if activations were permuted: the first permutation
-    plays the data, the others its null."""
+    """Return how many latents the same rule names for permuted activations: the first permutation is
+    used as the data, the others as its null distribution."""
     p = (1 + (shuffled[1:] >= shuffled[0]).sum(0)) / len(shuffled)
     return int((benjamini_hochberg(p[alive]) <= ALPHA).sum()) if alive.any() else 0
 

@@ -1,8 +1,8 @@
-"""The stage `name`: names made on train and val images, judged against labels on test images."""
+"""The stage `name`: names made on train and val images, compared with labels on test images."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,82 +10,79 @@ import pyarrow as pa
 
 from dermaudit.console import say
 from dermaudit.failpoints import hit
-from dermaudit.files import write_json, write_parquet
+from dermaudit.files import write_json, write_parquet, write_text
 from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import RunData
 from dermaudit.stats.intervals import auprc_table
 
-from ..stages import finished_fits
-from ..suppression.recipe import rounded
+from ..inputs import VOCABULARY_FILE, finished_fits, seed_of
+from ..results import Made, rounded
 from ..vocabulary.vocabulary import Vocabulary
-from . import permutation as naming
+from .namer import Names, namer
 
 TOP_ROWS = 24
 
 
-def name_run(
-    run: Run, vocabulary: Vocabulary, tower: Any, *, seed: int = 0, force: bool = False
-) -> dict[str, Any]:
-    """`concepts.parquet` and `naming.json`. Names are made on train and val, judged on test."""
-    fits = finished_fits(run)
-    upstream = ["images", "embed", *fits]
+@dataclass(frozen=True)
+class NameOptions:
+    method: str = "permutation"
+    seed: int | None = None
+    force: bool = False
 
-    def make() -> tuple[list[Path], dict[str, Any]]:
+
+def name_run(
+    run: Run, vocabulary: Vocabulary, tower: Any, options: NameOptions = NameOptions()
+) -> dict[str, Any]:
+    """Name the latents of every site: `concepts.parquet`, `naming.json` and `vocabulary.json`.
+
+    Names are made on train and val images and compared with labels on test images."""
+    upstream = ["images", "embed", *finished_fits(run)]
+    seed, method = seed_of(run, options.seed), namer(options.method)
+
+    def make() -> Made:
         data = RunData(run)
         vectors, distractors = vocabulary.text_vectors(tower)
         rows, permuted = [], 0
         seen = data.rows("train", "val")
         for site in data.sites:
-            codes = data.codes[site].csr()
-            names = naming.name_latents(
-                codes[np.flatnonzero(seen)].toarray(),
-                data.pooled[seen],
-                vectors,
-                distractors,
-                vocabulary,
-                seed=seed,
-            )
+            codes = data.codes[site].csr()[np.flatnonzero(seen)].toarray()
+            names = method(codes, data.pooled[seen], vectors, distractors, vocabulary, seed=seed)
             permuted += names.named_under_permutation
             rows += _site_rows(data, site, names, vocabulary)
         judged = _judge(data, rows)
         alive, named = len(rows), sum(row["name"] is not None for row in rows)
-        figures = {
-            "named": named,
-            "unnamed": alive - named,
-            "coverage": named / alive if alive else None,
-            "named_under_permutation": permuted,
-            **judged,
-        }
-        write_parquet(run.file("concepts.parquet"), _concept_table(rows))
-        figures = rounded(figures)
-        write_json(
-            run.file("naming.json"),
-            {**figures, "vocabulary": vocabulary.name, "vocabulary_sha256": vocabulary.sha256()},
+        figures = rounded(
+            {
+                "named": named,
+                "unnamed": alive - named,
+                "coverage": named / alive if alive else None,
+                "named_under_permutation": permuted,
+                **judged,
+            }
         )
+        described = {"vocabulary": vocabulary.name, "vocabulary_sha256": vocabulary.sha256()}
+        files = [run.file(n) for n in ("concepts.parquet", "naming.json", VOCABULARY_FILE)]
+        write_parquet(files[0], _concept_table(rows))
+        write_json(files[1], {**figures, **described})
+        write_text(files[2], vocabulary.as_json())
         hit("name")
-        return [run.file("concepts.parquet"), run.file("naming.json")], figures
+        return files, figures
 
-    figures = run.stage(
-        "name",
-        {"seed": seed, "vocabulary": vocabulary.sha256()},
-        make,
-        upstream=upstream,
-        force=force,
-    )
+    inputs = {"seed": seed, "vocabulary": vocabulary.sha256()}
+    if options.method != "permutation":  # runs of earlier versions did not record the method
+        inputs["method"] = options.method
+    figures = run.stage("name", inputs, make, upstream=upstream, force=options.force)
+    wrong = figures["wrong_among_named"]
     say(
-        f"  {figures['named']} latents named, {figures['unnamed']} unnamed; with activations permuted "
-        f"{figures['named_under_permutation']} would be named; of {figures['n_judged']} names with labels "
-        + (
-            f"{figures['wrong_among_named']:.0%} are wrong"
-            if figures["wrong_among_named"] is not None
-            else "none can be judged"
-        )
+        f"  {figures['named']} latents named, {figures['unnamed']} unnamed; with permuted activations "
+        f"{figures['named_under_permutation']} would be named; {figures['n_judged']} names have labels"
+        + (f", {wrong:.0%} of them are wrong" if wrong is not None else "")
     )
     return {"run": str(run.path), **figures}
 
 
 def _site_rows(
-    data: RunData, site: str, names: naming.Names, vocabulary: Vocabulary
+    data: RunData, site: str, names: Names, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
     codes = data.codes[site]
     rows = []
@@ -119,9 +116,11 @@ def _site_rows(
 
 
 def _judge(data: RunData, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Names against labels, on test: a name is wrong when its latent ranks another labelled concept
-    better (AUPRC above prevalence, as a share of what is possible), or its own no better than chance.
-    The label shown beside a latent (`label_concept`) is chosen on train and val, scored on test."""
+    """Compare names with labels on test images and fill `label_concept`, `label_auprc` and `wrong`.
+
+    A name is wrong if its latent ranks another labelled concept better (by normalised lift
+    (AUPRC − prevalence) / (1 − prevalence)), or its own concept no better than chance. The label
+    shown next to a latent (`label_concept`) is chosen on train and val and scored on test."""
     truths = list(data.truth.values())
     test, seen = (np.flatnonzero(data.rows(*s)) for s in (("test",), ("train", "val")))
     empty = {"n_judged": 0, "wrong_among_named": None}
@@ -150,8 +149,8 @@ def _judge(data: RunData, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _auprc_and_lift(data: RunData, rows: np.ndarray) -> tuple[dict, dict]:
-    """Per site (truths, d_sae): the AUPRC on `rows`, and how far above prevalence as a share of what
-    is possible (nan for truths with under 5 positives there)."""
+    """Return, per site, the AUPRC on `rows` and the normalised lift, each (truths, d_sae); the lift is
+    nan for a truth with fewer than 5 positives."""
     values = np.stack([truth.values[rows] for truth in data.truth.values()], 1)
     known, positives = np.isfinite(values).sum(0), np.nansum(values, 0)
     prevalence = np.where(positives >= 5, positives / np.maximum(known, 1), np.nan)

@@ -30,12 +30,12 @@ CLEAN_TOLERANCE = 0.01
 
 
 @dataclass
-class Chosen:
-    """The latents S of a recipe and why each is in: figures from the rows of choice."""
+class ChosenLatents:
+    """The latents S of a recipe, each with the figures that it was chosen by."""
 
     latents: list[int]
-    why: list[dict[str, float]]
-    tried: int
+    evidence: list[dict[str, float]]
+    n_candidates: int
 
 
 def rank_latents(
@@ -59,7 +59,7 @@ def rank_latents(
 
 def choose_latents(
     editor: Editor, head: LinearHead, x: np.ndarray, trap: Trap, codes: np.ndarray
-) -> Chosen:
+) -> ChosenLatents:
     """S on the rows of choice: latents are added while they lift the score, the best one first, from
     nothing and from the best prefix of the ranking (siblings may help only together); the better of
     the two ways. EvidenceError when nothing helps."""
@@ -77,8 +77,8 @@ def choose_latents(
         return _choice_score(head, editor, latents, x[rows], trap, rows)
 
     prefixes = [listed[:i] for i in range(min(len(listed), MAX_LATENTS) + 1)]
-    ways = [_grow(start, listed, value) for start in ([], max(prefixes, key=value))]
-    best_set, best = max(ways, key=lambda way: way[1])
+    candidates = [_grow(start, listed, value) for start in ([], max(prefixes, key=value))]
+    best_set, best = max(candidates, key=lambda candidate: candidate[1])
     if best < value([]) + MIN_GAIN:
         top = ", ".join(f"{j} (AUPRC {w['auprc']:.2f})" for j, w in ranked[:3])
         raise EvidenceError(
@@ -86,10 +86,9 @@ def choose_latents(
             "the head may not lean on this concept",
             {"candidates": len(ranked)},
         )
-    why = dict(ranked)
-    return Chosen(
-        best_set, [{k: round(v, 6) for k, v in why[j].items()} for j in best_set], len(ranked)
-    )
+    figures = dict(ranked)
+    evidence = [{k: round(v, 6) for k, v in figures[j].items()} for j in best_set]
+    return ChosenLatents(best_set, evidence, len(ranked))
 
 
 def _grow(
@@ -198,7 +197,7 @@ def evaluate(
     head: LinearHead,
     x: np.ndarray,
     trap: Trap,
-    chosen: Chosen,
+    chosen: ChosenLatents,
     *,
     active: np.ndarray,
     clean: np.ndarray,

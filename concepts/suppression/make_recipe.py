@@ -1,86 +1,117 @@
 """Make and measure the suppression of one concept in a run: trap, choice, effects, insertion.
 
 With labels for the concept the latents are chosen by their effect on a trap head; without, by name
-(a named latent, beating its null), and the effects stay unmeasured and say so.
+(a named latent that beats its null), and the recipe records that the effects were not measured.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from dermaudit.errors import EvidenceError, UserInputError, unknown
 from dermaudit.heads import LinearHead, fit_probe, probe_score
+from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import POOLED, RunData
 
+from ..inputs import seed_of
+from ..results import rounded
+from ..vocabulary.vocabulary import Vocabulary
 from .editor import Editor, free_codes
-from .effects import Chosen, choose_latents, evaluate, refit_worst, worst_without_trap
-from .recipe import Recipe, rounded, sae_facts
+from .effects import ChosenLatents, choose_latents, evaluate, refit_worst, worst_without_trap
+from .recipe import SuppressionRecipe, sae_facts
 from .trap import Trap, make_trap
 
 INSERTIONS = 60
 
 
+@dataclass(frozen=True)
+class RecipeOptions:
+    """`target`: the label whose prediction must not depend on the concept. `strength`: P(concept |
+    target) in the trap split. `level`: the factor of mode `scale`. `seed` None: the run's."""
+
+    target: str = "mel"
+    strength: float = 0.9
+    mode: str = "subtract"
+    level: float | None = None
+    seed: int | None = None
+
+    def as_inputs(self, run: Run, vocabulary: Vocabulary) -> dict[str, Any]:
+        """Return the inputs that decide the recipe, as run.json hashes them."""
+        inputs = {
+            "seed": seed_of(run, self.seed),
+            "target": self.target,
+            "strength": self.strength,
+            "vocabulary": vocabulary.sha256(),
+        }
+        if self.mode != "subtract":  # earlier versions had no other mode and did not record it
+            inputs |= {"mode": self.mode, "level": self.level}
+        return inputs
+
+
+DEFAULT_OPTIONS = RecipeOptions()
+
+
 def make_recipe(
     data: RunData,
     concept: str,
-    *,
-    target: str = "mel",
-    strength: float = 0.9,
+    vocabulary: Vocabulary,
+    options: RecipeOptions = DEFAULT_OPTIONS,
     tower: Any = None,
-    seed: int = 0,
-    vocabulary_sha256: str | None = None,
-    mode: str = "subtract",
-    level: float | None = None,
-) -> tuple[Recipe, dict[str, Any], pa.Table | None]:
-    """The recipe for `concept`, its figures, and one row a test image (docs/formats.md).
+) -> tuple[SuppressionRecipe, dict[str, Any], pa.Table | None]:
+    """Return the recipe for `concept`, its figures, and a table with one row per test image of the
+    trap (docs/formats.md); None instead of the table if the effect is not measured.
 
-    The latents are chosen, and everything is measured, in this `mode` (`level`: the factor of `scale`).
-    Errors: UserInputError for a concept that neither labels nor vocabulary know (the nearest is
-    offered); EvidenceError with the scores when no latent qualifies or n is too small.
+    The latents are chosen, and everything is measured, in the mode of the options. Raises
+    UserInputError for a concept that neither labels nor vocabulary contain (the nearest is offered),
+    EvidenceError with the scores if no latent qualifies or n is too small.
     """
-    run = data.run
+    run, target, seed = data.run, options.target, seed_of(data.run, options.seed)
     if POOLED not in data.sites:
         raise UserInputError(
             f"the run {run.path} has no SAE at {POOLED}", f"run: dermaudit fit --run {run.path}"
         )
     truth = data.truth.get(concept)
-    free, free_is = free_codes(data, POOLED, concept, mode)
-    editor = Editor(data.sae(POOLED), mode, factor=level, free=free)
+    free, free_description = free_codes(data, POOLED, concept, options.mode)
+    editor = Editor(data.sae(POOLED), options.mode, factor=options.level, free=free)
     rows = None
     if truth is not None and target in data.labels:
-        figures, why, rows = _measured(
-            data, editor, truth.values, concept, target, strength, tower, seed
+        figures, evidence, rows = _measured(
+            data, editor, truth.values, concept, options, seed, tower
         )
     else:
-        figures, why = _by_name(data, concept)
+        figures, evidence = _by_name(data, concept, vocabulary)
     body = {
         "concept": concept,
         "target": target,
         "model": {k: run.meta["model"][k] for k in ("name", "fingerprint", "preprocess")},
         "sae": sae_facts(run, POOLED),
-        "vocabulary_sha256": vocabulary_sha256,
+        "vocabulary_sha256": vocabulary.sha256(),
         "data": {"images_sha256": run.meta["stages"]["images"]["outputs"]["images.parquet"]},
         "latents": [
-            {"latent": j, "why": reason} for j, reason in zip(figures["latents"], why, strict=True)
+            {"latent": j, "why": figure}
+            for j, figure in zip(figures["latents"], evidence, strict=True)
         ],
-        "operation": _operation(editor, figures["latents"], free_is),
-        "protocol": {"trap_strength": strength, "seed": seed},
+        "operation": _operation(editor, figures["latents"], free_description),
+        "protocol": {"trap_strength": options.strength, "seed": seed},
         "effects": {k: v for k, v in figures.items() if k not in ("latents", "random_lifts")},
         "limits": _limits(figures),
         "parent": None,
     }
-    return Recipe(rounded(body)), rounded(figures), rows
+    return SuppressionRecipe(rounded(body)), rounded(figures), rows
 
 
-def _operation(editor: Editor, latents: list[int], free_is: str | None) -> dict[str, Any]:
+def _operation(editor: Editor, latents: list[int], free_description: str | None) -> dict[str, Any]:
     """What is done to the latents, with the levels it was measured with."""
     found = {"mode": editor.mode, "renormalise": True, "error_term": "kept"}
     levels = {name: torch.as_tensor(v).tolist() for name, v in editor.levels(latents).items()}
-    return {**found, **levels, **({"level_from": free_is} if free_is else {})}
+    return {**found, **levels, **({"level_from": free_description} if free_description else {})}
 
 
 def _measured(
@@ -88,18 +119,17 @@ def _measured(
     editor: Editor,
     a: np.ndarray,
     concept: str,
-    target: str,
-    strength: float,
-    tower: Any,
+    options: RecipeOptions,
     seed: int,
-):
-    x, groups = data.pooled, data.groups
+    tower: Any,
+) -> tuple[dict[str, Any], list[dict[str, float]], pa.Table]:
+    x, groups, target = data.pooled, data.groups, options.target
     y = np.where(data.labels == "", np.nan, (data.labels == target).astype(float))
-    trap = make_trap(y, a, data.splits, groups=groups, strength=strength, seed=seed)
+    trap = make_trap(y, a, data.splits, groups=groups, strength=options.strength, seed=seed)
     head = fit_probe(x[trap.fit], y[trap.fit], groups[trap.fit], seed=seed)
     codes = data.codes[POOLED].csr().toarray()
     chosen = choose_latents(editor, head, x, trap, codes)
-    clean, clean_is = artifact_free(data, concept)
+    clean, clean_description = artifact_free(data, concept)
     figures = evaluate(
         editor,
         head,
@@ -113,8 +143,8 @@ def _measured(
     )
     figures.update(
         site=POOLED,
-        clean_is=clean_is,
-        strength=strength,
+        clean_is=clean_description,
+        strength=options.strength,
         target=target,
         worst_group_after_refit=refit_worst(editor, chosen.latents, x, trap, groups, seed),
         worst_group_without_trap=worst_without_trap(
@@ -123,14 +153,14 @@ def _measured(
         identity_rows=_identity_rows(editor, chosen, x),
     )
     figures.update(_insertion(data, head, editor, chosen, concept, trap, tower, seed))
-    return figures, chosen.why, _image_rows(data, head, editor, chosen, trap, figures)
+    return figures, chosen.evidence, _image_rows(data, head, editor, chosen, trap, figures)
 
 
 def _image_rows(
     data: RunData,
     head: LinearHead,
     editor: Editor,
-    chosen: Chosen,
+    chosen: ChosenLatents,
     trap: Trap,
     figures: dict[str, Any],
 ) -> pa.Table:
@@ -167,7 +197,7 @@ def artifact_free(data: RunData, concept: str) -> tuple[np.ndarray, str]:
     return np.flatnonzero(free), f"test images without {concept}"
 
 
-def _identity_rows(editor: Editor, chosen: Chosen, x: np.ndarray) -> int:
+def _identity_rows(editor: Editor, chosen: ChosenLatents, x: np.ndarray) -> int:
     """Rows that came back bit for bit (no latent of S fired in them)."""
     return int(_same_bits(editor.rows(chosen.latents, x), x).sum())
 
@@ -180,7 +210,7 @@ def _insertion(
     data: RunData,
     head: LinearHead,
     editor: Editor,
-    chosen: Chosen,
+    chosen: ChosenLatents,
     concept: str,
     trap: Trap,
     tower: Any,
@@ -234,19 +264,17 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
 
 
-def _by_name(data: RunData, concept: str):
-    """Latents of the pooled site that carry this name."""
-    import pyarrow.parquet as pq
-
-    from ..vocabulary.vocabulary import Vocabulary
-
+def _by_name(
+    data: RunData, concept: str, vocabulary: Vocabulary
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Return the latents of the pooled site that have this name, without a measured effect."""
     path = data.run.file("concepts.parquet")
     if not path.is_file():
         raise UserInputError(
             f"the run {data.run.path} has no names yet",
             f"run: dermaudit name --run {data.run.path}",
         )
-    known = {c.id for c in Vocabulary.load().concepts} | set(data.truth)
+    known = {c.id for c in vocabulary.concepts} | set(data.truth)
     if concept not in known:
         raise unknown("concept", concept, sorted(known))
     rows = [r for r in pq.read_table(path).to_pylist() if r["site"] == POOLED]
@@ -259,11 +287,14 @@ def _by_name(data: RunData, concept: str):
             "without labels only a named latent can be suppressed; label some images, or fit a wider SAE",
             {"named": 0, "latents": len(rows)},
         )
-    why = "the concept has no labels here, or the target class is absent: chosen by name, effect not measured"
+    reason = (
+        "the concept has no labels here, or the target class is absent: "
+        "chosen by name, effect not measured"
+    )
     figures = {
         "latents": [r["latent"] for r in named],
         "site": POOLED,
-        "reason": why,
+        "reason": reason,
         **dict.fromkeys(
             (
                 "worst_group_before",
@@ -281,8 +312,6 @@ def _by_name(data: RunData, concept: str):
 
 
 def _best_scores(rows: list[dict], concept: str) -> str:
-    import json
-
     scored = [
         (score, r["latent"])
         for r in rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import torch
 from dermaudit.console import say, table, track
 from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.failpoints import hit
-from dermaudit.files import write_text
+from dermaudit.files import read_json, write_text
 from dermaudit.run.directory import Run
 from dermaudit.sae import LatentSuppressor, load_sae
 from dermaudit.sae.embed.embed import POOLED, activations
 from dermaudit.sae.run_data import RunData
 
-from ..stages import recipe_run
 from ..vocabulary.vocabulary import Vocabulary
-from .recipe import Recipe
+from .make_recipe import RecipeOptions
+from .recipe import SuppressionRecipe
+from .stage import recipe_run
 from .suppressed_model import (
     Prediction,
     SuppressedModel,
@@ -34,56 +36,63 @@ from .suppressed_model import (
 BATCH = 64
 
 
+@dataclass(frozen=True)
+class SuppressOptions:
+    """`out`: the CSV file. `head`, `target`, `mode`, `level`: None for those of the run and its
+    recipes. `seed` (of a recipe that is made first) None: the run's."""
+
+    out: Path
+    head: str | None = None
+    target: str | None = None
+    mode: str | None = None
+    level: float | None = None
+    seed: int | None = None
+    dry_run: bool = False
+
+
 def suppress_images(
     run: Run,
     concepts: list[str],
     tower: Any,
-    manifest: Any,
-    out: Path,
-    *,
-    head: str | None,
-    target: str | None,
-    mode: str | None,
-    level: float | None = None,
     vocabulary: Vocabulary,
-    seed: int,
-    dry_run: bool,
+    options: SuppressOptions,
+    manifest: Any = None,
 ) -> dict[str, Any]:
-    """Write `predictions.csv` (docs/formats.md) and say what changed.
+    """Write `predictions.csv` (docs/formats.md) for the images of `manifest`, by default the run's.
 
-    A recipe that the run does not have yet is made first. Errors: EvidenceError (exit 3) when no
-    latent supports the concept, with its scores.
+    A recipe that the run does not have yet is made first. Raises EvidenceError (exit 3) with the
+    scores if no latent supports the concept.
     """
-    recipes = [_recipe(run, concept, tower, vocabulary, seed) for concept in concepts]
-    chosen = pick_head(run, tower, head)
+    recipes = [_recipe(run, concept, tower, vocabulary, options.seed) for concept in concepts]
+    head = pick_head(run, tower, options.head)
     sae = load_sae(run.file("sae", recipes[0].site))
-    suppressor = make_suppressor(run, recipes, sae, mode, level)
-    latents = suppressor.latents
-    model = SuppressedModel(tower, chosen, suppressor, pick_target(chosen.classes, target))
+    suppressor = make_suppressor(run, recipes, sae, options.mode, options.level)
+    model = SuppressedModel(tower, head, suppressor, pick_target(head.classes, options.target))
     names, x, skipped = _embeddings(run, tower, manifest)
     prediction = model.predict_rows(x)
     summary = _summary(names, prediction, concepts, suppressor, model.target, skipped)
-    if not dry_run:
-        write_text(out, _csv(names, prediction, latents, model.target))
-        summary["out"] = str(out)
-    _print(summary, prediction, names, dry_run)
-    return {"run": str(run.path), "dry_run": dry_run, **summary}
+    if not options.dry_run:
+        write_text(options.out, _csv(names, prediction, suppressor.latents, model.target))
+        summary["out"] = str(options.out)
+    _print(summary, prediction, names, options.dry_run)
+    return {"run": str(run.path), "dry_run": options.dry_run, **summary}
 
 
-def _recipe(run: Run, concept: str, tower: Any, vocabulary: Vocabulary, seed: int) -> Recipe:
+def _recipe(
+    run: Run, concept: str, tower: Any, vocabulary: Vocabulary, seed: int | None
+) -> SuppressionRecipe:
     reason = run.file("suppression", f"{concept}.reason.json")
     if run.file("recipes", f"{concept}.recipe.json").is_file():
         return load_recipe(run, concept)
     if f"recipe:{concept}" in run.meta["stages"] and reason.is_file():
-        from dermaudit.files import read_json
-
         known = read_json(reason)
         raise EvidenceError(
             f"{concept}: {known['reason']}",
-            f"nothing is suppressed without evidence; again: dermaudit recipe make --concept {concept} --force",
+            "nothing is suppressed without evidence; to measure again, run: "
+            f"dermaudit recipe make --concept {concept} --run {run.path} --force",
             known.get("numbers"),
         )
-    recipe_run(run, concept, tower, seed=seed, vocabulary=vocabulary)
+    recipe_run(run, concept, tower, vocabulary, RecipeOptions(seed=seed))
     return load_recipe(run, concept)
 
 
@@ -93,7 +102,7 @@ def _embeddings(
 ) -> tuple[list[str], np.ndarray, list[dict[str, str]]]:
     """(image names, unit embeddings, skipped): the run's stored ones, or those of other images."""
     if manifest is None:
-        run.require("embed", "embed")
+        run.require("embed")
         data = RunData(run)
         return [str(name) for name in data.table["image"].to_pylist()], data.pooled, []
     from dermaudit.data import BadImage, read_image

@@ -7,20 +7,27 @@ SAE is refused.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dermaudit.console import say
 from dermaudit.errors import ForeignArtifactError, StaleArtifactError
 from dermaudit.files import read_json, sha256_file, sha256_json, write_json
 from dermaudit.run.directory import Run
 
 FORMAT_VERSION = 1
+SHOWN_EFFECTS = (
+    "worst_group_before",
+    "worst_group_after",
+    "ci",
+    "clean_auroc_delta",
+    "insertion_residual",
+)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SuppressionRecipe:
     """`body`: concept, model, sae, latents [{latent, why}], operation, effects, limits."""
 
     body: dict[str, Any]
@@ -49,7 +56,7 @@ class Recipe:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Recipe:
+    def load(cls, path: Path) -> SuppressionRecipe:
         raw = read_json(path, "recipe")
         if (
             not isinstance(raw, dict)
@@ -60,10 +67,28 @@ class Recipe:
         recipe = cls(raw["body"])
         if recipe.sha256 != raw.get("body_sha256"):
             raise StaleArtifactError(
-                f"{path} was altered: its body does not have the hash that it names",
-                "make it again: dermaudit recipe make --concept …",
+                f"{path} was altered: its body does not have the recorded hash",
+                f"run: dermaudit recipe make --concept {raw['body'].get('concept')} "
+                f"--run {path.absolute().parent.parent} --force",
             )
         return recipe
+
+    def _command(self, run: Run) -> str:
+        return f"dermaudit recipe make --concept {self.body['concept']} --run {run.path} --force"
+
+    def show(self) -> None:
+        """Print what is suppressed, the measured effect and the limits of the evidence."""
+        body, operation = self.body, self.body["operation"]
+        say(f"{body['concept']}: {operation['mode']} latents {self.latents} at {self.site}")
+        model = body["model"]
+        say(f"  model {model['name']} ({model['fingerprint'][:12]}…), recipe {self.sha256[:12]}…")
+        for name in ("level", "gate_level", "level_from"):
+            if name in operation:
+                say(f"  {name}: {operation[name]}")
+        for key in SHOWN_EFFECTS:
+            say(f"  {key}: {body['effects'].get(key)}")
+        for limit in body["limits"]:
+            say(f"  limit: {limit}")
 
     def check(self, run: Run, path: Path | str) -> None:
         """Refuse a recipe that was made with another model or SAE than this run's."""
@@ -71,19 +96,19 @@ class Recipe:
         if self.body["model"]["fingerprint"] != mine["fingerprint"]:
             raise ForeignArtifactError(
                 f"{path} was made for the model {self.body['model']['name']}, not for {mine['name']}",
-                "make a recipe in this run: dermaudit recipe make",
+                f"run: {self._command(run)}",
             )
         facts = sae_facts(run, self.site)
         if any(self.body["sae"].get(name) != facts.get(name) for name in ("weights_sha256", "k")):
             raise StaleArtifactError(
                 f"{path} was made with another SAE at {self.site} than the run {run.path} has",
-                "make it again: dermaudit recipe make --force",
+                f"run: {self._command(run)}",
             )
 
 
 def sae_facts(run: Run, site: str) -> dict[str, Any]:
-    """What a recipe says of the SAE that it stands on: its hash, and of a per-sample TopK its k, which
-    the weights do not hold."""
+    """Return what a recipe records of its SAE: the hash of the weights, and the k of a per-sample TopK,
+    which the weights do not contain."""
     cfg = read_json(run.file("sae", site, "cfg.json"), "SAE config")
     facts = {"site": site, "weights_sha256": sae_hash(run, site), "d_sae": cfg["d_sae"]}
     return {**facts, "k": cfg["k"]} if cfg["architecture"] == "topk" else facts
@@ -91,14 +116,3 @@ def sae_facts(run: Run, site: str) -> dict[str, Any]:
 
 def sae_hash(run: Run, site: str) -> str:
     return sha256_file(run.file("sae", site, "sae_weights.safetensors"))
-
-
-def rounded(value: Any, digits: int = 6) -> Any:
-    """`value` with floats rounded and nan as None: what stands in a canonical body."""
-    if isinstance(value, float):
-        return round(value, digits) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: rounded(item, digits) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(item, digits) for item in value]
-    return value

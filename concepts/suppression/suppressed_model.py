@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from dermaudit.errors import UserInputError
+from dermaudit.errors import StaleArtifactError, UserInputError
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run
 from dermaudit.sae import LatentSuppressor, ThresholdSAE, TopKSAE, load_sae
 from dermaudit.sae.inference.modes import check_mode
 
 from .editor import Editor, free_codes
-from .recipe import Recipe
+from .recipe import SuppressionRecipe
 
 _ROWS = 4096  # edited at a time: a TopK makes d_sae numbers of each
 
@@ -120,7 +120,7 @@ class SuppressedModel:
 
 def make_suppressor(
     run: Run,
-    recipes: list[Recipe],
+    recipes: list[SuppressionRecipe],
     sae: ThresholdSAE | TopKSAE,
     mode: str | None = None,
     level: float | None = None,
@@ -165,7 +165,11 @@ def make_suppressor(
 
 
 def _levels(
-    run: Run, recipe: Recipe, sae: ThresholdSAE | TopKSAE, mode: str | None, level: float | None
+    run: Run,
+    recipe: SuppressionRecipe,
+    sae: ThresholdSAE | TopKSAE,
+    mode: str | None,
+    level: float | None,
 ) -> dict[str, Any]:
     """`level` (|S|,) or `gate_level` of one recipe: its own where its own mode is meant, else those of
     the run."""
@@ -185,9 +189,10 @@ def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHe
     """The head named, `zeroshot`, or by default the run's `label` head where it has one."""
     if name == "zeroshot":
         return ZeroShotHead(tower)
+    # Verified before the folder is listed: a head that was removed must not be replaced by another.
+    if "heads" in run.meta["stages"]:
+        run.require("heads")
     have = sorted(path.stem for path in run.path.glob("heads/*.safetensors"))
-    if have:
-        _refuse_stale(run, "heads", "heads")
     if name is None:
         return (
             LinearHead.load(run.file("heads", f"{have[0]}.safetensors"))
@@ -214,7 +219,7 @@ def pick_target(classes: list[str], wanted: str | None) -> str:
 
 def build(
     run: Run,
-    recipe: Recipe,
+    recipe: SuppressionRecipe,
     tower: Any,
     *,
     head: str | None = None,
@@ -247,25 +252,29 @@ def suppressed(
     yield build(run, recipe, model, head=head, target=target, mode=mode, level=level)
 
 
-def load_recipe(run: Run, concept: str) -> Recipe:
-    """The run's recipe for a concept, checked against its model and SAE."""
+def load_recipe(run: Run, concept: str) -> SuppressionRecipe:
+    """Return the run's recipe for a concept, verified with everything that it was made from.
+
+    Raises UserInputError if the run has none, StaleArtifactError for a recipe that the run did not
+    record, or a changed file that it was made from."""
     path = run.file("recipes", f"{concept}.recipe.json")
-    if not path.is_file():
+    stage, command = f"recipe:{concept}", f"recipe make --concept {concept} --force"
+    recorded = run.meta["stages"].get(stage, {}).get("outputs", {})
+    if not path.is_file() and f"recipes/{path.name}" not in recorded:
         have = sorted(
             p.name.removesuffix(".recipe.json") for p in run.path.glob("recipes/*.recipe.json")
         )
         raise UserInputError(
             f"the run {run.path} has no recipe for '{concept}'",
             (f"it has: {', '.join(have)}; " if have else "")
-            + f"make it: dermaudit recipe make --concept {concept}",
+            + f"run: dermaudit recipe make --concept {concept} --run {run.path}",
         )
-    recipe = Recipe.load(path)
+    if f"recipes/{path.name}" not in recorded:
+        raise StaleArtifactError(
+            f"{path} was not made by the run {run.path} (run.json has no {stage})",
+            f"run: dermaudit {command} --run {run.path}",
+        )
+    run.require(stage)
+    recipe = SuppressionRecipe.load(path)
     recipe.check(run, path)
-    _refuse_stale(run, f"recipe:{concept}", f"recipe make --concept {concept} --force")
     return recipe
-
-
-def _refuse_stale(run: Run, stage: str, verb: str) -> None:
-    """A file that a stage of this run made is used only while what it stands on is unchanged."""
-    if stage in run.meta["stages"]:
-        run.require(stage, verb)

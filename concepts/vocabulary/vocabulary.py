@@ -110,6 +110,20 @@ class Vocabulary:
             }
         )
 
+    def as_json(self) -> str:
+        """Return the vocabulary as JSON that `load` reads; the concepts keep their order."""
+        concepts = {
+            c.id: {"type": c.type, "terms": c.terms, "opposites": c.opposites}
+            for c in self.concepts
+        }
+        value = {
+            "name": self.name,
+            "concepts": concepts,
+            "templates": self.templates,
+            "distractors": {"words": self.distractors},
+        }
+        return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
     def text_vectors(self, tower: Any) -> tuple[np.ndarray, np.ndarray]:
         """Unit vectors of the concepts (c, d) and of the distractors (r, d).
 

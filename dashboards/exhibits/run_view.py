@@ -25,18 +25,6 @@ from dermaudit.run.directory import Run, open_run
 from .edit import Weights
 
 POOLED = "visual.pooled"
-# Which verb makes the stages again: said in the sentence when one is missing or stale.
-_VERBS = {
-    "images": "embed",
-    "embed": "embed",
-    "fit": "fit",
-    "seeds": "fit",
-    "annotate": "annotate",
-    "name": "name",
-    "compare": "compare",
-    "heads": "heads",
-    "recipe": "recipe make",
-}
 
 
 @dataclass(frozen=True)
@@ -106,7 +94,7 @@ class RunView:
     def require(self, stage: str) -> dict[str, Any]:
         """The record of a finished, intact and fresh stage; else the run's own sentence."""
         if stage not in self._checked:
-            self.run.require(stage, _VERBS.get(stage.partition(":")[0], "audit"))
+            self.run.require(stage)
             self._checked.add(stage)
         return self.stages[stage]
 
@@ -192,26 +180,16 @@ class RunView:
         return {name: truth for name, truth in found.items() if np.isfinite(truth.values).any()}
 
     def image_file(self, row: int) -> Path | None:
-        """Where image `row` lies, or None. The root is kept as the run was given it; a run opened
-        from elsewhere is tried from the folder above `runs/`, and from its own."""
-        data = self.run.meta.get("data") or {}
-        name = self.images["image"][row].as_py()
-        for start in (Path(), self.run.path.parent.parent, self.run.path):
-            path = start / str(data.get("root", ".")) / name
-            if path.is_file():
-                return path
-        return None
+        """Return the path of an image, None if the run's data is not where run.json says."""
+        path = self.run.data_root() / self.images["image"][row].as_py()
+        return path if path.is_file() else None
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
-        """`data.json` beside the manifest (licence, layout, source), {} when it cannot be found."""
-        data = self.run.meta.get("data") or {}
-        for start in (Path(), self.run.path.parent.parent, self.run.path):
-            path = start / str(data.get("root", ".")) / "data.json"
-            if path.is_file():
-                found = read_json(path, "data set")
-                return found if isinstance(found, dict) else {}
-        return {}
+        """`data.json` beside the manifest (licence, layout, source), {} if it cannot be found."""
+        path = self.run.data_root() / "data.json"
+        found = read_json(path, "data set") if path.is_file() else {}
+        return found if isinstance(found, dict) else {}
 
     # ---- results
 
@@ -287,10 +265,10 @@ class RunView:
 
     def recipe(self, concept: str) -> Any:
         """The recipe, its body hash checked, made for this run's model and SAE."""
-        from dermaudit.concepts.suppression.recipe import Recipe
+        from dermaudit.concepts.suppression.recipe import SuppressionRecipe
 
         path = self.checked(f"recipes/{concept}.recipe.json", f"recipe:{concept}")
-        recipe = Recipe.load(path)
+        recipe = SuppressionRecipe.load(path)
         recipe.check(self.run, path)
         return recipe
 

@@ -48,11 +48,11 @@ def write_report(
     """
     view = RunView.open(run)
     target = view.run
+    upstream = target.current_stages(besides="report")
     if out is not None:
         write_text(out, build(view))
         return out, out.stat().st_size
     path = target.file("report", "index.html")
-    upstream = [stage for stage in target.meta["stages"] if stage != "report"]
 
     def make() -> tuple[list[Path], dict[str, Any]]:
         write_text(path, build(view))

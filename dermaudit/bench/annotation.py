@@ -18,7 +18,7 @@ import torch
 from dermaudit.stats.intervals import GroupBootstrap, auroc_draws, auroc_many
 from dermaudit.stats.paired import Figures, bootstrap_figures
 
-from .inputs.concepts import Concept, enough
+from .inputs.concepts import BenchConcept, enough
 from .output.render import TOO_SMALL, Sheet, cell, comparison_sheet
 
 TEMPERATURE = math.exp(-4.5944)
@@ -58,7 +58,7 @@ def presence(
 
 def annotation_figures(
     scores: dict[str, np.ndarray],
-    concepts: Sequence[Concept],
+    concepts: Sequence[BenchConcept],
     groups: Sequence[str],
     *,
     n_draws: int = 1000,
@@ -82,7 +82,7 @@ def annotation_figures(
     return bootstrap_figures(statistics, names, len(groups), GroupBootstrap(groups, n_draws, seed))
 
 
-def random_aurocs(scores: np.ndarray, concepts: Sequence[Concept]) -> np.ndarray:
+def random_aurocs(scores: np.ndarray, concepts: Sequence[BenchConcept]) -> np.ndarray:
     """AUROC of every random word for every concept: (concepts, words); scores (n, words)."""
     out = []
     for concept in concepts:
@@ -95,7 +95,7 @@ def annotation_sheets(
     dataset: str,
     scores: dict[str, np.ndarray],
     controls: dict[str, np.ndarray],
-    concepts: Sequence[Concept],
+    concepts: Sequence[BenchConcept],
     groups: Sequence[str],
     unmatched: Sequence[str],
     *,

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from dermaudit.console import say, table
+from dermaudit.run.directory import open_run
 
-from .commands import load
+from .commands import load, load_function
 
 DEMO_IMAGES = 2000
 DEMO_SEED = 1000
-ARTIFACTS = ("ruler", "ink", "hair", "gel_bubble", "gel_border", "dark_corner", "patch")
 
 
 def audit(
@@ -188,7 +188,7 @@ def _audit(
     naming = timed("name", "name", vocabulary=vocabulary, threads=threads, **common)
     timed("heads", "heads", **common)
     bottleneck = _bottleneck(timed, target, vocabulary, threads, common)
-    suppression = _suppression(timed, run, labels, concept, target, vocabulary, threads, common)
+    suppression = _suppression(timed, run, concept, target, vocabulary, threads, common)
     report = timed("report", "report", run=run, force=True)
     seconds["total"] = round(time.monotonic() - started, 2)
     result = {
@@ -225,10 +225,8 @@ def _bottleneck(
     return out
 
 
-def _suppression(
-    timed, run: Path, labels, concept, target, vocabulary, threads, common
-) -> dict[str, Any]:
-    wanted = list(concept or _artifacts_of(run, labels))
+def _suppression(timed, run: Path, concept, target, vocabulary, threads, common) -> dict[str, Any]:
+    wanted = list(concept or _artifacts_of(run, vocabulary))
     if not wanted:
         return {}
     found = timed(
@@ -263,16 +261,11 @@ def _suppression(
     return out
 
 
-def _artifacts_of(run: Path, labels: dict[str, Any]) -> list[str]:
-    """The artifacts that have labels; without any, those that a latent is named after."""
-    known = [name for name in ARTIFACTS if name in labels]
-    if known:
-        return known
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(run / "concepts.parquet", columns=["name", "site"]).to_pylist()
-    named = {row["name"] for row in rows if row["site"] == "visual.pooled"}
-    return [name for name in ARTIFACTS if name in named]
+def _artifacts_of(run: Path, vocabulary: str) -> list[str]:
+    """Return the artifacts to suppress. The function lies in a higher layer, so it is loaded by name."""
+    opened = open_run(run)
+    words = load_function("dermaudit.concepts.inputs:vocabulary_of")(opened, vocabulary)
+    return load_function("dermaudit.concepts.inputs:artifacts_of")(opened, words)
 
 
 def _concepts(labels: dict[str, Any]) -> dict[str, Any]:

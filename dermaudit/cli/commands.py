@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "dermaudit.data.manifest.commands:check",
         "what is wrong with a data set, row by row",
     ),
+    "data locate": ("dermaudit.run.locate:locate", "point a moved run at its images"),
     "data shard": ("dermaudit.data.shards.command:shard", "webdataset shards, for many images"),
     "data dedup": (
         "dermaudit.data.duplicates.command:dedup",

@@ -1,4 +1,4 @@
-"""`dermaudit doctor`: versions, device, disk, and what is broken, each with its mend.
+"""`dermaudit doctor`: versions, device, disk, and what is broken, each with its fix.
 
 Packages are looked at without importing them (metadata and `find_spec`), except torch, which alone
 knows the device; `--deep` imports them all and reads every weight of the bundled checkpoints.
@@ -52,10 +52,10 @@ _LOW_DISK_GB = 2.0
 
 @dataclass(frozen=True)
 class Problem:
-    """Something broken, and what mends it."""
+    """Something broken, and how to fix it."""
 
     what: str
-    mend: str
+    fix: str
 
 
 def doctor(
@@ -89,7 +89,7 @@ def doctor(
         say(f"\nNo run in {runs}/ yet: dermaudit demo makes one.")
     say(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}")
     for problem in problems:
-        say(f"  - {problem.what}\n    {problem.mend}")
+        say(f"  - {problem.what}\n    {problem.fix}")
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -297,15 +297,9 @@ def _newest_run(root: Path, problems: list[Problem]) -> dict[str, Any] | None:
     stages = {}
     for stage in run.meta["stages"]:
         try:
-            run.require(stage, stage)
+            run.require(stage)
             stages[stage] = True
         except DermauditError as error:
             stages[stage] = False
-            problems.append(
-                Problem(
-                    error.message,
-                    f"run the command that wrote it again (listed in {run.path / 'run.json'} under "
-                    "`commands`): finished stages are kept",
-                )
-            )
+            problems.append(Problem(error.message, error.hint or run.remake_command(stage)))
     return {"path": str(run.path), "stages": stages}

@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = _take(args, "--json")
     if _take(args, "--quiet"):
         os.environ["DERMAUDIT_QUIET"] = "1"
+    from dermaudit.run.directory import COMMAND
+
+    COMMAND.set(tuple(args))
     try:
         result = _run(args)
         if isinstance(result, int):

@@ -1,8 +1,8 @@
-"""The run directory: what was made from what, whole or absent, resumable (docs/formats.md).
+"""The run directory: which stage made which file from which inputs (docs/formats.md).
 
-A stage is recorded in `run.json` with the hash of its inputs and of every file it wrote. A stage
-whose inputs are unchanged and whose files are intact is not done again; one whose inputs changed is
-stale: refused by whoever reads it, made again with `force`.
+A stage is recorded in `run.json` with the hashes of its inputs (other stages, columns of the images,
+options) and of every file it wrote. A stage whose inputs and files are unchanged is not done again.
+Reading verifies a stage together with everything it was made from, and refuses what has changed.
 """
 
 from __future__ import annotations
@@ -12,15 +12,28 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
+from dermaudit.errors import (
+    AlteredArtifactError,
+    ForeignArtifactError,
+    StaleArtifactError,
+    UserInputError,
+)
 from dermaudit.files import read_json, sha256_file, sha256_json, write_json
 
+from .hashes import FileHashes
+from .lock import run_lock
+
 FORMAT_VERSION = 1
+#: The arguments of the `dermaudit` command that runs now; () when Python code uses the package.
+COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())
 _PACKAGES = ("torch", "open_clip_torch", "sae-lens", "transformer-lens", "numpy", "scikit-learn")
 
 
@@ -30,6 +43,7 @@ class Run:
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path = path
         self.meta = meta
+        self._hashes = FileHashes(path)
 
     @classmethod
     def create(
@@ -39,10 +53,11 @@ class Run:
         path = Path(path)
         if (path / "run.json").exists():
             run = open_run(path)
-            if force:
-                run.meta["stages"] = {}
-            run.meta.update(seed=seed, threads=threads)
-            run.save()
+            with run.writing():
+                if force:
+                    run.meta["stages"] = {}
+                run.meta.update(seed=seed, threads=threads)
+                run.save()
             return run
         if path.is_dir() and any(p for p in path.iterdir() if not p.name.endswith(".tmp")):
             raise UserInputError(
@@ -71,39 +86,57 @@ class Run:
     def file(self, *parts: str) -> Path:
         return self.path.joinpath(*parts)
 
-    def note_command(self, argv: Iterable[str]) -> None:
-        """Keep the command line that wrote to this run."""
-        self.meta["commands"].append({"argv": list(argv), "started": _now()})
-        self.save()
-
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to log.jsonl (never hashed; the only place with times beside run.json)."""
         line = json.dumps({"time": _now(), "event": event, **fields}, default=str)
         with (self.path / "log.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")
 
-    # ---- stages
+    # ---- verified reading
 
     def is_done(self, stage: str, inputs: dict[str, Any]) -> bool:
-        """True when `stage` was made from exactly these inputs and its files are intact."""
+        """Return whether `stage` was made from exactly these inputs and its files are unchanged."""
         record = self.meta["stages"].get(stage)
         return bool(
             record
             and record["inputs"] == sha256_json(inputs)
-            and not self._damaged(record["outputs"])
+            and self._changed_file(record["outputs"]) is None
         )
 
-    def require(self, stage: str, verb: str) -> dict[str, Any]:
-        """The record of a finished stage, checked: StaleArtifactError when it is absent, altered,
-        or made from inputs that have changed since. `verb` is the command that makes it."""
-        record = self.meta["stages"].get(stage)
-        again = f"run: dermaudit {verb} --run {self.path}"
-        if record is None:
-            raise UserInputError(f"the run {self.path} has no {stage} yet", again)
-        damaged = self._damaged(record["outputs"])
-        if damaged:
-            raise StaleArtifactError(
-                f"{self.path / damaged} is missing or was altered after the {stage} stage", again
+    def require(self, stage: str, command: str = "") -> dict[str, Any]:
+        """Return the record of a finished stage, verified with every stage that it was made from.
+
+        `command` is the command that makes the stage, by default the one of `remake_command`. Raises
+        UserInputError if the run lacks the stage; StaleArtifactError if a file of the stage, or of a
+        stage it was made from, was changed or removed, or if such a stage, or a column of the images
+        that it was made from, changed later.
+        """
+        if stage not in self.meta["stages"]:
+            made_by = (
+                f"dermaudit {command} --run {self.path}" if command else self.remake_command(stage)
+            )
+            raise UserInputError(f"the run {self.path} has no {stage} yet", f"run: {made_by}")
+        waiting, verified = [stage], set()
+        while waiting:
+            name = waiting.pop()
+            if name not in verified:
+                verified.add(name)
+                record = self._verified(name, command if name == stage else "")
+                waiting += record["upstream"]
+        self._hashes.save()
+        return self.meta["stages"][stage]
+
+    def _verified(self, stage: str, command: str) -> dict[str, Any]:
+        """Return the record of one stage after comparing its files and its inputs with run.json."""
+        record = self.meta["stages"][stage]
+        again = f"run: {f'dermaudit {command} --run {self.path}' if command else self.remake_command(stage)}"
+        changed = self._changed_file(record["outputs"])
+        if changed:
+            expected = record["outputs"][changed][:12]
+            raise AlteredArtifactError(
+                f"{self.path / changed} is missing or was altered after the {stage} stage "
+                f"(run.json expects sha256 {expected}…)",
+                again,
             )
         for upstream, digest in record["upstream"].items():
             now = self.meta["stages"].get(upstream)
@@ -112,7 +145,81 @@ class Run:
                     f"the {stage} stage of {self.path} is stale: {upstream} was made again after it",
                     again,
                 )
+        columns = record.get("columns") or {}
+        if columns != self.column_digests(columns):
+            now = self.column_digests(columns)
+            name = next(name for name, digest in columns.items() if now[name] != digest)
+            raise StaleArtifactError(
+                f"the {stage} stage of {self.path} is stale: the column {name} of images.parquet "
+                "changed after it",
+                again,
+            )
         return record
+
+    def current_stages(self, besides: str) -> list[str]:
+        """Return the stages, `besides` left out, that are not stale.
+
+        Raises AlteredArtifactError for a file that was changed or removed."""
+        current = []
+        for stage in self.meta["stages"].keys() - {besides}:
+            try:
+                self.require(stage)
+            except AlteredArtifactError:
+                raise
+            except StaleArtifactError:
+                continue
+            current.append(stage)
+        return sorted(current)
+
+    def column_digests(self, columns: Iterable[str]) -> dict[str, str]:
+        """Return {column of images.parquet: sha256 of its values}; "absent" for one it lacks."""
+        columns = list(columns)
+        if not columns:
+            return {}
+        import pyarrow.parquet as pq
+
+        table = pq.ParquetFile(self.file("images.parquet")).read()
+        return {
+            name: sha256_json([None if v is None else str(v) for v in table[name].to_pylist()])
+            if name in table.column_names
+            else "absent"
+            for name in columns
+        }
+
+    def remake_command(self, stage: str) -> str:
+        """Return the command line that makes a stage of this run again. It can be pasted."""
+        name, _, key = stage.partition(":")
+        run = shlex.quote(str(self.path))
+        if name in ("images", "embed"):
+            data, model = self.meta.get("data") or {}, self.meta.get("model") or {}
+            if "manifest" in data and "name" in model:
+                manifest = shlex.quote(os.path.relpath(self.data_root() / data["manifest"]))
+                return f"dermaudit embed {manifest} --model {model['name']} --run {run} --force"
+            return f"dermaudit audit IMAGES --model NAME --run {run}"
+        verb = {
+            "seeds": "fit",
+            "sweep": "fit",
+            "measure": "sae measure",
+            "recipe": f"recipe make --concept {shlex.quote(key)}",
+        }.get(name, name)
+        return f"dermaudit {verb} --run {run} --force"
+
+    def _changed_file(self, outputs: dict[str, str]) -> str | None:
+        """Return the first of these files whose sha256 is not the recorded one."""
+        return next((n for n, digest in outputs.items() if self._hashes.digest(n) != digest), None)
+
+    # ---- writing
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the lock of the run, with the stages as they are on disk now."""
+        command = _command_line()
+        with run_lock(self.path, command):
+            if (self.path / "run.json").is_file():
+                on_disk = open_run(self.path).meta
+                self.meta["stages"] = on_disk["stages"]
+                self.meta["commands"] = on_disk.get("commands", [])
+            yield
 
     def record(
         self,
@@ -121,10 +228,11 @@ class Run:
         outputs: Iterable[Path],
         *,
         upstream: Iterable[str] = (),
+        columns: Iterable[str] = (),
         seconds: float = 0.0,
         summary: dict[str, Any] | None = None,
     ) -> None:
-        """Enter a finished stage; its output files are hashed."""
+        """Enter a finished stage; its output files, upstream stages and columns are hashed."""
         self.meta["stages"][stage] = {
             "inputs": sha256_json(inputs),
             "outputs": {
@@ -135,9 +243,14 @@ class Run:
                 for name in upstream
                 if name in self.meta["stages"]
             },
+            "columns": self.column_digests(columns),
             "seconds": round(seconds, 3),
             "summary": summary or {},
         }
+        command = _command_line()
+        commands = self.meta["commands"]
+        if command and (not commands or commands[-1]["argv"] != command):
+            commands.append({"argv": command, "started": _now()})
         self.save()
         self.log("stage", stage=stage, seconds=round(seconds, 3))
 
@@ -148,40 +261,63 @@ class Run:
         make: Callable[[], tuple[list[Path], dict[str, Any]]],
         *,
         upstream: Iterable[str] = (),
+        columns: Iterable[str] = (),
         force: bool = False,
+        lock: bool = True,
     ) -> dict[str, Any]:
         """Do a stage unless it is done: `make` writes files and returns (their paths, a summary).
 
-        The hash of every upstream stage's outputs is part of the inputs, so a stage is made again
-        when what it stands on changed. Returns the summary.
+        `upstream` names the stages whose files `make` reads, `columns` the columns of images.parquet.
+        All of them are verified first, and their hashes are part of the inputs, so that the stage is
+        made again when one of them changed. `lock=False` is for a stage that several processes make
+        together. Raises UserInputError for an upstream stage that the run lacks, StaleArtifactError
+        for one that was altered, LockedRunError while another process writes to the run.
         """
-        upstream = list(upstream)
-        full = dict(inputs)
-        for up in upstream:
-            if up in self.meta["stages"]:
+        with self.writing() if lock else nullcontext():
+            upstream = list(upstream)
+            full = dict(inputs)
+            for up in upstream:
+                self.require(up)
                 full[f"upstream:{up}"] = _digest(self.meta["stages"][up]["outputs"])
-        if not force and self.is_done(name, full):
-            return self.meta["stages"][name]["summary"]
-        started = time.monotonic()
-        outputs, summary = make()
-        self.record(
-            name,
-            full,
-            outputs,
-            upstream=upstream,
-            seconds=time.monotonic() - started,
-            summary=summary,
-        )
-        return summary
+            columns = self.column_digests(columns)
+            full |= {f"column:{column}": digest for column, digest in columns.items()}
+            if not force and self.is_done(name, full):
+                return self.meta["stages"][name]["summary"]
+            started = time.monotonic()
+            outputs, summary = make()
+            self.record(
+                name,
+                full,
+                outputs,
+                upstream=upstream,
+                columns=columns,
+                seconds=time.monotonic() - started,
+                summary=summary,
+            )
+            return summary
 
-    def _damaged(self, outputs: dict[str, str]) -> str | None:
-        for name, digest in outputs.items():
-            path = self.path / name
-            if not path.is_file() or sha256_file(path) != digest:
-                return name
-        return None
+    # ---- images
 
-    # ---- what the ground floor offers from above (design §2: looked up, never imported)
+    def data_root(self) -> Path:
+        """Return the folder of the manifest. run.json keeps it relative to the run, so that a run and
+        its data can be moved together; runs of earlier versions kept it relative to where they were
+        made."""
+        root = (self.meta.get("data") or {}).get("root", ".")
+        from_run = self.path / root
+        return Path(root) if not from_run.exists() and Path(root).exists() else from_run
+
+    def image_file(self, image: str) -> Path:
+        """Return the path of an image of the run. UserInputError if it is not there."""
+        path = self.data_root() / image
+        if not path.is_file():
+            raise UserInputError(
+                f"the image {path} of the run {self.path} does not exist",
+                "if the run or its data was moved: "
+                f"dermaudit data locate FOLDER --run {shlex.quote(str(self.path))}",
+            )
+        return path
+
+    # ---- a function of a higher layer, looked up by name and never imported
 
     def suppress(self, concept: str, model: Any, **options: Any) -> Any:
         """Context manager: the model with a concept suppressed (see concepts/suppression/suppressed_model.py).
@@ -235,6 +371,11 @@ def newest_run(root: Path | str = "runs") -> Path:
 
 def _digest(outputs: dict[str, str]) -> str:
     return sha256_json(outputs)
+
+
+def _command_line() -> list[str]:
+    argv = COMMAND.get()
+    return ["dermaudit", *argv] if argv else []
 
 
 def _versions() -> dict[str, str]:

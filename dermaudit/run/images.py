@@ -40,7 +40,7 @@ def ingest(
 def note_origin(run: Run, manifest: Manifest, tower: Any) -> None:
     """Enter which table and which model the run is of."""
     run.meta["data"] = {
-        "root": os.path.relpath(manifest.root),
+        "root": os.path.relpath(manifest.root, run.path),
         "manifest": Path(manifest.path).name,
         "manifest_sha256": manifest.sha256(),
     }
@@ -67,7 +67,7 @@ def _decode(
         except BadImage as error:
             if strict:
                 raise UserInputError(
-                    f"{path} (row {row}): {error}", "mend or remove it, or leave out --strict"
+                    f"{path} (row {row}): {error}", "fix or remove it, or leave out --strict"
                 ) from error
             skipped.append((manifest.column("image")[row], str(error)))
             continue

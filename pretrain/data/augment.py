@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..recipe import AugmentPart
+from ..recipe import AugmentSection
 
 _GREY = (0.299, 0.587, 0.114)
 
 
-def draw_views(n: int, part: AugmentPart, generator: torch.Generator) -> dict[str, Tensor]:
+def draw_views(n: int, part: AugmentSection, generator: torch.Generator) -> dict[str, Tensor]:
     """What makes n views: tensors of n rows (`turn` holds for all of them)."""
 
     def uniform(*shape: int) -> Tensor:
@@ -42,7 +42,7 @@ def draw_views(n: int, part: AugmentPart, generator: torch.Generator) -> dict[st
     }
 
 
-def _affine(angle, scale, shift, part: AugmentPart, area, ratio, place) -> Tensor:
+def _affine(angle, scale, shift, part: AugmentSection, area, ratio, place) -> Tensor:
     """(n, 2, 3): where each pixel of a view comes from, in −1 … 1."""
     cos, sin = scale * angle.cos(), scale * angle.sin()
     linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
@@ -57,7 +57,7 @@ def _affine(angle, scale, shift, part: AugmentPart, area, ratio, place) -> Tenso
 
 
 def apply_views(
-    images: Tensor, part: AugmentPart, views: dict[str, Tensor], size: int | None = None
+    images: Tensor, part: AugmentSection, views: dict[str, Tensor], size: int | None = None
 ) -> Tensor:
     """Views (n, 3, size, size; as they came without one) of uint8 images (n, 3, s, s), as float32 in
     0 … 255; `views` has n rows."""
@@ -73,7 +73,7 @@ def apply_views(
     return _colour(x, part, views)
 
 
-def _colour(x: Tensor, part: AugmentPart, views: dict[str, Tensor]) -> Tensor:
+def _colour(x: Tensor, part: AugmentSection, views: dict[str, Tensor]) -> Tensor:
     c = (views["colours"] * views["jittered"][:, None].float())[:, :, None, None]
     x = x * (1 + part.brightness * c[:, :1])
     mean = x.mean((1, 2, 3), keepdim=True)

@@ -26,7 +26,7 @@ _AHEAD = 3  # batches that are being read while one is computed
 _TRIES = 32  # rows tried in the place of one that cannot be read
 
 
-class Source(ABC):
+class ImageSource(ABC):
     """Images by row of the data. `rows` (n,) are those that may come up."""
 
     def __init__(self, rows: Sequence[int]) -> None:
@@ -36,7 +36,7 @@ class Source(ABC):
     def n(self) -> int:
         return len(self.rows)
 
-    def only(self, rows: Sequence[int]) -> Source:
+    def only(self, rows: Sequence[int]) -> ImageSource:
         """The same with those of its rows that are among `rows`."""
         other = copy.copy(self)
         other.rows = self.rows[np.isin(self.rows, np.asarray(rows))]
@@ -52,7 +52,7 @@ class Source(ABC):
         """uint8 (s, s, 3). Errors: BadImage."""
 
 
-class Memory(Source):
+class ImagesInMemory(ImageSource):
     """uint8 images (n, 3, s, s), decoded before; `rows` says which row each of them is."""
 
     def __init__(self, images: Tensor, rows: Sequence[int] | None = None) -> None:
@@ -68,7 +68,7 @@ class Memory(Source):
         return self.images[torch.from_numpy(self._place[rows])]
 
 
-class Files(Source):
+class ImageFiles(ImageSource):
     """Image files, decoded when they are needed."""
 
     def __init__(self, paths: Sequence[Path], size: int) -> None:
@@ -79,7 +79,7 @@ class Files(Source):
         return read_image(self.paths[row], self.size)
 
 
-class FromShards(Source):
+class ImagesFromShards(ImageSource):
     """Rows of a shards folder (dermaudit.data.shards.read), in an order that reads them in runs. Row i of the
     data is row `in_shards[i]` of the shards."""
 
@@ -97,7 +97,7 @@ class FromShards(Source):
         return found[found >= 0]
 
 
-class Read(NamedTuple):
+class ReadBatch(NamedTuple):
     """`rows` that were used, images uint8 (b, 3, s, s), and how many could not be read."""
 
     rows: np.ndarray
@@ -105,14 +105,16 @@ class Read(NamedTuple):
     failed: int
 
 
-def batches(source: Source, plan: Iterable[np.ndarray], threads: int = 1) -> Iterator[Read]:
+def batches(
+    source: ImageSource, plan: Iterable[np.ndarray], threads: int = 1
+) -> Iterator[ReadBatch]:
     """Read the batches of `plan` in order, `threads` at work while the caller computes.
 
     Errors: UserInputError when hardly any image can be read.
     """
-    if isinstance(source, Memory):
+    if isinstance(source, ImagesInMemory):
         for rows in plan:
-            yield Read(rows, source.take(rows), 0)
+            yield ReadBatch(rows, source.take(rows), 0)
         return
     pool = ThreadPoolExecutor(max(1, threads))
     try:
@@ -128,7 +130,9 @@ def batches(source: Source, plan: Iterable[np.ndarray], threads: int = 1) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _first_good(source: Source, row: int, taken: frozenset[int]) -> tuple[int, np.ndarray, int]:
+def _first_good(
+    source: ImageSource, row: int, taken: frozenset[int]
+) -> tuple[int, np.ndarray, int]:
     """(row, image, how many failed): the row itself, or others drawn by it, not of its batch."""
     rng, at = random.Random(row), row
     last: BadImage | None = None
@@ -145,10 +149,10 @@ def _first_good(source: Source, row: int, taken: frozenset[int]) -> tuple[int, n
     )
 
 
-def _together(futures: list[Future]) -> Read:
+def _together(futures: list[Future]) -> ReadBatch:
     found = [future.result() for future in futures]
     pixels = np.stack([image for _, image, _ in found])
-    return Read(
+    return ReadBatch(
         np.array([row for row, _, _ in found]),
         torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
         sum(failed for _, _, failed in found),

@@ -19,7 +19,7 @@ Views = list[str | None]
 COLUMNS = ("caption", "ontology_caption", "concept_caption")
 
 
-class Texts(Protocol):
+class TextSource(Protocol):
     """Where captions come from. `rows` count as the training images do."""
 
     def raw(self, row: int, rng: random.Random) -> str: ...

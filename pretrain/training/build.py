@@ -22,15 +22,15 @@ from dermaudit.files import sha256_file, sha256_json
 from dermaudit.towers import load_model, save_local_dir
 
 from ..data.facts import Fact, corpus, facts_of
-from ..data.source import Files, FromShards, Memory, Source
-from ..data.text_views import ColumnTexts, FactTexts, Texts
+from ..data.source import ImageFiles, ImagesFromShards, ImagesInMemory, ImageSource
+from ..data.text_views import ColumnTexts, FactTexts
 from ..losses.masked import MaskedLatent
-from ..recipe import Recipe
+from ..recipe import TrainingRecipe
 from .card import card
-from .loop import LOG_FILE, Plan, require_batch, train
+from .loop import LOG_FILE, TrainingPlan, require_batch, train
 from .probe import measure
 from .stages import ContrastiveStage, MaskedStage, Stage
-from .start import Start, make_start
+from .start import InitialModel, make_initial_model
 from .state import seed_of
 from .teachers import content_of, disease_similarity, knowledge_encoder, make_teacher
 
@@ -39,20 +39,20 @@ _IN_MEMORY = 4 << 30  # bytes of decoded images of all processes of a machine; m
 
 
 @dataclass(frozen=True)
-class Said:
+class TrainingTexts:
     """What is known of the train images: `data` (their rows), `in_whole` (their rows in the whole
     manifest), `captioned` (those that stage 2 takes), `texts`, `facts`, and all texts for a tokenizer."""
 
     data: Manifest
     in_whole: list[int]
     captioned: np.ndarray
-    texts: Texts
+    texts: TextSource
     facts: list[Fact]
     corpus: list[str]
 
 
 def build_and_train(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     manifest: Manifest,
     out: Path,
     work: Path,
@@ -78,7 +78,7 @@ def build_and_train(
     hashes = _hashes(said, shards) if world.leads else {}
     if world.leads and test is not None:
         _refuse_leak(test, set(hashes.values()), manifest.path)
-    start = make_start(recipe, said.corpus, work)
+    start = make_initial_model(recipe, said.corpus, work)
     # What a model starts from says its size and its normalisation.
     recipe = _as_started(recipe, start)
     stages = _stages(recipe, start, said, world)
@@ -89,7 +89,9 @@ def build_and_train(
     say(f"  {source.n} train images, {skipped} skipped, {len(said.facts)} facts")
     facts = _identity(recipe, said, source)
     identity = {"key": sha256_json(facts), "facts": facts, "processes": world.size}
-    weights, seconds = train(Plan(recipe, work, identity, world, threads), stages, resume=resume)
+    weights, seconds = train(
+        TrainingPlan(recipe, work, identity, world, threads), stages, resume=resume
+    )
     model = start.model.cpu()
     model.load_state_dict({name: value.cpu() for name, value in weights.items()})
     summary = {
@@ -113,7 +115,7 @@ def build_and_train(
     return summary
 
 
-def _captions(recipe: Recipe, manifest: Manifest) -> Said:
+def _captions(recipe: TrainingRecipe, manifest: Manifest) -> TrainingTexts:
     rows = [i for i, split in enumerate(manifest.splits) if split == "train"]
     if not rows:
         raise EvidenceError(f"{manifest.path} has no row in the train split")
@@ -121,7 +123,7 @@ def _captions(recipe: Recipe, manifest: Manifest) -> Said:
     data = manifest.take(rows)
     everyone = np.arange(data.n)
     if not part.epochs:  # stage 1 needs images alone
-        return Said(data, rows, everyone, FactTexts([], part.keep, part.deny), [], [])
+        return TrainingTexts(data, rows, everyone, FactTexts([], part.keep, part.deny), [], [])
     facts: list[Fact] = []
     if part.captions == "facts" or part.aspect_weight or part.local_weight:
         facts = [f for f in facts_of(data, part.columns) if np.nansum(f.values) > 0]
@@ -133,8 +135,8 @@ def _captions(recipe: Recipe, manifest: Manifest) -> Said:
                 "a contrastive stage needs captions: add label columns, or captions with "
                 "--set contrastive.captions=columns",
             )
-        texts: Texts = FactTexts(facts, part.keep, part.deny)
-        return Said(data, rows, everyone, texts, facts, corpus(facts))
+        texts: TextSource = FactTexts(facts, part.keep, part.deny)
+        return TrainingTexts(data, rows, everyone, texts, facts, corpus(facts))
     texts = ColumnTexts(data)
     captioned = np.array([i for i in range(data.n) if texts.has_caption(i)], dtype=np.int64)
     if not len(captioned):
@@ -144,10 +146,10 @@ def _captions(recipe: Recipe, manifest: Manifest) -> Said:
         )
     if len(captioned) < data.n:
         say(f"  {data.n - len(captioned)} train images have no caption: stage 2 leaves them out")
-    return Said(data, rows, captioned, texts, facts, [*texts.all(), *corpus(facts)])
+    return TrainingTexts(data, rows, captioned, texts, facts, [*texts.all(), *corpus(facts)])
 
 
-def _as_started(recipe: Recipe, start: Start) -> Recipe:
+def _as_started(recipe: TrainingRecipe, start: InitialModel) -> TrainingRecipe:
     if not recipe.model.init:
         return recipe
     side = start.preprocess_cfg["size"]
@@ -162,21 +164,23 @@ def _as_started(recipe: Recipe, start: Start) -> Recipe:
     return recipe.model_copy(update={"model": part})
 
 
-def _source(recipe: Recipe, said: Said, shards: Any, threads: int) -> tuple[Source, int]:
+def _source(
+    recipe: TrainingRecipe, said: TrainingTexts, shards: Any, threads: int
+) -> tuple[ImageSource, int]:
     """(images of every train row, how many could not be read while decoding ahead)."""
     size, data = recipe.decode_size, said.data
     if shards is not None:
-        return FromShards(shards, said.in_whole, size), 0
+        return ImagesFromShards(shards, said.in_whole, size), 0
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     small = data.n * size * size * 3 * processes <= _IN_MEMORY
     if recipe.data == "stream" or (recipe.data == "auto" and not small):
-        return Files(data.paths(), size), 0
+        return ImageFiles(data.paths(), size), 0
     pixels, kept, skipped = decode_all(data, size, threads=threads)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    return Memory(images, kept), len(skipped)
+    return ImagesInMemory(images, kept), len(skipped)
 
 
-def _identity(recipe: Recipe, said: Said, source: Source) -> dict[str, Any]:
+def _identity(recipe: TrainingRecipe, said: TrainingTexts, source: ImageSource) -> dict[str, Any]:
     """What a training that is resumed must share with the one that was stopped. Learning rates, warm-up
     and clipping may change: that is how a loss that is not finite is mended."""
     plan = recipe.model_dump(mode="json", exclude={"checkpoint_every", "warmup", "clip_norm"})
@@ -200,7 +204,9 @@ def _identity(recipe: Recipe, said: Said, source: Source) -> dict[str, Any]:
         **_flat(plan),
         "manifest": said.data.sha256(),
         "rows": hashlib.sha256(source.rows.tobytes()).hexdigest(),
-        "pixels": int(source.images.sum(dtype=torch.int64)) if isinstance(source, Memory) else None,
+        "pixels": int(source.images.sum(dtype=torch.int64))
+        if isinstance(source, ImagesInMemory)
+        else None,
         "facts": facts.hexdigest(),
         "others": [content_of(name) for name in others],
     }
@@ -216,7 +222,9 @@ def _flat(plan: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _stages(recipe: Recipe, start: Start, said: Said, world: World) -> list[Stage]:
+def _stages(
+    recipe: TrainingRecipe, start: InitialModel, said: TrainingTexts, world: World
+) -> list[Stage]:
     """The stages without their images, which come last: what is wrong is found before they are read."""
     stages: list[Stage] = []
     if recipe.masked.epochs:
@@ -264,8 +272,8 @@ def _share_statistics(model: torch.nn.Module, world: World) -> None:
 
 
 def _write(
-    recipe: Recipe,
-    start: Start,
+    recipe: TrainingRecipe,
+    start: InitialModel,
     data: Manifest,
     hashes: list[str],
     test: Manifest | None,
@@ -317,7 +325,7 @@ def _tell(summary: dict[str, Any]) -> None:
     say(f"\n{summary['out']}: written after {summary['minutes']:.1f} minutes; {told}")
 
 
-def _hashes(said: Said, shards: Any) -> dict[int, str]:
+def _hashes(said: TrainingTexts, shards: Any) -> dict[int, str]:
     """sha256 of every training image file, by row; in shards, of what was packed."""
     if shards is None:
         paths = enumerate(said.data.paths())

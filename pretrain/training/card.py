@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..recipe import Recipe
+from ..recipe import TrainingRecipe
 
 # From the freest to the strictest, as the hub spells them; what is derived takes the strictest.
 _LICENCES = (
@@ -36,7 +36,7 @@ def licence_of(images: Sequence[str]) -> str:
 
 
 def card(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     summary: dict[str, Any],
     licences: Sequence[str],
     figures: dict[str, Any] | None,
@@ -63,7 +63,7 @@ def card(
         else "- Weights in float16; load as float32. Their licence follows from those of the images and of "
         "what they started from, which are not all known here.",
         *([f"- Started from {recipe.model.init}."] if recipe.model.init else []),
-        f"- Recipe `{recipe.name}`, seed {recipe.seed}, {recipe.masked.epochs:g} epochs masked latent "
+        f"- TrainingRecipe `{recipe.name}`, seed {recipe.seed}, {recipe.masked.epochs:g} epochs masked latent "
         f"modelling, {recipe.contrastive.epochs:g} epochs contrastive ({recipe.contrastive.loss}); "
         f"{summary['minutes']:.1f} minutes, {summary['processes']} process, {summary['threads']} threads."
         + " The text tower was not trained: this is an image tower to start from (model.vision_init)."

@@ -41,20 +41,20 @@ from dermaudit.files import write_text
 
 from ..data.augment import draw_views
 from ..data.source import batches
-from ..recipe import Recipe
+from ..recipe import TrainingRecipe
 from ..tokens import statistics_kept
 from .optimizer import make_optimizer
-from .stages import Losses, Part, Stage
+from .stages import BatchPart, Losses, Stage
 from .state import STATE_FILE, Position, State, read_position, restore, save_state, seed_of
 
 LOG_FILE = "log.jsonl"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How stages are run: who computes, where the state is kept."""
 
-    recipe: Recipe
+    recipe: TrainingRecipe
     folder: Path
     identity: dict[str, Any]
     world: World
@@ -62,7 +62,7 @@ class Plan:
 
 
 def train(
-    plan: Plan, stages: list[Stage], *, resume: bool = False
+    plan: TrainingPlan, stages: list[Stage], *, resume: bool = False
 ) -> tuple[dict[str, Tensor], float]:
     """Run the stages in order: (the averaged weights of the last one, or its own without `weight_ema`;
     seconds of training in all).
@@ -105,7 +105,7 @@ def train(
     return weights, position.seconds
 
 
-def require_batch(n: int, recipe: Recipe) -> None:
+def require_batch(n: int, recipe: TrainingRecipe) -> None:
     """EvidenceError when there are fewer images than one batch."""
     if n < recipe.batch:
         raise EvidenceError(
@@ -115,7 +115,7 @@ def require_batch(n: int, recipe: Recipe) -> None:
         )
 
 
-def _run(plan: Plan, stage: Stage, state: State) -> None:
+def _run(plan: TrainingPlan, stage: Stage, state: State) -> None:
     recipe, world = plan.recipe, plan.world
     per_epoch = stage.source.n // recipe.batch
     last = max(1, round(stage.epochs * per_epoch))
@@ -164,8 +164,8 @@ def _run(plan: Plan, stage: Stage, state: State) -> None:
 
 
 def _parts(
-    plan: Plan, stage: Stage, first: int, last: int
-) -> Iterator[tuple[int, list[Part], int]]:
+    plan: TrainingPlan, stage: Stage, first: int, last: int
+) -> Iterator[tuple[int, list[BatchPart], int]]:
     """(step, this process' parts of its batch, images that could not be read) from `first` on."""
     recipe, source = plan.recipe, stage.source
     per_epoch = source.n // recipe.batch
@@ -189,7 +189,7 @@ def _parts(
         for positions in own:
             cut = slice(done, done + len(positions))
             parts.append(
-                Part(
+                BatchPart(
                     read.rows[cut],
                     read.images[cut].to(plan.world.device),
                     {name: value[positions] for name, value in views.items()},
@@ -203,7 +203,7 @@ def _parts(
 
 
 def take_step(
-    stage: Stage, optimizer: torch.optim.Optimizer, parts: list[Part], recipe: Recipe
+    stage: Stage, optimizer: torch.optim.Optimizer, parts: list[BatchPart], recipe: TrainingRecipe
 ) -> Losses:
     """One step on a batch in parts; returns its losses (this process' share of their mean)."""
     optimizer.zero_grad(set_to_none=True)
@@ -236,7 +236,7 @@ def take_step(
     return losses
 
 
-def _through_cache(stage: Stage, parts: list[Part], encode) -> Losses:
+def _through_cache(stage: Stage, parts: list[BatchPart], encode) -> Losses:
     # The second forward moves the statistics of batch norm; once is enough.
     with torch.no_grad(), statistics_kept(nn.ModuleList(stage.trained)):
         cached = [encode(i) for i in range(len(parts))]
@@ -256,10 +256,10 @@ def _through_cache(stage: Stage, parts: list[Part], encode) -> Losses:
     return {name: value.detach() for name, value in losses.items()}
 
 
-def _joined(parts: list[Part]) -> Part:
+def _joined(parts: list[BatchPart]) -> BatchPart:
     """What `losses` reads of a batch in parts; its images are not among it."""
     first = parts[0]
-    return Part(
+    return BatchPart(
         np.concatenate([p.rows for p in parts]),
         first.images,
         {},

@@ -23,18 +23,18 @@ from dermaudit.errors import UserInputError
 
 from ..data.augment import apply_views
 from ..data.facts import Fact
-from ..data.source import Source
-from ..data.text_views import Texts
+from ..data.source import ImageSource
+from ..data.text_views import TextSource
 from ..losses.contrastive import AspectLoss, aspect_sentences, caption_loss
 from ..losses.make import MakeSwitches, info_nce, make_loss, pool_patches, soft_targets
 from ..losses.masked import MaskedLatent
 from ..losses.masking import block_masks
-from ..recipe import Recipe
+from ..recipe import TrainingRecipe
 from ..tokens import TokenReader, encode_texts
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchPart:
     """Some rows of a batch: `rows` of the data, `images` uint8 (b, 3, s, s), `views` drawn for them,
     `seeds` of each row, `step_seed` of the whole batch, `progress` of the stage in 0 … 1."""
 
@@ -59,10 +59,10 @@ class MaskedStage:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         model: nn.Module,
         objective: MaskedLatent,
-        source: Source | None = None,
+        source: ImageSource | None = None,
     ) -> None:
         part = recipe.masked
         self.source = source
@@ -71,16 +71,16 @@ class MaskedStage:
         self.weight_decay = recipe.weight_decay if part.weight_decay is None else part.weight_decay
         self.epochs, self.lr, self.ema, self.mask = part.epochs, part.lr, part.ema, part.mask
         self.recipe, self.model, self.objective = recipe, model, objective
-        self.normal = normaliser(recipe, model.logit_scale.dtype)
+        self.normal = make_normaliser(recipe, model.logit_scale.dtype)
         self.modules = {"model": model, "objective": objective}
         self.trained = [model.visual, objective]
 
-    def encode(self, part: Part) -> Encoded:
+    def encode(self, part: BatchPart) -> Encoded:
         x = self.normal(_viewed(self.recipe, part))
         mask = block_masks(part.seeds, self.objective.reader.grid, self.mask).to(x.device)
         return {"distance": self.objective(self.model.visual, x, mask)}
 
-    def losses(self, encoded: Encoded, part: Part) -> Losses:
+    def losses(self, encoded: Encoded, part: BatchPart) -> Losses:
         return {"loss": encoded["distance"].mean()}
 
     def after(self) -> None:
@@ -101,12 +101,12 @@ class ContrastiveStage:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         model: nn.Module,
         tokenize: Callable[[list[str]], Tensor],
-        texts: Texts,
+        texts: TextSource,
         facts: list[Fact],
-        source: Source | None = None,
+        source: ImageSource | None = None,
         *,
         knowledge: Callable[[list[str]], Tensor] | None = None,
         similarity: Tensor | None = None,
@@ -119,7 +119,7 @@ class ContrastiveStage:
         self.recipe, self.model, self.tokenize, self.texts = recipe, model, tokenize, texts
         self.facts, self.knowledge = facts, knowledge
         self.similarity, self.diseases = similarity, diseases
-        self.normal = normaliser(recipe, model.logit_scale.dtype)
+        self.normal = make_normaliser(recipe, model.logit_scale.dtype)
         self.aspect, self.local = AspectLoss(), AspectLoss()
         self.modules = {"model": model, "aspect": self.aspect, "local": self.local}
         self.trained = list(self.modules.values())
@@ -139,7 +139,7 @@ class ContrastiveStage:
 
     # ---- rows through the towers
 
-    def encode(self, part: Part) -> Encoded:
+    def encode(self, part: BatchPart) -> Encoded:
         x = self.normal(_viewed(self.recipe, part))
         visual, found = self.model.visual, {}
         if self.reader is None:
@@ -164,7 +164,7 @@ class ContrastiveStage:
             found |= self._known(said)
         return {name: _full(value) for name, value in found.items()}
 
-    def _views(self, part: Part, rngs: list[random.Random]) -> Encoded:
+    def _views(self, part: BatchPart, rngs: list[random.Random]) -> Encoded:
         k = self.part.make.subcaptions
         views = [self.texts.views(int(r), g, k) for r, g in zip(part.rows, rngs, strict=True)]
         mask = torch.tensor([[text is not None for text in row] for row in views])
@@ -196,7 +196,7 @@ class ContrastiveStage:
 
     # ---- losses over the whole batch
 
-    def losses(self, encoded: Encoded, part: Part) -> Losses:
+    def losses(self, encoded: Encoded, part: BatchPart) -> Losses:
         parts, found = self.part, {}
         scale = self.model.logit_scale.exp()
         images = encoded["images"]
@@ -223,7 +223,7 @@ class ContrastiveStage:
                 found["local"] = parts.local_weight * self.local(encoded["cells"], *sides, truth)
         return {"loss": sum(found.values()), **found}
 
-    def _make(self, encoded: Encoded, part: Part, scale: Tensor) -> Losses:
+    def _make(self, encoded: Encoded, part: BatchPart, scale: Tensor) -> Losses:
         weights = self.part.make
         pooled = encoded.get("pooled")
         contrastive, alignment = make_loss(
@@ -240,7 +240,7 @@ class ContrastiveStage:
             found["alignment"] = self.part.clip_weight * weights.lambda_s * alignment
         return found
 
-    def _soft(self, part: Part, scale: Tensor) -> Tensor | None:
+    def _soft(self, part: BatchPart, scale: Tensor) -> Tensor | None:
         """Soft targets whose share decays to zero along half a cosine, as the stage goes on."""
         beta = self.part.knowledge.soft * 0.5 * (1 + math.cos(math.pi * part.progress))
         if not beta or self.similarity is None:
@@ -256,7 +256,7 @@ class ContrastiveStage:
             self.model.logit_scale.clamp_(0, math.log(100))
 
 
-def _viewed(recipe: Recipe, part: Part) -> Tensor:
+def _viewed(recipe: TrainingRecipe, part: BatchPart) -> Tensor:
     return apply_views(part.images, recipe.augment, part.views, recipe.image_size)
 
 
@@ -269,7 +269,9 @@ def _unit(x: Tensor) -> Tensor:
     return F.normalize(_full(x), dim=-1)
 
 
-def normaliser(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
+def make_normaliser(
+    recipe: TrainingRecipe, dtype: torch.dtype = torch.float32
+) -> Callable[[Tensor], Tensor]:
     """Pixels in 0 … 255 -> what the towers take."""
     mean, std = ([255 * v for v in values] for values in (recipe.model.mean, recipe.model.std))
 

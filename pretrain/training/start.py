@@ -20,14 +20,14 @@ from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import write_text
 from dermaudit.towers import build_word_tokenizer, load_model
 
-from ..recipe import Recipe
+from ..recipe import TrainingRecipe
 
 # Words that a caption of these recipes never says but a user may ask for stay words, not pieces.
 _KEPT_WORDS = ("skin", "lesion", "dermoscopic", "image", "no")
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialModel:
     """An open_clip `model`, `tokenize` (list of str -> ids), and how it is written down: open_clip's
     `model_cfg` and `preprocess_cfg`, and the tokenizer's files (None: open_clip's own BPE)."""
 
@@ -38,7 +38,7 @@ class Start:
     tokenizer: Any
 
 
-def make_start(recipe: Recipe, corpus: Sequence[str], work: Path) -> Start:
+def make_initial_model(recipe: TrainingRecipe, corpus: Sequence[str], work: Path) -> InitialModel:
     """Build the model from the recipe's seed. `corpus`: texts for a tokenizer of our own; `work` takes
     its files.
 
@@ -59,7 +59,7 @@ def make_start(recipe: Recipe, corpus: Sequence[str], work: Path) -> Start:
     return start
 
 
-def preprocess_of(recipe: Recipe) -> dict[str, Any]:
+def preprocess_of(recipe: TrainingRecipe) -> dict[str, Any]:
     return {
         "size": recipe.image_size,
         "mean": list(recipe.model.mean),
@@ -69,7 +69,7 @@ def preprocess_of(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _fresh(recipe: Recipe, corpus: Sequence[str], work: Path) -> Start:
+def _fresh(recipe: TrainingRecipe, corpus: Sequence[str], work: Path) -> InitialModel:
     import open_clip
 
     part = recipe.model
@@ -91,10 +91,10 @@ def _fresh(recipe: Recipe, corpus: Sequence[str], work: Path) -> Start:
     }
     model = _build(open_clip.model.CLIP, model_cfg)
     _put_visual(model, recipe)
-    return Start(model, tokenize, model_cfg, preprocess_of(recipe), tokens)
+    return InitialModel(model, tokenize, model_cfg, preprocess_of(recipe), tokens)
 
 
-def _with_hf_text(recipe: Recipe) -> Start:
+def _with_hf_text(recipe: TrainingRecipe) -> InitialModel:
     """A Hugging Face text tower with its own weights and tokenizer, from a folder or the hub."""
     import open_clip
 
@@ -120,7 +120,7 @@ def _with_hf_text(recipe: Recipe) -> Start:
     )
     # Written down without a path of this machine: the tokeniser's files go along with the model.
     saved = {**model_cfg, "text_cfg": {**text_cfg, **tokens.text_cfg()}}
-    return Start(model, tokens, saved, preprocess_of(recipe), tokens)
+    return InitialModel(model, tokens, saved, preprocess_of(recipe), tokens)
 
 
 def _bare(name: str) -> str:
@@ -128,7 +128,7 @@ def _bare(name: str) -> str:
     return Path(name).name if Path(name).is_dir() else name
 
 
-def _from_model(recipe: Recipe) -> Start:
+def _from_model(recipe: TrainingRecipe) -> InitialModel:
     import open_clip
 
     from dermaudit.towers import resolve
@@ -160,7 +160,7 @@ def _from_model(recipe: Recipe) -> Start:
             model_cfg["quick_gelu"] = True
     # Training squashes, whatever the start did: rulers and ink at the border stay in the picture.
     preprocess = {**tower.preprocess_config, "resize_mode": "squash", "interpolation": "bicubic"}
-    return Start(model, tower.tokenizer, model_cfg, preprocess, tokens)
+    return InitialModel(model, tower.tokenizer, model_cfg, preprocess, tokens)
 
 
 def _stock(vision_cfg: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _build(kind: type, model_cfg: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _put_visual(model: nn.Module, recipe: Recipe) -> None:
+def _put_visual(model: nn.Module, recipe: TrainingRecipe) -> None:
     """PanDerm's tower in the place of the stock one, and weights for the image tower alone."""
     part = recipe.model
     path = Path(part.vision_init) if part.vision_init else None

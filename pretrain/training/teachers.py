@@ -16,11 +16,11 @@ from dermaudit.files import sha256_file
 from dermaudit.towers import load_model
 
 from ..losses.masked import Teacher
-from ..recipe import Recipe
+from ..recipe import TrainingRecipe
 from ..tokens import TokenReader
 
 
-def make_teacher(recipe: Recipe, visual: nn.Module) -> Teacher:
+def make_teacher(recipe: TrainingRecipe, visual: nn.Module) -> Teacher:
     """The recipe's teacher at the size that gives `visual`'s grid; what it was normalised with is made
     up for. Errors: ForeignArtifactError when its grid cannot be brought to that of the student."""
     tower = load_model(recipe.masked.teacher)
@@ -68,7 +68,7 @@ def resize_grid(visual: nn.Module, grid: tuple[int, int], name: str) -> int:
 
 
 def knowledge_encoder(
-    recipe: Recipe, width: int, device: torch.device
+    recipe: TrainingRecipe, width: int, device: torch.device
 ) -> Callable[[list[str]], Tensor] | None:
     """KEP's frozen encoder on `device`: list of str -> unit rows (n, width); None without one.
 
@@ -87,7 +87,9 @@ def knowledge_encoder(
     return tower.encode_text
 
 
-def disease_similarity(recipe: Recipe, data: Manifest) -> tuple[Tensor | None, np.ndarray | None]:
+def disease_similarity(
+    recipe: TrainingRecipe, data: Manifest
+) -> tuple[Tensor | None, np.ndarray | None]:
     """(similarities between the diseases of `data` in the recipe's ontology, 1 − Wu–Palmer distance; the
     disease of each row, -1 where unknown); (None, None) without soft targets."""
     part = recipe.contrastive.knowledge

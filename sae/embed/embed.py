@@ -289,7 +289,9 @@ def embed_run(
         return [file for store in stores for file in store.files()], summary
 
     try:
-        return run.stage("embed", inputs, make, upstream=["images"], force=force)
+        # Several workers make the stage together; each writes shards of its own.
+        alone = order.share.size == 1
+        return run.stage("embed", inputs, make, upstream=["images"], force=force, lock=alone)
     except _OthersAreAtWork:
         return {"sites": order.sites, "n": images.n, "not_finite": {}, "unfinished": True}
 
@@ -299,7 +301,7 @@ def images_of_run(run: Run) -> Images:
     import pyarrow.parquet as pq
 
     table = pq.read_table(run.file("images.parquet"))
-    root = Path(run.meta["data"]["root"])
+    root = run.data_root()
 
     def column(name: str) -> list[str]:
         name = name if name in table.column_names else "image"

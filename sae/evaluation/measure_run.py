@@ -28,6 +28,8 @@ from ..store.rows import Rows
 from .measured import FORMAT_VERSION, TRAIN_ROWS, Images, measure, metrics_table, summary
 from .recovered import recovered_report
 
+#: Beginnings of the names of the columns that a measurement reads.
+COLUMNS = ("split", "group", "label", "artifact:", "concept:")
 SPLICED = 1000  # test images at most that go through the model again, four times
 IMAGES = 50_000  # of a split at most, for what needs a code and an embedding of each in memory
 
@@ -82,7 +84,12 @@ def measure_run(
             f"measure:{site}",
             {"site": site, **options},
             make,
-            upstream=["embed", f"fit:{site}", f"seeds:{site}"],
+            upstream=[
+                "embed",
+                f"fit:{site}",
+                *_fresh_seeds(run, site),
+            ],
+            columns=[name for name in data.table.column_names if name.startswith(COLUMNS)],
             force=force,
         )
         measured = read_json(run.file("sae", site, "measured.json"), "measured figures")
@@ -245,13 +252,25 @@ def _spliced(
         return {"why": error.message}
 
 
+def _fresh_seeds(run: Run, site: str) -> list[str]:
+    """Return the stage of the other seeds, if the run has it and it belongs to the run's present SAE."""
+    stage = f"seeds:{site}"
+    if stage not in run.meta["stages"]:
+        return []
+    try:
+        run.require(stage)
+    except StaleArtifactError:
+        return []
+    return [stage]
+
+
 def _over_seeds(run: Run, site: str) -> dict[str, Any] | None:
     """How the run's SAE compares with its other seeds, or why not; None where there never were any."""
     stage, path = f"seeds:{site}", run.file("sae", site, "stability.json")
     if stage not in run.meta["stages"]:
         return None
     try:
-        run.require(stage, "fit")
+        run.require(stage)
     except StaleArtifactError:
         return {"why": "the other seeds are of an earlier fit: give fit --seeds again"}
     return read_json(path, "stability over seeds")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
-from dermaudit.files import read_json, sha256_file, sha256_json, write_json
+from dermaudit.files import read_json, sha256_file, sha256_json, write_json, write_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,9 +133,6 @@ def write_shard_file(
 ) -> None:
     """Write one shard, whole or not at all; the same content gives the same bytes."""
     import torch
-    from safetensors.torch import save_file
-
-    from dermaudit.files import whole_file
 
     said = {"images": images or [], "sha256": sha256 or []}
     tensors = {
@@ -143,10 +140,7 @@ def write_shard_file(
         "row": torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)),
         "group": torch.from_numpy(np.array(groups, dtype=np.int64)),  # a copy: it may be `rows`
     }
-    with whole_file(path) as temporary:
-        # One entry: safetensors writes several in an order that changes from run to run.
-        save_file(tensors, temporary, metadata={"dermaudit": json.dumps(said, ensure_ascii=False)})
-        temporary.chmod(0o644)
+    write_safetensors(path, tensors, {"dermaudit": json.dumps(said, ensure_ascii=False)})
 
 
 class ActivationStore:

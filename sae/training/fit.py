@@ -31,6 +31,8 @@ from .loop import LOG_FILE, Fitted, Order, fit_saes
 from .recipe import SAERecipe, dermfm_zero
 from .sweep import name_of
 
+#: Columns of images.parquet that a fit reads: which images it may use, and the groups of its intervals.
+COLUMNS = ("split", "group")
 MIN_ROWS = 64
 ROWS_PER_LATENT = 16
 HELD_ROWS = 32_768  # of val that early stopping looks at
@@ -147,7 +149,7 @@ def fit_run(run: Run, splits: np.ndarray, plan: Plan, *, force: bool = False) ->
             plan,
             plan.inputs(name, site),
             lambda: make(run, site, splits, plan),
-            {"upstream": ["embed", *upstream], "force": force},
+            {"upstream": ["embed", *upstream], "columns": COLUMNS, "force": force},
         )
 
     found = {}

@@ -24,12 +24,12 @@ import torch
 from dermaudit.data import decode_all
 from dermaudit.distributed import World
 from dermaudit.pretrain.commands import open_data
-from dermaudit.pretrain.data.source import Files, FromShards, Memory
+from dermaudit.pretrain.data.source import ImageFiles, ImagesFromShards, ImagesInMemory
 from dermaudit.pretrain.recipe import load_recipe
 from dermaudit.pretrain.training.build import _captions, _stages
-from dermaudit.pretrain.training.loop import Plan, _parts, take_step, train
+from dermaudit.pretrain.training.loop import TrainingPlan, _parts, take_step, train
 from dermaudit.pretrain.training.optimizer import make_optimizer
-from dermaudit.pretrain.training.start import make_start
+from dermaudit.pretrain.training.start import make_initial_model
 
 
 def main() -> None:
@@ -58,22 +58,22 @@ def main() -> None:
     size = recipe.decode_size
     sources = {}
     if shards is not None:
-        sources["shards"] = FromShards(shards, train_rows, size)
+        sources["shards"] = ImagesFromShards(shards, train_rows, size)
         pixels = np.stack([shards.decode(row, size) for row in train_rows])
     else:
-        sources["files"] = Files(said.data.paths(), size)
+        sources["files"] = ImageFiles(said.data.paths(), size)
         pixels = decode_all(said.data, size)[0]
-    sources["memory"] = Memory(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
+    sources["memory"] = ImagesInMemory(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
 
     def stage(name: str):
-        start = make_start(recipe, said.corpus, work)
+        start = make_initial_model(recipe, said.corpus, work)
         one = _stages(recipe, start, said, World())[0]
         one.source = sources[name]
         return one
 
-    def plan(name: str) -> Plan:
+    def plan(name: str) -> TrainingPlan:
         identity = {"key": "bench", "processes": 1}
-        return Plan(recipe, work / name, identity, World(), options.threads)
+        return TrainingPlan(recipe, work / name, identity, World(), options.threads)
 
     def bare() -> float:
         one = stage("memory")

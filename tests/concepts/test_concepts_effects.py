@@ -65,7 +65,7 @@ def figures(case):
 def test_planted_artifact__chosen_and_removed(figures):
     chosen, found = figures
     assert chosen.latents[0] == RULER and SIGNAL not in chosen.latents
-    assert chosen.why[0]["auprc"] > 0.95
+    assert chosen.evidence[0]["auprc"] > 0.95
     assert found["test_is"] == "swapped" and min(found["n"].values()) >= 30
     assert found["worst_group_lift"] >= 0.10
     assert found["worst_group_after"] - found["worst_group_before"] == pytest.approx(

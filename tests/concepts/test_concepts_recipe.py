@@ -10,14 +10,17 @@ import pytest
 import torch
 from concept_world import POOLED, RULER, basis_sae, open_data, world, write_run
 
-from dermaudit.concepts.stages import recipe_run
-from dermaudit.concepts.suppression.make_recipe import make_recipe
-from dermaudit.concepts.suppression.recipe import Recipe, rounded
+from dermaudit.concepts.results import rounded
+from dermaudit.concepts.suppression.make_recipe import RecipeOptions, make_recipe
+from dermaudit.concepts.suppression.recipe import SuppressionRecipe
+from dermaudit.concepts.suppression.stage import recipe_run
 from dermaudit.concepts.suppression.suppressed_model import load_recipe
 from dermaudit.concepts.suppression.trap import make_trap
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.files import sha256_json
+
+WORDS = Vocabulary.load()
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def w():
 @pytest.fixture(scope="module")
 def run(w, tmp_path_factory):
     run = write_run(tmp_path_factory.mktemp("runs") / "one", w)
-    recipe_run(run, "ruler", None, vocabulary=Vocabulary.load())
+    recipe_run(run, "ruler", None, WORDS)
     return run
 
 
@@ -41,7 +44,7 @@ def path(run, tmp_path):
 
 
 def test_recipe__says_what_it_does_and_how_well(run):
-    body = Recipe.load(run.file("recipes", "ruler.recipe.json")).body
+    body = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json")).body
     assert [entry["latent"] for entry in body["latents"]][0] == RULER
     assert body["sae"]["site"] == POOLED and body["model"]["fingerprint"] == "f" * 64
     effects = body["effects"]
@@ -70,12 +73,12 @@ def test_figures_and_rows__agree(run, w):
 
 def test_hash__is_that_of_the_body(run):
     raw = json.loads(run.file("recipes", "ruler.recipe.json").read_text())
-    assert raw["body_sha256"] == sha256_json(raw["body"]) == Recipe(raw["body"]).sha256
+    assert raw["body_sha256"] == sha256_json(raw["body"]) == SuppressionRecipe(raw["body"]).sha256
     assert set(raw["envelope"]) == {"author", "date", "signature"}
 
 
 def test_recipe__save_load_equal(run, path, tmp_path):
-    recipe = Recipe.load(path)
+    recipe = SuppressionRecipe.load(path)
     recipe.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
@@ -93,30 +96,30 @@ def test_tampered_body__refused(path, spoil):
     spoil(raw["body"])
     path.write_text(json.dumps(raw))
     with pytest.raises(StaleArtifactError, match=r"ruler\.recipe\.json was altered"):
-        Recipe.load(path)
+        SuppressionRecipe.load(path)
 
 
 def test_envelope__is_not_hashed(path):
     raw = json.loads(path.read_text())
     raw["envelope"]["author"] = "someone"
     path.write_text(json.dumps(raw))
-    assert Recipe.load(path).latents
+    assert SuppressionRecipe.load(path).latents
 
 
 def test_foreign_files__refused(path):
     path.write_text("[]")
     with pytest.raises(ForeignArtifactError, match="not a recipe"):
-        Recipe.load(path)
+        SuppressionRecipe.load(path)
     path.write_text('{"format_version": 2, "body": {}}')
     with pytest.raises(ForeignArtifactError):
-        Recipe.load(path)
+        SuppressionRecipe.load(path)
     path.write_text("{")
     with pytest.raises(UserInputError, match="not valid JSON"):
-        Recipe.load(path)
+        SuppressionRecipe.load(path)
 
 
 def test_other_sae_or_model__refused(run, w, path, tmp_path):
-    recipe = Recipe.load(path)
+    recipe = SuppressionRecipe.load(path)
     recipe.check(run, path)
     other = write_run(tmp_path / "other", world(100), basis_sae(threshold=0.11))
     with pytest.raises(StaleArtifactError, match="another SAE at visual.pooled"):
@@ -128,7 +131,7 @@ def test_other_sae_or_model__refused(run, w, path, tmp_path):
 
 def test_same_data_same_bytes(run, w, tmp_path):
     other = write_run(tmp_path / "elsewhere" / "two", w)
-    recipe_run(other, "ruler", None, vocabulary=Vocabulary.load())
+    recipe_run(other, "ruler", None, WORDS)
     for part in (
         ("recipes", "ruler.recipe.json"),
         ("suppression", "ruler.json"),
@@ -144,7 +147,7 @@ def test_body__no_path_and_no_time(run):
 
 def test_done__is_not_done_again(run):
     before = run.file("recipes", "ruler.recipe.json").stat().st_mtime_ns
-    recipe_run(run, "ruler", None, vocabulary=Vocabulary.load())
+    recipe_run(run, "ruler", None, WORDS)
     assert run.file("recipes", "ruler.recipe.json").stat().st_mtime_ns == before
 
 
@@ -152,9 +155,9 @@ def test_no_evidence__refused_with_numbers_or_said(w, tmp_path):
     few = world(300, seed=2)
     run = write_run(tmp_path / "few", few)
     with pytest.raises(EvidenceError, match="ruler: n too small for worst groups") as refused:
-        recipe_run(run, "ruler", None, vocabulary=Vocabulary.load())
+        recipe_run(run, "ruler", None, WORDS)
     assert min(refused.value.numbers.values()) < 30
-    said = recipe_run(run, "ruler", None, vocabulary=Vocabulary.load(), refuse=False)
+    said = recipe_run(run, "ruler", None, WORDS, refuse=False)
     assert "n too small" in said["reason"]
     assert not run.file("recipes", "ruler.recipe.json").exists()
     assert json.loads(run.file("suppression", "ruler.reason.json").read_text())["numbers"]
@@ -169,7 +172,7 @@ def test_mode__chosen_measured_and_kept_in_the_recipe(run, w, tmp_path, mode, le
 
     shutil.copytree(run.path, tmp_path / "r")
     copy = open_run(tmp_path / "r")
-    figures = recipe_run(copy, "ruler", None, vocabulary=Vocabulary.load(), mode=mode, level=level)
+    figures = recipe_run(copy, "ruler", None, WORDS, RecipeOptions(mode=mode, level=level))
     recipe = load_recipe(copy, "ruler")
     operation, S = recipe.body["operation"], recipe.latents
     assert operation["mode"] == mode and RULER in S
@@ -214,7 +217,7 @@ def test_mode__reactive_without_artifact_free_images_is_refused(tmp_path):
     with pytest.raises(
         EvidenceError, match="ruler: 0 train images are labelled as without it"
     ) as no:
-        recipe_run(run, "ruler", None, vocabulary=Vocabulary.load(), mode="reactive")
+        recipe_run(run, "ruler", None, WORDS, RecipeOptions(mode="reactive"))
     assert no.value.numbers == {"n": 0, "needed": 30}
 
 
@@ -222,7 +225,7 @@ def test_without_labels_and_names__says_what_to_run(w, tmp_path):
     small = world(200)
     run = write_run(tmp_path / "bare", small, label=[None] * 200)
     with pytest.raises(UserInputError, match="has no names yet"):
-        make_recipe(open_data(run), "ruler")
+        make_recipe(open_data(run), "ruler", WORDS)
 
 
 def test_rounded():
@@ -232,7 +235,7 @@ def test_rounded():
 
 def test_refused_later__nothing_of_the_earlier_recipe_is_left(w, tmp_path):
     run = write_run(tmp_path / "r", w)
-    recipe_run(run, "ruler", None, vocabulary=Vocabulary.load())
+    recipe_run(run, "ruler", None, WORDS)
     files = [
         run.file("recipes", "ruler.recipe.json"),
         run.file("suppression", "ruler.json"),
@@ -245,18 +248,18 @@ def test_refused_later__nothing_of_the_earlier_recipe_is_left(w, tmp_path):
         raise EvidenceError("nothing left", None, {"n": 0})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dermaudit.concepts.suppression.make_recipe.make_recipe", refuse)
-        recipe_run(run, "ruler", None, vocabulary=Vocabulary.load(), force=True, refuse=False)
+        patch.setattr("dermaudit.concepts.suppression.stage.make_recipe", refuse)
+        recipe_run(run, "ruler", None, WORDS, force=True, refuse=False)
     assert reason.is_file() and not any(f.exists() for f in files)
     with pytest.raises(UserInputError, match="has no recipe for 'ruler'"):
         load_recipe(run, "ruler")
-    recipe_run(run, "ruler", None, vocabulary=Vocabulary.load(), force=True)
+    recipe_run(run, "ruler", None, WORDS, force=True)
     assert all(f.is_file() for f in files) and not reason.exists()
 
 
 def test_stale_recipe__refused_with_the_mend(w, tmp_path):
     run = write_run(tmp_path / "r", w)
-    recipe_run(run, "ruler", None, vocabulary=Vocabulary.load())
+    recipe_run(run, "ruler", None, WORDS)
     assert load_recipe(run, "ruler").latents
     table = pq.read_table(run.file("images.parquet"))
     pq.write_table(table.slice(0, 10), run.file("images.parquet"))

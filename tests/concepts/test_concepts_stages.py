@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from concept_world import DEAD, RULER, SIGNAL, TextTower, basis, world, write_run
 
+from dermaudit.concepts.annotation.stage import annotate_run
 from dermaudit.concepts.bottlenecks import bottleneck
+from dermaudit.concepts.bottlenecks.stage import CompareOptions, compare_run
+from dermaudit.concepts.heads import fit_heads
 from dermaudit.concepts.naming.stage import name_run
-from dermaudit.concepts.stages import annotate_run, compare_run, fit_heads
 from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
 from dermaudit.errors import StaleArtifactError, UserInputError
 from dermaudit.heads import LinearHead
@@ -125,7 +127,7 @@ def test_heads_and_bottlenecks(run, monkeypatch):
     found = compare_run(run, WORDS, TOWER)
     assert found["sae"]["auroc"] > 0.7 > found["random"]["auroc"]
     with pytest.raises(UserInputError, match="unknown label 'mell': did you mean 'mel'?"):
-        compare_run(run, WORDS, TOWER, task="mell")
+        compare_run(run, WORDS, TOWER, CompareOptions(task="mell"))
 
 
 def test_no_labels__said_not_measured(w, tmp_path):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from concept_world import POOLED, tiny_tower, write_run
 
-from dermaudit.concepts import stages
-from dermaudit.concepts.suppression.predictions import suppress_images
-from dermaudit.concepts.suppression.recipe import Recipe, sae_hash
+from dermaudit.concepts.heads import fit_heads
+from dermaudit.concepts.inputs import known_concept
+from dermaudit.concepts.suppression.predictions import SuppressOptions, suppress_images
+from dermaudit.concepts.suppression.recipe import SuppressionRecipe, sae_hash
 from dermaudit.concepts.suppression.suppressed_model import (
     build,
     make_suppressor,
@@ -85,7 +86,7 @@ def run(tower, embedded, tmp_path_factory):
         POOLED,
         80,
     ).save(run.file("heads", "label.safetensors"))
-    Recipe(
+    SuppressionRecipe(
         {
             "concept": "ruler",
             "target": "mel",
@@ -98,6 +99,8 @@ def run(tower, embedded, tmp_path_factory):
             "parent": None,
         }
     ).save(run.file("recipes", "ruler.recipe.json"))
+    upstream = ["images", "embed", f"fit:{POOLED}"]
+    run.record("recipe:ruler", {}, [run.file("recipes", "ruler.recipe.json")], upstream=upstream)
     return run
 
 
@@ -129,7 +132,7 @@ def test_predict__from_paths_is_the_same(run, tower, images, tmp_path):
 
 
 def test_delta_logit__sums_to_the_change_without_renormalising(run, tower, embedded):
-    model = build(run, Recipe.load(run.file("recipes", "ruler.recipe.json")), tower)
+    model = build(run, SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json")), tower)
     model.suppressor.renormalise = False
     p = model.predict_rows(embedded)
     after = model.suppressor.apply_to(torch.from_numpy(embedded)).x.numpy()
@@ -144,8 +147,10 @@ def test_delta_logit__sums_to_the_change_without_renormalising(run, tower, embed
 
 
 def test_delta_logit__one_latent_is_the_whole_change(run, tower, embedded):
-    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
-    model = build(run, Recipe({**recipe.body, "latents": recipe.body["latents"][:1]}), tower)
+    recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
+    model = build(
+        run, SuppressionRecipe({**recipe.body, "latents": recipe.body["latents"][:1]}), tower
+    )
     p = model.predict_rows(embedded)
     after = model.suppressor.apply_to(torch.from_numpy(embedded)).x.numpy()
     change = (model.head.logits(after) - model.head.logits(embedded))[:, p.classes.index("mel")]
@@ -182,7 +187,7 @@ def test_another_model_or_no_recipe__refused(run, tower):
 
 
 def test_head_and_target__named_or_refused(run, tower):
-    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
+    recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     with pytest.raises(UserInputError, match="has no head 'skin'") as refused:
         build(run, recipe, tower, head="skin")
     assert "label" in refused.value.hint and "zeroshot" in refused.value.hint
@@ -192,7 +197,7 @@ def test_head_and_target__named_or_refused(run, tower):
 
 
 def test_zero_shot_head(run, tower, embedded):
-    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
+    recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     p = build(run, recipe, tower, head="zeroshot").predict_rows(embedded)
     np.testing.assert_allclose(p.p_before.sum(1), 1, atol=1e-5)
     np.testing.assert_array_equal(p.p_before[~p.fired], p.p_after[~p.fired])
@@ -203,20 +208,8 @@ def test_zero_shot_head(run, tower, embedded):
 
 def table(run, tower, tmp_path, mode=None, dry_run=False, level=None):
     out = tmp_path / "predictions.csv"
-    summary = suppress_images(
-        run,
-        ["ruler"],
-        tower,
-        None,
-        out,
-        head=None,
-        target=None,
-        mode=mode,
-        level=level,
-        vocabulary=Vocabulary.load(),
-        seed=0,
-        dry_run=dry_run,
-    )
+    options = SuppressOptions(out, mode=mode, level=level, dry_run=dry_run)
+    summary = suppress_images(run, ["ruler"], tower, Vocabulary.load(), options)
     rows = list(csv.DictReader(out.open())) if out.exists() else None
     return summary, rows
 
@@ -252,7 +245,7 @@ def test_dry_run__writes_nothing_and_says_the_same(run, tower, tmp_path):
 
 @pytest.mark.parametrize("mode", ["mean", "clamp"])
 def test_modes__hold_a_latent_to_what_it_is_without_the_artifact(run, tower, embedded, mode):
-    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
+    recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     model = build(run, recipe, tower, mode=mode)
     sae = ThresholdSAE.load(run.file("sae", POOLED))
     import pyarrow.parquet as pq
@@ -283,7 +276,7 @@ def free_of_ruler(run):
 
 @pytest.mark.parametrize("factor", [0.5, 0.0, 1.0])
 def test_scale__by_hand(run, tower, embedded, factor):
-    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
+    recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     p = build(run, recipe, tower, mode="scale", level=factor).predict_rows(embedded)
     sae = load_sae(run.file("sae", POOLED))
     z = sae.encode(torch.from_numpy(embedded))[:, S].numpy()
@@ -302,7 +295,7 @@ def test_scale__by_hand(run, tower, embedded, factor):
 
 def test_reactive__by_hand(run, tower, embedded, tmp_path):
     """Taken off only where the codes of S together are more than in 95 % of the ruler-free train rows."""
-    recipe = Recipe.load(run.file("recipes", "ruler.recipe.json"))
+    recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     z = load_sae(run.file("sae", POOLED)).encode(torch.from_numpy(embedded))[:, S].numpy()
     score, free = z.sum(1), free_of_ruler(run)
     gate = np.quantile(score[free].astype(np.float64), 0.95)
@@ -344,7 +337,7 @@ def test_reactive__too_few_artifact_free_images_are_no_evidence(run, tower, embe
             values[i] = 0.0
         at = t.column_names.index("artifact:ruler")
         pq.write_table(t.set_column(at, "artifact:ruler", pa.array(values, pa.float64())), path)
-        recipe = Recipe.load(copy.file("recipes", "ruler.recipe.json"))
+        recipe = SuppressionRecipe.load(copy.file("recipes", "ruler.recipe.json"))
         with pytest.raises(EvidenceError, match=f"ruler: {n} train images are labelled as") as few:
             build(copy, recipe, tower, mode="reactive")
         assert few.value.exit_code == 3 and few.value.numbers == {"n": n, "needed": 30}
@@ -356,8 +349,8 @@ def test_reactive__too_few_artifact_free_images_are_no_evidence(run, tower, embe
 
 def test_several_recipes__each_with_its_own_level_or_refused(run, tower, embedded):
     def recipe(concept, latent, **operation):
-        body = Recipe.load(run.file("recipes", "ruler.recipe.json")).body
-        return Recipe(
+        body = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json")).body
+        return SuppressionRecipe(
             {
                 **body,
                 "concept": concept,
@@ -409,10 +402,10 @@ def test_unknown_mode__refused(run, tower, tmp_path):
 
 def test_known_concept(run):
     vocabulary = Vocabulary.load()
-    assert stages.known_concept(run, vocabulary, "ruler") == "ruler"
-    assert stages.known_concept(run, vocabulary, "calibration scale") == "ruler"
+    assert known_concept(run, vocabulary, "ruler") == "ruler"
+    assert known_concept(run, vocabulary, "calibration scale") == "ruler"
     with pytest.raises(UserInputError, match="unknown concept 'rular': did you mean 'ruler'?"):
-        stages.known_concept(run, vocabulary, "rular")
+        known_concept(run, vocabulary, "rular")
 
 
 # ---- heads and labels of a run
@@ -432,7 +425,7 @@ def test_fit_heads__labels_in_test_only_are_a_reason_not_a_crash(tmp_path):
     )
     label = [None if s == "train" else "nv" for s in w.splits]
     run = write_run(tmp_path / "r", w, sae, label=label)
-    assert "too little to fit a head: 0" in stages.fit_heads(run)["reason"]
+    assert "too little to fit a head: 0" in fit_heads(run)["reason"]
 
 
 def test_suppress__a_concept_refused_before_is_refused_again(tower, embedded, tmp_path):

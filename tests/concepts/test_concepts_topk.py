@@ -13,7 +13,7 @@ import torch
 from concept_world import DEAD, POOLED, RULER, D, basis_sae, tiny_tower, world, write_run
 
 from dermaudit.concepts.suppression.editor import Editor
-from dermaudit.concepts.suppression.recipe import Recipe
+from dermaudit.concepts.suppression.recipe import SuppressionRecipe
 from dermaudit.errors import StaleArtifactError
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import open_run
@@ -127,7 +127,7 @@ def test_every_verb__a_topk_of_the_run(done):
 def test_recipe__of_a_topk_lifts_and_says_what_it_stands_on(done, tmp_path):
     run, _ = done
     path = run.file("recipes", "sticker.recipe.json")
-    recipe = Recipe.load(path)
+    recipe = SuppressionRecipe.load(path)
     assert recipe.body["sae"]["k"] == K
     effects = recipe.body["effects"]
     assert effects["worst_group_after"] - effects["worst_group_before"] > 0.1
@@ -147,7 +147,7 @@ def test_recipe__of_a_topk_lifts_and_says_what_it_stands_on(done, tmp_path):
 def test_suppress__of_a_topk_by_hand(done):
     """x' = x − Σ z_j W_dec[j] of the recipe's latents, z the k largest of the row, through the head."""
     run, out = done
-    recipe = Recipe.load(run.file("recipes", "sticker.recipe.json"))
+    recipe = SuppressionRecipe.load(run.file("recipes", "sticker.recipe.json"))
     sae = load_sae(run.file("sae", POOLED))
     x = world(N, seed=1).x
     latents = sorted(recipe.latents)

@@ -218,7 +218,7 @@ def test_pages_load_no_model_library(whole_run, run_python) -> None:
         "pages = [('overview', {}), ('concepts', {}), ('concepts', {'latent': %r}),\n"
         "         ('image', {'row': '70'}), ('suppression', {}), ('training', {})]\n"
         "for name, query in pages:\n"
-        "    code = f'from dermaudit.dashboards import page_{name}\\npage_{name}.show()'\n"
+        "    code = f'from dermaudit.dashboards.pages import {name}\\n{name}.show()'\n"
         "    at = AppTest.from_string(code, default_timeout=60)\n"
         "    for key, value in query.items(): at.query_params[key] = value\n"
         "    at.run()\n    assert not at.exception, at.exception\n"

@@ -32,12 +32,11 @@ def test_image_that_is_gone_or_altered_is_told(own_run) -> None:
         pictures.thumbnail(view, 0)
 
 
-def test_images_are_found_from_another_folder(own_run, monkeypatch, tmp_path) -> None:
+def test_images_are_found_after_run_and_data_moved_together(own_run, monkeypatch, tmp_path) -> None:
     run = open_run(own_run)
-    run.meta["data"]["root"] = "data"  # as if the run had been made from the folder above
+    run.meta["data"]["root"] = "../data"
     run.save()
-    (own_run.parent / "runs").mkdir()
-    moved = own_run.rename(own_run.parent / "runs" / "mine")
+    moved = own_run.parent.rename(tmp_path / "elsewhere") / own_run.name
     monkeypatch.chdir(tmp_path)
     assert RunView.open(os.path.relpath(moved)).image_file(0) is not None
 

@@ -191,6 +191,31 @@ def test_run_without_labels(unlabelled_run) -> None:
     assert "Map of latent" not in text and "Rival names" in text
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "suppression/ruler.json",
+        "recipes/ruler.recipe.json",
+        "embeddings/visual.pooled/shard-000000.safetensors",
+        "concepts.parquet",
+        "labels.parquet",
+    ],
+)
+@pytest.mark.parametrize("how", ["altered", "removed"])
+def test_report_refuses_a_file_that_was_changed_after_its_stage(
+    own_run, name, how, tmp_path
+) -> None:
+    path = own_run / name
+    if how == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b" ")
+    for out in (None, tmp_path / "elsewhere.html"):
+        with pytest.raises(StaleArtifactError, match=f"{path.name} is missing or was altered"):
+            report.write_report(own_run, out)
+    assert not (own_run / "report" / "index.html").exists()
+
+
 def test_run_whose_suppression_is_damaged(own_run) -> None:
     (own_run / "suppression" / "ruler.parquet").write_bytes(b"gone")
     text = Page(report.build(RunView.open(own_run))).text

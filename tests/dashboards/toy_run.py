@@ -328,7 +328,7 @@ def _refused(run: Run) -> None:
 
 
 def _suppression(run: Run) -> None:
-    from dermaudit.concepts.suppression.recipe import Recipe, sae_facts
+    from dermaudit.concepts.suppression.recipe import SuppressionRecipe, sae_facts
 
     test = [i for i in range(N) if SPLITS[i] == "test"]
     truth = {i: i % 3 == 0 for i in test}
@@ -384,7 +384,7 @@ def _suppression(run: Run) -> None:
         run,
         "ruler",
         figures,
-        Recipe,
+        SuppressionRecipe,
         sae_facts(run, POOLED),
         pa.Table.from_pylist(rows),
         ["insertion_residual: too small an effect"],
@@ -409,7 +409,7 @@ def _suppression(run: Run) -> None:
         run,
         "hair",
         {**nothing, **by_name},
-        Recipe,
+        SuppressionRecipe,
         sae_facts(run, POOLED),
         None,
         ["effect not measured: by name"],

@@ -25,7 +25,7 @@ print(json.dumps([codes, [m for m in {HEAVY!r} if m in sys.modules]]))
 VERB = """
 import sys
 from dermaudit import cli, errors
-from dermaudit.cli.table import VERBS
+from dermaudit.cli.commands import VERBS
 def ends(how: str) -> dict:
     if how == "fault":
         raise RuntimeError("boom")

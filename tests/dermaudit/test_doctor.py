@@ -1,4 +1,4 @@
-"""`dermaudit doctor`: what is sound is listed, what is broken gets a line with the mend."""
+"""`dermaudit doctor`: what is sound is listed, what is broken gets a line with the fix."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_it_reports_through_the_real_command(cli, tmp_path):
     assert answer["free_disk_gb"] > 0 and answer["run"] is None and answer["data"] is None
     assert {c["name"] for c in answer["checkpoints"]} >= {"phantom-vit", "dermoscopy-small"}
     for problem in answer["problems"]:
-        assert problem["what"] in done.stderr and problem["mend"] in done.stderr
+        assert problem["what"] in done.stderr and problem["fix"] in done.stderr
     assert f"{len(answer['problems'])} problem" in done.stderr
 
 
@@ -53,7 +53,7 @@ def test_packages_that_are_absent_old_or_broken(monkeypatch, tmp_path):
         "the package no-such-package is not installed",
         f"numpy {found['numpy']} is installed, dermaudit needs >=999",
     ]
-    assert problems[1].mend == 'run: pip install "numpy>=999"'
+    assert problems[1].fix == 'run: pip install "numpy>=999"'
     problems.clear()
     doctor._packages(deep=True, problems=problems)
     assert problems[-1].what == "numpy cannot be imported (OSError: libcudart.so is missing)"
@@ -102,7 +102,7 @@ def test_weights_that_are_not_finite_are_seen_deep(tmp_path):
         doctor._read_checkpoint(tmp_path, deep=True)
 
 
-def test_a_broken_bundled_checkpoint_is_a_problem_with_its_mend(tmp_path, monkeypatch):
+def test_a_broken_bundled_checkpoint_is_a_problem_with_its_fix(tmp_path, monkeypatch):
     monkeypatch.setattr("dermaudit.towers.loading.names.bundled_folder", lambda: tmp_path)
     checkpoint(tmp_path / "phantom-vit")
     checkpoint(tmp_path / "dermoscopy-small", data=bytes(23))
@@ -111,7 +111,7 @@ def test_a_broken_bundled_checkpoint_is_a_problem_with_its_mend(tmp_path, monkey
     assert states == {"phantom-vit": "intact", "dermoscopy-small": "broken"}
     (problem,) = problems
     assert "dermoscopy-small is broken" in problem.what and "cut off" in problem.what
-    assert "dermaudit pretrain dermoscopy-small" in problem.mend
+    assert "dermaudit pretrain dermoscopy-small" in problem.fix
 
 
 # ---- runs
@@ -129,7 +129,8 @@ def test_the_newest_run_is_looked_at(tmp_path):
     run.file("fit", "file").write_text("altered")
     found = doctor._newest_run(tmp_path / "runs", problems)
     assert found["stages"] == {"embed": True, "fit": False}
-    assert "fit/file is missing or was altered" in problems[0].what and "again" in problems[0].mend
+    assert "fit/file is missing or was altered" in problems[0].what
+    assert problems[0].fix == f"run: dermaudit fit --run {run.path} --force"
 
 
 def test_a_run_that_cannot_be_read_is_a_problem(tmp_path):

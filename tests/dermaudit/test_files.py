@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from dermaudit import files
 from dermaudit.errors import NoSpaceError, UserInputError
@@ -140,3 +142,26 @@ def test_a_full_disk_is_one_sentence(kind, tmp_path, run_python):
 
 def test_no_space_is_bad_input():
     assert NoSpaceError("x").exit_code == 2
+
+
+def test_safetensors_files_are_byte_reproducible_in_every_process(tmp_path, run_python):
+    """Several metadata keys and tensors, written by processes with different hash seeds."""
+    script = tmp_path / "write.py"
+    script.write_text(
+        "import sys, torch\nfrom dermaudit import files\n"
+        "tensors = {'b': torch.arange(6.0).reshape(2, 3), 'a': torch.ones(3, dtype=torch.bfloat16),\n"
+        "           'flag': torch.tensor([True])}\n"
+        "metadata = {f'key {i}': 'value \\n\\u00e9\\x7f\\x01\"' * i for i in range(9)}\n"
+        "for name in sys.argv[2:]:\n    files.write_safetensors(f'{sys.argv[1]}/{name}', tensors, metadata)\n"
+    )
+    assert run_python(script, tmp_path, "1", "2").rc == 0
+    assert run_python(script, tmp_path, "3", "4").rc == 0
+    written = {(tmp_path / name).read_bytes() for name in "1234"}
+    assert len(written) == 1
+    with safe_open(tmp_path / "1", "pt") as handle:
+        assert handle.metadata() == {f"key {i}": 'value \né\x7f\x01"' * i for i in range(9)}
+        assert handle.get_tensor("b").tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert handle.get_tensor("a").dtype == torch.bfloat16
+        assert handle.get_tensor("flag").tolist() == [True]
+    size = int.from_bytes(written.pop()[:8], "little")
+    assert size % 8 == 0, "tensors must start at a multiple of 8 bytes"

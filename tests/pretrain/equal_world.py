@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from dermaudit.distributed import join_world
 from dermaudit.pretrain.data.facts import Fact
-from dermaudit.pretrain.data.source import Memory
+from dermaudit.pretrain.data.source import ImagesInMemory
 from dermaudit.pretrain.data.text_views import FactTexts
 from dermaudit.pretrain.losses.masked import MaskedLatent
-from dermaudit.pretrain.recipe import Recipe
-from dermaudit.pretrain.training.loop import Plan, train
+from dermaudit.pretrain.recipe import TrainingRecipe
+from dermaudit.pretrain.training.loop import TrainingPlan, train
 from dermaudit.pretrain.training.stages import ContrastiveStage, MaskedStage
 
 N, SIDE, CONTEXT, VOCABULARY = 61, 32, 12, 64  # 61 images: not a multiple of anything
@@ -39,7 +39,7 @@ def tokenize(texts: list[str]) -> torch.Tensor:
     return rows
 
 
-def make_plan(recipe: Recipe, folder: Path, world, dtype=torch.float64):
+def make_plan(recipe: TrainingRecipe, folder: Path, world, dtype=torch.float64):
     """(plan, stages) of the tiny training; everything follows from the recipe's seed."""
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (N, 3, SIDE, SIDE), dtype=np.uint8))
@@ -78,7 +78,7 @@ def make_plan(recipe: Recipe, folder: Path, world, dtype=torch.float64):
     model.set_grad_checkpointing(recipe.grad_checkpointing)
     if recipe.contrastive.loss == "siglip":
         model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0, dtype=dtype))
-    source, stages = Memory(images), []
+    source, stages = ImagesInMemory(images), []
     if recipe.masked.epochs:
         objective = MaskedLatent(model.visual, SIDE, depth=2).to(dtype)
         stages.append(MaskedStage(recipe, model, objective, source))
@@ -86,14 +86,14 @@ def make_plan(recipe: Recipe, folder: Path, world, dtype=torch.float64):
     texts = FactTexts(facts, part.keep, part.deny)
     stages.append(ContrastiveStage(recipe, model, tokenize, texts, facts, source))
     identity = {"key": "equal", "processes": world.size}
-    return Plan(recipe, folder, identity, world), stages
+    return TrainingPlan(recipe, folder, identity, world), stages
 
 
 def main(folder: Path, dtype: torch.dtype) -> None:
     torch.set_num_threads(1)
     with join_world() as world:
         for settings in sorted(folder.glob("*.json")):
-            recipe = Recipe.model_validate(json.loads(settings.read_text()))
+            recipe = TrainingRecipe.model_validate(json.loads(settings.read_text()))
             out = settings.with_suffix("")
             plan, stages = make_plan(recipe, out, world, dtype)
             weights, _ = train(plan, stages)

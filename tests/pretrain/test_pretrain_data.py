@@ -16,7 +16,13 @@ from PIL import Image
 from dermaudit.data import BadImage, Manifest
 from dermaudit.errors import UserInputError
 from dermaudit.pretrain.data.facts import Fact, corpus
-from dermaudit.pretrain.data.source import Files, FromShards, Memory, Source, batches
+from dermaudit.pretrain.data.source import (
+    ImageFiles,
+    ImagesFromShards,
+    ImagesInMemory,
+    ImageSource,
+    batches,
+)
 from dermaudit.pretrain.data.text_views import ColumnTexts, FactTexts
 
 # ---- views
@@ -113,7 +119,7 @@ def plan(*batches_of_rows):
 @pytest.mark.parametrize("threads", [1, 4])
 def test_files__in_order_with_a_stand_in_for_the_broken_one(files, threads):
     paths, arrays = files
-    source = Files(paths, 8)
+    source = ImageFiles(paths, 8)
     found = list(batches(source, plan([0, 4, 2], [8, 1, 5], [3, 3, 4]), threads))
     rows = [read.rows.tolist() for read in found]
     assert [read.failed for read in found] == [1, 0, 1]
@@ -128,8 +134,8 @@ def test_files__in_order_with_a_stand_in_for_the_broken_one(files, threads):
 
 def test_memory_and_files__the_same_images_and_orders(files):
     paths, arrays = files
-    memory = Memory(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2))
-    source = Files(paths, 8)
+    memory = ImagesInMemory(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2))
+    source = ImageFiles(paths, 8)
     assert sorted(source.order(3)) == list(range(9))
     np.testing.assert_array_equal(source.order(3), memory.order(3))
     assert source.order(3).tolist() != source.order(4).tolist()
@@ -142,7 +148,7 @@ def test_many_files_gone__training_goes_on(files, tmp_path):
     paths = [tmp_path / f"gone{i}.png" for i in range(40)] + [
         p for p in files[0] if p.name != "4.png"
     ]
-    source = Files(paths, 8)
+    source = ImageFiles(paths, 8)
     (read,) = batches(source, plan(list(range(0, 40, 8))), 2)
     assert (read.rows >= 40).all()
     assert read.failed >= 5
@@ -150,10 +156,10 @@ def test_many_files_gone__training_goes_on(files, tmp_path):
 
 def test_only__some_rows_of_any_source(files):
     paths, arrays = files
-    memory = Memory(
+    memory = ImagesInMemory(
         torch.from_numpy(np.stack(arrays)[[0, 2, 5, 7]]).permute(0, 3, 1, 2), [0, 2, 5, 7]
     )
-    for source in (memory, Files(paths, 8)):
+    for source in (memory, ImageFiles(paths, 8)):
         some = source.only([2, 7, 3])
         assert set(some.order(1)) == ({2, 7} if source is memory else {2, 3, 7})
         (read,) = batches(some, plan([7, 2]))
@@ -161,7 +167,7 @@ def test_only__some_rows_of_any_source(files):
 
 
 def test_nothing_readable__one_sentence(tmp_path):
-    source = Files([tmp_path / "absent.png"] * 3, 8)
+    source = ImageFiles([tmp_path / "absent.png"] * 3, 8)
     with pytest.raises(
         UserInputError, match="32 images drawn after each other cannot be read.*absent"
     ):
@@ -172,7 +178,7 @@ def test_batches__are_read_while_the_caller_computes():
     """Reading ahead: when a batch is handed over, those behind it are under way or done."""
     begun, lock = [], threading.Lock()
 
-    class Slow(Source):
+    class Slow(ImageSource):
         def image(self, row):
             with lock:
                 begun.append(row)
@@ -194,7 +200,7 @@ def test_shards__only_the_rows_of_the_split_and_their_order(image_folder, tmp_pa
 
     shards = Shards.load(tmp_path / "shards")
     rows = [1, 2, 3, 8, 9, 13, 19]
-    source = FromShards(shards, rows, 16)
+    source = ImagesFromShards(shards, rows, 16)
     order = source.order(5)
     assert sorted(order) == list(range(7)) and order.tolist() == source.order(5).tolist()
     assert {tuple(source.order(seed)) for seed in range(5)} != {tuple(order)}
@@ -204,4 +210,4 @@ def test_shards__only_the_rows_of_the_split_and_their_order(image_folder, tmp_pa
 
 def test_bad_image__is_what_a_source_raises(files):
     with pytest.raises(BadImage):
-        Files(files[0], 8).image(4)
+        ImageFiles(files[0], 8).image(4)

@@ -24,7 +24,7 @@ from dermaudit.pretrain.losses.contrastive import (
     caption_loss,
     soft_maximum,
 )
-from dermaudit.pretrain.recipe import AugmentPart
+from dermaudit.pretrain.recipe import AugmentSection
 
 # ---- facts and captions
 
@@ -112,7 +112,9 @@ def test_corpus__holds_every_word_a_caption_can_use():
 
 # ---- views
 
-OFF = AugmentPart(flip=False, rotate=0, scale=(1, 1), shift=0, brightness=0, contrast=0, colour=0)
+OFF = AugmentSection(
+    flip=False, rotate=0, scale=(1, 1), shift=0, brightness=0, contrast=0, colour=0
+)
 
 
 def pictures(n: int = 6, side: int = 16) -> torch.Tensor:
@@ -129,7 +131,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_augment__shape_range_and_determinism():
-    x, part = pictures(), AugmentPart()
+    x, part = pictures(), AugmentSection()
     view = augment(x, part, generator())
     assert view.shape == x.shape and view.dtype == torch.float32
     assert view.min() >= 0 and view.max() <= 255
@@ -162,7 +164,7 @@ def test_augment__borders_stay():
 
 
 def test_augment__a_part_of_the_batch_has_the_views_of_the_whole():
-    x, part = pictures(), AugmentPart(crop=(0.4, 1), grayscale=0.5, jitter_p=0.5, saturation=0.3)
+    x, part = pictures(), AugmentSection(crop=(0.4, 1), grayscale=0.5, jitter_p=0.5, saturation=0.3)
     views = draw_views(6, part, generator())
     some = torch.tensor([4, 1])
     cut = apply_views(x[some], part, {name: value[some] for name, value in views.items()})

@@ -400,7 +400,7 @@ def test_weights__half_on_disk_and_finite(unbroken):
 
 def test_card__names_the_recipe_and_how_to_reproduce(unbroken):
     card = (unbroken[0] / "README.md").read_text()
-    assert "Recipe `tiny`, seed 5" in card and "dermaudit pretrain tiny" in card
+    assert "TrainingRecipe `tiny`, seed 5" in card and "dermaudit pretrain tiny" in card
     assert f"Trained on {unbroken[1]['n_train']} images" in card
 
 

@@ -282,7 +282,7 @@ def test_pick__other_dtypes_go_to_plain_torch():
 
 TRITON = """
 import torch
-from dermaudit.sae.kernels import gpu, plain
+from dermaudit.sae.training.kernels import gpu, plain
 g = torch.Generator().manual_seed(0)
 for d, h, edges in ((11, 40, [40]), (16, 40, [7, 20, 40])):
     one = {"generator": g, "dtype": torch.float64}

@@ -39,7 +39,7 @@ _FORM = 'write {"ulcer": ["ulcer", "erosion"]}: concept -> terms'
 
 
 @dataclass(frozen=True)
-class Concept:
+class BenchConcept:
     """`truth` (n,) 1, 0, nan = unknown; `own_name` where its terms are only its name."""
 
     name: str
@@ -72,7 +72,7 @@ def read_terms(path: Path) -> dict[str, tuple[str, ...]]:
 
 def concepts_of(
     manifest: Manifest, terms: Mapping[str, Sequence[str]], rows: np.ndarray
-) -> tuple[list[Concept], list[str]]:
+) -> tuple[list[BenchConcept], list[str]]:
     """(the concept and artifact columns with their terms by name, terms that have no column).
 
     A column without terms is asked for by its own name. Errors: UserInputError without a column.
@@ -90,7 +90,7 @@ def concepts_of(
     for name, (_, values) in truth.items():
         known = np.asarray(values, dtype=float)[rows]
         words = by_name.pop(_fold(name), None)
-        found.append(Concept(name, known, words or (name.replace("_", " "),), words is None))
+        found.append(BenchConcept(name, known, words or (name.replace("_", " "),), words is None))
     return found, sorted(by_name)
 
 
@@ -102,7 +102,7 @@ def enough(truth: np.ndarray) -> bool:
 
 
 def diagnosis_terms(
-    concepts: Iterable[Concept], labels: Iterable[str | None]
+    concepts: Iterable[BenchConcept], labels: Iterable[str | None]
 ) -> dict[str, list[str]]:
     """{concept: those of its terms that name a diagnosis}, only concepts that have one.
 

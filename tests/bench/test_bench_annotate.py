@@ -19,7 +19,7 @@ from dermaudit.bench.annotation import (
 )
 from dermaudit.bench.inputs.concepts import (
     TEMPLATES,
-    Concept,
+    BenchConcept,
     concepts_of,
     diagnosis_terms,
     enough,
@@ -108,7 +108,7 @@ def test_terms__the_published_file_and_broken_ones(tmp_path, data_dir):
 
 
 def named(name, *terms):
-    return Concept(name, np.zeros(1), terms)
+    return BenchConcept(name, np.zeros(1), terms)
 
 
 def test_diagnoses_among_terms__labels_and_built_in_names():
@@ -139,7 +139,7 @@ def concepts(n=200, seed=0):
     rng = np.random.default_rng(seed)
     truth = (rng.random((n, 2)) < 0.4).astype(float)
     truth[::7, 0] = np.nan
-    return [Concept("a", truth[:, 0], ("a",)), Concept("b", truth[:, 1], ("b",))], rng
+    return [BenchConcept("a", truth[:, 0], ("a",)), BenchConcept("b", truth[:, 1], ("b",))], rng
 
 
 def test_figures__blank_rows_are_left_out():
@@ -164,7 +164,7 @@ def test_random_words__stay_around_one_half_and_the_sheet_shows_them():
     noise = rng.normal(size=(400, 24))
     assert np.abs(random_aurocs(noise, both).mean(1) - 0.5).max() < 0.05
     score = np.nan_to_num(np.column_stack([c.truth for c in both]), nan=0.0) + 0.3 * noise[:, :2]
-    rare = Concept("rare", np.where(np.arange(400) < 4, 1.0, 0.0), ("rare",))
+    rare = BenchConcept("rare", np.where(np.arange(400) < 4, 1.0, 0.0), ("rare",))
     assert not enough(rare.truth)
     sheets = annotation_sheets(
         "toy",

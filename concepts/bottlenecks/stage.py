@@ -1,0 +1,73 @@
+"""The stage `compare`: concept bottlenecks at an equal number of concepts, in bottlenecks.parquet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from dermaudit.console import say, table
+from dermaudit.errors import EvidenceError, unknown
+from dermaudit.files import write_parquet
+from dermaudit.run.directory import Run
+from dermaudit.sae.run_data import RunData
+
+from ..inputs import finished_fits, seed_of
+from ..results import Made, interval_text, make_or_give_reason, rounded
+from ..vocabulary.vocabulary import Vocabulary
+from . import bottleneck
+
+KINDS = ("sae", "vocabulary", "random", "probe")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    task: str = "mel"
+    nec: int = bottleneck.NEC
+    seed: int | None = None
+    force: bool = False
+
+
+def compare_run(
+    run: Run, vocabulary: Vocabulary, tower: Any, options: CompareOptions = CompareOptions()
+) -> dict[str, Any]:
+    """Compare bottlenecks at equal NEC: SAE codes, the vocabulary, random words; and the full probe.
+
+    Too few images are recorded as the result, with the reason. UserInputError for an unknown task."""
+    seed, task, nec = seed_of(run, options.seed), options.task, options.nec
+    upstream = ["images", "embed", *finished_fits(run)]
+    data = RunData(run)
+    path = run.file("bottlenecks.parquet")
+    labels = sorted(set(data.labels) - {""})
+    if labels and task not in labels:
+        raise unknown("label", task, labels)
+
+    def make() -> Made:
+        if not labels:
+            raise EvidenceError("no labels: not measured")
+        vectors, distractors = vocabulary.text_vectors(tower)
+        rows = bottleneck.compare(
+            data, vocabulary, vectors, distractors, task=task, nec=nec, seed=seed
+        )
+        write_parquet(path, pa.Table.from_pylist([rounded(vars(row), 9) for row in rows]))
+        figures = {row.kind: {"auroc": row.auroc, "ci": [row.lo, row.hi]} for row in rows}
+        return [path], rounded({"nec": nec, "task": task, **figures})
+
+    summary = run.stage(
+        "compare",
+        {"seed": seed, "task": task, "nec": nec, "vocabulary": vocabulary.sha256()},
+        lambda: make_or_give_reason(make, run.file("bottlenecks.reason.json"), path),
+        upstream=upstream,
+        force=options.force,
+    )
+    if "reason" in summary:
+        say(f"  bottlenecks: {summary['reason']}")
+        return {"run": str(run.path), **summary}
+    figures = [(kind, summary[kind]) for kind in KINDS if kind in summary]
+    table(
+        f"{task} against the rest with {nec} concepts (test AUROC)",
+        ("kind", "AUROC", "95 % interval"),
+        [(kind, f"{f['auroc']:.3f}", interval_text(*f["ci"], digits=3)) for kind, f in figures],
+    )
+    return {"run": str(run.path), **summary}

@@ -1,0 +1,76 @@
+"""The stage `heads`: the linear head that a run predicts with, in heads/label.safetensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dermaudit.errors import EvidenceError
+from dermaudit.heads import LinearHead, fit_head
+from dermaudit.run.directory import Run
+from dermaudit.sae.run_data import RunData
+from dermaudit.stats.intervals import MIN_CELL, auroc, auroc_interval
+
+from .inputs import seed_of
+from .results import Made, make_or_give_reason, rounded
+
+MIN_OF_CLASS = 3  # a class with fewer train images is left out of the head
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    seed: int | None = None
+    force: bool = False
+
+
+def fit_heads(run: Run, options: HeadOptions = HeadOptions()) -> dict[str, Any]:
+    """Fit the run's linear head on its train split, measured on test.
+
+    Without labels, or with too few, the reason is recorded and the run predicts zero-shot."""
+    run.require("embed")
+    seed = seed_of(run, options.seed)
+    data = RunData(run)
+    path = run.file("heads", "label.safetensors")
+
+    def make() -> Made:
+        if not set(data.labels) - {""}:
+            raise EvidenceError("no labels: no head is fitted, predictions are zero-shot")
+        train = np.flatnonzero(data.rows("train") & (data.labels != ""))
+        classes, counts = np.unique(data.labels[train].astype(str), return_counts=True)
+        kept = train[np.isin(data.labels[train], classes[counts >= MIN_OF_CLASS].tolist())]
+        head = fit_head(data.pooled[kept], data.labels[kept], data.groups[kept], seed=seed)
+        head.save(path)
+        figures = {"classes": head.classes, "C": head.C, "n_train": head.n_train}
+        return [path], rounded({**figures, "test": _measure_on_test(data, head)})
+
+    return run.stage(
+        "heads",
+        {"seed": seed},
+        lambda: make_or_give_reason(make, run.file("heads", "label.reason.json"), path),
+        upstream=["images", "embed"],
+        force=options.force,
+    )
+
+
+def _measure_on_test(data: RunData, head: LinearHead) -> dict[str, Any]:
+    """Return accuracy, balanced accuracy and the AUROC of every class on the labelled test images."""
+    test = np.flatnonzero(data.rows("test") & np.isin(data.labels, head.classes))
+    if len(test) < MIN_CELL:
+        return {"n": len(test), "reason": "n too small"}
+    labels, groups = data.labels[test], data.groups[test]
+    p = head.probs(data.pooled[test])
+    correct = np.array(head.classes)[p.argmax(1)] == labels
+    recalls = [correct[labels == c].mean() for c in head.classes if (labels == c).any()]
+    figures: dict[str, Any] = {
+        "n": len(test),
+        "accuracy": float(correct.mean()),
+        "balanced_accuracy": float(np.mean(recalls)),
+    }
+    for i, label in enumerate(head.classes):
+        y = (labels == label).astype(float)
+        if 5 <= y.sum() < len(test):
+            interval = auroc_interval(y, p[:, i], groups, n_draws=300)
+            figures[f"auroc:{label}"] = [auroc(y, p[:, i]), *interval]
+    return figures

@@ -1,0 +1,41 @@
+"""The naming method of docs/snippets/extending_namer.md works as the page describes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from concept_world import D, H, basis
+
+from dermaudit.concepts import naming
+from dermaudit.concepts.naming.namer import _NAMERS, namer
+from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
+from dermaudit.errors import UserInputError
+
+PAGE = Path(__file__).parents[2] / "docs" / "snippets" / "extending_namer.md"
+
+
+def test_new_file_adds_a_naming_method(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    assert code is not None
+    (tmp_path / "nearest_word_example.py").write_text(code.group(1))
+    monkeypatch.setattr(naming, "__path__", [*naming.__path__, str(tmp_path)])
+    importlib.invalidate_caches()
+    monkeypatch.delitem(_NAMERS, "nearest_word", raising=False)
+    method = namer("nearest_word")
+    codes = np.eye(6)[np.arange(60) % 6]
+    codes[:, 5] = 0
+    pooled = codes @ basis()[:6] + basis()[H]
+    words = tuple(Concept(f"w{i}", "artifact", (f"w{i}",)) for i in range(6))
+    vocabulary = Vocabulary("toy", words, ("{}",), ())
+    names = method(codes, pooled, basis()[:6], np.zeros((0, D)), vocabulary)
+    assert names.word.tolist() == [0, 1, 2, 3, 4, -1]
+    del _NAMERS["nearest_word"]
+
+
+def test_unknown_naming_method_offers_the_nearest():
+    with pytest.raises(UserInputError, match="unknown naming method 'permutations'.*'permutation'"):
+        namer("permutations")
