@@ -69,7 +69,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             raise NoSpaceError(
                 f"no space left to write {path}",
                 "free some space (or point --run / --out to another disk) and run the same "
-                "command again with --resume: what was finished is kept",
+                "command again: what was finished is kept",
             ) from error
         if isinstance(
             error, (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)

@@ -46,9 +46,6 @@ def audit(
     ] = None,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
     force: Annotated[bool, typer.Option(help="make every stage again")] = False,
-    resume: Annotated[
-        bool, typer.Option(help="go on where a stopped run was (always done)")
-    ] = False,
     dry_run: Annotated[bool, typer.Option(help="say what would be done")] = False,
 ) -> dict[str, Any]:
     """The whole chain: embed, fit, annotate, name, heads, compare, suppress each artifact, report."""
@@ -103,9 +100,6 @@ def demo(
     ] = None,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
     force: Annotated[bool, typer.Option(help="make every stage again")] = False,
-    resume: Annotated[
-        bool, typer.Option(help="go on where a stopped demo was (always done)")
-    ] = False,
 ) -> dict[str, Any]:
     """Render phantoms, audit the shipped model on them, suppress each artifact, write the report."""
     started = time.monotonic()

@@ -30,9 +30,6 @@ def phantom(
     force: Annotated[
         bool, typer.Option(help="go on in a folder that already holds a finished set")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option(help="go on where a stopped run was (always done)")
-    ] = False,
     dry_run: Annotated[bool, typer.Option(help="say what would be written")] = False,
 ) -> dict[str, Any]:
     """Render phantoms: dermoscopic images whose concepts, masks and artifacts are known exactly."""

@@ -65,9 +65,6 @@ def embed(
     threads: Annotated[int, typer.Option(min=1, help="torch threads of a worker")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0")] = "cpu",
     force: Annotated[bool, typer.Option(help="make every stage again")] = False,
-    resume: Annotated[
-        bool, typer.Option(help="go on where a stopped run was (always done)")
-    ] = False,
     dry_run: Annotated[bool, typer.Option(help="say what would be done, and its size")] = False,
 ) -> dict[str, Any]:
     """Decode the images and store their activations at the run's sites.

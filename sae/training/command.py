@@ -61,7 +61,9 @@ def fit(
     force: Annotated[bool, typer.Option(help="fit again, from the start")] = False,
     resume: Annotated[
         bool,
-        typer.Option(help="go on where a stopped fit was (always done), or say why that cannot be"),
+        typer.Option(
+            help="continue a stopped fit, or end with the reason why it cannot be continued"
+        ),
     ] = False,
 ) -> dict[str, Any]:
     """Fit a sparse autoencoder on each stored site (train rows), measured on test rows: reconstruction,

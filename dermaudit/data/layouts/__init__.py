@@ -21,7 +21,9 @@ _PROBED = 200  # rows of a table whose images are looked for
 LAYOUTS = discover()  # in the order in which they are tried
 # Layouts that are recognised by the columns of a table.
 FOREIGN = {
-    name: one for name, one in LAYOUTS.items() if name not in ("native", "dermoscopy", "folder")
+    name: one
+    for name, one in LAYOUTS.items()
+    if name not in ("native", "dermoscopy", "folder", "folder-all")
 }
 
 

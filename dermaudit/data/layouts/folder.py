@@ -1,8 +1,13 @@
-"""A plain folder of images: subfolders are classes; train/, val/, test/ above them are splits."""
+"""A plain folder of images: subfolders are classes; train/, val/, test/ above them are splits.
+
+Archives put derived files beside the photographs: masks, superpixels, thumbnails. They are left out and
+listed as skipped; the layout `folder-all` takes every image file.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -10,11 +15,34 @@ import pyarrow as pa
 
 from dermaudit.errors import UserInputError
 
-from ..manifest.tables import IMAGE_SUFFIXES, RawTable
+from ..manifest.tables import IMAGE_SUFFIXES, RawTable, Skipped
 from ..splits import SPLITS
 from .registry import Layout
 
 _SPLIT_FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
+
+
+#: What the stem of a derived file has behind the stem of the image that it was made from.
+_DERIVED = re.compile(
+    r"[ _.-]*(mask|masks|seg|segmentation|superpixels?|attribute[\w-]*|lesion|contour|heatmap|overlay|"
+    r"thumb|thumbnail|small|preview)s?\d*",
+    re.IGNORECASE,
+)
+
+
+def derived_from(images: list[PurePosixPath]) -> dict[PurePosixPath, PurePosixPath]:
+    """Return {derived file: its image} for files whose stem is that of an image of the same folder
+    with the name of a derived product behind it, such as `_segmentation`."""
+    stems = {(image.parent, image.stem.casefold()): image for image in images}
+    found = {}
+    for image in images:
+        stem = image.stem.casefold()
+        for end in range(len(stem) - 1, 0, -1):
+            original = stems.get((image.parent, stem[:end]))
+            if original is not None and _DERIVED.fullmatch(stem[end:]):
+                found[image] = original
+                break
+    return found
 
 
 def _images(root: Path) -> Iterator[PurePosixPath]:
@@ -31,7 +59,16 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> RawTable:
-    """Errors: UserInputError when the folder holds no image."""
+    """Read a folder without derived files. UserInputError if it holds no image."""
+    return _read(path, take_derived=False)
+
+
+def read_all(path: Path) -> RawTable:
+    """Read a folder with every image file in it. UserInputError if it holds none."""
+    return _read(path, take_derived=True)
+
+
+def _read(path: Path, *, take_derived: bool) -> RawTable:
     if not path.is_dir():
         raise UserInputError(f"{path} is not a folder", "name the folder that holds the images")
     images = sorted(_images(path))
@@ -39,6 +76,8 @@ def read(path: Path) -> RawTable:
         raise UserInputError(
             f"{path} holds no image", f"names must end in {', '.join(IMAGE_SUFFIXES)}"
         )
+    derived = {} if take_derived else derived_from(images)
+    images = [image for image in images if image not in derived]
     folders = [image.parts[:-1] for image in images]
     # Only when every image is below a split's folder do these words mean splits.
     split = all(parts and parts[0].lower() in _SPLIT_FOLDERS for parts in folders)
@@ -49,7 +88,16 @@ def read(path: Path) -> RawTable:
     if any(folders):
         columns["label"] = [parts[0] if parts else None for parts in folders]
     table = pa.table({name: pa.array(v, pa.string()) for name, v in columns.items()})
-    return RawTable(table, path, path, "folder")
+    skipped = tuple(
+        Skipped(
+            "derived_file",
+            f"{image} was made from {original.name} (a mask, thumbnail or the like)",
+            image=str(image),
+            hint="take it all the same: --layout folder-all",
+        )
+        for image, original in derived.items()
+    )
+    return RawTable(table, path, path, "folder", skipped=skipped)
 
 
 LAYOUT = Layout("folder", "a folder of images; subfolders are labels", matches, read, order=2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +21,7 @@ from ..duplicates.hashes import N_BITS, near_pairs, perceptual_hash
 from ..images.decode import DEFAULT_LIMITS, BadImage, Header, ImageLimits, read_header, read_image
 from ..layouts import read_layout
 from ..splits import assign
+from .labels import describe, merge_labels, spellings
 from .tables import IMAGE_SUFFIXES, RawTable
 from .validate import Finding, findings, path_problem, skipped_findings, texts
 
@@ -58,14 +59,17 @@ class Seen:
 
 
 def check_data(
-    path: Path, layout: str = "auto", limits: ImageLimits = DEFAULT_LIMITS
+    path: Path,
+    layout: str = "auto",
+    limits: ImageLimits = DEFAULT_LIMITS,
+    merges: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Findings over a whole data set: {layout, n_rows, n_usable, usable, counts, findings, remarks}.
     `usable`: the table is not refused, and at least one image can be read.
 
     Errors: UserInputError only when there is no table to check.
     """
-    raw = read_layout(path, layout)
+    raw = merge_labels(read_layout(path, layout), merges)
     refused = list(findings(raw))
     found = [*refused, *skipped_findings(raw)]
     n_usable = 0
@@ -75,6 +79,7 @@ def check_data(
         n_usable = len(seen)
         found += _duplicates(raw, seen)
         found += _blank_labels(raw)
+        found += _label_spellings(raw)
         found += _unlisted(raw)
     found = [_as_leak(finding) for finding in found]
     order = list(LEVELS)
@@ -219,6 +224,16 @@ def _blank_labels(raw: RawTable) -> Iterator[Finding]:
     for row, label in enumerate(texts(raw.table, "label")):
         if label is None:
             yield _finding(raw, "blank_label", "warning", row, images[row] or "", "no label")
+
+
+def _label_spellings(raw: RawTable) -> Iterator[Finding]:
+    if "label" not in raw.table.column_names:
+        return
+    labels = texts(raw.table, "label")
+    for counts in spellings(labels):
+        message, hint = describe(counts)
+        row = next(i for i, label in enumerate(labels) if label and label.strip() in counts)
+        yield Finding("label_spelling", "warning", message, row=row, column="label", hint=hint)
 
 
 def _unlisted(raw: RawTable) -> Iterator[Finding]:

@@ -21,6 +21,12 @@ _ONE_FACT = {
 }
 
 
+MergeLabels = Annotated[
+    list[str] | None,
+    typer.Option("--merge-labels", help="old=new: one class under two spellings; may be repeated"),
+]
+
+
 def convert(
     src: Annotated[Path, typer.Argument(help="a folder, or a .csv / .parquet / .jsonl table")],
     out: Annotated[Path, typer.Option(help="folder for the data set")],
@@ -29,6 +35,7 @@ def convert(
         str | None, typer.Option(help="only these rows, as SQL: \"licence == 'CC0-1.0'\"")
     ] = None,
     link: Annotated[bool, typer.Option("--link/--copy", help="link to the images or copy")] = False,
+    merge_labels: MergeLabels = None,
     strict: Annotated[bool, typer.Option(help="stop at the first bad row or image")] = False,
     force: Annotated[bool, typer.Option(help="replace the data set in --out")] = False,
     dry_run: Annotated[bool, typer.Option(help="say what would be done, write nothing")] = False,
@@ -70,8 +77,11 @@ def convert(
     diagnosis_1 … diagnosis_3)
     """
     from .convert import plan, refuse_overwrite, summary, write
+    from .labels import describe, spellings
 
-    planned = plan(src, layout, out, where, strict=strict)
+    planned = plan(src, layout, out, where, strict=strict, merges=merge_labels or [])
+    for counts in spellings(planned.manifest.labels):
+        say("  warning: {}\n    {}".format(*describe(counts)))
     for remark in planned.raw.remarks:
         say(remark)
     if not dry_run:
@@ -111,11 +121,12 @@ def convert(
 def check(
     path: Annotated[Path, typer.Argument(help="a data set: folder or table")],
     layout: Annotated[str, typer.Option(help=_LAYOUTS)] = "auto",
+    merge_labels: MergeLabels = None,
 ) -> dict[str, Any]:
     """Name what is wrong with a data set, row by row, and which images would be skipped."""
     from .check import LEVELS, Unusable, check_data
 
-    result = check_data(path, layout)
+    result = check_data(path, layout, merges=merge_labels or [])
     for remark in result["remarks"]:
         say(remark)
     for level, meaning in LEVELS.items():

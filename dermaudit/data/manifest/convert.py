@@ -10,6 +10,7 @@ import filecmp
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dermaudit.files import read_json, whole_file, write_json, write_parquet
 
 from ..images.decode import BadImage, read_image
 from ..layouts import read_layout
+from .labels import merge_labels
 from .manifest import Manifest
 from .tables import UNFINISHED, RawTable, Skipped
 from .validate import check_table, complete
@@ -48,10 +50,18 @@ class Plan:
         }
 
 
-def plan(src: Path, layout: str, out: Path, where: str | None, *, strict: bool = False) -> Plan:
+def plan(
+    src: Path,
+    layout: str,
+    out: Path,
+    where: str | None,
+    *,
+    strict: bool = False,
+    merges: Sequence[str] = (),
+) -> Plan:
     """Read and check the source; nothing is written. Errors: UserInputError, with `strict` also for
     the first row that the layout would set aside."""
-    raw = read_layout(src, layout)
+    raw = merge_labels(read_layout(src, layout), merges)
     if strict and raw.skipped:
         more = f" (and {len(raw.skipped) - 1} more)" if raw.skipped[1:] else ""
         raise UserInputError(raw.told(raw.skipped[0]) + more, raw.skipped[0].hint)

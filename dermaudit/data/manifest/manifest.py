@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dermaudit.console import say
 from dermaudit.errors import UserInputError, closest
 
 from ..layouts import read_for_use
@@ -40,10 +41,16 @@ class Manifest:
         """Open a folder with a manifest.parquet / .csv / .jsonl, such a file, or a plain folder of
         images (class subfolders are labels).
 
-        Errors: UserInputError naming file, row, column and mend.
+        Errors: UserInputError naming file, row, column and fix.
         """
         path = Path(path)
         raw = read_for_use(path)
+        derived = [one for one in raw.skipped if one.kind == "derived_file"]
+        if derived:
+            say(
+                f"  {len(derived)} files are left out, the first: {derived[0].reason}; to take them: "
+                f"dermaudit data convert {path} --layout folder-all --out FOLDER"
+            )
         check_table(raw)
         return cls(complete(raw), raw.root, path)
 
