@@ -164,6 +164,7 @@ def _audit(
         seconds[stage] = round(time.monotonic() - at, 2)
         return found
 
+    _require_enough_images(data, where, model)
     embedded = timed(
         "embed",
         "embed",
@@ -204,6 +205,23 @@ def _audit(
     if not labels:
         result["concepts_reason"] = "no labels: not measured"
     return result
+
+
+def _require_enough_images(data: Path, where: str | None, model: str) -> None:
+    """Refuse a data set that is too small for an SAE before its images are embedded; a model that is
+    not known is refused first."""
+    from dermaudit.data import Manifest
+    from dermaudit.towers import resolve
+
+    resolve(model)
+
+    manifest = Manifest.load(data)
+    if where:
+        manifest = manifest.where(where)
+    counts = {name: manifest.splits.count(name) for name in ("train", "val", "test")}
+    check = load_function("dermaudit.sae.training.fit:require_enough_images")
+    if manifest.n:  # `embed` says which condition left no image
+        check(counts, manifest.n)
 
 
 def _bottleneck(

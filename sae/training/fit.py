@@ -208,6 +208,26 @@ def _together(
     return summary
 
 
+def require_enough_images(n: dict[str, int], images: int, what: str = "an SAE") -> None:
+    """EvidenceError unless `images`, of which `n` {"train", "val", "test"} are in each split, are
+    enough to fit an SAE and to hold images out."""
+    if images < MIN_ROWS:
+        raise EvidenceError(
+            f"{images} images are too few to fit {what}",
+            f"at least {MIN_ROWS} are needed; more is better. With fewer images these work: "
+            "dermaudit bench zeroshot, dermaudit embed, and dermaudit suppress --images FOLDER with "
+            "the run of a larger data set",
+            {"n": images, "needed": MIN_ROWS},
+        )
+    if n["train"] < MIN_ROWS or not n["val"] or not n["test"]:
+        raise EvidenceError(
+            f"the split leaves {n['train']} train, {n['val']} val and {n['test']} test images: "
+            "too few to fit and to hold out",
+            "give more images, or a split column",
+            n,
+        )
+
+
 @dataclass(frozen=True)
 class _Site:
     """The rows of a site by split: of images, and of rows."""
@@ -222,20 +242,7 @@ class _Site:
         rows = store.rows()
         index = {name: rows.of_images(splits == name) for name in ("train", "val", "test")}
         n = {name: len(part) // rows.tokens for name, part in index.items()}
-        if n["train"] < MIN_ROWS or not n["val"] or not n["test"]:
-            images = len(rows.image_rows)
-            if images < MIN_ROWS:
-                raise EvidenceError(
-                    f"{images} images are too few to fit an SAE at {site}",
-                    f"at least {MIN_ROWS} are needed; more is better",
-                    {"n": images, "needed": MIN_ROWS},
-                )
-            raise EvidenceError(
-                f"the split leaves {n['train']} train, {n['val']} val and {n['test']} test images: "
-                "too few to fit and to hold out",
-                "give more images, or a split column",
-                n,
-            )
+        require_enough_images(n, len(rows.image_rows), f"an SAE at {site}")
         return cls(store, rows, index)
 
     def part(self, name: str, most: int | None = None) -> Chosen:
