@@ -6,7 +6,7 @@ PEERS ?= .peers
 DERMAUDIT_DATA ?= $(wildcard ../shared)
 export DERMAUDIT_DATA
 
-.PHONY: install demo test lint bench bench-sae bench-peers clean
+.PHONY: install demo test lint results bench bench-sae bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,13 @@ test: install lint
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python docs/scripts/architecture.py --check
+	$(BIN)/python docs/scripts/results.py --check
+
+# Runs both audits (minutes) and writes every page with figures.
+results: install
+	$(BIN)/python docs/scripts/results.py
 
 bench: install
 	$(BIN)/python tests/benchmarks/bench_phantom.py

@@ -103,13 +103,11 @@ def graph_table(files: dict[str, Path]) -> str:
 
 
 def file_table(files: dict[str, Path]) -> str:
-    lines = ["| file | lines | what it holds |", "|---|---|---|"]
+    lines = ["| file | what it holds |", "|---|---|"]
     for path in sorted(files.values()):
         text = path.read_text(encoding="utf-8")
         summary = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0].replace("|", "\\|")
-        lines.append(f"| `{path.relative_to(ROOT)}` | {text.count(chr(10))} | {summary} |")
-    total = sum(path.read_text(encoding="utf-8").count("\n") for path in files.values())
-    lines.append(f"| **{len(files)} files** | **{total}** | |")
+        lines.append(f"| `{path.relative_to(ROOT)}` | {summary} |")
     return "\n".join(lines)
 
 

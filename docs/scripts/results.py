@@ -1,0 +1,257 @@
+"""Run the audits, keep their figures, and write every page that shows them.
+
+    make results                                  # runs both audits (minutes), then writes the pages
+    python docs/scripts/results.py --pages        # writes the pages from the figures that are kept
+    python docs/scripts/results.py --check        # exit 1 when a page differs from the figures
+
+The figures are kept in docs/results/data/*.json: what `dermaudit demo --json` and `dermaudit audit
+--json` print, without times, memory and paths. No figure of README or of docs/results is typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "docs" / "results" / "data"
+NOT_FIGURES = ("seconds", "peak_rss_gb", "run", "report")
+Figures = dict[str, Any]
+
+COMMANDS = {
+    "phantoms": "make demo",
+    "real": (
+        "dermaudit data convert $DERMAUDIT_DATA/dermoscopy --out data/dermoscopy; "
+        "dermaudit audit data/dermoscopy --model dermoscopy-small --run runs/dermoscopy"
+    ),
+}
+
+
+def measure(folder: Path) -> None:
+    """Run both audits below `folder` and keep their figures."""
+
+    def dermaudit(*argv: str | Path) -> str:
+        command = [sys.executable, "-m", "dermaudit", *map(str, argv)]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    results = {"phantoms": dermaudit("demo", "--run", folder / "demo", "--force", "--json")}
+    data = os.environ.get("DERMAUDIT_DATA")
+    if data:
+        images = folder / "dermoscopy"
+        dermaudit("data", "convert", Path(data) / "dermoscopy", "--out", images)
+        model = ("--model", "dermoscopy-small")
+        results["real"] = dermaudit("audit", images, *model, "--run", folder / "real", "--json")
+    else:
+        sys.stderr.write("DERMAUDIT_DATA is not set: the figures of the real images are kept\n")
+    for name, text in results.items():
+        figures = {k: v for k, v in json.loads(text).items() if k not in NOT_FIGURES}
+        DATA.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(figures, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        (DATA / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def load() -> dict[str, Figures]:
+    return {
+        name: json.loads((DATA / f"{name}.json").read_text(encoding="utf-8")) for name in COMMANDS
+    }
+
+
+# ---- tables
+
+
+def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
+    return "–" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def interval(pair: list[float | None] | None, digits: int = 2, sign: bool = False) -> str:
+    if pair is None or None in pair:
+        return ""
+    return f" [{number(pair[0], digits, sign)}, {number(pair[1], digits, sign)}]"
+
+
+def table(header: str, lines: list[str]) -> str:
+    return "\n".join([header, "|" + "---|" * (header.count("|") - 1), *lines])
+
+
+def lift_table(figures: Figures) -> str:
+    concepts = sorted(
+        (c for c in figures["concepts"].items() if c[1]["lift_share"] is not None),
+        key=lambda c: (c[1]["type"] != "artifact", -c[1]["lift_share"]),
+    )
+    return table(
+        "| concept | type | positive test images | AUPRC of the best latent | probe AUPRC | lift share |",
+        [
+            f"| {name} | {c['type']} | {c['n_pos']} | {number(c['auprc'], 3)}{interval(c['auprc_ci'], 3)} "
+            f"| {number(c['probe_auprc'], 3)} | {number(c['lift_share'])}{interval(c['lift_share_ci'])} |"
+            for name, c in concepts
+        ],
+    )
+
+
+def suppression_table(figures: Figures) -> str:
+    lines = []
+    for name, s in figures["suppression"].items():
+        if s["worst_group_before"] is None:
+            lines.append(f"| {name} | not measured: {s.get('reason') or 'no evidence'} | | | | |")
+            continue
+        lines.append(
+            f"| {name} | {number(s['worst_group_before'])} → {number(s['worst_group_after'])} "
+            f"| {interval(s['ci'], sign=True).strip()} | {s['random_sets_beaten']} of {s['random_sets']} "
+            f"| {number(s['clean_auroc_delta'], 3, sign=True)} | {number(s['insertion_residual'])} |"
+        )
+    return table(
+        "| artifact | worst group before → after | change, 95 % interval | random sets beaten "
+        "| artifact-free AUROC | insertion left |",
+        lines,
+    )
+
+
+def bottleneck_table(figures: Figures) -> str:
+    b = figures["bottleneck"]
+    kinds = {
+        "sae": "SAE codes",
+        "vocabulary": "predefined vocabulary",
+        "random": "random words (control)",
+        "probe": "linear probe on all dimensions",
+    }
+    return table(
+        f"| bottleneck of {b['nec']} concepts, {b['task']} against the rest | test AUROC |",
+        [
+            f"| {text} | {number(b[kind]['auroc'], 3)}{interval(b[kind]['ci'], 3)} |"
+            for kind, text in kinds.items()
+            if b.get(kind)
+        ],
+    )
+
+
+def naming_sentence(figures: Figures) -> str:
+    n = figures["naming"]
+    wrong = n["wrong_among_named"]
+    judged = (
+        ""
+        if wrong is None
+        else f" Of {n['n_judged']} names that labels can judge, {wrong:.0%} are wrong."
+    )
+    return (
+        f"{n['named']} of {n['named'] + n['unnamed']} live latents are named; with permuted activations "
+        f"{n['named_under_permutation']} would be named.{judged}"
+    )
+
+
+def headline_table(results: dict[str, Figures]) -> str:
+    lines = []
+    for name in results["phantoms"]["suppression"]:
+        cells = []
+        for figures in results.values():
+            concept, s = figures["concepts"].get(name), figures["suppression"].get(name)
+            lift = (
+                f"{number(concept['lift_share'])}{interval(concept['lift_share_ci'])}"
+                if concept
+                else "–"
+            )
+            change = "not measured"
+            if s and s["worst_group_before"] is not None:
+                before, after = number(s["worst_group_before"]), number(s["worst_group_after"])
+                change = f"{before} → {after}{interval(s['ci'], sign=True)}"
+            cells += [lift, change]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return table(
+        "| artifact | phantoms: lift share | phantoms: worst group | real: lift share | real: worst group |",
+        lines,
+    )
+
+
+# ---- pages
+
+PAGES: dict[str, tuple[str, str, Callable[[Figures], str]]] = {
+    "suppression": (
+        "Suppression",
+        "A head is fitted where the artifact and melanoma occur together (P = .9), and tested on images "
+        "where they do not. The worst group is the lowest accuracy of the four groups label × artifact. "
+        "The threshold is chosen on validation images, before and after alike: part of a gain can come "
+        "from the moved threshold.",
+        suppression_table,
+    ),
+    "concepts": (
+        "Concepts",
+        "The lift share is the AUPRC of the best single latent above the prevalence, as a share of what "
+        "a supervised linear probe reaches.",
+        lift_table,
+    ),
+    "naming": (
+        "Names",
+        "Names are made on train and validation images and judged on test images.",
+        naming_sentence,
+    ),
+    "bottlenecks": (
+        "Concept bottlenecks",
+        "Every bottleneck uses the same number of concepts.",
+        bottleneck_table,
+    ),
+}
+
+
+def page(title: str, text: str, body: Callable[[Figures], str], results: dict[str, Figures]) -> str:
+    parts = [
+        f"# {title}",
+        text,
+        "Written by `make results`. Test images only, 95 % intervals over groups.",
+    ]
+    names = {"phantoms": "Phantoms", "real": "Real dermoscopic images"}
+    for name, figures in results.items():
+        parts += [
+            f"## {names[name]} ({figures['n_images']} images)",
+            f"`{COMMANDS[name]}`",
+            body(figures),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def pages(results: dict[str, Figures]) -> dict[Path, str]:
+    """Return {file: its text} of every page that shows figures."""
+    written = {
+        ROOT / "docs" / "results" / f"{name}.md": page(*parts, results)
+        for name, parts in PAGES.items()
+    }
+    readme = ROOT / "README.md"
+    block = f"<!-- results: generated -->\n{headline_table(results)}\n<!-- results: end -->"
+    pattern = r"<!-- results: generated -->.*?<!-- results: end -->"
+    text = readme.read_text(encoding="utf-8")
+    written[readme] = re.sub(pattern, lambda _: block, text, flags=re.S)
+    return written
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pages", action="store_true", help="write the pages, run nothing")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    if not (options.pages or options.check):
+        with tempfile.TemporaryDirectory() as folder:
+            measure(Path(folder))
+    changed = [
+        path
+        for path, text in pages(load()).items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    if options.check:
+        for path in changed:
+            sys.stderr.write(
+                f"{path.relative_to(ROOT)} differs from docs/results/data; run: make results\n"
+            )
+        return 1 if changed else 0
+    for path, text in pages(load()).items():
+        path.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,93 @@
+"""The documents: figures come from the files of results, commands and flags exist."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import typer
+
+from dermaudit.cli.commands import VERBS, load
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMON = {"--json", "--quiet", "--help"}
+
+
+def script(name: str, *argv: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(root / "docs" / "scripts" / name), *argv]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("name", ["results.py", "architecture.py"])
+def test_generated_pages_are_up_to_date(name):
+    done = script(name, "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_typed_figure_is_reported(tmp_path):
+    for name in ("README.md", "docs/scripts", "docs/results"):
+        source, target = ROOT / name, tmp_path / name
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy(source, target)
+    readme = tmp_path / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(text.replace("| 0.69 → 0.87 ", "| 0.69 → 0.97 "), encoding="utf-8")
+    assert readme.read_text(encoding="utf-8") != text
+    done = script("results.py", "--check", root=tmp_path)
+    assert done.returncode == 1 and "README.md differs" in done.stderr
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """(document, line) of every line of a code block that calls dermaudit."""
+    found = []
+    for document in DOCUMENTS:
+        blocks = re.findall(r"```\w*\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.S)
+        for line in "\n".join(blocks).splitlines():
+            line = line.removeprefix("$ ").split("  #")[0].strip()
+            line = re.sub(r"^torchrun .*? -m ", "", line).replace("dermaudit -- ", "dermaudit ")
+            if line.startswith("dermaudit "):
+                found.append((document.name, line))
+    return found
+
+
+def flags_of(verb: str) -> set[str]:
+    """The flags of a command, as typer derives them from its function."""
+    function = load(verb)
+    hints = typing.get_type_hints(function, include_extras=True)
+    flags = set(COMMON)
+    for name in inspect.signature(function).parameters:
+        metadata = getattr(hints[name], "__metadata__", ())
+        declared = [d for m in metadata for d in (getattr(m, "param_decls", None) or ())]
+        if any(isinstance(m, typer.models.ArgumentInfo) for m in metadata):
+            continue
+        flags |= {part for d in declared for part in d.split("/")} or {
+            "--" + name.replace("_", "-")
+        }
+    return flags
+
+
+def test_some_commands_are_documented():
+    assert len(command_lines()) > 20
+
+
+@pytest.mark.parametrize(("document", "line"), command_lines())
+def test_documented_commands_and_flags_exist(document, line):
+    words = shlex.split(line)[1:]
+    verb = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
+    assert verb in VERBS, f"{document}: {line}"
+    flags = {word.split("=")[0] for word in words if word.startswith("--") and len(word) > 2}
+    assert flags <= flags_of(verb), f"{document}: {line}: {sorted(flags - flags_of(verb))}"
