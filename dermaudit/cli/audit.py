@@ -1,21 +1,52 @@
-"""`audit` and `demo`: lists of verbs over the table, so that the ground floor imports no stage."""
+"""The commands `audit` and `demo`: every stage of a run, one after the other.
+
+The stages lie in higher layers, so they are called through the command registry.
+"""
 
 from __future__ import annotations
 
-import resource
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dermaudit.console import say, table
+from dermaudit.console import say
 from dermaudit.run.directory import open_run
 
+from .audit_summary import (
+    bottleneck_summary,
+    concept_summary,
+    naming_summary,
+    peak_rss_gb,
+    print_summary,
+    suppression_summary,
+)
 from .commands import load, load_function
 
 DEMO_IMAGES = 2000
 DEMO_SEED = 1000
+STAGES = ("embed", "fit", "annotate", "name", "heads", "compare", "recipe make", "report")
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """What an audit does: `concepts` to suppress (empty: every artifact that is labelled or named),
+    `target` the label whose prediction is audited, `where` an SQL condition on the manifest."""
+
+    data: Path
+    model: str
+    run: Path
+    concepts: tuple[str, ...] = ()
+    target: str = "mel"
+    where: str | None = None
+    vocabulary: str = "dermoscopy"
+    strict: bool = False
+    seed: int = 0
+    seeds: str | None = None
+    threads: int = 1
+    force: bool = False
 
 
 def audit(
@@ -50,39 +81,23 @@ def audit(
 ) -> dict[str, Any]:
     """The whole chain: embed, fit, annotate, name, heads, compare, suppress each artifact, report."""
     run = run or Path("runs") / (data.stem if data.suffix else data.resolve().name)
-    if dry_run:
-        return {
-            "run": str(run),
-            "model": model,
-            "stages": [
-                "embed",
-                "fit",
-                "annotate",
-                "name",
-                "heads",
-                "compare",
-                "recipe make",
-                "report",
-            ],
-        }
-    result = _audit(
-        data,
-        model,
-        run,
-        concept,
-        target,
-        where,
-        vocabulary,
-        strict,
-        seed,
-        seeds,
-        threads,
-        force,
-        time.monotonic(),
-        {},
+    config = AuditConfig(
+        data=data,
+        model=model,
+        run=run,
+        concepts=tuple(concept or ()),
+        target=target,
+        where=where,
+        vocabulary=vocabulary,
+        strict=strict,
+        seed=seed,
+        seeds=seeds,
+        threads=threads,
+        force=force,
     )
-    _print(result)
-    return result
+    if dry_run:
+        return {"run": str(run), "model": model, "stages": list(STAGES)}
+    return Audit(config).perform()
 
 
 def demo(
@@ -102,30 +117,16 @@ def demo(
     force: Annotated[bool, typer.Option(help="make every stage again")] = False,
 ) -> dict[str, Any]:
     """Render phantoms, audit the shipped model on them, suppress each artifact, write the report."""
-    started = time.monotonic()
     data = run.parent / f"{run.name}-data"
-    table_file = Path(__file__).parent / "demo_bias.toml"
-    seconds = {}
-    if not _is_rendered(data, n, seed):
-        load("data phantom")(out=data, n=n, seed=seed, bias_table=table_file, force=True)
-        seconds["phantoms"] = round(time.monotonic() - started, 2)
-    result = _audit(
-        data,
-        model,
-        run,
-        None,
-        "mel",
-        None,
-        "dermoscopy",
-        False,
-        seed,
-        seeds,
-        threads,
-        force,
-        started,
-        seconds,
+    config = AuditConfig(
+        data=data, model=model, run=run, seed=seed, seeds=seeds, threads=threads, force=force
     )
-    _print(result)
+    audit = Audit(config)
+    if not _is_rendered(data, n, seed):
+        bias = Path(__file__).parent / "demo_bias.toml"
+        options = {"out": data, "n": n, "seed": seed, "bias_table": bias, "force": True}
+        audit.step("phantoms", "data phantom", **options)
+    result = audit.perform()
     say(f"\nopen the explorer: dermaudit explore --run {run}")
     return result
 
@@ -139,72 +140,71 @@ def _is_rendered(data: Path, n: int, seed: int) -> bool:
     return known.get("n_images") == n and known.get("phantom_seed") == seed
 
 
-def _audit(
-    data: Path,
-    model: str,
-    run: Path,
-    concept: list[str] | None,
-    target: str,
-    where: str | None,
-    vocabulary: str,
-    strict: bool,
-    seed: int,
-    seeds: str | None,
-    threads: int,
-    force: bool,
-    started: float,
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    common: dict[str, Any] = {"run": run, "seed": seed, "force": force}
+class Audit:
+    """One audit: it calls the commands of the stages one after the other and measures their time."""
 
-    def timed(stage: str, verb: str, **options: Any) -> dict[str, Any]:
-        say(f"{stage} …")
-        at = time.monotonic()
-        found = load(verb)(**options)
-        seconds[stage] = round(time.monotonic() - at, 2)
-        return found
+    def __init__(self, config: AuditConfig) -> None:
+        self.config = config
+        self.seconds: dict[str, float] = {}
+        self.started = time.monotonic()
 
-    _require_enough_images(data, where, model)
-    embedded = timed(
-        "embed",
-        "embed",
-        data=data,
-        model=model,
-        where=where,
-        strict=strict,
-        threads=threads,
-        **common,
-    )
-    # One SAE a site unless more are asked for; every figure of it: `dermaudit sae measure`.
-    saes = timed("fit", "fit", threads=threads, seeds=seeds or str(seed), metrics=False, **common)[
-        "sae"
-    ]
-    labels = timed("annotate", "annotate", **common)["labels"]
-    naming = timed("name", "name", vocabulary=vocabulary, threads=threads, **common)
-    timed("heads", "heads", **common)
-    bottleneck = _bottleneck(timed, target, vocabulary, threads, common)
-    suppression = _suppression(timed, run, concept, target, vocabulary, threads, common)
-    report = timed("report", "report", run=run, force=True)
-    seconds["total"] = round(time.monotonic() - started, 2)
-    result = {
-        "run": str(run),
-        "n_images": embedded["n_images"],
-        "n_skipped": embedded["n_skipped"],
-        "peak_rss_gb": _peak_rss_gb(),
-        "seconds": seconds,
-        "sae": {
-            site: {k: m[k] for k in ("d_in", "d_sae", "l0", "fvu", "dead")}
-            for site, m in saes.items()
-        },
-        "concepts": _concepts(labels),
-        "naming": _naming(naming),
-        "bottleneck": bottleneck,
-        "suppression": suppression,
-        "report": str(report.get("report", "")),
-    }
-    if not labels:
-        result["concepts_reason"] = "no labels: not measured"
-    return result
+    def step(self, name: str, command: str, **options: Any) -> dict[str, Any]:
+        """Call the function of a command, which lies in a higher layer and is loaded by name."""
+        say(f"{name} …")
+        started = time.monotonic()
+        result = load(command)(**options)
+        self.seconds[name] = round(time.monotonic() - started, 2)
+        return result
+
+    def perform(self) -> dict[str, Any]:
+        """Make every stage of the run, print the short table, and return the object of --json."""
+        c = self.config
+        common: dict[str, Any] = {"run": c.run, "seed": c.seed, "force": c.force}
+        model = {"vocabulary": c.vocabulary, "threads": c.threads, **common}
+        _require_enough_images(c.data, c.where, c.model)
+        embedded = self.step(
+            "embed",
+            "embed",
+            data=c.data,
+            model=c.model,
+            where=c.where,
+            strict=c.strict,
+            threads=c.threads,
+            **common,
+        )
+        # One SAE a site unless more are asked for; every figure of it: `dermaudit sae measure`.
+        seeds = c.seeds or str(c.seed)
+        fitted = self.step("fit", "fit", threads=c.threads, seeds=seeds, metrics=False, **common)
+        labels = self.step("annotate", "annotate", **common)["labels"]
+        names = self.step("name", "name", **model)
+        self.step("heads", "heads", **common)
+        compared = self.step("compare", "compare", task=c.target, **model)
+        suppressed = {}
+        if wanted := list(c.concepts or _artifacts_of(c.run, c.vocabulary)):
+            options = {"concept": wanted, "refuse": False, "target": c.target, **model}
+            suppressed = self.step("suppress", "recipe make", **options)["suppression"]
+        report = self.step("report", "report", run=c.run, force=True)
+        self.seconds["total"] = round(time.monotonic() - self.started, 2)
+        result = {
+            "run": str(c.run),
+            "n_images": embedded["n_images"],
+            "n_skipped": embedded["n_skipped"],
+            "peak_rss_gb": peak_rss_gb(),
+            "seconds": self.seconds,
+            "sae": {
+                site: {k: m[k] for k in ("d_in", "d_sae", "l0", "fvu", "dead")}
+                for site, m in fitted["sae"].items()
+            },
+            "concepts": concept_summary(labels),
+            "naming": naming_summary(names),
+            "bottleneck": bottleneck_summary(compared, c.target),
+            "suppression": {name: suppression_summary(f) for name, f in suppressed.items()},
+            "report": str(report.get("report", "")),
+        }
+        if not labels:
+            result["concepts_reason"] = "no labels: not measured"
+        print_summary(result)
+        return result
 
 
 def _require_enough_images(data: Path, where: str | None, model: str) -> None:
@@ -224,149 +224,8 @@ def _require_enough_images(data: Path, where: str | None, model: str) -> None:
         check(counts, manifest.n)
 
 
-def _bottleneck(
-    timed, target: str, vocabulary: str, threads: int, common: dict[str, Any]
-) -> dict[str, Any]:
-    found = timed(
-        "compare", "compare", task=target, vocabulary=vocabulary, threads=threads, **common
-    )
-    kinds = ("sae", "vocabulary", "random", "probe")
-    out = {"nec": found.get("nec"), "task": target, **{kind: found.get(kind) for kind in kinds}}
-    if "reason" in found:
-        out["reason"] = found["reason"]
-    return out
-
-
-def _suppression(timed, run: Path, concept, target, vocabulary, threads, common) -> dict[str, Any]:
-    wanted = list(concept or _artifacts_of(run, vocabulary))
-    if not wanted:
-        return {}
-    found = timed(
-        "suppress",
-        "recipe make",
-        concept=wanted,
-        refuse=False,
-        target=target,
-        vocabulary=vocabulary,
-        threads=threads,
-        **common,
-    )["suppression"]
-    keys = (
-        "site",
-        "latents",
-        "worst_group_before",
-        "worst_group_after",
-        "ci",
-        "clean_auroc_delta",
-        "insertion_residual",
-        "random_sets",
-        "random_sets_beaten",
-        "n",
-    )
-    out = {}
-    for name, figures in found.items():
-        row = {key: figures.get(key) for key in keys}
-        for key in ("reason", "clean_auroc_delta_reason", "insertion_residual_reason"):
-            if figures.get(key):
-                row[key] = figures[key]
-        out[name] = row
-    return out
-
-
 def _artifacts_of(run: Path, vocabulary: str) -> list[str]:
     """Return the artifacts to suppress. The function lies in a higher layer, so it is loaded by name."""
     opened = open_run(run)
     words = load_function("dermaudit.concepts.inputs:vocabulary_of")(opened, vocabulary)
     return load_function("dermaudit.concepts.inputs:artifacts_of")(opened, words)
-
-
-def _concepts(labels: dict[str, Any]) -> dict[str, Any]:
-    out = {}
-    for name, row in labels.items():
-        out[name] = {
-            key: row[key]
-            for key in (
-                "type",
-                "site",
-                "latent",
-                "auprc",
-                "probe_auprc",
-                "prevalence",
-                "n_pos",
-                "lift_share",
-            )
-        }
-        out[name]["auprc_ci"] = _pair(row, "auprc")
-        out[name]["lift_share_ci"] = _pair(row, "lift_share")
-        if row["reason"]:
-            out[name]["reason"] = row["reason"]
-    return out
-
-
-def _pair(row: dict[str, Any], key: str) -> list[float] | None:
-    return None if row[f"{key}_lo"] is None else [row[f"{key}_lo"], row[f"{key}_hi"]]
-
-
-def _naming(naming: dict[str, Any]) -> dict[str, Any]:
-    keys = (
-        "named",
-        "unnamed",
-        "coverage",
-        "n_judged",
-        "wrong_among_named",
-        "named_under_permutation",
-    )
-    out = {key: naming.get(key) for key in keys}
-    if out["wrong_among_named"] is None:
-        out["reason"] = "no name has a label to be judged by"
-    return out
-
-
-def _peak_rss_gb() -> float:
-    """Peak resident memory of this process in GB (`make bench` measures the whole process tree)."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
-
-
-def _print(result: dict[str, Any]) -> None:
-    """The short table of what was found."""
-    rows = []
-    for name, figures in result["suppression"].items():
-        found = result["concepts"].get(name, {})
-        share = found.get("lift_share")
-        before, after = figures["worst_group_before"], figures["worst_group_after"]
-        rows.append(
-            (
-                name,
-                f"{found['auprc']:.2f}" if found.get("auprc") is not None else "–",
-                f"{share:.2f}" if share is not None else "–",
-                f"{before:.2f} → {after:.2f}" if before is not None else "not measured",
-                f"{figures['random_sets_beaten']}/{figures['random_sets']}"
-                if before is not None
-                else "",
-                f"{figures['insertion_residual']:.2f}"
-                if figures["insertion_residual"] is not None
-                else "–",
-                (figures.get("reason") or "")[:70],
-            )
-        )
-    if rows:
-        table(
-            "what was found",
-            (
-                "artifact",
-                "AUPRC",
-                "lift share",
-                "worst group",
-                "random sets beaten",
-                "insertion left",
-                "",
-            ),
-            rows,
-        )
-    naming, n = result["naming"], result["n_images"]
-    say(
-        f"\n{n} images, {naming['named']} latents named and {naming['unnamed']} left unnamed; "
-        f"{result['seconds']['total']:.0f} s, {result['peak_rss_gb']:.1f} GB; report: {result['report']}"
-    )
-    if not result["concepts"]:
-        say("no labels: names and maps only, nothing else was measured")

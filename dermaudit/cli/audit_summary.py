@@ -1,0 +1,126 @@
+"""What an audit prints: the object of `--json` (docs/formats.md) and the short table."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from typing import Any
+
+from dermaudit.console import say, table
+
+SUPPRESSION_KEYS = (
+    "site",
+    "latents",
+    "worst_group_before",
+    "worst_group_after",
+    "ci",
+    "clean_auroc_delta",
+    "insertion_residual",
+    "random_sets",
+    "random_sets_beaten",
+    "n",
+)
+REASON_KEYS = ("reason", "clean_auroc_delta_reason", "insertion_residual_reason")
+
+
+def bottleneck_summary(compared: Mapping[str, Any], target: str) -> dict[str, Any]:
+    kinds = ("sae", "vocabulary", "random", "probe")
+    out = {"nec": compared.get("nec"), "task": target, **{k: compared.get(k) for k in kinds}}
+    return out | ({"reason": compared["reason"]} if "reason" in compared else {})
+
+
+def suppression_summary(figures: Mapping[str, Any]) -> dict[str, Any]:
+    row = {key: figures.get(key) for key in SUPPRESSION_KEYS}
+    return row | {key: figures[key] for key in REASON_KEYS if figures.get(key)}
+
+
+def concept_summary(labels: dict[str, Any]) -> dict[str, Any]:
+    out = {}
+    for name, row in labels.items():
+        out[name] = {
+            key: row[key]
+            for key in (
+                "type",
+                "site",
+                "latent",
+                "auprc",
+                "probe_auprc",
+                "prevalence",
+                "n_pos",
+                "lift_share",
+            )
+        }
+        out[name]["auprc_ci"] = _pair(row, "auprc")
+        out[name]["lift_share_ci"] = _pair(row, "lift_share")
+        if row["reason"]:
+            out[name]["reason"] = row["reason"]
+    return out
+
+
+def _pair(row: dict[str, Any], key: str) -> list[float] | None:
+    return None if row[f"{key}_lo"] is None else [row[f"{key}_lo"], row[f"{key}_hi"]]
+
+
+def naming_summary(naming: dict[str, Any]) -> dict[str, Any]:
+    keys = (
+        "named",
+        "unnamed",
+        "coverage",
+        "n_judged",
+        "wrong_among_named",
+        "named_under_permutation",
+    )
+    out = {key: naming.get(key) for key in keys}
+    if out["wrong_among_named"] is None:
+        out["reason"] = "no name has a label to be judged by"
+    return out
+
+
+def peak_rss_gb() -> float:
+    """Peak resident memory of this process in GB (`make bench` measures the whole process tree)."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+
+
+def print_summary(result: dict[str, Any]) -> None:
+    """The short table of what was found."""
+    rows = []
+    for name, figures in result["suppression"].items():
+        found = result["concepts"].get(name, {})
+        share = found.get("lift_share")
+        before, after = figures["worst_group_before"], figures["worst_group_after"]
+        rows.append(
+            (
+                name,
+                f"{found['auprc']:.2f}" if found.get("auprc") is not None else "–",
+                f"{share:.2f}" if share is not None else "–",
+                f"{before:.2f} → {after:.2f}" if before is not None else "not measured",
+                f"{figures['random_sets_beaten']}/{figures['random_sets']}"
+                if before is not None
+                else "",
+                f"{figures['insertion_residual']:.2f}"
+                if figures["insertion_residual"] is not None
+                else "–",
+                (figures.get("reason") or "")[:70],
+            )
+        )
+    if rows:
+        table(
+            "what was found",
+            (
+                "artifact",
+                "AUPRC",
+                "lift share",
+                "worst group",
+                "random sets beaten",
+                "insertion left",
+                "",
+            ),
+            rows,
+        )
+    naming, n = result["naming"], result["n_images"]
+    say(
+        f"\n{n} images, {naming['named']} latents named and {naming['unnamed']} left unnamed; "
+        f"{result['seconds']['total']:.0f} s, {result['peak_rss_gb']:.1f} GB; report: {result['report']}"
+    )
+    if not result["concepts"]:
+        say("no labels: names and maps only, nothing else was measured")
