@@ -43,7 +43,7 @@ def explore(
     from dermaudit.console import say
 
     url = f"http://127.0.0.1:{port}"
-    app = Path(__file__).with_name("app.py")
+    app = Path(__file__).parent / "app" / "app.py"
     said = {
         "run": None if target is None else str(target),
         "logs": [str(path) for path in logs],

@@ -6,6 +6,7 @@ keeps the rule of the house: what is chosen is chosen on val, what is claimed is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,9 +194,51 @@ def group_accuracy(
     return out
 
 
-def flipped_cases(rows: list[dict[str, Any]], target: str) -> list[dict[str, Any]]:
+def probability(logit: float) -> float:
+    """Return the probability of a decision threshold on the logit scale."""
+    return 1.0 / (1.0 + math.exp(-logit))
+
+
+def threshold_effects(
+    rows: list[dict[str, Any]], threshold_before: float, threshold_after: float
+) -> list[dict[str, Any]]:
+    """Return, for each of the four groups, the share of right decisions before suppression, after it
+    at the unchanged threshold, and after it at the threshold that was chosen again.
+
+    `rows` are the test images of a trap (docs/formats.md), the thresholds logits. The share is the
+    sensitivity in groups with the target and the specificity in groups without it.
+    """
+    old, new = probability(threshold_before), probability(threshold_after)
+    out = []
+    for name in sorted({row["group4"] for row in rows}):
+        part = [row for row in rows if row["group4"] == name]
+        truth = name.startswith("y=1")
+
+        def right(key: str, at: float, part: list = part, truth: bool = truth) -> float:
+            return sum((row[key] > at) == truth for row in part) / len(part)
+
+        out.append(
+            {
+                "group": name,
+                "n": len(part),
+                "measure": "sensitivity" if truth else "specificity",
+                "before": right("p_before", old),
+                "after_unchanged": right("p_after", old),
+                "after": right("p_after", new),
+            }
+        )
+    return out
+
+
+def flipped_cases(
+    rows: list[dict[str, Any]], target: str, threshold_before: float | None = None
+) -> list[dict[str, Any]]:
     """The images whose decision changed, with what it means, gravest first: a true target that is
-    no longer called (malignant → benign), then other target → rest, then rest → target."""
+    no longer called (malignant → benign), then other target → rest, then rest → target.
+
+    With the threshold before suppression (a logit), `cause` says whether the decision changes at
+    this threshold ("edit") or only because the threshold moved ("threshold").
+    """
     found = []
     for row in rows:
         if not row["flipped"]:
@@ -211,7 +254,18 @@ def flipped_cases(rows: list[dict[str, Any]], target: str) -> list[dict[str, Any
             if true
             else "new false alarm"
         )
-        found.append({**row, "kind": kind, "order": (not lost, not (lost and true), not true)})
+        cause = None
+        if threshold_before is not None:
+            old = probability(threshold_before)
+            cause = "edit" if (row["p_before"] > old) != (row["p_after"] > old) else "threshold"
+        found.append(
+            {
+                **row,
+                "kind": kind,
+                "cause": cause,
+                "order": (not lost, not (lost and true), not true),
+            }
+        )
     return sorted(found, key=lambda r: (r["order"], -abs(r["p_before"] - r["p_after"]), r["row"]))
 
 

@@ -93,6 +93,51 @@ def groups(view: RunView, concept: str) -> Exhibit:
     )
 
 
+def thresholds(view: RunView, concept: str) -> Exhibit:
+    """What the edit does at the unchanged threshold, and what the moved threshold adds."""
+    found = measured(view, concept)
+    target = found.get("target", "target")
+    before, after = found["threshold_before"], found["threshold_after"]
+    groups = measures.threshold_effects(view.suppressed_rows(concept), before, after)
+    rows = [
+        (
+            group_words(g["group"], concept, target),
+            g["measure"],
+            g["n"],
+            g["before"],
+            g["after_unchanged"],
+            g["after"],
+            g["after_unchanged"] - g["before"],
+            g["after"] - g["after_unchanged"],
+        )
+        for g in groups
+    ]
+    worst = {key: min(g[key] for g in groups) for key in ("before", "after_unchanged", "after")}
+    small = [r[0] for r in rows if r[2] < measures.MIN_CELL]
+    return Exhibit(
+        "By the edit, or by the threshold",
+        f"The decision threshold is p = {measures.probability(before):.2f} before suppression, and was "
+        f"chosen again after it: p = {measures.probability(after):.2f}. At the unchanged threshold the "
+        f"worst group goes from {worst['before']:.2f} to {worst['after_unchanged']:.2f}; at the one "
+        f"chosen again it is {worst['after']:.2f}. Only the first of the two changes is made by the edit. "
+        'The columns "at the old" and "at the new" are after suppression, at these two thresholds.',
+        Table(
+            (
+                "group",
+                "measure",
+                "n",
+                "before",
+                "at the old",
+                "at the new",
+                "by the edit",
+                "by the threshold",
+            ),
+            rows,
+        ),
+        notes=[f"{name}: n too small" for name in small],
+    )
+
+
 def null(view: RunView, concept: str) -> Exhibit:
     """The lift of the worst group beside that of random sets of equally often firing latents."""
     found = measured(view, concept)
@@ -136,7 +181,14 @@ def cost(view: RunView, concept: str) -> Exhibit:
             None,
         ),
         (
-            "worst group after",
+            "worst group after, at the unchanged threshold",
+            found.get("worst_group_after_fixed_threshold"),
+            None,
+            n_test,
+            None,
+        ),
+        (
+            "worst group after, at the threshold chosen again",
             found["worst_group_after"],
             span(*(found.get("worst_group_after_ci") or (None, None))),
             n_test,
@@ -204,7 +256,7 @@ def cost(view: RunView, concept: str) -> Exhibit:
     kept = [r for r in rows if r[1] is not None or r[4]]
     return Exhibit(
         "What it does and what it costs",
-        "All on test. Where a number is missing, the reason stands beside it.",
+        "All on test. Where a number is missing, the reason is next to it.",
         Table(("figure", "value", "95 % interval", "n", "not measured because"), kept),
     )
 
@@ -242,13 +294,21 @@ def flips(view: RunView, concept: str) -> tuple[list[dict[str, Any]], Exhibit]:
     found = measured(view, concept)
     target = found.get("target", "target")
     rows = view.suppressed_rows(concept)
-    cases = measures.flipped_cases(rows, target)
+    cases = measures.flipped_cases(rows, target, found["threshold_before"])
     kinds = dict.fromkeys(c["kind"] for c in cases)
-    counted = [(k, sum(c["kind"] == k for c in cases)) for k in kinds]
+    counted = [
+        (
+            kind,
+            sum(c["kind"] == kind and c["cause"] == "edit" for c in cases),
+            sum(c["kind"] == kind and c["cause"] == "threshold" for c in cases),
+        )
+        for kind in kinds
+    ]
+    by_threshold = sum(c["cause"] == "threshold" for c in cases)
     return cases, Exhibit(
         "Flipped cases",
-        f"{len(cases)} of {len(rows)} test images change their decision. First those in which a "
-        f"true {target} is no longer called: "
-        "look at each of them.",
-        Table(("what changed", "images"), counted),
+        f"{len(cases)} of {len(rows)} test images change their decision, {by_threshold} of them only "
+        "because the threshold moved. First those in which a "
+        f"true {target} is no longer called: look at each of them.",
+        Table(("what changed", "by the edit", "by the moved threshold"), counted),
     )

@@ -36,6 +36,13 @@ def _body(run: RunView) -> None:
         concept,
         open_table=True,
     )
+    session.exhibit(
+        "By the edit, or by the threshold",
+        lambda: suppression.thresholds(run, concept),
+        run,
+        concept,
+        open_table=True,
+    )
     left, right = st.columns(2, gap="large")
     with left:
         session.exhibit(
@@ -55,7 +62,8 @@ def _body(run: RunView) -> None:
                 c["row"],
                 (
                     c["kind"],
-                    f"p {c['p_before']:.2f} to {c['p_after']:.2f}",
+                    f"p {c['p_before']:.2f} to {c['p_after']:.2f}, "
+                    + ("by the edit" if c["cause"] == "edit" else "by the moved threshold"),
                     suppression.group_words(
                         c["group4"], concept, suppression.measured(run, concept)["target"]
                     ),

@@ -187,6 +187,7 @@ class _Page:
                 continue
             for title, make in (
                 ("Before and after, by group", suppression.groups),
+                ("By the edit, or by the threshold", suppression.thresholds),
                 ("Against random latents", suppression.null),
                 ("What it does and what it costs", suppression.cost),
                 ("The recipe", suppression.latents),
@@ -270,7 +271,8 @@ class _Page:
                     self._card(
                         c["row"],
                         c["kind"],
-                        f"p {c['p_before']:.2f} to {c['p_after']:.2f}",
+                        f"p {c['p_before']:.2f} to {c['p_after']:.2f}, "
+                        + ("by the edit" if c["cause"] == "edit" else "by the moved threshold"),
                         suppression.group_words(c["group4"], concept, target),
                     )
                     for c in shown

@@ -42,7 +42,7 @@ def test_the_wheel_holds_everything_and_runs(tmp_path):
         "dermaudit/pretrain/recipes/phantom.toml",
         "dermaudit/phantom/default_bias.toml",
         "dermaudit/cli/demo_bias.toml",
-        "dermaudit/dashboards/app.py",
+        "dermaudit/dashboards/app/app.py",
     ):
         assert needed in names, needed
     venv = tmp_path / "venv"

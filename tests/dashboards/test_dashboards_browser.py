@@ -138,6 +138,27 @@ def test_concept_link_of_a_patch_site_opens_by_itself(
     _loaded(browser)
 
 
+@pytest.mark.parametrize("page", ["overview", "concepts", "image", "suppression", "training"])
+def test_every_page_opens_by_its_own_address(browser: Any, explorer: str, page: str) -> None:
+    browser.get(f"{explorer}/{page}")
+    _wait(browser, "document.querySelector('h1') && document.querySelector('h1').innerText")
+    heading = browser.execute_script("return document.querySelector('h1').innerText")
+    assert heading.lower().startswith(page)
+    links = "[...document.querySelectorAll('[data-testid=stSidebarNavLink]')].map(a => a.innerText)"
+    names = ["Overview", "Concepts", "Image", "Suppression", "Training"]
+    assert browser.execute_script(f"return {links}") == names
+
+
+def test_suppression_page_separates_the_edit_from_the_moved_threshold(
+    browser: Any, explorer: str
+) -> None:
+    browser.get(f"{explorer}/suppression?concept=ruler")
+    _wait(browser, "document.body.innerText.includes('By the edit, or by the threshold')")
+    body = browser.execute_script("return document.body.innerText")
+    assert "At the unchanged threshold the worst group goes from" in body
+    assert "sensitivity" in body and "specificity" in body
+
+
 def _loaded(browser: Any) -> None:
     """Every picture of the grids is there, in pixels, with its words."""
     _wait(browser, "document.querySelectorAll('.da-grid img').length > 5")

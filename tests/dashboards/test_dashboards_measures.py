@@ -110,6 +110,52 @@ def test_flipped_cases_put_missed_melanoma_first() -> None:
     assert found[0]["kind"] == "mel missed after suppression"
 
 
+def test_effects_of_the_edit_and_of_the_moved_threshold_by_hand() -> None:
+    def row(group: str, before: float, after: float) -> dict:
+        return {"group4": group, "p_before": before, "p_after": after}
+
+    rows = [
+        row("y=1 a=0", 0.6, 0.6),  # found at p = 0.5, also after
+        row("y=1 a=0", 0.4, 0.4),  # found only because the threshold falls to 0.25
+        row(
+            "y=0 a=1", 0.7, 0.3
+        ),  # a false alarm that the edit removes and the threshold brings back
+        row("y=0 a=1", 0.1, 0.1),
+    ]
+    rest, target = measures.threshold_effects(rows, 0.0, float(np.log(0.25 / 0.75)))
+    assert target == {
+        "group": "y=1 a=0",
+        "n": 2,
+        "measure": "sensitivity",
+        "before": 0.5,
+        "after_unchanged": 0.5,
+        "after": 1.0,
+    }
+    assert rest == {
+        "group": "y=0 a=1",
+        "n": 2,
+        "measure": "specificity",
+        "before": 0.5,
+        "after_unchanged": 1.0,
+        "after": 0.5,
+    }
+
+
+def test_a_flip_without_a_change_at_the_unchanged_threshold_is_the_thresholds() -> None:
+    def row(i: int, before: float, after: float) -> dict:
+        group = {"row": i, "group4": "y=1 a=0", "flipped": True}
+        return {
+            **group,
+            "p_before": before,
+            "p_after": after,
+            "top1_before": "rest",
+            "top1_after": "mel",
+        }
+
+    cases = measures.flipped_cases([row(0, 0.4, 0.4), row(1, 0.4, 0.6)], "mel", 0.0)
+    assert {case["row"]: case["cause"] for case in cases} == {0: "threshold", 1: "edit"}
+
+
 OPERATIONS = [
     {"mode": "subtract"},
     {"mode": "mean", "level": [0.1, 0.0, 0.45]},

@@ -16,7 +16,7 @@ from dermaudit.dashboards.exhibits.run_view import RunView
 from dermaudit.dashboards.pages import image as page_image
 from dermaudit.run.directory import Run
 
-APP = Path(dermaudit.dashboards.__file__).with_name("app.py")
+APP = Path(dermaudit.dashboards.__file__).parent / "app" / "app.py"
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from dermaudit.dashboards.exhibits.training_log import read_logs
 from dermaudit.errors import EvidenceError
 from dermaudit.run.directory import open_run
 
-APP = Path(dermaudit.dashboards.__file__).with_name("app.py")
+APP = Path(dermaudit.dashboards.__file__).parent / "app" / "app.py"
 
 
 def write(folder: Path, entries: list[dict], name: str = "training_log.jsonl") -> Path:

@@ -363,6 +363,8 @@ def _suppression(run: Run) -> None:
         "worst_group_before_ci": [0.3312, 0.5114],
         "worst_group_after_ci": [0.4925, 0.6718],
         "worst_group_after_fixed_threshold": 0.5519,
+        "threshold_before": 0.0,
+        "threshold_after": -0.5,
         "groups_before": {},
         "groups_after": {},
         "auroc_before": 0.7016,
