@@ -21,22 +21,16 @@ def show() -> None:
 
 
 def _list(run: RunView) -> None:
-    first = st.query_params.get("show", "all")
-    kind = st.segmented_control(
-        "Show",
-        evidence.FILTERS,
-        default=first if first in evidence.FILTERS else "all",
-        required=True,
-    )
+    key = session.start_value("show", "all", evidence.FILTERS)
+    kind = st.segmented_control("Show", evidence.FILTERS, required=True, key=key)
+    kind = session.keep_value("show", kind or "all", "all")
     text = st.text_input(
-        "Find", st.query_params.get("find", ""), placeholder="a name, a label, a site or a number"
+        "Find",
+        placeholder="a name, a label, a site or a number",
+        key=session.start_value("find", ""),
     )
-    for name, value, silent in (("show", kind, "all"), ("find", text, "")):
-        if value != silent:
-            st.query_params[name] = value
-        elif name in st.query_params:
-            del st.query_params[name]
-    rows = evidence.concept_rows(run, kind or "all", text)
+    session.keep_value("find", text, "")
+    rows = evidence.concept_rows(run, kind, text)
     named = sum(bool(r["name"]) for r in rows)
     st.markdown(
         f"{len(rows)} latents, {named} of them named. Choose a row to open its page; click a "

@@ -284,12 +284,30 @@ def paged_grid(run: RunView, entries: Sequence[tuple[int, tuple[str, ...]]], key
         st.info("No image.")
 
 
+def start_value(parameter: str, default: str, options: Sequence[str] | None = None) -> str:
+    """Prepare the state of a widget that a link can preset; return the key of the widget.
+
+    The link is read once, when the page is opened: afterwards the widget's own state counts, and the
+    link follows it. A value that the page had earlier in this session comes before the default.
+    """
+    key = f"widget:{parameter}"
+    if key not in st.session_state or (options and st.session_state[key] not in options):
+        linked = st.query_params.get(parameter, st.session_state.get(f"kept:{parameter}", default))
+        st.session_state[key] = linked if not options or linked in options else default
+    return key
+
+
+def keep_value(parameter: str, value: str, default: str) -> str:
+    """Write the value of a widget to the link and to the session, and return it."""
+    st.session_state[f"kept:{parameter}"] = value
+    if value != default:
+        st.query_params[parameter] = value
+    elif parameter in st.query_params:
+        del st.query_params[parameter]
+    return value
+
+
 def choice(label: str, options: Sequence[str], parameter: str) -> str:
-    """A select box whose value stands in the link."""
-    current = st.query_params.get(parameter)
-    chosen = st.selectbox(
-        label, options, index=list(options).index(current) if current in options else 0
-    )
-    if chosen != (current or options[0]):
-        st.query_params[parameter] = chosen
-    return chosen
+    """A select box whose value is part of the link."""
+    key = start_value(parameter, options[0], options)
+    return keep_value(parameter, st.selectbox(label, options, key=key), options[0])

@@ -54,6 +54,36 @@ def test_app_opens_on_the_overview(whole_run, monkeypatch) -> None:
     assert "Research use, not a medical device" in shown(at)
 
 
+def test_every_choice_in_a_select_box_counts(page, whole_run) -> None:
+    at = page("image", whole_run, split="val")
+    assert at.selectbox[0].value == "val"
+    for split in ("train", "test", "val", "all"):
+        at.selectbox[0].select(split).run()
+        assert not at.exception
+        assert at.selectbox[0].value == split
+        linked = at.query_params.get("split")
+        assert linked in ([split], split) if split != "all" else linked is None
+
+
+def test_every_choice_in_the_segmented_control_counts(page, whole_run) -> None:
+    at = page("concepts", whole_run)
+    for kind in ("named", "unnamed", "all"):
+        at.session_state["widget:show"] = kind
+        at.run()
+        assert not at.exception
+        assert at.session_state["kept:show"] == kind
+
+
+def test_a_filter_is_kept_when_the_page_is_left_and_opened_again(page, whole_run) -> None:
+    at = page("image", whole_run)
+    at.selectbox[0].select("test").run()
+    at.query_params["row"] = "70"
+    at.run()
+    del at.query_params["row"]
+    at.run()
+    assert at.selectbox[0].value == "test"
+
+
 def test_overview(page, whole_run) -> None:
     at = page("overview", whole_run)
     said = shown(at)
