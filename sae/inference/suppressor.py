@@ -7,6 +7,7 @@ a latent of a per-sample TopK fires depends on all the others, so there all are 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,18 @@ class Suppressed(NamedTuple):
     x: Tensor
     z: Tensor
     fired: Tensor
+
+
+def _latent_number(value: object) -> int:
+    """Return a latent's number; UserInputError for anything that is not a whole number."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UserInputError(
+            f"{value!r} is not the number of a latent", "give whole numbers, such as [3, 17]"
+        ) from error
 
 
 class LatentSuppressor(nn.Module):
@@ -74,7 +87,7 @@ class LatentSuppressor(nn.Module):
         super().__init__()
         if mode not in MODES:
             raise unknown("suppression mode", mode, MODES)
-        latents = [int(j) for j in latents]
+        latents = [_latent_number(j) for j in latents]
         if not latents or min(latents) < 0 or max(latents) >= sae.d_sae:
             raise UserInputError(
                 f"latents {latents} are not all within this SAE's 0 … {sae.d_sae - 1}"

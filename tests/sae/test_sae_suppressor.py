@@ -416,6 +416,10 @@ def test_bad_arguments():
     for latents in ([], [12], [-1]):
         with pytest.raises(UserInputError, match=r"0 … 11"):
             LatentSuppressor(sae, latents)
+    for latents in ([1.5], ["1"], [True], [None]):
+        with pytest.raises(UserInputError, match="is not the number of a latent"):
+            LatentSuppressor(sae, latents)
+    assert LatentSuppressor(sae, torch.tensor([3, 1])).latents == [3, 1]
     with pytest.raises(UserInputError, match="mode 'scale' needs `level`"):
         LatentSuppressor(sae, [0], mode="scale")
     with pytest.raises(UserInputError, match="mode 'reactive' needs `gate_level`"):

@@ -6,6 +6,7 @@ and turns truth columns into numbers. Blank is unknown, never 0.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath, PureWindowsPath
@@ -41,9 +42,7 @@ def findings(raw: RawTable) -> Iterator[Finding]:
     """Everything wrong with the table itself (no image is opened), errors only."""
     names = raw.table.column_names
     if "image" not in names:
-        near = closest("image", names) or next(
-            (n for n in names if "image" in n.lower() or "file" in n.lower()), None
-        )
+        near = _likely_image_column(raw)
         yield Finding(
             "missing_column",
             "error",
@@ -71,6 +70,42 @@ def findings(raw: RawTable) -> Iterator[Finding]:
     yield from _ids(raw)
     yield from _splits(raw)
     yield from _truth(raw)
+    yield from _concept_names(raw)
+
+
+def _likely_image_column(raw: RawTable) -> str | None:
+    """Return the column that most likely names the images: its values are files that exist, or look
+    like image files, or its own name says so. None if there is no such column."""
+    best = None
+    for name in raw.table.column_names:
+        column = raw.table[name].slice(0, 20)
+        values = [value for value in column.to_pylist() if isinstance(value, str) and value]
+        if not values:
+            continue
+        if all(not path_problem(value) and (raw.root / value).is_file() for value in values):
+            return name
+        if best is None and all(value.lower().endswith(IMAGE_SUFFIXES) for value in values):
+            best = name
+    words = ("image", "file", "path", "img")
+    return best or next(
+        (n for n in raw.table.column_names if any(w in n.lower() for w in words)), None
+    )
+
+
+def _concept_names(raw: RawTable) -> Iterator[Finding]:
+    """Names of concepts become file names (`recipes/<concept>.recipe.json`)."""
+    for column in raw.table.column_names:
+        name = column.partition(":")[2]
+        if column.startswith(TRUTH_PREFIXES) and (
+            re.search(r"[/\\\x00]", name) or name.startswith(".")
+        ):
+            yield Finding(
+                "concept_name",
+                "error",
+                f"{raw.file}: the column {column!r} names a concept with a slash or a leading dot",
+                column=column,
+                hint="rename the column: names of concepts become file names",
+            )
 
 
 def check_table(raw: RawTable) -> None:

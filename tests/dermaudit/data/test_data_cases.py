@@ -104,3 +104,22 @@ def test_the_real_cases(main, data_dir, tmp_path):
     table = data_dir / "cases" / "04-label-spelling" / "table.csv"
     done = main("data", "check", table)
     assert "are different labels" in done.stderr
+
+
+@pytest.mark.parametrize("header", ["age,photo", "age,img_id", "image_age,photo"])
+def test_the_hint_for_a_missing_column_names_a_column_of_files(
+    main, image_folder, tmp_path, header
+):
+    folder = image_folder("a.png", "b.png")
+    (folder / "t.csv").write_text(f"{header}\n50,a.png\n61,b.png\n")
+    done = main("data", "check", folder / "t.csv", "--layout", "native", "--json")
+    hints = [f["hint"] for f in done.json()["error"]["check"]["findings"]]
+    assert f"rename the column '{header.split(',')[1]}' to 'image'" in hints
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", ".hidden"])
+def test_a_concept_whose_name_is_a_path_is_refused(main, image_folder, tmp_path, name):
+    folder = image_folder("a.png")
+    (folder / "t.csv").write_text(f"image,artifact:{name}\na.png,1\n")
+    done = main("data", "convert", folder / "t.csv", "--out", tmp_path / "out")
+    assert done.rc == 2 and "names a concept with a slash or a leading dot" in done.stderr
