@@ -53,6 +53,7 @@ class Monosemanticity:
         self._e = np.zeros(d_e)
         self._min = np.full(d_sae, np.inf)
         self._max = np.full(d_sae, -np.inf)
+        self._at_min = np.zeros(d_sae, dtype=np.int64)  # images whose code is the minimum
 
     def add(self, codes: csr_matrix | np.ndarray, embeddings: np.ndarray) -> None:
         """codes (b, d_sae), sparse or dense, of any sign; embeddings (b, d_e), scaled to unit here."""
@@ -67,25 +68,34 @@ class Monosemanticity:
         if isinstance(codes, np.ndarray):
             a = codes.astype(np.float64)
             low, high, total, squares = a.min(0), a.max(0), a.sum(0), (a**2).sum(0)
+            at_min = (a == low).sum(0)
         else:
             a = codes.tocsr().astype(np.float64)
             low, high = a.min(0).toarray().ravel(), a.max(0).toarray().ravel()
             total = np.asarray(a.sum(0)).ravel()
             squares = np.bincount(a.indices, a.data**2, minlength=h)
+            stored = np.bincount(a.indices[a.data == low[a.indices]], minlength=h)
+            at_min = stored + np.where(low == 0, n - a.getnnz(axis=0), 0)
         self.n += n
         self._a += total
         self._a2 += squares
         self._ae += a.T @ e
         self._e += e.sum(0)
-        self._min = np.minimum(self._min, low)
+        self._lower_minimum(low, at_min)
         self._max = np.maximum(self._max, high)
+
+    def _lower_minimum(self, low: np.ndarray, at_min: np.ndarray) -> None:
+        """Take in the minimum of more images, and how many of them have it."""
+        kept = np.where(self._min <= low, self._at_min, 0)
+        self._at_min = kept + np.where(low <= self._min, at_min, 0)
+        self._min = np.minimum(self._min, low)
 
     def merge(self, other: Monosemanticity) -> None:
         """Add the sums of other images."""
         self.n += other.n
         for name in ("_a", "_a2", "_ae", "_e"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self._min = np.minimum(self._min, other._min)
+        self._lower_minimum(other._min, other._at_min)
         self._max = np.maximum(self._max, other._max)
 
     def scores(self) -> np.ndarray:
@@ -96,7 +106,8 @@ class Monosemanticity:
         s1 = (self._a - self.n * low) / span
         s2 = (self._a2 - 2 * low * self._a + self.n * low**2) / span**2
         v = (self._ae - low[:, None] * self._e) / span[:, None]
-        return _ratio((v**2).sum(1), s1, s2)
+        # Rounding can leave a weight where a single image is above the minimum: images are counted.
+        return np.where(self.n - self._at_min < 2, np.nan, _ratio((v**2).sum(1), s1, s2))
 
     def chance(self) -> float:
         """The mean cosine of all pairs of images; nan for fewer than two."""

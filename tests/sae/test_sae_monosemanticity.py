@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
@@ -39,6 +39,7 @@ def data(seed: int, n: int, h: int = 9, d: int = 5, density: float = 0.4, offset
     st.sampled_from([0.05, 0.4, 1.0]),
     st.sampled_from([0.0, -3.0, 2.0]),
 )
+@example(seed=1264, n=21, density=0.05, offset=2.0)  # one image above the minimum
 @settings(max_examples=40, deadline=None)
 def test_scores__equal_the_pairwise_definition(seed, n, density, offset):
     a, e = data(seed, n, density=density, offset=offset)
