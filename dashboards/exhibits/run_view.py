@@ -330,8 +330,11 @@ class RunView:
 
 
 def latent_title(row: dict[str, Any]) -> str:
-    """What a latent is called on a page: its name, or that it has none."""
-    return str(row["name"]) if row.get("name") else "unnamed"
+    """Return what a page calls a latent: its name, marked where labels show that it is wrong on test
+    images, or "unnamed"."""
+    if not row.get("name"):
+        return "unnamed"
+    return f"{row['name']} ⚠ wrong on test" if row.get("wrong") else str(row["name"])
 
 
 def rivals_of(row: dict[str, Any]) -> list[tuple[str, float]]:

@@ -101,8 +101,13 @@ def _sentence(row: dict, chosen: list[str], n: int) -> str:
         parts.append(f"On val, the best latent of the run for: **{', '.join(chosen)}**.")
     if row["wrong"]:
         parts.append(
-            f"On test the name is wrong: the latent ranks **{row['label_concept']}** better."
+            "⚠ The name is wrong on test images: there the latent ranks another labelled concept "
+            "better, or its own no better than chance."
         )
+        if row["label_concept"] not in (None, row["name"]):
+            parts.append(
+                f"On train and validation images it ranks **{row['label_concept']}** best."
+            )
     return " ".join(parts)
 
 

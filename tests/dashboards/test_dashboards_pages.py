@@ -258,3 +258,27 @@ def test_pages_load_no_model_library(whole_run, run_python) -> None:
     assert done.rc == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "[]"
     assert "DERMAUDIT_RUN" not in os.environ or os.environ["DERMAUDIT_RUN"] != str(whole_run)
+
+
+@pytest.mark.parametrize(("label", "named"), [("ruler", False), ("hair", True), (None, False)])
+def test_a_wrong_name_is_marked_and_never_contradicted(label, named) -> None:
+    from dermaudit.dashboards.exhibits.run_view import latent_title
+    from dermaudit.dashboards.pages.concepts import _sentence
+
+    row = {
+        "name": "ruler",
+        "type": "artifact",
+        "z": 5.0,
+        "q": 0.01,
+        "n_active": 3,
+        "frequency": 0.1,
+        "wrong": True,
+        "label_concept": label,
+    }
+    text = _sentence(row, [], 30)
+    assert "The name is wrong on test images" in text
+    assert "ranks **ruler** best" not in text
+    assert ("On train and validation images it ranks **hair** best." in text) == named
+    assert latent_title(row) == "ruler ⚠ wrong on test"
+    assert latent_title({**row, "wrong": False}) == "ruler"
+    assert latent_title({**row, "wrong": None}) == "ruler"
