@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from dermaudit.files import read_json, sha256_file, sha256_json, write_json
 
 from .hashes import FileHashes
 from .lock import run_lock
+from .paths import RunFiles
+from .stages import Record, Stage, stage_of
 
 FORMAT_VERSION = 1
 #: The arguments of the `dermaudit` command that runs now; () when Python code uses the package.
@@ -43,6 +46,7 @@ class Run:
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path = path
         self.meta = meta
+        self.files = RunFiles(path)
         self._hashes = FileHashes(path)
 
     @classmethod
@@ -83,7 +87,12 @@ class Run:
     def save(self) -> None:
         write_json(self.path / "run.json", self.meta)
 
+    def seed(self, given: int | None = None) -> int:
+        """Return the given seed, by default the seed of the run."""
+        return int(self.meta.get("seed", 0)) if given is None else given
+
     def file(self, *parts: str) -> Path:
+        """Return a path below the folder of the run."""
         return self.path.joinpath(*parts)
 
     def log(self, event: str, **fields: Any) -> None:
@@ -103,33 +112,32 @@ class Run:
             and self._changed_file(record["outputs"]) is None
         )
 
-    def require(self, stage: str, command: str = "") -> dict[str, Any]:
+    def require(self, stage: str) -> dict[str, Any]:
         """Return the record of a finished stage, verified with every stage that it was made from.
 
-        `command` is the command that makes the stage, by default the one of `remake_command`. Raises
-        UserInputError if the run lacks the stage; StaleArtifactError if a file of the stage, or of a
-        stage it was made from, was changed or removed, or if such a stage, or a column of the images
-        that it was made from, changed later.
+        Raises UserInputError if the run lacks the stage; StaleArtifactError if a file of the stage, or
+        of a stage it was made from, was changed or removed, or if such a stage, or a column of the
+        images that it was made from, changed later.
         """
         if stage not in self.meta["stages"]:
-            made_by = (
-                f"dermaudit {command} --run {self.path}" if command else self.remake_command(stage)
+            raise UserInputError(
+                f"the run {self.path} has no {stage} stage yet",
+                f"run: {self.remake_command(stage, force=False)}",
             )
-            raise UserInputError(f"the run {self.path} has no {stage} yet", f"run: {made_by}")
         waiting, verified = [stage], set()
         while waiting:
             name = waiting.pop()
             if name not in verified:
                 verified.add(name)
-                record = self._verified(name, command if name == stage else "")
+                record = self._verified(name)
                 waiting += record["upstream"]
         self._hashes.save()
         return self.meta["stages"][stage]
 
-    def _verified(self, stage: str, command: str) -> dict[str, Any]:
+    def _verified(self, stage: str) -> dict[str, Any]:
         """Return the record of one stage after comparing its files and its inputs with run.json."""
         record = self.meta["stages"][stage]
-        again = f"run: {f'dermaudit {command} --run {self.path}' if command else self.remake_command(stage)}"
+        again = f"run: {self.remake_command(stage)}"
         changed = self._changed_file(record["outputs"])
         if changed:
             expected = record["outputs"][changed][:12]
@@ -178,7 +186,7 @@ class Run:
             return {}
         import pyarrow.parquet as pq
 
-        table = pq.ParquetFile(self.file("images.parquet")).read()
+        table = pq.ParquetFile(self.files.images).read()
         return {
             name: sha256_json([None if v is None else str(v) for v in table[name].to_pylist()])
             if name in table.column_names
@@ -186,23 +194,23 @@ class Run:
             for name in columns
         }
 
-    def remake_command(self, stage: str) -> str:
-        """Return the command line that makes a stage of this run again. It can be pasted."""
-        name, _, key = stage.partition(":")
+    def remake_command(self, record: str, force: bool = True) -> str:
+        """Return the command line that makes a record of this run, or makes it again. It can be pasted."""
+        kind, _, key = record.partition(":")
         run = shlex.quote(str(self.path))
-        if name in ("images", "embed"):
+        again = " --force" if force else ""
+        if kind in ("images", "embed"):
             data, model = self.meta.get("data") or {}, self.meta.get("model") or {}
-            if "manifest" in data and "name" in model:
-                manifest = shlex.quote(os.path.relpath(self.data_root() / data["manifest"]))
-                return f"dermaudit embed {manifest} --model {model['name']} --run {run} --force"
-            return f"dermaudit audit IMAGES --model NAME --run {run}"
-        verb = {
-            "seeds": "fit",
-            "sweep": "fit",
-            "measure": "sae measure",
-            "recipe": f"recipe make --concept {shlex.quote(key)}",
-        }.get(name, name)
-        return f"dermaudit {verb} --run {run} --force"
+            if "manifest" not in data or "name" not in model:
+                return f"dermaudit audit IMAGES --model NAME --run {run}"
+            manifest = shlex.quote(os.path.relpath(self.data_root() / data["manifest"]))
+            return f"dermaudit embed {manifest} --model {model['name']} --run {run}{again}"
+        try:
+            stage = stage_of(record)
+        except KeyError:  # a record of a later version
+            return f"dermaudit doctor --runs {shlex.quote(str(self.path.parent))}"
+        named = f" {stage.key_flag} {shlex.quote(key)}" if key and stage.key_flag else ""
+        return f"dermaudit {stage.command}{named} --run {run}{again}"
 
     def _changed_file(self, outputs: dict[str, str]) -> str | None:
         """Return the first of these files whose sha256 is not the recorded one."""
@@ -296,6 +304,101 @@ class Run:
             )
             return summary
 
+    def perform(
+        self,
+        record: Record,
+        inputs: dict[str, Any],
+        make: Callable[[], tuple[list[Path], dict[str, Any]]],
+        *,
+        key: str = "",
+        reads: Iterable[str] | None = None,
+        force: bool = False,
+        lock: bool = True,
+    ) -> dict[str, Any]:
+        """Make a declared record unless it is done (see `stage`), from the stages and columns that its
+        declaration names; `reads` instead where only the stage can tell which of them it reads.
+
+        Raises ValueError if `make` writes a file that the declaration does not name.
+        """
+
+        def declared_files() -> tuple[list[Path], dict[str, Any]]:
+            outputs, summary = make()
+            for path in outputs:
+                name = path.relative_to(self.path).as_posix()
+                if not any(fnmatch(name, p.replace("{key}", key)) for p in record.writes):
+                    raise ValueError(
+                        f"the {record.name} stage wrote {name}, which it does not declare"
+                    )
+            return outputs, summary
+
+        return self.stage(
+            record.key(key),
+            inputs,
+            declared_files,
+            upstream=self.reads_of(record, key) if reads is None else reads,
+            columns=self._columns_of(record),
+            force=force,
+            lock=lock,
+        )
+
+    def reads_of(self, record: Record, key: str = "") -> list[str]:
+        """Return the records of this run that `record` is made from, those that are missing included."""
+        found: list[str] = []
+        for pattern in record.reads:
+            name = pattern.replace("{key}", key)
+            if name.endswith("?"):
+                found += [
+                    n for n in self.meta["stages"] if fnmatch(n, name[:-1]) and n != record.key(key)
+                ]
+            elif name.endswith(":*"):
+                found += self.finished(name[:-2])
+            else:
+                found.append(name)
+        return found
+
+    def finished(self, kind: str) -> list[str]:
+        """Return the records of one kind, such as "fit:visual.pooled", verified. UserInputError if the
+        run has none."""
+        records = [name for name in self.meta["stages"] if name.partition(":")[0] == kind]
+        if not records:
+            self.require(kind)
+        for name in records:
+            self.require(name)
+        return records
+
+    def state_of(self, stage: Stage[Any]) -> str:
+        """Return "done", "to do", or why the records of a stage cannot be used: "stale", "altered"."""
+        kinds = {record.name for record in stage.records}
+        names = [name for name in self.meta["stages"] if name.partition(":")[0] in kinds]
+        states = {self.state_of_record(name) for name in names}
+        return (
+            next((state for state in ("altered", "stale") if state in states), "done")
+            if names
+            else "to do"
+        )
+
+    def state_of_record(self, name: str) -> str:
+        """Return "done", "stale" or "altered"."""
+        try:
+            self.require(name)
+        except AlteredArtifactError:
+            return "altered"
+        except StaleArtifactError:
+            return "stale"
+        return "done"
+
+    def _columns_of(self, record: Record) -> list[str]:
+        """Return the columns of images.parquet that a record is made from; a pattern stands for those
+        that the table has."""
+        patterns = [column for column in record.columns if "*" in column]
+        plain = [column for column in record.columns if "*" not in column]
+        if not patterns:
+            return plain
+        import pyarrow.parquet as pq
+
+        names = pq.read_schema(self.files.images).names
+        return plain + [n for n in names if any(fnmatch(n, pattern) for pattern in patterns)]
+
     # ---- images
 
     def data_root(self) -> Path:
@@ -317,7 +420,7 @@ class Run:
             )
         return path
 
-    # ---- a function of a higher layer, looked up by name and never imported
+    # ---- a function of a higher layer, loaded by name
 
     def suppress(self, concept: str, model: Any, **options: Any) -> Any:
         """Context manager: the model with a concept suppressed (see concepts/suppression/suppressed_model.py).
@@ -326,9 +429,8 @@ class Run:
         """
         from dermaudit.cli.commands import load_function
 
-        return load_function("dermaudit.concepts.suppression.suppressed_model:suppressed")(
-            self, concept, model, **options
-        )
+        suppressed = load_function("dermaudit.concepts.suppression.suppressed_model:suppressed")
+        return suppressed(self, concept, model, **options)
 
     def check_model(self, fingerprint: str) -> None:
         """ForeignArtifactError unless `fingerprint` is the model this run was made with."""
@@ -392,14 +494,3 @@ def _versions() -> dict[str, str]:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def peak_rss_gb() -> float:
-    """Peak resident memory of this process and its finished children, in GB."""
-    import resource
-
-    kb = max(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
-    )
-    return round(kb * (1 if os.uname().sysname == "Darwin" else 1024) / 1e9, 3)

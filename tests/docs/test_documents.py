@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from dermaudit.cli.commands import VERBS, load
+from dermaudit.cli.commands import all_commands, function_of
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,7 +66,7 @@ def command_lines() -> list[tuple[str, str]]:
 
 def flags_of(verb: str) -> set[str]:
     """The flags of a command, as typer derives them from its function."""
-    function = load(verb)
+    function = function_of(verb)
     hints = typing.get_type_hints(function, include_extras=True)
     flags = set(COMMON)
     for name in inspect.signature(function).parameters:
@@ -87,7 +87,7 @@ def test_some_commands_are_documented():
 @pytest.mark.parametrize(("document", "line"), command_lines())
 def test_documented_commands_and_flags_exist(document, line):
     words = shlex.split(line)[1:]
-    verb = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
-    assert verb in VERBS, f"{document}: {line}"
+    verb = " ".join(words[:2]) if " ".join(words[:2]) in all_commands() else words[0]
+    assert verb in all_commands(), f"{document}: {line}"
     flags = {word.split("=")[0] for word in words if word.startswith("--") and len(word) > 2}
     assert flags <= flags_of(verb), f"{document}: {line}: {sorted(flags - flags_of(verb))}"
