@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ def perform_audit(config: AuditConfig, seconds: dict[str, float] | None = None) 
     seconds["total"] = round(sum(seconds.values()), 2)
     result = audit_result(config.run, config.target, results, seconds)
     print_summary(result)
+    say(f"\nnext: dermaudit explore --run {shlex.quote(str(config.run))}")
     return result
 
 

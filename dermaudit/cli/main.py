@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = _take(args, "--json")
     if _take(args, "--quiet"):
         os.environ["DERMAUDIT_QUIET"] = "1"
-    from dermaudit.run.directory import COMMAND
+    from dermaudit.run.records import COMMAND
 
     COMMAND.set(tuple(args))
     try:

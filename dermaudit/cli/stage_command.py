@@ -6,6 +6,7 @@ typer reads the signature of a function; the signature is built here from the op
 from __future__ import annotations
 
 import inspect
+import shlex
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, Field
@@ -34,8 +35,10 @@ def command_of(stage: Stage[Any]) -> Callable[..., dict[str, Any]]:
                 values[field.name] = flag.parse(value)
             elif field.default == ():
                 values[field.name] = tuple(value or ())
-        options = stage.options(**values)
-        return stage.run(_opened(stage, run), options)
+        result = stage.run(_opened(stage, run), stage.options(**values))
+        if run is not None and not values.get("dry_run"):
+            _print_next(run)
+        return result
 
     hints = typing.get_type_hints(stage.options)
     parameters = [
@@ -54,6 +57,18 @@ def _opened(stage: Stage[Any], path: Path | None) -> Any:
     if stage.opens == "path":
         return path
     return open_run(path or newest_run())
+
+
+def _print_next(path: Path) -> None:
+    """Print the command of the next stage that the run lacks, or how to look at a complete run."""
+    from dermaudit.console import say
+    from dermaudit.run.directory import open_run
+
+    run = open_run(path)
+    missing = [stage for stage in run.missing_stages() if stage.in_audit]
+    where = shlex.quote(str(path))
+    command = missing[0].command if missing else "explore"
+    say(f"\nnext: dermaudit {command} --run {where}")
 
 
 def _run_parameter(stage: Stage[Any]) -> inspect.Parameter:
