@@ -35,9 +35,8 @@ class Labelled:
     groups: np.ndarray
 
 
-def quotas(counts: Sequence[int], n: int) -> np.ndarray:
-    """How many of n images each class gives: the same number, or all it has."""
-    counts = np.asarray(counts)
+def quotas(counts: np.ndarray, n: int) -> np.ndarray:
+    """Return how many of n images each class gives: the same number, or all that it has."""
     given = np.zeros(len(counts), dtype=int)
     left = min(n, int(counts.sum()))
     open_ = [c for c in np.argsort(counts, kind="stable") if counts[c] > 0]
@@ -86,7 +85,8 @@ def probe_probs(
 ) -> np.ndarray:
     """Class probabilities (k, n_classes) of x by a probe fitted on `rows` of train; 0 for classes
     that the rows lack. Errors: EvidenceError for fewer than 30 rows or one class."""
-    head = fit_head(train.x[rows], train.y[rows].astype(str), train.groups[rows], seed=seed)
+    labels, groups = train.y[rows].astype(str).tolist(), train.groups[rows].tolist()
+    head = fit_head(train.x[rows], labels, groups, seed=seed)
     probs = np.zeros((len(x), n_classes))
     probs[:, [int(c) for c in head.classes]] = head.probs(x)
     return probs

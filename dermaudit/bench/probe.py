@@ -80,7 +80,10 @@ def curve_of(
     y = np.array([number.get(label, -1) for label in labels], dtype=int)
     groups = np.asarray(manifest.groups, dtype=str)
     data = {
-        name: tuple(Labelled(x[rows], y[rows], groups[rows]) for rows in (train, test))
+        name: (
+            Labelled(x[train], y[train], groups[train]),
+            Labelled(x[test], y[test], groups[test]),
+        )
         for name, x in embedded.items()
     }
     sheets, last = curve_sheets(

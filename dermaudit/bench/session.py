@@ -33,13 +33,10 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
         parts = [p for p in re.split(r"[/\\]", bare) if p not in ("", ".", "..")] or [bare]
         # The tag of an open_clip name says nothing without its architecture.
         whole = bare == model and not Path(model).is_dir() and not model.startswith((".", "/", "~"))
-        for depth in range(len(parts) if whole else 1, len(parts) + 1):
-            name = re.sub(r"[^A-Za-z0-9._-]+", "_", "_".join(parts[-depth:])).lstrip(".") or "model"
-            if name not in found:
-                break
-        else:
-            name = f"{name}-{len(found) + 1}"
-        found[name] = model
+        depths = range(len(parts) if whole else 1, len(parts) + 1)
+        names = [_as_file_name("_".join(parts[-depth:]), "model") for depth in depths]
+        free = next((name for name in names if name not in found), None)
+        found[free or f"{names[-1]}-{len(found) + 1}"] = model
     return found
 
 
@@ -66,7 +63,11 @@ def dataset_name(data: Path) -> str:
     """What a data set is called in tables and files: its folder."""
     place = data.absolute()
     place = place if place.is_dir() else place.parent
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", place.name).lstrip(".") or "data"
+    return _as_file_name(place.name, "data")
+
+
+def _as_file_name(name: str, fallback: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") or fallback
 
 
 def split_rows(manifest: Any, split: str) -> np.ndarray:

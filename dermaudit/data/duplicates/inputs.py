@@ -18,7 +18,7 @@ from ..manifest.manifest import Manifest
 from ..manifest.missing_path import missing
 from ..manifest.tables import SHARDS_FILE
 from ..shards.read import Shards
-from .embeddings import Witnesses
+from .embeddings import Features
 from .hashes import pack_hashes, perceptual_hash, turns
 
 Read = Callable[[int, int, Mode], np.ndarray]
@@ -36,7 +36,7 @@ class Side:
     manifest: Manifest
     read: Read
     rows: np.ndarray
-    known: Witnesses
+    known: Features
     skipped: list[tuple[int, str, str]]
 
     def column(self, name: str) -> list[Any]:
@@ -80,7 +80,7 @@ def read_side(
         given = load_embeddings(embeddings)
         rows = _rows_of(manifest, given, embeddings, ids)
     if not hashes and tower is None:
-        return Side(path, manifest, read, rows, Witnesses(given), [])
+        return Side(path, manifest, read, rows, Features(given), [])
     hashed, made, kept, skipped = _pass(manifest, read, rows, tower, (hashes, turned), threads)
     if not kept:
         first = f": {skipped[0][1]}: {skipped[0][2]}" if skipped else ""
@@ -93,9 +93,9 @@ def read_side(
     if given is not None:
         # A file that is used whole stays on disk.
         made = given if len(kept) == len(rows) else given[kept]
-    known = Witnesses(made)
+    known = Features(made)
     if hashed is not None:
-        known = Witnesses(made, hashed[:, 0].copy(), hashed[:, 1:] if turned else None)
+        known = Features(made, hashed[:, 0].copy(), hashed[:, 1:] if turned else None)
     return Side(path, manifest, read, rows[kept], known, skipped)
 
 

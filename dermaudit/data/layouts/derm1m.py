@@ -51,7 +51,10 @@ def read(path: Path) -> RawTable:
         problem = empty_problem(image, caption, rows.lines[row])
         if problem:
             bad[row] = problem
-        elif image in first:
+            continue
+        assert image is not None
+        assert caption is not None  # empty_problem refuses blank cells
+        if image in first:
             again.add(row)
             said = more.setdefault(first[image], [])
             if caption not in (captions[first[image]], *said):

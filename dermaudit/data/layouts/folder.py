@@ -81,13 +81,13 @@ def _read(path: Path, *, take_derived: bool) -> RawTable:
     folders = [image.parts[:-1] for image in images]
     # Only when every image is below a split's folder do these words mean splits.
     split = all(parts and parts[0].lower() in _SPLIT_FOLDERS for parts in folders)
-    columns = {"image": [str(image) for image in images]}
+    columns: dict[str, list[str | None]] = {"image": [str(image) for image in images]}
     if split:
         columns["split"] = [_SPLIT_FOLDERS[parts[0].lower()] for parts in folders]
         folders = [parts[1:] for parts in folders]
     if any(folders):
         columns["label"] = [parts[0] if parts else None for parts in folders]
-    table = pa.table({name: pa.array(v, pa.string()) for name, v in columns.items()})
+    table = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
     skipped = tuple(
         Skipped(
             "derived_file",

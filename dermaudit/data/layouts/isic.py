@@ -80,7 +80,7 @@ def read(path: Path) -> RawTable:
     if len(codes) > 1:
         labels: Column = []
         for row in range(rows.n):
-            label, problem = _one_hot(rows, codes, row)
+            label, problem = _one_hot(rows, id_, codes, row)
             labels.append(label)
             if problem:
                 bad.setdefault(row, problem)
@@ -124,10 +124,12 @@ def _finest(rows: Rows, names: list[str]) -> tuple[Column, dict[str, int]]:
     return labels, {name: n for name, n in said_by.items() if n}
 
 
-def _one_hot(rows: Rows, codes: list[str], row: int) -> tuple[str | None, Skipped | None]:
+def _one_hot(
+    rows: Rows, id_: str, codes: list[str], row: int
+) -> tuple[str | None, Skipped | None]:
     """The one code that is 1; None for UNK, and for a row in which no code is filled in."""
     on = []
-    where = {"line": rows.lines[row], "image": rows.get(_id_column(list(rows.columns)))[row]}
+    where = {"line": rows.lines[row], "image": rows.get(id_)[row]}
     cells = {code: rows.get(code)[row] for code in codes}
     for code, cell in cells.items():
         if cell not in (None, "0", "1", "0.0", "1.0"):

@@ -60,6 +60,7 @@ def read(path: Path) -> RawTable:
         if isinstance(found, Skipped):
             bad[row] = found
             continue
+        assert image is not None  # _row refuses a blank one
         first[image] = rows.lines[row]
         for name, counts in zip(columns, found, strict=True):
             if not counts:

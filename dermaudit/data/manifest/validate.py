@@ -135,7 +135,7 @@ def complete(raw: RawTable) -> pa.Table:
     """The table with image, image_id, group, split filled in, and truth columns as float64 with
     nulls for unknown. Call `check_table` first."""
     table = raw.table
-    images = texts(table, "image")
+    images = [image or "" for image in texts(table, "image")]  # check_table refuses blank ones
     ids = [own or image for own, image in zip(texts(table, "image_id"), images, strict=True)]
     groups = [own or id_ for own, id_ in zip(texts(table, "group"), ids, strict=True)]
     splits = texts(table, "split")

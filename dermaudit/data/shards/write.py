@@ -198,13 +198,13 @@ def _prepare(
     if header.orientation >= 5:  # stored on its side
         height, width = width, height
     short = min(height, width)
-    shrink = packing.size is not None and short > packing.size
     shape = None
-    if shrink:
-        shape = tuple(max(1, round(side * packing.size / short)) for side in (height, width))
+    if packing.size is not None and short > packing.size:
+        size = packing.size
+        shape = max(1, round(height * size / short)), max(1, round(width * size / short))
     # Decoded in any case: what a trainer could not read must not get into a shard.
     pixels = decode_image(data, shape, limits=limits, name=str(path))
-    if header.format in _KEPT and not shrink:
+    if header.format in _KEPT and shape is None:
         return _KEPT[header.format], data
     buffer = BytesIO()
     if header.format == "JPEG":
