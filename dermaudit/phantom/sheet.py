@@ -56,7 +56,9 @@ def photographs(folder: Path, n: int, size: int, seed: int) -> list[np.ndarray]:
     found = []
     for k in chosen:
         with Image.open(paths[k]) as image:
-            found.append(np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)))
+            found.append(
+                np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+            )
     return found
 
 

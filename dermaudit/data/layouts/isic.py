@@ -124,9 +124,7 @@ def _finest(rows: Rows, names: list[str]) -> tuple[Column, dict[str, int]]:
     return labels, {name: n for name, n in said_by.items() if n}
 
 
-def _one_hot(
-    rows: Rows, id_: str, codes: list[str], row: int
-) -> tuple[str | None, Skipped | None]:
+def _one_hot(rows: Rows, id_: str, codes: list[str], row: int) -> tuple[str | None, Skipped | None]:
     """The one code that is 1; None for UNK, and for a row in which no code is filled in."""
     on = []
     where = {"line": rows.lines[row], "image": rows.get(id_)[row]}

@@ -22,7 +22,7 @@ from dermaudit.errors import UserInputError
 from dermaudit.failpoints import hit
 from dermaudit.files import read_json, whole_file, write_json, write_parquet
 
-from ..images.decode import BadImage, read_image
+from ..images.decode import BadImage, no_readable_image, read_image
 from ..layouts import read_layout
 from .labels import merge_labels
 from .manifest import Manifest
@@ -138,11 +138,7 @@ def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manife
         hit("convert")
     if not kept:
         first = next(one for one in skipped if one["row"] is not None)
-        raise UserInputError(
-            f"none of the {manifest.n} images of {manifest.path} could be read: "
-            f"{first['image']}: {first['reason']}",
-            f"see what is wrong with: dermaudit data check {manifest.path}",
-        )
+        raise no_readable_image(manifest.n, manifest.path, first["image"], first["reason"])
     table = manifest.table.set_column(
         manifest.table.column_names.index("image"), "image", pa.array(images, pa.string())
     )

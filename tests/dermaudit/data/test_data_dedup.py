@@ -405,11 +405,11 @@ def test_wrong_names_and_shapes__come_before_too_few_images(main, tmp_path):
     ("flags", "said"),
     [
         (("--by", "cosin"), "did you mean 'cosine'"),
-        (("--threshold", 2), "--threshold 2.0 is no cosine"),
+        (("--threshold", 2), "--threshold 2.0 is not a cosine"),
         (("--false-share", 0), "--false-share 0.0"),
         (("--bits", 100), "--bits 100"),
         (("--html",), "give --out"),
-        (("--embeddings-b", "x.npy"), "one side only"),
+        (("--embeddings-b", "x.npy"), "one set only"),
         (("--ids-a", "x.txt"), "--ids-a belongs to a file"),
     ],
 )
