@@ -14,7 +14,7 @@ from dermaudit.failpoints import hit
 from ..manifest.manifest import Manifest
 from .decode import DEFAULT_LIMITS, BadImage, ImageLimits, Mode, no_readable_image, read_image
 
-Skipped = tuple[int, str, str]
+SkippedImage = tuple[int, str, str]
 _AHEAD = 64  # images in flight with several threads: bounds memory, whatever the data set's size
 
 
@@ -27,7 +27,7 @@ def decode_all(
     threads: int = 1,
     limits: ImageLimits = DEFAULT_LIMITS,
     what: str = "decoding images",
-) -> tuple[np.ndarray, np.ndarray, list[Skipped]]:
+) -> tuple[np.ndarray, np.ndarray, list[SkippedImage]]:
     """Decode every image to a square: (pixels, kept, skipped).
 
     `pixels` uint8 (n_kept, size, size, 3); `kept` int64 (n_kept,), the manifest rows of `pixels`,
@@ -36,7 +36,7 @@ def decode_all(
     """
     pixels = np.empty((manifest.n, size, size, 3), dtype=np.uint8)
     kept: list[int] = []
-    skipped: list[Skipped] = []
+    skipped: list[SkippedImage] = []
     names = manifest.column("image")
     results = _each(manifest.paths(), size, mode, limits, threads)
     for row, found in enumerate(track(results, what, total=manifest.n)):

@@ -6,7 +6,7 @@ The attributes become concepts: presence of the structure, and its atypical form
 
 from __future__ import annotations
 
-from .csv_rows import Rows
+from .csv_rows import CsvRows
 from .public_table import Columns, PublicTable, indicator
 
 _STRUCTURES = (
@@ -28,7 +28,7 @@ _ATYPICAL = {
 }
 
 
-def _concepts(rows: Rows) -> Columns:
+def _concepts(rows: CsvRows) -> Columns:
     made: Columns = {
         f"concept:{name}": indicator(rows.get(name), lambda cell: cell != "absent")
         for name in _STRUCTURES

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..manifest.tables import RawTable
 from .concept_meta import images_of
-from .csv_rows import Column, Rows, header_of, one_file, raw_table, read_rows
+from .csv_rows import Column, CsvRows, header_of, one_file, raw_table, read_rows
 from .image_names import ImageNames
 
 Columns = dict[str, Column]
@@ -30,7 +30,7 @@ class PublicTable:
     image: str
     needed: tuple[str, ...]
     columns: Mapping[str, str] = field(default_factory=dict)
-    derive: Callable[[Rows], Columns] | None = None
+    derive: Callable[[CsvRows], Columns] | None = None
     order: int = 50
 
     def matches(self, path: Path) -> bool:

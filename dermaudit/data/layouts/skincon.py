@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .csv_rows import Rows
+from .csv_rows import CsvRows
 from .public_table import Columns, PublicTable
 
 _EXCLUDED = "Do not consider this image"
 _ZERO_ONE = {"0", "1", "0.0", "1.0", None}
 
 
-def _concepts(rows: Rows) -> Columns:
+def _concepts(rows: CsvRows) -> Columns:
     made: Columns = {}
     excluded = [cell in ("1", "1.0") for cell in rows.get(_EXCLUDED)]
     for name, cells in rows.columns.items():
