@@ -7,7 +7,7 @@ one sentence; only what makes the rest of the file unsure (a quote that never en
 from __future__ import annotations
 
 import csv
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -74,13 +74,13 @@ def header_of(path: Path) -> list[str]:
         return []
 
 
-def one_file(path: Path, is_it, layout: str, usual: str) -> Path:
+def one_file(path: Path, is_it: Callable[[Path], bool], layout: str, usual: str) -> Path:
     """The CSV that is meant by a file or folder: the only one in it for which `is_it(file)` holds.
 
     Errors: UserInputError when there is none, or more than one."""
     if not path.is_dir():
         return path
-    found = sorted(file for file in path.iterdir() if is_it(file))
+    found = sorted(file for file in files_of(path) if is_it(file))
     if len(found) == 1:
         return found[0]
     if found:
@@ -90,6 +90,13 @@ def one_file(path: Path, is_it, layout: str, usual: str) -> Path:
             f"name the one to read: {found[0]}",
         )
     raise UserInputError(f"{path} holds no table in the layout '{layout}'", f"usual name: {usual}")
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of its subfolder `meta`, where some sets keep their tables."""
+    for place in (folder, folder / "meta"):
+        if place.is_dir():
+            yield from (file for file in sorted(place.iterdir()) if file.is_file())
 
 
 def read_rows(path: Path) -> CsvRows:

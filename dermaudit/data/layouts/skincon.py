@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .csv_rows import CsvRows
 from .public_table import Columns, PublicTable
 
@@ -16,8 +18,9 @@ def _concepts(rows: CsvRows) -> Columns:
         if name in ("ImageID", _EXCLUDED) or name.startswith("unnamed_"):
             continue
         if set(cells) <= _ZERO_ONE:
-            concept = "_".join(name.lower().replace("/", " ").replace("-", " ").split())
-            # What the annotators said of an image that they rejected is unknown.
+            # "Brown(Hyperpigmentation)" is brown_hyperpigmentation.
+            concept = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+            # The concepts of an image that the annotators rejected are unknown.
             known = zip(cells, excluded, strict=True)
             made[f"concept:{concept}"] = [None if out else cell for cell, out in known]
     return made
