@@ -128,12 +128,7 @@ def test_figures__the_whole_set_and_paired():
     assert figures.points[1, median] == np.sort(models["b"][1].found)[39]
     assert figures.compare(["image → text R@1"])[0].p_holm < 0.05
     sheets = retrieval_sheets(
-        "toy",
-        models,
-        which,
-        [str(i) for i in range(80)],
-        (1, 5, 90),
-        Resampling(100),
+        "toy", models, which, [str(i) for i in range(80)], (1, 5, 90), Resampling(100)
     )
     assert sheets[0].rows[-1][0] == "(chance)"
     assert "R@90 of 80 pairs is 1 by construction" in sheets[1].notes

@@ -112,12 +112,7 @@ def _as_leak(finding: Finding) -> Finding:
 
 def _finding(raw: RawTable, kind: str, level: str, row: int, image: str, said: str) -> Finding:
     return Finding(
-        kind,
-        level,
-        f"{raw.place(row, image)}: {said}",
-        row=row,
-        line=raw.line(row),
-        image=image,
+        kind, level, f"{raw.place(row, image)}: {said}", row=row, line=raw.line(row), image=image
     )
 
 

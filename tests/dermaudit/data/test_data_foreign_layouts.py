@@ -283,10 +283,7 @@ def test_make__a_mask_is_never_run(tmp_path):
     trap = tmp_path / "ran"
     file = write(
         tmp_path / "m.csv",
-        [
-            make(),
-            make(filename="b.png", knowledge_masks=f"open({str(trap)!r}, 'w')"),
-        ],
+        [make(), make(filename="b.png", knowledge_masks=f"open({str(trap)!r}, 'w')")],
     )
     assert reasons(file) == [("bad_mask", 3)] and not trap.exists()
 
@@ -375,10 +372,7 @@ def test_absolute_paths_lose_the_folders_of_another_machine(tmp_path, image_fold
 def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_folder):
     root = image_folder("a.png")
     file = write(
-        root / "toy.csv",
-        [
-            {"image_path": str(root / "a.png"), "label": "0", "diag": "nevus"},
-        ],
+        root / "toy.csv", [{"image_path": str(root / "a.png"), "label": "0", "diag": "nevus"}]
     )
     assert loaded(file).column("image") == ["a.png"]
     file = write(

@@ -19,11 +19,7 @@ from dermaudit.data.splits import split_of
 from dermaudit.errors import UserInputError
 
 HEADER = "image,image_id,label,group,artifact:ruler,concept:globules,age"
-ROWS = [
-    "a.jpg,001,mel,G1,1,0.25,50",
-    "b.jpg,002,nv,G1,0,,60",
-    "c.jpg,003,,G2,,1,",
-]
+ROWS = ["a.jpg,001,mel,G1,1,0.25,50", "b.jpg,002,nv,G1,0,,60", "c.jpg,003,,G2,,1,"]
 
 
 def write(folder, *rows: str, header: str = HEADER, name: str = "manifest.csv"):
