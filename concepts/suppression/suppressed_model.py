@@ -17,6 +17,12 @@ from dermaudit.errors import StaleArtifactError, UserInputError
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run
 from dermaudit.sae import LatentSuppressor, ThresholdSAE, TopKSAE, load_sae
+from dermaudit.sae.inference.attribution import (
+    AttributionMap,
+    Method,
+    attribution_map,
+    class_logit,
+)
 from dermaudit.sae.inference.modes import check_mode
 from dermaudit.towers.preprocess import ImageInput, is_one_image
 
@@ -36,14 +42,14 @@ class ZeroShotHead:
         from dermaudit.towers import ZeroShot
         from dermaudit.towers.prompts import ham_classes
 
-        self._model = ZeroShot(tower, ham_classes())
-        self.classes = list(self._model.classes)
+        self.model = ZeroShot(tower, ham_classes())
+        self.classes = list(self.model.classes)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        return self._model.logits(torch.from_numpy(x)).detach().numpy()
+        return self.model.logits(torch.from_numpy(x)).detach().numpy()
 
     def probs(self, x: np.ndarray) -> np.ndarray:
-        return self._model.probs(torch.from_numpy(x)).detach().numpy()
+        return self.model.probs(torch.from_numpy(x)).detach().numpy()
 
 
 @dataclass
@@ -99,6 +105,26 @@ class SuppressedModel:
                 x = self.tower.encode_image(images[start : start + batch_size], normalize=True)
                 embeddings.append(x.float().cpu().numpy())
         return self.predict_rows(np.concatenate(embeddings))
+
+    def attribution_map(
+        self,
+        image: ImageInput,
+        label: str | None = None,
+        method: Method = "integrated_gradients",
+        *,
+        suppressed: bool = False,
+        **options: Any,
+    ) -> AttributionMap:
+        """Return the map of an image for the logit of a class, by default the target.
+
+        `suppressed`: of the prediction after suppression, not before; `options` are those of
+        `dermaudit.sae.attribution_map`.
+        """
+        x = self.tower.preprocess.unless_prepared(image)
+        head = self.head.model if isinstance(self.head, ZeroShotHead) else self.head
+        suppressor = self.suppressor if suppressed else None
+        score = class_logit(self.tower, head, label or self.target, suppressor)
+        return attribution_map(score, x, method, **options)
 
     def predict_rows(self, x: np.ndarray) -> Prediction:
         """The same for unit embeddings x (n, d) that are already there."""

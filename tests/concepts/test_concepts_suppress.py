@@ -139,6 +139,18 @@ def test_predict_takes_images_in_any_form(run, tower, images, tmp_path):
             model.predict([None])
 
 
+def test_attribution_maps_explain_the_logit_before_and_after_suppression(run, tower, images):
+    with run.suppress("ruler", tower) as model:
+        i = int(model.predict(images).fired.argmax())
+        before = model.attribution_map(images[i], method="occlusion", window=16)
+        after = model.attribution_map(images[i], method="occlusion", window=16, suppressed=True)
+        change = model.predict(images[i])
+        logits = model.head.logits(tower.encode_image(images[i]).detach().numpy()[None])
+    column = change.classes.index("mel")
+    assert before.score == pytest.approx(logits[0, column], abs=1e-3)
+    assert after.score != before.score and before.values.shape == tower.preprocess.size
+
+
 def test_delta_logit__sums_to_the_change_without_renormalising(run, tower, embedded):
     model = build(run, SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json")), tower)
     model.suppressor.renormalise = False
