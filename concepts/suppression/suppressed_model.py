@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +17,18 @@ from dermaudit.errors import UserInputError
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run
 from dermaudit.sae import LatentSuppressor, ThresholdSAE, TopKSAE, load_sae
+from dermaudit.sae.inference.attribution import (
+    AttributionMap,
+    Method,
+    attribution_map,
+    class_logit,
+)
 from dermaudit.sae.inference.modes import check_mode
 from dermaudit.sae.run_data import RunData
+from dermaudit.towers.preprocess import ImageInput, is_one_image
+
+if TYPE_CHECKING:
+    from dermaudit.towers import HookedTower
 
 from .editor import Editor, free_codes
 from .recipe import SuppressionRecipe, load_recipe
@@ -34,14 +43,14 @@ class ZeroShotHead:
         from dermaudit.towers import ZeroShot
         from dermaudit.towers.prompts import ham_classes
 
-        self._model = ZeroShot(tower, ham_classes())
-        self.classes = list(self._model.classes)
+        self.model = ZeroShot(tower, ham_classes())
+        self.classes = list(self.model.classes)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        return self._model.logits(torch.from_numpy(x)).detach().numpy()
+        return self.model.logits(torch.from_numpy(x)).detach().numpy()
 
     def probs(self, x: np.ndarray) -> np.ndarray:
-        return self._model.probs(torch.from_numpy(x)).detach().numpy()
+        return self.model.probs(torch.from_numpy(x)).detach().numpy()
 
 
 @dataclass
@@ -64,32 +73,59 @@ class Prediction:
 
 
 class SuppressedModel:
-    """A model under suppression. `encode_image(x)` gives edited unit embeddings of prepared images;
-    `predict(images)` takes uint8 arrays or image paths and gives a `Prediction`."""
+    """A tower and a head with a suppressor between them; `target` is the class whose logit is logged."""
 
     def __init__(
-        self, tower: Any, head: LinearHead | ZeroShotHead, suppressor: LatentSuppressor, target: str
+        self,
+        tower: HookedTower,
+        head: LinearHead | ZeroShotHead,
+        suppressor: LatentSuppressor,
+        target: str,
     ) -> None:
         self.tower, self.head, self.suppressor, self.target = tower, head, suppressor, target
 
-    def encode_image(self, x: torch.Tensor) -> torch.Tensor:
+    def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> torch.Tensor:
+        """Return edited unit embeddings (n, d) of what `HookedTower.encode_image` takes."""
         with torch.no_grad():
-            return self.suppressor.apply_to(self.tower.encode_image(x, normalize=True)).x
+            return self.suppressor.apply_to(self.tower.encode_image(images, normalize=True)).x
 
-    def predict(self, images: Sequence[Any], batch: int = 64) -> Prediction:
-        from dermaudit.data import read_image
+    def predict(
+        self, images: ImageInput | Sequence[ImageInput], batch_size: int = 64
+    ) -> Prediction:
+        """Predict before and after suppression, for one image or several.
 
-        rows = []
-        for start in range(0, len(images), batch):
-            part = [
-                read_image(image) if isinstance(image, (str, Path)) else image
-                for image in images[start : start + batch]
-            ]
-            with torch.no_grad():
-                rows.append(
-                    self.tower.encode_image(self.tower.preprocess(part), normalize=True).numpy()
-                )
-        return self.predict_rows(np.concatenate(rows))
+        An image is a path, a PIL image, a uint8 array (height, width, 3) or a tensor: uint8
+        (3, height, width), or floating point, prepared by `tower.preprocess`. Raises UserInputError
+        for anything else, BadImage for a file that cannot be decoded.
+        """
+        if is_one_image(images):
+            images = [images]
+        embeddings = [np.empty((0, self.tower.d_pooled), np.float32)]
+        with torch.no_grad():
+            for start in range(0, len(images), batch_size):
+                x = self.tower.encode_image(images[start : start + batch_size], normalize=True)
+                embeddings.append(x.float().cpu().numpy())
+        return self.predict_rows(np.concatenate(embeddings))
+
+    def attribution_map(
+        self,
+        image: ImageInput,
+        label: str | None = None,
+        method: Method = "integrated_gradients",
+        *,
+        suppressed: bool = False,
+        **options: Any,
+    ) -> AttributionMap:
+        """Return the map of an image for the logit of a class, by default the target.
+
+        `suppressed`: of the prediction after suppression, not before; `options` are those of
+        `dermaudit.sae.attribution_map`.
+        """
+        x = self.tower.preprocess.unless_prepared(image)
+        head = self.head.model if isinstance(self.head, ZeroShotHead) else self.head
+        suppressor = self.suppressor if suppressed else None
+        score = class_logit(self.tower, head, label or self.target, suppressor)
+        return attribution_map(score, x, method, **options)
 
     def predict_rows(self, x: np.ndarray) -> Prediction:
         """The same for unit embeddings x (n, d) that are already there."""

@@ -120,16 +120,36 @@ def test_predict__equal_where_nothing_fires_and_else_not(run, tower, images, emb
     assert p.classes == head.classes
 
 
-def test_predict__from_paths_is_the_same(run, tower, images, tmp_path):
+def test_predict_takes_images_in_any_form(run, tower, images, tmp_path):
     from PIL import Image
 
     paths = [tmp_path / f"{i}.png" for i in range(5)]
     for path, image in zip(paths, images, strict=False):
         Image.fromarray(image).save(path)
+    prepared = tower.preprocess(images[:5])
     with run.suppress("ruler", tower) as model:
-        np.testing.assert_array_equal(
-            model.predict(paths).p_after, model.predict(images[:5]).p_after
-        )
+        expected = model.predict(images[:5]).p_after
+        mixed = [Image.open(paths[0]), str(paths[1]), *paths[2:]]
+        for given in (paths, mixed, np.stack(images[:5]), prepared, list(prepared)):
+            np.testing.assert_array_equal(model.predict(given).p_after, expected)
+        alone = model.predict(images[:1]).p_after
+        for given in (images[0], paths[0], mixed[0], prepared[0]):
+            np.testing.assert_array_equal(model.predict(given).p_after, alone)
+        assert model.predict([]).p_after.shape == (0, 3)
+        with pytest.raises(UserInputError, match="not NoneType"):
+            model.predict([None])
+
+
+def test_attribution_maps_explain_the_logit_before_and_after_suppression(run, tower, images):
+    with run.suppress("ruler", tower) as model:
+        i = int(model.predict(images).fired.argmax())
+        before = model.attribution_map(images[i], method="occlusion", window=16)
+        after = model.attribution_map(images[i], method="occlusion", window=16, suppressed=True)
+        change = model.predict(images[i])
+        logits = model.head.logits(tower.encode_image(images[i]).detach().numpy()[None])
+    column = change.classes.index("mel")
+    assert before.score == pytest.approx(logits[0, column], abs=1e-3)
+    assert after.score != before.score and before.values.shape == tower.preprocess.size
 
 
 def test_delta_logit__sums_to_the_change_without_renormalising(run, tower, embedded):
