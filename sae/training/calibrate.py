@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..inference.model import ReLUSAE, ThresholdSAE, TopKSAE
+from ..inference.model import ThresholdSAE, TopKSAE
 from ..store.loader import release
 from .architectures.registry import architecture
 from .recipe import SAERecipe
