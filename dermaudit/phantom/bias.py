@@ -35,12 +35,6 @@ class BiasTable:
     concept: Mapping[str, Mapping[str, float]]
     artifact: Mapping[str, Mapping[str, float]]
 
-    def with_trap(self, artifact: str, diagnosis: str, inside: float, other: float) -> BiasTable:
-        """This table with P(artifact | diagnosis) = `inside` and `other` for the rest."""
-        return self.changed(
-            {"artifact": {"default": {artifact: other}, diagnosis: {artifact: inside}}}
-        )
-
     def changed(self, changes: Mapping[str, Any], source: str = "bias table") -> BiasTable:
         """This table with `changes` (the layout of a file) laid over it, validated."""
         merged = _merge(self.as_dict(), changes, source)

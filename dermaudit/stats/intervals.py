@@ -144,11 +144,6 @@ def auprc_draws(
     return np.stack([*columns, (weights @ truth) / weights.sum(1)], axis=1)
 
 
-def auroc_weighted(truth: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
-    """AUROC with row weights (n,); ties count one half. nan when a class has no weight."""
-    return float(auroc_draws(truth, score, np.asarray(weight, dtype=np.float64)[None])[0])
-
-
 def auroc_draws(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """AUROC for each row of `weights` (draws, n): (draws,). The order is computed once."""
     truth = np.asarray(truth, dtype=np.float64)

@@ -75,7 +75,7 @@ _WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
 
 
 @dataclass
-class Tally:
+class AnswerCounts:
     """What came of the captions that were put to the model."""
 
     cached: int = 0
@@ -116,7 +116,7 @@ class Decomposer:
         self._key = key if key is not None else os.environ.get("DERMAUDIT_LLM_KEY", "")
         self.model, self.cache, self.most = model, Path(cache), most
         self.workers, self.timeout = workers, timeout
-        self.tally = Tally()
+        self.counts = AnswerCounts()
         self._lock = threading.Lock()
         self._stop = threading.Event()  # cuts waits short once a run ends early
         self.sleep = sleep or self._stop.wait
@@ -134,7 +134,7 @@ class Decomposer:
                         yield check_answer(text, caption, self.most)
                     except ValueError as error:
                         why = str(error)
-                        self.tally.invalid[why] = self.tally.invalid.get(why, 0) + 1
+                        self.counts.invalid[why] = self.counts.invalid.get(why, 0) + 1
                         yield None
             finally:
                 self._stop.set()
@@ -203,7 +203,7 @@ class Decomposer:
 
     def _count(self, what: str) -> None:
         with self._lock:
-            setattr(self.tally, what, getattr(self.tally, what) + 1)
+            setattr(self.counts, what, getattr(self.counts, what) + 1)
 
     def _authorised(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}

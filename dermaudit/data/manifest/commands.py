@@ -76,31 +76,31 @@ def convert(
     isic: image (or image_id, image_name, isic_id), and MEL, NV, … of 0/1 or diagnosis (or dx,
     diagnosis_1 … diagnosis_3)
     """
-    from .convert import plan, refuse_overwrite, summary, write
+    from .convert import check_out, plan_conversion, summary, write
     from .labels import describe, spellings
 
-    planned = plan(src, layout, out, where, strict=strict, merges=merge_labels or [])
-    for counts in spellings(planned.manifest.labels):
+    plan = plan_conversion(src, layout, out, where, strict=strict, merges=merge_labels or [])
+    for counts in spellings(plan.manifest.labels):
         say("  warning: {}\n    {}".format(*describe(counts)))
-    for remark in planned.raw.remarks:
+    for remark in plan.raw.remarks:
         say(remark)
     if not dry_run:
-        refuse_overwrite(planned, out, force)
+        check_out(out, plan.identity(), force)
     if dry_run:
-        counts = summary(planned.manifest)
-        _print_counts(f"{out}: would hold {planned.manifest.n} images", counts)
-        for one in planned.raw.skipped[:_SHOWN]:
-            say(f"  would be skipped: {planned.raw.describe(one)}")
+        counts = summary(plan.manifest)
+        _print_counts(f"{out}: would hold {plan.manifest.n} images", counts)
+        for one in plan.raw.skipped[:_SHOWN]:
+            say(f"  would be skipped: {plan.raw.describe(one)}")
         return {
             "out": str(out),
-            "layout": planned.raw.layout,
+            "layout": plan.raw.layout,
             "dry_run": True,
             **counts,
-            "n_skipped": len(planned.raw.skipped),
+            "n_skipped": len(plan.raw.skipped),
         }
-    manifest, skipped = write(planned, out, link=link, strict=strict)
+    manifest, skipped = write(plan, out, link=link, strict=strict)
     counts = summary(manifest)
-    _print_counts(f"{out}: {manifest.n} images ({planned.raw.layout})", counts)
+    _print_counts(f"{out}: {manifest.n} images ({plan.raw.layout})", counts)
     if skipped:
         table(
             f"{len(skipped)} images skipped (all of them in {out / 'skipped.parquet'})",
@@ -109,7 +109,7 @@ def convert(
         )
     return {
         "out": str(out),
-        "layout": planned.raw.layout,
+        "layout": plan.raw.layout,
         "dry_run": False,
         **counts,
         "n_skipped": len(skipped),

@@ -186,8 +186,3 @@ def _why(error: Exception) -> str:
         if found := re.search(pattern, said):
             return reason.format(*found.groups())
     return "it is no condition on one row"
-
-
-def load_manifest(path: Path | str) -> Manifest:
-    """The same as `Manifest.load`."""
-    return Manifest.load(path)

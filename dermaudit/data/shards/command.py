@@ -29,7 +29,7 @@ def shard(
     """Pack a data set into webdataset tar shards, for training on very many images."""
     _check_flags(per_shard, size, quality, threads)
     from ..manifest.manifest import Manifest
-    from .write import Packing, clear, pack, refuse_overwrite
+    from .write import Packing, check_out, clear, pack
 
     manifest = Manifest.load(data)
     if where:
@@ -38,7 +38,7 @@ def shard(
     identity = packing.identity(manifest)
     if force and out.is_dir():
         clear(out)
-    refuse_overwrite(out, identity)
+    check_out(out, identity)
     said = pack(manifest, out, packing, threads=threads, strict=strict)
     n_bytes = sum(part["bytes"] for part in said["shards"])
     say(f"{out}: {said['n']} images in {len(said['shards'])} shards, {n_bytes / 1e6:.1f} MB")

@@ -50,7 +50,7 @@ class Shards:
 
     @classmethod
     def load(cls, folder: Path | str, *, strict: bool = True) -> Shards:
-        """Open a folder of shards; every file is checked by its size (`verify` reads them).
+        """Open a folder of shards; every file is checked by its size.
 
         A shard that is missing or cut off is an error that names it; with `strict=False` its
         samples are left out and counted in `lost`. Errors: UserInputError.
@@ -94,11 +94,6 @@ class Shards:
     @property
     def manifest(self) -> Manifest:
         return Manifest(self.table, self.folder, self.folder)
-
-    @property
-    def n_lost(self) -> int:
-        """Samples that `strict=False` left out."""
-        return sum(entry["n"] for entry in self.lost)
 
     def read(self, row: int) -> bytes:
         """The bytes of one image file. Errors: UserInputError when the shard ends before them."""
@@ -162,18 +157,6 @@ class Shards:
         wanted = np.zeros(len(self), dtype=bool)
         wanted[np.asarray(list(rows), dtype=np.int64)] = True
         return order[wanted[order]]
-
-    def verify(self) -> list[dict[str, Any]]:
-        """Read every shard and compare its sha256: [{file, n, reason}] of those that differ."""
-        faults = []
-        for shard in self.files:
-            path = self.folder / shard["file"]
-            reason = _size_fault(path, shard)
-            if reason is None and sha256_file(path) != shard["sha256"]:
-                reason = "altered: its sha256 is not the one it was written with"
-            if reason:
-                faults.append({"file": shard["file"], "n": shard["n"], "reason": reason})
-        return faults
 
 
 def _read_head(folder: Path) -> dict[str, Any]:

@@ -22,7 +22,6 @@ import pyarrow as pa
 from PIL import Image
 
 from dermaudit.console import track
-from dermaudit.errors import UserInputError
 from dermaudit.failpoints import hit
 from dermaudit.files import (
     canonical_json,
@@ -36,6 +35,7 @@ from dermaudit.files import (
 from ..images.decode import BadImage, decode_image, no_readable_image, read_header
 from ..manifest.manifest import Manifest
 from ..manifest.tables import INDEX_FILE, SHARDS_FILE, UNFINISHED_SHARDS
+from ..output_folder import check_output_folder
 
 FORMAT_VERSION = 1
 SKIPPED_FILE = "skipped.parquet"
@@ -69,28 +69,11 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def refuse_overwrite(out: Path, identity: dict[str, Any]) -> None:
-    """UserInputError when `out` holds anything but this very packing, stopped half way."""
-    if out.exists() and not out.is_dir():
-        raise UserInputError(f"--out {out} is a file", "choose a folder")
-    if not out.exists():
-        return
-    if (out / UNFINISHED_SHARDS).exists():
-        if read_json(out / UNFINISHED_SHARDS) != identity:
-            raise UserInputError(
-                f"{out} holds unfinished shards of another data set, or with other options",
-                "use --force to begin again, or another --out",
-            )
-        return
-    held = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))
-    if held:
-        what = "shards" if SHARDS_FILE in held else f"files ({held[0]})"
-        raise UserInputError(
-            f"{out} already holds {what}",
-            "use --force to replace shards, or another --out"
-            if what == "shards"
-            else "choose another --out",
-        )
+def check_out(out: Path, identity: dict[str, Any]) -> None:
+    """Raise UserInputError when `out` holds anything but this very packing, stopped half way."""
+    check_output_folder(
+        out, what="shards", finished=SHARDS_FILE, unfinished=UNFINISHED_SHARDS, identity=identity
+    )
 
 
 def clear(out: Path) -> None:

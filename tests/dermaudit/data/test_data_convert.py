@@ -168,7 +168,7 @@ def test_stopped_half_way_it_is_gone_on_with(cli, main, image_folder, tmp_path, 
     assert refused.rc == 2 and "unfinished" in refused.json()["error"]["message"]
     other = image_folder("x.png", name="other")
     foreign = main("data", "convert", other, "--out", out)
-    assert foreign.rc == 2 and "unfinished conversion of another source" in foreign.stderr
+    assert foreign.rc == 2 and "unfinished work of another source" in foreign.stderr
     first = (out / "images" / "mel" / "a.png").stat().st_mtime_ns
     assert main("data", "convert", source, "--out", out).rc == 0
     assert (out / "images" / "mel" / "a.png").stat().st_mtime_ns == first, "copied twice"

@@ -17,7 +17,7 @@ from dermaudit.data.layouts import detect, foreign_tables, read_layout
 from dermaudit.data.layouts.csv_rows import read_rows
 from dermaudit.data.layouts.make import parse_mask
 from dermaudit.data.manifest.check import check_data
-from dermaudit.data.manifest.convert import plan
+from dermaudit.data.manifest.convert import plan_conversion
 from dermaudit.data.manifest.validate import check_table, complete
 from dermaudit.errors import UserInputError
 
@@ -326,7 +326,7 @@ def test_a_table_with_no_good_row_says_what_is_wrong_with_the_first(tmp_path):
     with pytest.raises(
         UserInputError, match=r"none of its 2 rows can be used; the first: .*line 2"
     ):
-        plan(file, "auto", tmp_path / "out", None)
+        plan_conversion(file, "auto", tmp_path / "out", None)
 
 
 # ---- zero-shot

@@ -145,10 +145,10 @@ def test_an_id_that_climbs_out_is_refused(tmp_path):
         writer = csv.DictWriter(handle, list(row()))
         writer.writeheader()
         writer.writerow(row(image_id="../../secret"))
-    from dermaudit.data.manifest.convert import plan
+    from dermaudit.data.manifest.convert import plan_conversion
 
     with pytest.raises(UserInputError, match=r"images/../../secret.jpg' is a path outside"):
-        plan(folder, "auto", tmp_path / "out", None)
+        plan_conversion(folder, "auto", tmp_path / "out", None)
 
 
 def test_a_table_without_the_columns_is_named(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dermaudit.data import Manifest, decode_all
-from dermaudit.data.manifest.convert import plan
+from dermaudit.data.manifest.convert import plan_conversion
 
 pytestmark = pytest.mark.data
 
@@ -34,7 +34,7 @@ ATTRIBUTES = {
 @pytest.fixture(scope="module")
 def manifest(data_dir, tmp_path_factory) -> Manifest:
     out = tmp_path_factory.mktemp("real") / "out"
-    return plan(data_dir / "dermoscopy", "dermoscopy", out, None).manifest
+    return plan_conversion(data_dir / "dermoscopy", "dermoscopy", out, None).manifest
 
 
 def test_rows_labels_and_split(manifest):

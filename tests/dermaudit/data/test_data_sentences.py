@@ -134,14 +134,14 @@ def test_find__equals_a_plain_search_of_the_longest_first(said):
         term = max(starts, key=len, default=None)
         expected += [term] if term else []
         left = left[len(term) + 1 :] if term else left.partition(" ")[2]
-    assert vocabulary.find(" ".join(said)).said == list(dict.fromkeys(expected))
+    assert vocabulary.find(" ".join(said)).present == list(dict.fromkeys(expected))
 
 
 def test_the_bundled_vocabulary_has_no_term_of_two_concepts():
     words = ConceptWords.load()
     seen: dict[str, str] = {}
     for concept, terms in words.concepts.items():
-        assert concept in words.find(f"it has {terms[0]}").said
+        assert concept in words.find(f"it has {terms[0]}").present
         for term in terms:
             assert seen.setdefault(term, concept) == concept, term
     assert {"scale", "papule", "ruler", "pigment network"} <= set(words.concepts)
@@ -152,14 +152,14 @@ def test_load__json_list_and_lines(tmp_path):
     (tmp_path / "b.txt").write_text("# words\nscale\n\nred patch\n")
     (tmp_path / "c.json").write_text(json.dumps({"red_patch": ["red patch", "ruby patch"]}))
     for name in ("a.json", "b.txt", "c.json"):
-        assert "red patch" in ConceptWords.load(tmp_path / name).find("A red patch").said
+        assert "red patch" in ConceptWords.load(tmp_path / name).find("A red patch").present
 
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("a.json", "{", "is not valid JSON"),
-        ("a.json", "3", "is no object of terms"),
+        ("a.json", "3", "is not an object of terms"),
         ("a.json", '{"scale": "scaly"}', "the terms of 'scale' are not a list of words"),
         ("a.json", '{"scale": []}', "the terms of 'scale'"),
         ("a.json", "[1]", "the terms of '1'"),
@@ -187,7 +187,7 @@ def test_load__missing_and_other_encodings(tmp_path):
 def test_the_published_terms(data_dir):
     words = ConceptWords.load(data_dir / "peer-data" / "make" / "ConceptTerms.json")
     assert len(words.concepts) == 64
-    assert words.find("hyperpigmented, with whiteheads").said == [
+    assert words.find("hyperpigmented, with whiteheads").present == [
         "brown(hyperpigmentation)",
         "comedo",
     ]

@@ -277,7 +277,7 @@ def test_the_verb__out_is_looked_at_before_the_model_is_asked(
     argv = ("data", "subcaptions", data(), "--out", out, "--llm", "small", "--json")
     for name, text, said in (
         ("thesis.txt", "mine", "already holds files (thesis.txt)"),
-        ("unfinished.json", '{"source": "/else"}', "an unfinished conversion of another source"),
+        ("unfinished.json", '{"source": "/else"}', "unfinished work of another source"),
     ):
         (out / name).write_text(text)
         done = main(*argv)
@@ -295,7 +295,7 @@ def test_the_verb__a_data_set_without_words(main, data, image_folder, tmp_path):
     assert done.rc == 0 and done.json()["views"]["ontology_caption"] == 1
     bare = image_folder("a.png", name="bare")
     done = main("data", "subcaptions", bare, "--out", tmp_path / "o", "--json")
-    assert done.rc == 2 and "not there either" in done.json()["error"]["hint"]
+    assert done.rc == 2 and "does not exist either" in done.json()["error"]["hint"]
     (root / "own.csv").write_text("image,caption\nimg/0.png,Red.\n")
     done = main("data", "subcaptions", root / "own.csv", "--force", "--json")
     assert done.rc == 2 and "a table of its own" in done.json()["error"]["message"]

@@ -123,14 +123,14 @@ def test_a_killed_write_goes_on_and_gives_the_same_bytes(tmp_path):
     assert files(tmp_path / "killed") == files(whole)
 
 
-def test_a_folder_of_other_settings_is_refused(tmp_path):
+def test_a_folder_of_other_settings_is_refused(tmp_path, ruler_table):
     write_phantoms(tmp_path, 1, 1000, 32)
     with pytest.raises(UserInputError, match="another size"):
         write_phantoms(tmp_path, 1, 1000, 48)
     with pytest.raises(UserInputError, match="another seed"):
         write_phantoms(tmp_path, 1, 1001, 32)
     with pytest.raises(UserInputError, match="another bias_table"):
-        table = load_bias_table().with_trap("ruler", "mel", 0.9, 0.1)
+        table = ruler_table(0.9, 0.1)
         write_phantoms(tmp_path, 1, 1000, 32, table)
     with pytest.raises(UserInputError, match="at least one"):
         write_phantoms(tmp_path, 0, 1000, 32)

@@ -89,9 +89,9 @@ def test_the_artifact_changes_the_pixels_that_it_claims(name):
         assert not strong.any() or np.median(moved[strong]) > 15
 
 
-def test_a_table_that_changes_one_probability_changes_that_factor_alone():
-    low = load_bias_table().with_trap("ruler", "mel", 0.0, 0.0)
-    high = load_bias_table().with_trap("ruler", "mel", 1.0, 1.0)
+def test_a_table_that_changes_one_probability_changes_that_factor_alone(ruler_table):
+    low = ruler_table(0.0, 0.0)
+    high = ruler_table(1.0, 1.0)
     for index in range(10):
         without, with_ruler = sample(1005, index, low), sample(1005, index, high)
         assert without.concepts == with_ruler.concepts
