@@ -46,22 +46,22 @@ ARTIFACTS = {
 }
 
 
-def _is_it(path: Path) -> bool:
+def matches(path: Path) -> bool:
+    """Return whether `path` is such a table."""
     header = header_of(path)
     return "ImageID" in header and "image" not in header and len(header) > 1
 
 
-def matches(path: Path) -> bool:
-    return _is_it(path)
-
-
 def read(path: Path) -> RawTable:
-    """Errors: UserInputError for a file that is missing, unreadable or without `ImageID`, and when
-    there is no folder of images. Rows without an image are set aside."""
+    """Read the table. Rows without an image are skipped.
+
+    Errors: UserInputError for a file that is missing, unreadable or without `ImageID`, and when there
+    is no folder of images.
+    """
     file = (
         path / "meta.csv"
         if (path / "meta.csv").is_file()
-        else one_file(path, _is_it, NAME, "meta.csv")
+        else one_file(path, matches, NAME, "meta.csv")
     )
     rows = read_rows(file)
     rows.need(["ImageID"], NAME)
@@ -101,10 +101,10 @@ def read(path: Path) -> RawTable:
 
 
 def _called(names: list[str]) -> dict[str, str]:
-    """{name of a column: what it is called here}, an artifact where it is one of the seven.
+    """Return {column: its name in the manifest}, an artifact if it is one of the seven.
 
-    A patch is a lesion to a dermatologist (a flat one, in SkinCon's words), and a sticker beside
-    other artifacts only."""
+    A patch is a flat lesion in SkinCon's vocabulary, and a sticker if other artifacts are columns too.
+    """
     found = {name: ARTIFACTS.get("_".join(re.split(r"[\s_-]+", name.lower()))) for name in names}
     patch_alone = {word for word in found.values() if word} == {"patch"}
     called = {}
@@ -119,44 +119,43 @@ def _called(names: list[str]) -> dict[str, str]:
 
 
 def _either(left: Column, right: Column) -> Column:
-    """Two columns of one artifact (ink, purple pen): present where either says so, absent where both
-    do, else unknown. A slip of the pen stays, to be named."""
+    """Join two columns of one artifact (ink, purple pen): present if either is 1, absent if both are 0.
+
+    Anything else is unknown; a cell that is neither 0 nor 1 stays, to be reported.
+    """
     both: Column = []
     for cells in zip(left, right, strict=True):
-        slips = [cell for cell in cells if cell is not None and cell not in _ZERO_ONE]
+        others = [cell for cell in cells if cell is not None and cell not in _ZERO_ONE]
         present = next((cell for cell in cells if cell in ("1", "1.0")), None)
-        both.append(slips[0] if slips else present or (None if None in cells else cells[0]))
+        both.append(others[0] if others else present or (None if None in cells else cells[0]))
     return both
 
 
 def _is_truth(cells: Column) -> bool:
-    said = [cell for cell in cells if cell is not None]
-    # A few other cells are slips of the pen, which the check of the table will name.
-    return bool(said) and sum(cell in _ZERO_ONE for cell in said) >= _NEARLY * len(said)
+    filled = [cell for cell in cells if cell is not None]
+    # A few other cells are typing errors, which the check of the table reports.
+    return bool(filled) and sum(cell in _ZERO_ONE for cell in filled) >= _NEARLY * len(filled)
 
 
 def images_of(
     rows: CsvRows, column: str, names: ImageNames
 ) -> tuple[Column, dict[int, SkippedRow]]:
-    """The path of the image of each id, and the rows that have none, or have another row's."""
+    """Return the image of each id, and the rows that have none, or that of another row."""
     images: Column = []
     bad: dict[int, SkippedRow] = {}
     first: dict[str, int] = {}
     for row, name in enumerate(rows.get(column)):
         line = rows.lines[row]
-        image, why = names.find(name) if name else (None, f"column '{column}' is blank")
+        image, reason = names.find(name) if name else (None, f"column '{column}' is blank")
         if image in first:
-            why = f"its image {image} belongs to line {first[image]} already"
+            reason = f"its image {image} belongs to line {first[image]} already"
             image = None
         if image is None:
-            bad[row] = SkippedRow(
-                "no_image" if name else "blank_image",
-                why,
-                line,
-                name,
-                column,
+            kind, hint = (
+                ("no_image" if name else "blank_image"),
                 "put the image there, or remove the row",
             )
+            bad[row] = rows.skip(row, kind, reason, column, hint, name)
         else:
             first[image] = line
         images.append(image)

@@ -24,12 +24,13 @@ def _file(path: Path) -> Path | None:
 
 
 def matches(path: Path) -> bool:
+    """Return whether `path` is in this layout."""
     file = _file(path)
     return file is not None and not (file == path and dermoscopy.matches(path))
 
 
 def read(path: Path) -> RawTable:
-    """Errors: UserInputError when there is no such table or it cannot be parsed."""
+    """Read the table. Errors: UserInputError when there is no such table or it cannot be parsed."""
     file = _file(path)
     if file is None:
         raise UserInputError(

@@ -129,7 +129,7 @@ def test_derm1m__empty_captions_and_names_are_set_aside_with_their_line(tmp_path
     raw = read_layout(file)
     assert (
         raw.describe(raw.skipped[0])
-        == f"{file}, line 4: b.png: the caption is empty or says nothing"
+        == f"{file}, line 4: b.png: the caption is empty or a placeholder"
     )
     assert (raw.at(0), raw.at(1)) == ("line 2", "line 8")
 
@@ -245,12 +245,12 @@ def test_make__masks_blank_the_views_in_the_order_of_the_code(tmp_path):
         (
             {"sub_caption_mask": "__import__('os').getcwd()"},
             "bad_mask",
-            "which is no list of 0 and 1",
+            "which is not a list of 0 and 1",
         ),
         ({"sub_caption_mask": "[1, 1, 0]"}, "bad_mask", "'sub_caption_mask' has 3 entries, 8 are"),
         ({"sub_caption_mask": ""}, "bad_mask", "column 'sub_caption_mask' is blank"),
         ({"knowledge_masks": "[1, 1, 2]"}, "bad_mask", "column 'knowledge_masks' says '[1, 1, 2]'"),
-        ({"knowledge_masks": "[True, 1, 1]"}, "bad_mask", "no list of 0 and 1"),
+        ({"knowledge_masks": "[True, 1, 1]"}, "bad_mask", "not a list of 0 and 1"),
         (
             {"sub_captions": "3"},
             "count_disagrees",
