@@ -104,7 +104,7 @@ def _class_sheet(
 def legacy_sheets(
     found: dict[str, dict[str, Predictions]], folder: Path
 ) -> tuple[list[Sheet], dict[str, Any]]:
-    """The published table again, and how many of its cells come out."""
+    """Return the published table computed again, and how many of its cells agree."""
     cells: dict[tuple[str, str], dict[str, LegacyCell]] = {}
     sheets = []
     for dataset, models in found.items():

@@ -36,12 +36,12 @@ class BiasTable:
     artifact: Mapping[str, Mapping[str, float]]
 
     def changed(self, changes: Mapping[str, Any], source: str = "bias table") -> BiasTable:
-        """This table with `changes` (the layout of a file) laid over it, validated."""
+        """Return this table with `changes` (the layout of a file) laid over it, validated."""
         merged = _merge(self.as_dict(), changes, source)
         return _checked(merged, source)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain nested dict in the layout of a file (skin types as text)."""
+        """Return a nested dict in the layout of a file (skin types as text)."""
         return {
             "diagnosis": dict(self.diagnosis),
             "skin_type": {str(key): value for key, value in self.skin_type.items()},
@@ -51,7 +51,7 @@ class BiasTable:
 
 
 def load_bias_table(path: Path | str | None = None) -> BiasTable:
-    """The default table, with the TOML or JSON file at `path` laid over it.
+    """Return the default table, with the TOML or JSON file at `path` laid over it.
 
     Errors: UserInputError names the file and the row and key that cannot be used.
     """

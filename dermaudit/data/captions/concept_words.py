@@ -7,6 +7,7 @@ plural alike; "no scale" is not a mention of scale.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -162,7 +163,7 @@ def _denied(clause: str, spans: list[tuple[str, int]]) -> list[bool]:
     # comma[i]: whether a comma stands between word i - 1 and word i.
     comma = [False] + [
         "," in clause[start + len(word) : following]
-        for (word, start), (_, following) in zip(spans, spans[1:], strict=False)
+        for (word, start), (_, following) in itertools.pairwise(spans)
     ]
     scope = [False] * len(words)
     for at, word in enumerate(words):

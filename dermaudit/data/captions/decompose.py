@@ -1,8 +1,8 @@
-"""A language model that takes a caption apart: any OpenAI-compatible endpoint, answers kept on disk.
+"""A language model that splits captions into sentences: any OpenAI-compatible endpoint, cached on disk.
 
-Address and key come from DERMAUDIT_LLM_URL and DERMAUDIT_LLM_KEY. An answer is JSON and nothing else;
-it is used only if it says nothing that the caption does not. Every answer is kept under the hash of what
-was asked, so that a killed run goes on without asking again. The key is written nowhere.
+Address and key come from DERMAUDIT_LLM_URL and DERMAUDIT_LLM_KEY. An answer must be JSON; it is used
+only if it adds nothing to the caption. Every answer is stored under the hash of its request, so that a
+run that was killed does not ask again. The key is written nowhere.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
 
 @dataclass
 class AnswerCounts:
-    """What came of the captions that were put to the model."""
+    """Counts of the captions that were sent to the model."""
 
     cached: int = 0
     asked: int = 0
@@ -85,7 +85,7 @@ class AnswerCounts:
 
 
 class Decomposer:
-    """`split(captions)` yields the sentences of each, or None where the answer is of no use.
+    """`split(captions)` yields the sentences of each, or None if the answer cannot be used.
 
     `url` is the base of the endpoint ("http://localhost:8000/v1"), `cache` a folder for the answers.
     """
@@ -124,8 +124,11 @@ class Decomposer:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def split(self, captions: Sequence[str]) -> Iterator[list[str] | None]:
-        """In the order of the captions. Errors: UserInputError when the endpoint refuses, or does
-        not answer after all tries; what was answered before is kept."""
+        """Yield the sentences of each caption, in order.
+
+        Errors: UserInputError when the endpoint refuses, or does not answer after all tries; earlier answers
+        are kept.
+        """
         self._stop.clear()
         with ThreadPoolExecutor(self.workers) as pool:
             try:
@@ -215,8 +218,11 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def check_answer(answer: str, caption: str, most: int) -> list[str]:
-    """The sentences of an answer. ValueError with a short reason when it is not a JSON list of 1 to
-    `most` texts, each with at least a word, that say no word or number the caption does not."""
+    """Return the sentences of an answer.
+
+    Errors: ValueError with a short reason when it is not a JSON list of 1 to `most` texts, each with a word,
+    or when a sentence has words or numbers that the caption lacks.
+    """
     text = answer.strip()
     if text.startswith("```"):  # many models cannot help it
         text = text.strip("`").removeprefix("json").strip()
@@ -251,7 +257,7 @@ def _fold(word: str) -> str:
 
 
 def _content(raw: bytes) -> str:
-    """The text of a chat completion, "" where the model gave none. ValueError for anything else."""
+    """Return the text of a chat completion, "" if it has none. Errors: ValueError for anything else."""
     try:
         text = json.loads(raw)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
@@ -260,7 +266,7 @@ def _content(raw: bytes) -> str:
 
 
 def _asked_wait(headers: Message) -> float:
-    """Seconds that the server asks to wait (Retry-After), 0 where it does not say."""
+    """Return the seconds that the server asks to wait (Retry-After), 0 if it does not ask."""
     try:
         return min(max(float(headers.get("Retry-After", "0")), 0.0), _LONGEST_WAIT)
     except (ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Suspected duplicates as one HTML file with thumbnails side by side: a person decides."""
+"""Suspected duplicates as one HTML file with thumbnails side by side, for the user to judge."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ def write_page(
     notes: Iterable[str],
     pairs: Iterable[tuple[np.ndarray | None, np.ndarray | None, dict[str, str]]],
 ) -> None:
-    """`pairs`: (pixels uint8 (h, w, 3) or None where unreadable, the same of the other, facts told
-    beside them). The file needs nothing else: no script, no network."""
+    """Write the page; it needs no script and no network.
+
+    `pairs`: (pixels uint8 (h, w, 3) or None where unreadable, the same of the second image, facts).
+    """
     rows = []
     for number, (left, right, facts) in enumerate(pairs, start=1):
         told = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())

@@ -28,8 +28,10 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> RawTable:
-    """Read the cases and their labels. Errors: UserInputError for a file that is missing,
-    unreadable or lacks a column."""
+    """Read the cases and their labels.
+
+    Errors: UserInputError for a file that is missing, unreadable or lacks a column.
+    """
     file = one_file(path, matches, NAME, "scin_cases.csv")
     cases = read_rows(file)
     cases.need(["case_id", "image_1_path"], NAME)

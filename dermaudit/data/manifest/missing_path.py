@@ -1,4 +1,4 @@
-"""What is said of a path that is not there, or of a table in a format that is not read."""
+"""Errors for a path that does not exist, and for a table in a format that is not read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ _AS_CSV = (".xlsx", ".xls", ".ods", ".tsv", ".tab", ".txt")
 
 
 def missing(path: Path, what: str = "") -> UserInputError:
-    """The error for a path that does not exist (`what` stands before it): the nearest name beside
-    it is offered, else the first folder above it that is missing too is named."""
+    """Return the error for a path that does not exist; `what` comes before it in the message.
+
+    The hint is the nearest name in the same folder, or the first folder above it that is missing too.
+    """
     said = f"{what} {path}".lstrip()
     gone = path
     while not gone.parent.exists() and gone.parent != gone:
@@ -35,6 +37,6 @@ def missing(path: Path, what: str = "") -> UserInputError:
 
 
 def no_table(path: Path) -> UserInputError:
-    """The error for a file whose suffix is none of a table that is read."""
+    """Return the error for a file whose suffix is not that of a table."""
     hint = "save it as .csv" if path.suffix.lower() in _AS_CSV else "use .csv, .parquet or .jsonl"
     return UserInputError(f"{path} is not a table that can be read", hint)

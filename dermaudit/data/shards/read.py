@@ -28,10 +28,10 @@ WINDOW = 4
 
 
 class Shards:
-    """`table`: the pyarrow table of all rows (image_id, split, group, label, caption, …), row i
-    the sample with the key i. `manifest`: the same as a Manifest, for truth, labels and `where`
-    (its `paths()` are those of the source, which need not be there). `lost`: what `strict=False`
-    left out, as [{file, n, reason}]. Reading is safe in threads and forked workers.
+    """A folder of shards; reading is safe in threads and forked workers.
+
+    `table` has all rows (image_id, split, group, label, caption, …); row i is the sample with the key i.
+    `lost`: what `strict=False` left out, as [{file, n, reason}].
     """
 
     def __init__(
@@ -93,10 +93,11 @@ class Shards:
 
     @property
     def manifest(self) -> Manifest:
+        """The table as a Manifest, for truth, labels and `where`; its `paths()` need not exist."""
         return Manifest(self.table, self.folder, self.folder)
 
     def read(self, row: int) -> bytes:
-        """The bytes of one image file. Errors: UserInputError when the shard ends before them."""
+        """Return the bytes of one image file. Errors: UserInputError when the shard ends before them."""
         path = self.folder / self.files[self._shard[row]]["file"]
         size = int(self._size[row])
         try:
@@ -120,8 +121,10 @@ class Shards:
         mode: Mode = "squash",
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> np.ndarray:
-        """One image as uint8 (size, size, 3), or (height, width, 3) without a size; the pixels of
-        `read_image` of the same file. Errors: BadImage."""
+        """Return one image as uint8 (size, size, 3), or (height, width, 3) without a size.
+
+        The pixels are those of `read_image` of the same file. Errors: BadImage.
+        """
         try:
             data = self.read(row)
         except UserInputError as error:
@@ -135,10 +138,10 @@ class Shards:
     def order(
         self, seed: int, epoch: int, window: int = WINDOW, rows: Iterable[int] | None = None
     ) -> np.ndarray:
-        """All rows once, int64 (n,), shuffled by (seed, epoch): the shards, then the samples of
-        each `window` shards among themselves, so that reading stays near in the files.
+        """Return all rows once, int64 (n,), shuffled by (seed, epoch).
 
-        `rows`: only these (those of a split, say), in the order that the whole would have.
+        The shards are shuffled, then the samples of each `window` shards together, so that reads stay close
+        together in the files. `rows`: only these, in the order that they have among all.
         """
         if window < 1:
             raise UserInputError(f"a window of {window} shards", "give 1 or more")
