@@ -88,7 +88,7 @@ def ranks(x: np.ndarray, captions: np.ndarray, which: np.ndarray) -> tuple[Ranks
         rows = np.arange(start, min(n, start + _BLOCK))
         scores = x[rows] @ captions.T
         own = scores[np.arange(len(rows)), which[rows]]
-        # Other captions that score at least as much, as often as they stand in the gallery.
+        # Other captions that score at least as much, as often as they occur in the gallery.
         above = (scores >= own[:, None]) @ copies - copies[which[rows]]
         found[rows], low[rows] = 1 + above, 1 + above
     to_text = Ranks(found, low, low + copies[which] - 1)

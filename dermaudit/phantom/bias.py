@@ -1,7 +1,7 @@
 """P(concept | diagnosis) and P(artifact | diagnosis): the table that makes trap splits.
 
 The defaults are `default_bias.toml`, which documents the format. A user's TOML or JSON file holds
-only what differs; `[artifact.default]` stands for every diagnosis without a row of its own.
+only what differs; `[artifact.default]` is used for every diagnosis without a row of its own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def load_bias_table(path: Path | str | None = None) -> BiasTable:
     except ValueError as error:
         kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
         raise UserInputError(
-            f"bias table {path} is not valid {kind} ({error})", "mend the file at that place"
+            f"bias table {path} is not valid {kind} ({error})", "fix the file at that place"
         ) from error
     return table.changed(changes, source=f"bias table {path}")
 

@@ -1,4 +1,4 @@
-"""Contact sheet of phantoms, beside photographs if a folder of them is given.
+"""Contact sheet of phantoms, next to photographs if a folder of them is given.
 
     python -m dermaudit.phantom.sheet /tmp/sheet.png --by artifact
     python -m dermaudit.phantom.sheet /tmp/sheet.png --beside $DERMAUDIT_DATA/dermoscopy/images

@@ -194,7 +194,7 @@ def test_formats__wrong_ones(folder, main, tmp_path):
     assert "did you mean 'latex'" in done.stderr
     done = main("bench", "table", "--predictions", folder, "--out", tmp_path / "t.doc")
     assert done.rc == 2
-    assert "cannot be told from its name" in done.stderr
+    assert "does not follow from its name" in done.stderr
     assert main("bench", "table", "--predictions", folder, "--format", "parquet").rc == 2
 
 
@@ -282,7 +282,7 @@ def empty(rows):
         (outside, "poor.csv, line 6: true_label is '3', outside the classes 0 … 2"),
         (worded, "poor.csv, line 6: true_label is 'mel', outside the classes 0 … 2"),
         (not_a_number, "poor.csv, line 5: probability_class_0 is 'x'"),
-        (twice, "poor.csv, line 8: images/5.jpg stands twice, first at line 7"),
+        (twice, "poor.csv, line 8: images/5.jpg occurs twice, first at line 7"),
         (fewer, "hold different images (the first: images/8.jpg, not in"),
         (other_image, "hold different images (the first: images/else.jpg, not in"),
         (other_truth, "disagree on the true label of images/0.jpg (1 images)"),

@@ -113,9 +113,9 @@ def diagnosis_terms(
     diagnoses = [_fold(name).split() for name in {*names, *filter(None, labels)}]
     found = {}
     for concept in concepts:
-        said = [t for t in concept.terms if any(_holds(_fold(t).split(), d) for d in diagnoses)]
-        if said:
-            found[concept.name] = said
+        named = [t for t in concept.terms if any(_holds(_fold(t).split(), d) for d in diagnoses)]
+        if named:
+            found[concept.name] = named
     return found
 
 

@@ -106,7 +106,7 @@ def load_classes(name: str | None, labels: Sequence[str | None], where: Any) -> 
     if name is not None:
         return named_classes(name)
     for classes in built_in_classes().values():
-        if not _strange(known, classes):
+        if not _unmatched(known, classes):
             return classes
     raise UserInputError(
         f"no built-in set of classes has all labels of {where} ({', '.join(known[:8])}"
@@ -115,7 +115,7 @@ def load_classes(name: str | None, labels: Sequence[str | None], where: Any) -> 
     )
 
 
-def _strange(labels: Sequence[str], classes: Classes) -> list[str]:
+def _unmatched(labels: Sequence[str], classes: Classes) -> list[str]:
     by_word = class_of(classes)
     return [label for label in labels if _fold(label) not in by_word]
 
@@ -138,19 +138,19 @@ def truth_numbers(labels: Sequence[str | None], classes: Classes, where: Any) ->
 
     Errors: UserInputError that lists all labels outside the classes.
     """
-    strange = _strange(sorted({label for label in labels if label}), classes)
-    if strange:
+    unmatched = _unmatched(sorted({label for label in labels if label}), classes)
+    if unmatched:
         words = [*classes, *(w for names in classes.values() for w in names)]
-        said = []
-        for label in strange:
+        listed = []
+        for label in unmatched:
             near = closest(label, words)
             tail = f"; did you mean '{near}'?" if near else ""
-            said.append(f"'{label}' ({sum(other == label for other in labels)} images{tail})")
-        left_out = ", ".join("'" + label.replace("'", "''") + "'" for label in strange)
+            listed.append(f"'{label}' ({sum(other == label for other in labels)} images{tail})")
+        left_out = ", ".join("'" + label.replace("'", "''") + "'" for label in unmatched)
         raise UserInputError(
-            f"{where}: {len(strange)} of the labels "
-            f"{'is' if len(strange) == 1 else 'are'} none of the classes "
-            f"{', '.join(list(classes)[:12])}{', …' if len(classes) > 12 else ''}: {', '.join(said)}",
+            f"{where}: {len(unmatched)} of the labels "
+            f"{'is' if len(unmatched) == 1 else 'are'} none of the classes "
+            f"{', '.join(list(classes)[:12])}{', …' if len(classes) > 12 else ''}: {', '.join(listed)}",
             'add them to --classes FILE, or leave their rows out with --where "label not in '
             f'({left_out})"',
         )

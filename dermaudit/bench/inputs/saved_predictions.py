@@ -2,7 +2,7 @@
 
 The layout is the published one of DermFM-Zero (arXiv 2602.10624): `DIR/<dataset>/<model>.csv` with
 image_path, true_label, predicted_label, probability_class_0 …, and `DIR/<dataset>.classes.csv`
-(diag,label) beside the folders. A `group` column (patient, lesion) is optional.
+(diag,label) in the same folder. A `group` column (patient, lesion) is optional.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
     if classes is not None and len(classes) != len(probability):
         raise UserInputError(
             f"{path} has {len(probability)} columns of probabilities, its classes are {len(classes)}",
-            f"mend {path.parent.name}{CLASSES_SUFFIX} beside its folder",
+            f"fix {path.parent.name}{CLASSES_SUFFIX}",
         )
     classes = classes or [str(c) for c in range(len(probability))]
 
@@ -143,7 +143,7 @@ def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
     for row, image in enumerate(images):
         if image in seen:
             raise UserInputError(
-                f"{at(row)}: {image} stands twice, first at {at(seen[image]).rpartition(', ')[2]}",
+                f"{at(row)}: {image} occurs twice, first at {at(seen[image]).rpartition(', ')[2]}",
                 "keep one row an image",
             )
         seen[image] = row
@@ -187,7 +187,7 @@ def _numbers(table: Any, name: str, at: Any) -> np.ndarray:
         except (TypeError, ValueError):
             values[row] = np.nan
         if not np.isfinite(values[row]):
-            raise UserInputError(f"{at(row)}: {name} is {_said(value)}", "write a number")
+            raise UserInputError(f"{at(row)}: {name} is {_quoted(value)}", "write a number")
     return values
 
 
@@ -200,14 +200,14 @@ def _labels(table: Any, name: str, classes: list[str], at: Any) -> np.ndarray:
             number = -1.0
         if not 0 <= number < len(classes) or number != int(number):
             raise UserInputError(
-                f"{at(row)}: {name} is {_said(value)}, outside the classes 0 … {len(classes) - 1}",
+                f"{at(row)}: {name} is {_quoted(value)}, outside the classes 0 … {len(classes) - 1}",
                 "labels are the numbers of the probability columns",
             )
         values[row] = int(number)
     return values
 
 
-def _said(value: Any) -> str:
+def _quoted(value: Any) -> str:
     return "blank" if value is None else f"'{value}'"
 
 
@@ -247,10 +247,10 @@ def aligned(models: dict[str, Predictions]) -> dict[str, Predictions]:
         extra = [image for image in other.images if image not in place]
         if extra or other.n != first.n:
             known = set(other.images)
-            odd = extra[0] if extra else next(i for i in first.images if i not in known)
+            example = extra[0] if extra else next(i for i in first.images if i not in known)
             lacking = against if extra else where
             raise UserInputError(
-                f"{where} and {against} hold different images (the first: {odd}, not in {lacking}): "
+                f"{where} and {against} hold different images (the first: {example}, not in {lacking}): "
                 "no paired test is possible",
                 "predict the same images with every model, or compare them in separate folders",
             )

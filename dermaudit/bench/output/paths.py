@@ -42,7 +42,7 @@ def _check(path: Path, force: bool) -> None:
             raise UserInputError(f"cannot write {path}: {folder} is a file", "give a folder there")
     new = [folder for folder in path.parents if not folder.exists()]
     try:
-        # Only a trial tells: root may write everywhere by its rights, and yet not below /proc.
+        # Permissions are not enough: root may write everywhere, but not below /proc.
         with suppress(_Tried), whole_file(path) as temporary:
             temporary.touch()
             raise _Tried
@@ -67,7 +67,7 @@ def planned_files(
         return None
     table = out / f"{bench}{SUFFIX[form]}"
     # The numbers in predictions mean what the file of classes says: another one must not replace it.
-    beside = [out / f"{dataset}{CLASSES_SUFFIX}"] if names else []
-    for path in (table, *(out / dataset / f"{name}.csv" for name in names), *beside):
+    classes = [out / f"{dataset}{CLASSES_SUFFIX}"] if names else []
+    for path in (table, *(out / dataset / f"{name}.csv" for name in names), *classes):
         check_place(path, force)
     return table

@@ -150,7 +150,7 @@ def check_output(form: str | None, out: Path | None) -> str:
         by_suffix = {suffix: name for name, suffix in SUFFIX.items()}
         if out.suffix not in by_suffix:
             raise UserInputError(
-                f"the format of --out {out} cannot be told from its name",
+                f"the format of --out {out} does not follow from its name",
                 f"end it in {', '.join(SUFFIX.values())}, or give --format",
             )
         return by_suffix[out.suffix]
@@ -217,13 +217,13 @@ def latex(sheets: Sequence[Sheet]) -> str:
     parts = []
     for sheet in sheets:
         lines = [" & ".join(map(_escaped, row)) + r" \\" for row in (sheet.header, *sheet.rows)]
-        said = ". ".join(_escaped(s) for s in (sheet.title, *sheet.notes))
+        caption = ". ".join(_escaped(s) for s in (sheet.title, *sheet.notes))
         parts.append(
             "\n".join(
                 [
                     r"\begin{table}",
                     r"\centering",
-                    rf"\caption{{{said}}}",
+                    rf"\caption{{{caption}}}",
                     rf"\begin{{tabular}}{{{'l' * len(sheet.header)}}}",
                     r"\toprule",
                     lines[0],

@@ -160,7 +160,7 @@ def _stem(word: str) -> str:
 def _denied(clause: str, spans: list[tuple[str, int]]) -> list[bool]:
     """Return for each word whether a negation reaches it."""
     words = [word.casefold() for word, _ in spans]
-    # comma[i]: whether a comma stands between word i - 1 and word i.
+    # comma[i]: whether a comma is between word i - 1 and word i.
     comma = [False] + [
         "," in clause[start + len(word) : following]
         for (word, start), (_, following) in itertools.pairwise(spans)

@@ -176,7 +176,7 @@ class Decomposer:
             }
         ).encode()
         headers = {"Content-Type": "application/json", **self._authorised()}
-        said = ""
+        last_error = ""
         for attempt in range(_TRIES):
             if self._stop.is_set():  # also right after a wait that was cut short
                 break
@@ -186,21 +186,21 @@ class Decomposer:
                 with self._opener.open(request, timeout=self.timeout) as response:
                     return _content(response.read(_ANSWER_BYTES))
             except urllib.error.HTTPError as error:
-                said = f"HTTP {error.code} {error.reason}"
+                last_error = f"HTTP {error.code} {error.reason}"
                 if error.code not in _RETRIED:
                     raise UserInputError(
-                        f"{self.url} refuses: {said}", _mend(error.code)
+                        f"{self.url} refuses: {last_error}", _http_hint(error.code)
                     ) from error
                 wait = max(wait, _asked_wait(error.headers))
             except (OSError, http.client.HTTPException) as error:  # no route, cut off, timed out
-                said = str(getattr(error, "reason", error)) or type(error).__name__
+                last_error = str(getattr(error, "reason", error)) or type(error).__name__
             except ValueError as error:
-                said = str(error)
+                last_error = str(error)
             if attempt + 1 < _TRIES:
                 self._count("retried")
                 self.sleep(wait)
         raise UserInputError(
-            f"{self.url} did not answer in {_TRIES} tries: {said}",
+            f"{self.url} did not answer in {_TRIES} tries: {last_error}",
             "run the same command again later: what was answered is kept and not asked again",
         )
 
@@ -246,9 +246,9 @@ def check_answer(answer: str, caption: str, most: int) -> list[str]:
 def _is_grounded(sentence: str, known: set[str]) -> bool:
     words = [_fold(word) for word in _WORD.findall(sentence)]
     if any(word[0].isdigit() and word not in known for word in words):
-        return False  # a size or an age that nobody wrote
-    told = [word for word in words if len(word) > 2 and word not in _GRAMMAR]
-    return sum(word in known for word in told) >= _GROUNDED * len(told)
+        return False  # a size or an age that the caption lacks
+    content_words = [word for word in words if len(word) > 2 and word not in _GRAMMAR]
+    return sum(word in known for word in content_words) >= _GROUNDED * len(content_words)
 
 
 def _fold(word: str) -> str:
@@ -273,7 +273,7 @@ def _asked_wait(headers: Message) -> float:
         return 0.0
 
 
-def _mend(code: int) -> str:
+def _http_hint(code: int) -> str:
     if code in (401, 403):
         return "set DERMAUDIT_LLM_KEY to a key that it accepts"
     if code == 404:

@@ -78,7 +78,7 @@ class Ontology:
             ) from error
         except _Twice as error:
             raise UserInputError(
-                f"ontology {path}: the key '{error}' stands twice in one object",
+                f"ontology {path}: the key '{error}' occurs twice in one object",
                 "join the two: the second would replace the first",
             ) from error
         return cls.from_tree(tree, str(path))
@@ -108,9 +108,9 @@ class Ontology:
                 while above is not None:
                     at.append(keys[above])
                     above = parent[above]
-                said = "names no disease" if not names else f"is {_kind(below)}, not an object"
+                fault = "names no disease" if not names else f"is {_kind(below)}, not an object"
                 raise UserInputError(
-                    f"{where}: '{SEPARATOR.join(reversed(at))}' {said}",
+                    f"{where}: '{SEPARATOR.join(reversed(at))}' {fault}",
                     "a key is a disease, its value an object of the finer ones, {} for a leaf",
                 )
             index = len(keys)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-# Beside those of the model, which is trained on general and legal English. Units ("2 cm.") are left
+# In addition to those of the model, which is trained on general and legal English. Units ("2 cm.") are left
 # to it: they end sentences more often than not.
 _ABBREVIATIONS = ["b.i.d", "t.i.d", "q.i.d", "q.d", "p.o", "h.s", "d.d"]
 # "…on the arm.The lesion…": a full stop without its space, as scraped captions have it.
@@ -28,7 +28,7 @@ def sentences(caption: str) -> list[str]:
 def _segmenter() -> Callable[[str], list[str]]:
     from nupunkt import load_default_model
 
-    tokenizer = load_default_model()  # a new one at each call, so that nobody else's is changed
+    tokenizer = load_default_model()  # a new one at each call: no other user of it is affected
     tokenizer.add_abbreviations(_ABBREVIATIONS)
     return lambda text: list(tokenizer.tokenize(text)) if text else []
 

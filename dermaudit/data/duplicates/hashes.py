@@ -94,7 +94,7 @@ def nearest_hash(
     _, first, of, count = np.unique(
         base, axis=0, return_index=True, return_inverse=True, return_counts=True
     )
-    # The second row with the same hash stands in where the first is the query itself.
+    # The second row with the same hash is used where the first is the query itself.
     order = np.argsort(of.ravel(), kind="stable")
     after = np.minimum(np.cumsum(count) - count + 1, len(base) - 1)
     second = np.where(count > 1, order[after], -1)

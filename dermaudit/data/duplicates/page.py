@@ -42,18 +42,20 @@ def write_page(
     """
     rows = []
     for number, (left, right, facts) in enumerate(pairs, start=1):
-        told = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+        entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
         rows.append(
             f"<li>{_picture(left, f'pair {number}, first')}{_picture(right, f'pair {number}, second')}"
-            f"<dl>{told}</dl></li>"
+            f"<dl>{entries}</dl></li>"
         )
-    said = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    paragraphs = "".join(f"<p>{escape(note)}</p>" for note in notes)
     write_text(
         path,
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1>{said}<ol>\n" + "\n".join(rows) + "\n</ol></body></html>\n",
+        f"<body><h1>{escape(title)}</h1>{paragraphs}<ol>\n"
+        + "\n".join(rows)
+        + "\n</ol></body></html>\n",
     )
 
 

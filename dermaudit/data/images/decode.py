@@ -27,7 +27,7 @@ Mode = Literal["squash", "pad"]
 
 # `ImageLimits` decides; Pillow's own warning (at 89 Mpx) would only clutter the output of a run.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# So would its remarks on broken metadata beside sound pixels.
+# So would its remarks on broken metadata of an image that can be decoded.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
@@ -216,7 +216,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:
-        # Broken EXIF beside sound pixels: the pixels are what counts.
+        # Broken EXIF does not matter if the pixels can be decoded.
         return 1
 
 

@@ -37,7 +37,7 @@ def detect(path: Path) -> str:
     if (path / UNFINISHED).is_file():
         raise UserInputError(
             f"{path} is an unfinished conversion: {UNFINISHED} is in it",
-            "run the same `dermaudit data convert` again; it goes on where it stopped",
+            "run the same `dermaudit data convert` again; it continues where it stopped",
         )
     if (path / SHARDS_FILE).is_file() or (path / UNFINISHED_SHARDS).is_file():
         raise UserInputError(
@@ -123,10 +123,10 @@ def _by_table(folder: Path) -> RawTable:
 
 
 def _several(folder: Path, tables: list[tuple[str, Path]]) -> UserInputError:
-    told = ", ".join(f"{file.name} ({name})" for name, file in tables[:6])
+    listed = ", ".join(f"{file.name} ({name})" for name, file in tables[:6])
     name, file = tables[0]
     return UserInputError(
-        f"{folder} holds {len(tables)} tables that could be meant: {told}",
+        f"{folder} holds {len(tables)} tables that could be meant: {listed}",
         f"name one of them: {file} --layout {name}; to take the subfolders for labels: --layout folder",
     )
 

@@ -211,7 +211,7 @@ def _rows(path: Path, reader: Any) -> CsvRows:
             skipped.append(
                 SkippedRow(
                     "bad_row",
-                    f"a quote stands where none may ({error})",
+                    f"a quote is where none may be ({error})",
                     line,
                     hint="write a quote inside a cell as two",
                 )

@@ -1,6 +1,6 @@
 """Derm1M (arXiv 2503.14911): pairs of an image and a caption, with a disease and its path.
 
-`No … information`, `no definitive diagnosis` and their like become blanks. An image may stand in many
+`No … information`, `no definitive diagnosis` and similar cells become blank. An image may be in many
 rows (1,029,761 pairs of 403,563 images): the first one's columns are taken, further captions go as a
 JSON list into `more_captions`.
 """

@@ -1,6 +1,6 @@
 """A plain folder of images: subfolders are classes; train/, val/, test/ above them are splits.
 
-Archives put derived files beside the photographs: masks, superpixels, thumbnails. They are left out and
+Archives put derived files into the folders of the photographs: masks, superpixels, thumbnails. They are left out and
 listed as skipped; the layout `folder-all` takes every image file.
 """
 

@@ -1,6 +1,6 @@
 """ISIC: ground truth of the challenges (a column a diagnosis), or an id and a diagnosis.
 
-A further CSV beside it with the same ids (lesion, patient, age, site …) is joined; the patient, else
+A further CSV in the same folder with the same ids (lesion, patient, age, site …) is joined; the patient, else
 the lesion, is the group. Images are found by name below the table's folder.
 """
 
@@ -86,7 +86,7 @@ def read(path: Path) -> RawTable:
         used = {id_, *codes}
     else:
         labels, n_by_column = _finest(rows, diagnoses)
-        # The coarser ones stay beside the label, for `--where`.
+        # The coarser ones stay as columns, for `--where`.
         used = {id_, *diagnoses} if len(diagnoses) == 1 else {id_}
     joined = _beside(file, id_, rows)
     for name, cells in joined.items():

@@ -18,7 +18,7 @@ from .registry import Layout
 def _file(path: Path) -> Path | None:
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return path
-    # Parquet first: it is what `data convert` writes; a CSV beside it is for people.
+    # Parquet first: it is what `data convert` writes; a CSV in the same folder is for people.
     candidates = (path / f"manifest{suffix}" for suffix in TABLE_SUFFIXES)
     return next((file for file in candidates if file.is_file()), None)
 

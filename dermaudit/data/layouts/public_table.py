@@ -65,7 +65,7 @@ class PublicTable:
 def _images_root(file: Path) -> Path:
     """Return the folder that holds the images: that of the table, or the one above `meta/`.
 
-    derm7pt has release_v0/meta/meta.csv beside release_v0/images.
+    derm7pt has release_v0/meta/meta.csv and release_v0/images.
     """
     folder = file.absolute().parent
     above = folder.parent / "images"

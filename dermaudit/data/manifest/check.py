@@ -28,10 +28,10 @@ from .tables import IMAGE_SUFFIXES, RawTable
 from .validate import Finding, findings, skipped_findings, texts
 
 TINY = 32  # a short side below this many pixels: nothing is left to see
-# What each level means for a run, in the order in which findings are told.
+# What each level means for a run, in the order in which findings are reported.
 LEVELS = {
     "leak": "the same lesion or picture on both sides of a split",
-    "error": "the table is refused until this is mended",
+    "error": "the table is refused until this is fixed",
     "skip": "the image is left out",
     "warning": "used as it is",
 }
@@ -105,15 +105,15 @@ def check_data(
 
 
 def _as_leak(finding: Finding) -> Finding:
-    # A group in two splits is refused as any error; here it is told with its like, first.
+    # A group in two splits is refused as any error; here it is reported with the other leaks, first.
     if finding.kind != "group_across_splits":
         return finding
     return Finding(**{**finding.as_json(), "level": "leak"})
 
 
-def _finding(raw: RawTable, kind: str, level: str, row: int, image: str, said: str) -> Finding:
+def _finding(raw: RawTable, kind: str, level: str, row: int, image: str, problem: str) -> Finding:
     return Finding(
-        kind, level, f"{raw.place(row, image)}: {said}", row=row, line=raw.line(row), image=image
+        kind, level, f"{raw.place(row, image)}: {problem}", row=row, line=raw.line(row), image=image
     )
 
 
@@ -132,8 +132,8 @@ def _images(raw: RawTable, limits: ImageLimits, seen: list[Seen]) -> Iterator[Fi
             yield _finding(raw, error.kind, "skip", row, image, error.reason)
             continue
         seen.append(Seen(row, _sha256(path), perceptual_hash(pixels)))
-        for kind, said in _oddities(header):
-            yield _finding(raw, kind, "warning", row, image, said)
+        for kind, problem in _oddities(header):
+            yield _finding(raw, kind, "warning", row, image, problem)
 
 
 def _oddities(header: Header) -> Iterator[tuple[str, str]]:
@@ -195,18 +195,18 @@ def _twin(
 ) -> Finding:
     same_split, bits, other = twin
     kind = "exact_duplicate" if bits < 0 else "near_duplicate"
-    said = (
+    problem = (
         "the same file as"
         if bits < 0
         else (f"nearly the same picture ({bits} of {N_BITS} bits differ) as")
     )
-    said += f" {images[other]}" + ("" if raw.layout == "folder" else f" ({raw.at(other)})")
+    problem += f" {images[other]}" + ("" if raw.layout == "folder" else f" ({raw.at(other)})")
     if labels[row] != labels[other]:
-        said += f", but labelled {labels[row]} here and {labels[other]} there"
+        problem += f", but labelled {labels[row]} here and {labels[other]} there"
     if same_split:
-        return _finding(raw, kind, "warning", row, images[row], said)
-    said += f"; that is in {splits[other]}, this in {splits[row]}: give both one group"
-    return _finding(raw, f"{kind}_across_splits", "leak", row, images[row], said)
+        return _finding(raw, kind, "warning", row, images[row], problem)
+    problem += f"; that is in {splits[other]}, this in {splits[row]}: give both one group"
+    return _finding(raw, f"{kind}_across_splits", "leak", row, images[row], problem)
 
 
 def _splits(raw: RawTable) -> list[str | None]:

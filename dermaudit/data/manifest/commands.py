@@ -130,13 +130,13 @@ def check(
     for remark in result["remarks"]:
         say(remark)
     for level, meaning in LEVELS.items():
-        told = [f for f in result["findings"] if f["level"] == level]
-        if not told:
+        findings = [f for f in result["findings"] if f["level"] == level]
+        if not findings:
             continue
-        say(f"\n{level}: {meaning} ({len(told)})")
+        say(f"\n{level}: {meaning} ({len(findings)})")
         per_kind: Counter[str] = Counter()
-        total = Counter(finding["kind"] for finding in told)
-        for finding in told:
+        total = Counter(finding["kind"] for finding in findings)
+        for finding in findings:
             per_kind[finding["kind"]] += 1
             if finding["kind"] in _ONE_FACT and total[finding["kind"]] > 1:
                 if per_kind[finding["kind"]] == 1:
@@ -154,10 +154,12 @@ def check(
             if n > _SHOWN and kind not in _ONE_FACT:
                 say(f"  {kind:<32} ... and {n - _SHOWN} more (--json has them all)")
     counted = ", ".join(f"{n} {kind}" for kind, n in result["counts"].items()) or "nothing is wrong"
-    said = f"{path}: {result['n_usable']} of {result['n_rows']} images can be used; {counted}"
+    summary_line = (
+        f"{path}: {result['n_usable']} of {result['n_rows']} images can be used; {counted}"
+    )
     if not result["usable"]:
-        raise Unusable(said, result)
-    say(f"\n{said}")
+        raise Unusable(summary_line, result)
+    say(f"\n{summary_line}")
     return result
 
 

@@ -1,4 +1,4 @@
-"""Make a data set that stands alone: manifest.parquet, data.json and images/ in one folder.
+"""Make a self-contained data set: manifest.parquet, data.json and images/ in one folder.
 
 While it runs the folder holds `unfinished.json`, and such a folder is not read as a data set. The same
 command continues where it stopped and keeps every image that is already complete.
@@ -106,7 +106,7 @@ def write(
     """
     manifest = plan.manifest
     write_json(out / UNFINISHED, plan.identity())
-    # If this is stopped half way, no table of other images may be left beside these.
+    # If this is stopped half way, no table of other images may remain.
     (out / "manifest.parquet").unlink(missing_ok=True)
     images = [_target(image) for image in manifest.column("image")]
     kept: list[int] = []

@@ -142,14 +142,14 @@ class Manifest:
             ).fetchnumpy()["__row"]
         except duckdb.Error as error:
             raise UserInputError(
-                f"--where {expression!r} cannot be used: {_why(error)}", self._near(expression)
+                f"--where {expression!r} cannot be used: {_reason(error)}", self._near(expression)
             ) from error
         finally:
             connection.close()
         if len(found) == 0:
             raise UserInputError(
                 f"--where {expression!r} holds for none of the {self.n} rows of {self.path}",
-                "names with a colon stand in double quotes, text in single quotes",
+                "put names with a colon in double quotes, text in single quotes",
             )
         return self.take(found)
 
@@ -161,7 +161,7 @@ class Manifest:
         for word in re.findall(r"[A-Za-z_]\w*", re.sub(r"'[^']*'|\"[^\"]*\"", " ", expression)):
             near = closest(word, short)
             if near and short[near] != word:
-                return f"did you mean {quoted[short[near]]}? text stands in 'single quotes'"
+                return f"did you mean {quoted[short[near]]}? put text in 'single quotes'"
         return f"columns: {', '.join(quoted[n] for n in names[:24])}; text in 'single quotes'"
 
     def sha256(self) -> str:
@@ -173,9 +173,9 @@ class Manifest:
         return digest.hexdigest()
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Return what is wrong with a condition, from the first line of DuckDB's message."""
-    said = str(error).partition("\n")[0]
+    message = str(error).partition("\n")[0]
     for pattern, reason in (
         (r'Referenced column "(.+?)" not found', "there is no column {}"),
         (r"Function with name (\S+) does not exist", "there is no function {}"),
@@ -183,10 +183,10 @@ def _why(error: Exception) -> str:
         (r"unterminated (?:string|quoted)", "a quote is not closed"),
         (r'at or near "\)"', "a part is missing, or a bracket too many"),
         (r'at or near "(.+?)"', "it cannot be read from '{}' on"),
-        (r"Could not convert string '(.*?)' to", "the text '{}' stands where a number is needed"),
+        (r"Could not convert string '(.*?)' to", "the text '{}' is where a number is needed"),
         (r"disabled", "reading other files is disabled"),
         (r"aggregates|window", "it must hold or not hold for each row by itself"),
     ):
-        if found := re.search(pattern, said):
+        if found := re.search(pattern, message):
             return reason.format(*found.groups())
     return "it is no condition on one row"

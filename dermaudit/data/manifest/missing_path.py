@@ -15,24 +15,24 @@ def missing(path: Path, what: str = "") -> UserInputError:
 
     The hint is the nearest name in the same folder, or the first folder above it that is missing too.
     """
-    said = f"{what} {path}".lstrip()
-    gone = path
-    while not gone.parent.exists() and gone.parent != gone:
-        gone = gone.parent
-    if gone != path:
+    name = f"{what} {path}".lstrip()
+    absent = path
+    while not absent.parent.exists() and absent.parent != absent:
+        absent = absent.parent
+    if absent != path:
         return UserInputError(
-            f"{said} does not exist", f"there is no {gone} either: see the spelling"
+            f"{name} does not exist", f"there is no {absent} either: check the spelling"
         )
     try:
-        beside = [other.name for other in path.parent.iterdir()]
+        names = [other.name for other in path.parent.iterdir()]
     except OSError:
-        beside = []
-    near = closest(path.name, beside)
+        names = []
+    near = closest(path.name, names)
     if near:
-        return UserInputError(f"{said} does not exist", f"did you mean {path.parent / near}?")
+        return UserInputError(f"{name} does not exist", f"did you mean {path.parent / near}?")
     where = "the working folder" if path.parent == Path() else str(path.parent)
     return UserInputError(
-        f"{said} does not exist", f"nothing in {where} is called so: see the spelling"
+        f"{name} does not exist", f"{where} has no such file or folder: check the spelling"
     )
 
 

@@ -28,7 +28,7 @@ TRUTH_PREFIXES = ("concept:", "artifact:")
 SHARDS_FILE = "shards.json"  # the head of a folder of webdataset shards (pack.py, shards.py)
 INDEX_FILE = "index.parquet"
 UNFINISHED_SHARDS = "unfinished-shards.json"
-UNFINISHED = "unfinished.json"  # what a conversion that was stopped leaves beside its images
+UNFINISHED = "unfinished.json"  # what a stopped conversion leaves in its folder
 #: columns with one plain value per image; a list or an object in them is an error.
 PLAIN_COLUMNS = ("image", "image_id", "label", "group", "split")
 NESTED_HINT = "write one value per image; for several findings use columns such as concept:scale"

@@ -39,19 +39,19 @@ def shard(
     if force and out.is_dir():
         clear(out)
     check_out(out, identity)
-    said = pack(manifest, out, packing, threads=threads, strict=strict)
-    n_bytes = sum(part["bytes"] for part in said["shards"])
-    say(f"{out}: {said['n']} images in {len(said['shards'])} shards, {n_bytes / 1e6:.1f} MB")
-    if said["n_skipped"]:
+    head = pack(manifest, out, packing, threads=threads, strict=strict)
+    n_bytes = sum(part["bytes"] for part in head["shards"])
+    say(f"{out}: {head['n']} images in {len(head['shards'])} shards, {n_bytes / 1e6:.1f} MB")
+    if head["n_skipped"]:
         _print_skipped(out)
     return {
         "out": str(out),
-        "n": said["n"],
-        "n_skipped": said["n_skipped"],
-        "n_shards": len(said["shards"]),
+        "n": head["n"],
+        "n_skipped": head["n_skipped"],
+        "n_shards": len(head["shards"]),
         "bytes": n_bytes,
-        "manifest_sha256": said["manifest_sha256"],
-        "index_sha256": said["index_sha256"],
+        "manifest_sha256": head["manifest_sha256"],
+        "index_sha256": head["index_sha256"],
     }
 
 

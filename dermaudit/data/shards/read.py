@@ -2,7 +2,7 @@
 
 `shards.json` names the tar files with their sizes and hashes, `index.parquet` has every row of the
 table with the place of its image. A position in the data is (epoch, k): `order(seed, epoch)[k]` is
-the same row on every machine, so a training that was stopped goes on with exactly the next image.
+the same row on every machine, so a training that was stopped continues with exactly the next image.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ class Shards:
         samples are left out and counted in `lost`. Errors: UserInputError.
         """
         folder = Path(folder)
-        said = _read_head(folder)
+        head = _read_head(folder)
         index, _ = read_table(folder / INDEX_FILE)
-        if sha256_file(folder / INDEX_FILE) != said["index_sha256"]:
+        if sha256_file(folder / INDEX_FILE) != head["index_sha256"]:
             raise UserInputError(
                 f"{folder / INDEX_FILE} is not the index that {SHARDS_FILE} was written with",
                 "copy the folder again from where it was made, or make it again",
             )
-        lost, sound = [], np.ones(len(said["shards"]), dtype=bool)
-        for number, shard in enumerate(said["shards"]):
+        lost, usable = [], np.ones(len(head["shards"]), dtype=bool)
+        for number, shard in enumerate(head["shards"]):
             reason = _size_fault(folder / shard["file"], shard)
             if reason is None:
                 continue
@@ -74,19 +74,19 @@ class Shards:
                     "copy the shard again, or go on without it: --skip-lost (it is counted)",
                 )
             lost.append({"file": shard["file"], "n": shard["n"], "reason": reason})
-            sound[number] = False
+            usable[number] = False
         places = {name: index.column(name).to_numpy() for name in _INDEX_COLUMNS[:3]}
         table = index.drop_columns(list(_INDEX_COLUMNS))
         if lost:
-            kept = np.flatnonzero(sound[places["__shard__"]])
+            kept = np.flatnonzero(usable[places["__shard__"]])
             if not len(kept):
                 raise UserInputError(
-                    f"none of the {len(sound)} shards of {folder} can be used: "
+                    f"none of the {len(usable)} shards of {folder} can be used: "
                     f"{lost[0]['file']}: {lost[0]['reason']}"
                 )
             table = table.take(pa.array(kept)).combine_chunks()
             places = {name: values[kept] for name, values in places.items()}
-        return cls(folder, table, places, said["shards"], lost)
+        return cls(folder, table, places, head["shards"], lost)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -166,21 +166,21 @@ def _read_head(folder: Path) -> dict[str, Any]:
     if (folder / UNFINISHED_SHARDS).is_file() and not (folder / SHARDS_FILE).is_file():
         raise UserInputError(
             f"{folder} holds unfinished shards",
-            "run the same `dermaudit data shard` again; it goes on where it stopped",
+            "run the same `dermaudit data shard` again; it continues where it stopped",
         )
     if not (folder / SHARDS_FILE).is_file():
         raise UserInputError(
             f"{folder} holds no shards: it has no {SHARDS_FILE}",
             "make them: dermaudit data shard <data set> --out <folder>",
         )
-    said = read_json(folder / SHARDS_FILE, "list of shards")
-    if not isinstance(said, dict) or said.get("format_version") != FORMAT_VERSION:
-        found = said.get("format_version") if isinstance(said, dict) else None
+    head = read_json(folder / SHARDS_FILE, "list of shards")
+    if not isinstance(head, dict) or head.get("format_version") != FORMAT_VERSION:
+        found = head.get("format_version") if isinstance(head, dict) else None
         raise UserInputError(
             f"{folder / SHARDS_FILE} has format_version {found}, this program reads {FORMAT_VERSION}",
             "make the shards again with this version",
         )
-    return said
+    return head
 
 
 def _size_fault(path: Path, shard: dict[str, Any]) -> str | None:

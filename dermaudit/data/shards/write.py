@@ -99,7 +99,7 @@ def pack(
     """
     identity = packing.identity(manifest)
     write_json(out / UNFINISHED_SHARDS, identity)
-    # Until the new ones are whole nobody must read old tables beside them.
+    # Old tables must not be read until the new shards are complete.
     (out / SHARDS_FILE).unlink(missing_ok=True)
     for stale in out.glob(".shard-*.tmp"):
         stale.unlink()
@@ -286,7 +286,7 @@ def _finish(
                 ]
             ),
         )
-    said = {
+    head = {
         "format_version": FORMAT_VERSION,
         "n": index.num_rows,
         "n_skipped": len(skipped),
@@ -305,7 +305,7 @@ def _finish(
             for part in whole
         ],
     }
-    write_json(out / SHARDS_FILE, said)
+    write_json(out / SHARDS_FILE, head)
     shutil.rmtree(out / _PARTS, ignore_errors=True)
     (out / UNFINISHED_SHARDS).unlink(missing_ok=True)
-    return said
+    return head

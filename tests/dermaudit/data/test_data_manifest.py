@@ -151,7 +151,7 @@ def test_where(tmp_path, expression, ids):
         ("label = ", "cannot be used: a part is missing", "columns: image"),
         ("label = = 'mel'", "cannot be used: it cannot be read from '=' on", "columns"),
         ("label = 'mel", "cannot be used: a quote is not closed", "columns"),
-        ("age > 'old'", "the text 'old' stands where a number is needed", "columns"),
+        ("age > 'old'", "the text 'old' is where a number is needed", "columns"),
         ("lenth(label) = 3", "there is no function lenth", "columns"),
         ("label + 1 = 2", "it is no condition on one row", "columns"),
         ("max(age) = 3", "for each row by itself", "columns"),
@@ -301,7 +301,7 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, said):
 def test_a_place_without_images_is_named(tmp_path):
     with pytest.raises(UserInputError, match="nothing-here does not exist") as caught:
         Manifest.load(tmp_path / "nothing-here")
-    assert caught.value.hint == f"nothing in {tmp_path} is called so: see the spelling"
+    assert caught.value.hint == f"{tmp_path} has no such file or folder: check the spelling"
     with pytest.raises(UserInputError) as caught:
         Manifest.load(tmp_path / "no" / "such" / "place")
     assert caught.value.hint.startswith(f"there is no {tmp_path / 'no'} either")
