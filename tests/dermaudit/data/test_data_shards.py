@@ -9,6 +9,7 @@ import tarfile
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from data_files import contents
 from PIL import Image
 
 from dermaudit.data import BadImage, Manifest, Shards, read_image
@@ -39,14 +40,6 @@ def make_source(root, n=N, bad=()):
         lines.append(f'{name},g{i % 4},{split},nevus,"größe {i}, a ruler",a ruler,{ruler},{age}')
     (root / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
-
-
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture
@@ -84,7 +77,7 @@ def test_shards__hold_the_table_and_the_bytes_of_the_source(packed, source):
     assert shards.lost == []
 
 
-def test_tar_headers__say_nothing_of_the_machine(packed):
+def test_tar_headers__do_not_depend_on_the_machine(packed):
     with tarfile.open(packed / "shard-000000.tar") as tar:
         members = tar.getmembers()
     assert [m.name for m in members][:4] == [
@@ -134,7 +127,7 @@ def test_killed_and_run_again__gives_the_same_bytes(cli, main, tmp_path, kill):
     assert [c.split()[1] for c in shards.manifest.column("caption")] == [f"{i}," for i in expected]
 
 
-def test_goes_on_only_with_the_same_command(cli, main, source, tmp_path):
+def test_continues_only_with_the_same_command(cli, main, source, tmp_path):
     out = tmp_path / "out"
     argv = ("data", "shard", source, "--out", out, "--per-shard")
     cli(*argv, 3, env={"DERMAUDIT_FAILPOINT": "shard:1"})
@@ -239,13 +232,13 @@ def test_an_altered_sample_is_a_bad_image_and_an_altered_index_is_refused(packed
         Shards.load(packed)
 
 
-def test_wrong_folders__say_what_they_are(main, packed, source, tmp_path):
+def test_wrong_folders__are_described(main, packed, source, tmp_path):
     with pytest.raises(UserInputError, match="webdataset shards"):
         Manifest.load(packed)
     with pytest.raises(UserInputError, match=r"no shards\.json"):
         Shards.load(source)
-    said = json.loads((packed / "shards.json").read_text())
-    (packed / "shards.json").write_text(json.dumps({**said, "format_version": 9}))
+    message = json.loads((packed / "shards.json").read_text())
+    (packed / "shards.json").write_text(json.dumps({**message, "format_version": 9}))
     with pytest.raises(UserInputError, match="format_version 9"):
         Shards.load(packed)
     for flags in (("--per-shard", 0), ("--size", 3), ("--quality", 101)):
@@ -263,7 +256,7 @@ def test_none_readable__is_an_error_and_leaves_nothing(main, tmp_path):
     assert strict.rc == 2 and "im.0.jpg" in strict.stderr
 
 
-def test_a_full_disk__is_one_sentence_and_the_command_goes_on(cli, source, tmp_path):
+def test_a_full_disk__is_one_sentence_and_the_command_can_be_repeated(cli, source, tmp_path):
     out = tmp_path / "out"
     argv = ("data", "shard", source, "--out", out, "--per-shard", 4)
     full = cli(*argv, file_limit_kb=8)

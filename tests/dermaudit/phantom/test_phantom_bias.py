@@ -1,4 +1,4 @@
-"""The bias table: frequencies, rules, and what a bad file says."""
+"""The bias table: frequencies, rules, and the errors of a bad file."""
 
 from __future__ import annotations
 

@@ -61,18 +61,18 @@ def test_captions_name_every_fact_and_no_other():
         scene = sample(1001, index)
         phantom = render(scene, 16)
         assert 3 <= len(phantom.subcaptions) <= MAX_SUBCAPTIONS
-        said = " ".join(phantom.subcaptions).lower()
+        message = " ".join(phantom.subcaptions).lower()
         for words, truth in ((CONCEPT_WORDS, scene.concepts), (ARTIFACT_WORDS, scene.artifacts)):
             for name, present in truth.items():
                 if present:
                     assert any(word.lower() in phantom.caption.lower() for word in words[name])
-                    assert any(word.lower() in said for word in words[name])
+                    assert any(word.lower() in message for word in words[name])
         if not any(scene.artifacts.values()):
             assert phantom.caption.count(".") == 1
-        assert "a a" not in said and "{" not in said
+        assert "a a" not in message and "{" not in message
 
 
-def test_captions_forget_an_artifact_that_is_taken_out():
+def test_captions_do_not_mention_an_artifact_that_is_left_out():
     table = load_bias_table().changed(
         {"artifact": {"default": {name: float(name == "ink") for name in ARTIFACTS}}}
     )
@@ -103,7 +103,7 @@ def test_folder_holds_what_the_rows_say(tmp_path):
             assert np.array_equal(np.asarray(Image.open(twin)), clean)
 
 
-def test_a_killed_write_goes_on_and_gives_the_same_bytes(tmp_path):
+def test_a_killed_write_can_be_continued_and_gives_the_same_bytes(tmp_path):
     code = (
         "from dermaudit.phantom import write_phantoms;"
         f"write_phantoms({str(tmp_path / 'killed')!r}, 8, 1000, 32, masks=True)"

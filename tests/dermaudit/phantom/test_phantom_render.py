@@ -35,7 +35,7 @@ def test_any_size(size):
     assert all(mask.shape == (size, size) for mask in phantom.masks.values())
 
 
-def test_masks_are_there_iff_present():
+def test_masks_exist_exactly_for_what_is_present():
     for index in range(60):
         phantom = render(sample(1002, index), 96, masks=True)
         assert set(phantom.masks) == {"lesion", *CONCEPTS, *ARTIFACTS}
@@ -99,7 +99,7 @@ def test_a_table_that_changes_one_probability_changes_that_factor_alone(ruler_ta
         assert np.array_equal(render(without, 48).rgb, render(with_ruler, 48, without="ruler").rgb)
 
 
-def test_taking_out_what_is_not_there_changes_nothing():
+def test_leaving_out_an_absent_artifact_changes_nothing():
     scene = next(s for s in (sample(1006, i) for i in range(50)) if not s.artifacts["ink"])
     assert np.array_equal(render(scene, 48).rgb, render(scene, 48, without="ink").rgb)
 
