@@ -19,15 +19,29 @@ class DatasetLayout(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name after `--layout`."""
+        ...
+
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """The columns that are read, in one line."""
+        ...
+
     @property
-    def order(self) -> int: ...
+    def order(self) -> int:
+        """Layouts with a smaller number are tried first."""
+        ...
+
     @property
-    def matches(self) -> Callable[[Path], bool]: ...
+    def matches(self) -> Callable[[Path], bool]:
+        """Whether a path is in this layout."""
+        ...
+
     @property
-    def read(self) -> Callable[[Path], RawTable]: ...
+    def read(self) -> Callable[[Path], RawTable]:
+        """Read a path."""
+        ...
 
 
 @dataclass(frozen=True)
