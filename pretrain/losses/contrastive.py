@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dermaudit.distributed import n_processes, rank, total
+from dermaudit.towers.open_clip_model import OpenClipModel
 
 from ..data.facts import Fact, absent_sentence
 
@@ -58,15 +59,23 @@ def aspect_sentences(facts: list[Fact], rng: random.Random) -> tuple[list[str], 
 
 
 def caption_loss(
-    kind: str, images: torch.Tensor, texts: torch.Tensor, model: nn.Module, gathered: str = "local"
+    kind: str,
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    model: OpenClipModel,
+    gathered: str = "local",
 ) -> torch.Tensor:
     """open_clip's ClipLoss or SigLipLoss on unit rows (n, d) of this process; its mean over processes is
     the loss of the whole batch. `gathered`: "local" rows against all, or "full", all rows everywhere."""
     from open_clip.loss import ClipLoss, SigLipLoss
 
-    world = {"rank": rank(), "world_size": n_processes()}
     if kind == "siglip":
-        loss = SigLipLoss(**world, dist_impl="gather")
+        loss = SigLipLoss(rank=rank(), world_size=n_processes(), dist_impl="gather")
         return loss(images, texts, model.logit_scale.exp(), model.logit_bias)
-    loss = ClipLoss(local_loss=gathered == "local", gather_with_grad=True, **world)
+    loss = ClipLoss(
+        local_loss=gathered == "local",
+        gather_with_grad=True,
+        rank=rank(),
+        world_size=n_processes(),
+    )
     return loss(images, texts, model.logit_scale.exp())

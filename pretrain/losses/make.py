@@ -237,13 +237,13 @@ def info_nce(a: Tensor, b: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
     frozen knowledge encoder's view of the raw captions with (arXiv 2602.10624, report)."""
     offset, valid_all = rank() * len(a), _gather_bool(valid)
     dead = _absent(valid_all[:, None], len(a), offset)
-    loss = sum(
+    to_b, to_a = (
         _cross_entropy(
             (scale * one @ gather(other).T)[None].masked_fill(dead, -torch.inf), offset, None
         )
         for one, other in ((a, b), (b, a))
     )
-    return _weighted_mean(loss[0] / 2, valid.to(a.dtype))
+    return _weighted_mean((to_b + to_a)[0] / 2, valid.to(a.dtype))
 
 
 def soft_targets(similarity: Tensor, blend: float, temperature: float = 0.07) -> Tensor:

@@ -44,6 +44,8 @@ class LatentRegressor(nn.Module):
     the queries, which are updated from block to block.
     """
 
+    positions: Tensor
+
     def __init__(self, d: int, side: int, depth: int, scale: float = 0.1) -> None:
         super().__init__()
         heads = next(h for h in (max(1, d // 64), 8, 6, 4, 3, 2, 1) if d % h == 0)

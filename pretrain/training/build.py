@@ -20,16 +20,17 @@ from dermaudit.distributed import World
 from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.files import sha256_file, sha256_json
 from dermaudit.towers import load_model, save_local_dir
+from dermaudit.towers.open_clip_model import OpenClipModel
 
 from ..data.facts import Fact, corpus, facts_of
 from ..data.source import ImageFiles, ImagesFromShards, ImagesInMemory, ImageSource
-from ..data.text_views import ColumnTexts, FactTexts
+from ..data.text_views import ColumnTexts, FactTexts, TextSource
 from ..losses.masked import MaskedLatent
 from ..recipe import TrainingRecipe
 from .card import card
 from .loop import LOG_FILE, TrainingPlan, require_batch, train
 from .probe import measure
-from .stages import ContrastiveStage, MaskedStage, Stage
+from .stages import ContrastiveStage, MaskedStage, TrainingStage
 from .start import InitialModel, make_initial_model
 from .state import seed_of
 from .teachers import content_of, disease_similarity, knowledge_encoder, make_teacher
@@ -224,9 +225,9 @@ def _flat(plan: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _stages(
     recipe: TrainingRecipe, start: InitialModel, said: TrainingTexts, world: World
-) -> list[Stage]:
+) -> list[TrainingStage]:
     """The stages without their images, which come last: what is wrong is found before they are read."""
-    stages: list[Stage] = []
+    stages: list[TrainingStage] = []
     if recipe.masked.epochs:
         torch.manual_seed(seed_of(recipe.seed, "masked-init"))
         part = recipe.masked
@@ -257,7 +258,7 @@ def _stages(
     return stages
 
 
-def _share_statistics(model: torch.nn.Module, world: World) -> None:
+def _share_statistics(model: OpenClipModel, world: World) -> None:
     """Batch norm over all processes on GPUs; on the CPU torch has none, and that is said."""
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if not norms:

@@ -58,7 +58,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update the parameters. There is no closure: the gradients are there already."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

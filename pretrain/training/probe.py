@@ -66,13 +66,14 @@ def measure(
         score = probe_score(probe, x[seen])
         said = tower.encode_text(list(fact.said)).mean(0)
         denied = tower.encode_text(list(fact.denied) or ["a lesion"]).mean(0)
+        test_groups = groups[seen].tolist()
         prompt = x[seen] @ (said - denied).cpu().numpy()
         found[fact.name] = {
             "n": len(seen),
             "n_pos": n_pos,
             "probe": auroc(y[seen], score),
-            "probe_ci": auroc_interval(y[seen], score, groups[seen], seed=seed),
+            "probe_ci": auroc_interval(y[seen], score, test_groups, seed=seed),
             "prompt": auroc(y[seen], prompt),
-            "prompt_ci": auroc_interval(y[seen], prompt, groups[seen], seed=seed),
+            "prompt_ci": auroc_interval(y[seen], prompt, test_groups, seed=seed),
         }
     return found

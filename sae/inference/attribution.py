@@ -91,8 +91,8 @@ def attribution_map(
     else:
         values = _integrated_gradients(score, x, reference, n_steps)
     with torch.no_grad():
-        ends = score(torch.cat([x, reference])).tolist()
-    return AttributionMap(values.float().cpu().numpy(), *ends, method)
+        at_image, at_baseline = score(torch.cat([x, reference])).tolist()
+    return AttributionMap(values.float().cpu().numpy(), at_image, at_baseline, method)
 
 
 def _integrated_gradients(score: Score, x: Tensor, reference: Tensor, n_steps: int) -> Tensor:

@@ -84,7 +84,7 @@ def _growing(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], object]
 
         head(0)
         start = handle.tell()
-        yield lambda part: handle.write(np.ascontiguousarray(part, dtype))
+        yield lambda part: handle.write(np.ascontiguousarray(part, dtype).data)
         n = (handle.tell() - start) // np.dtype(dtype).itemsize
         handle.seek(0)
         head(n)

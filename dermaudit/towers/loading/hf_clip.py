@@ -77,7 +77,8 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     try:
         # Their class, for its defaults: published files leave out what is usual.
         config = CLIPConfig(**given)
-        vision, text = config.vision_config, config.text_config
+        vision: Any = config.vision_config  # declared as a config or a dict; it is a config here
+        text: Any = config.text_config
         acts = {vision.hidden_act, text.hidden_act}
     except Exception as error:  # any class: the configuration is foreign input
         raise ForeignArtifactError(

@@ -279,6 +279,7 @@ def _first_values(visual: PanDermVisual) -> None:
                 nn.init.zeros_(module.bias)
     patches = visual.patch_embed.proj
     nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
+    assert patches.bias is not None
     nn.init.zeros_(patches.bias)
     nn.init.trunc_normal_(visual.cls_token, std=0.02)
     with torch.no_grad():
