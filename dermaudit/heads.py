@@ -57,7 +57,7 @@ class LinearHead:
         return exponent / exponent.sum(1, keepdims=True)
 
     def direction(self) -> np.ndarray:
-        """d logits / d x: (classes, d)."""
+        """D logits / d x: (classes, d)."""
         return self.weight / self.scale
 
     def save(self, path: Path) -> None:

@@ -63,7 +63,8 @@ class ModelSection(_Section):
 class AugmentSection(_Section):
     """Random views of a training image. `rotate` in radians; `scale`, `shift` and `crop` as shares (crop:
     of the area, cut from an image decoded larger); `colour` is a gain of each channel; `jitter_p` and
-    `grayscale` are chances."""
+    `grayscale` are chances.
+    """
 
     flip: bool = True
     rotate: float = 0.25
@@ -89,7 +90,8 @@ class AugmentSection(_Section):
 class MaskedSection(_Section):
     """Stage 1, masked latent modelling: the share of cells masked (in blocks), who is predicted, the
     depth of the latent regressor, and the weights of class token, visible and masked cells. `warmup`,
-    `weight_decay` and `clip_norm` are those of the recipe where they are left out."""
+    `weight_decay` and `clip_norm` are those of the recipe where they are left out.
+    """
 
     epochs: float = Field(default=0.0, ge=0)
     mask: float = Field(default=0.5, gt=0, lt=1)
@@ -124,7 +126,8 @@ class MakeSection(_Section):
 
 class KnowledgeSection(_Section):
     """What else may teach the text tower: a frozen knowledge encoder (`encoder`: a model name; KEP), and
-    soft targets from distances in an `ontology` file (O-MAKE; `soft` is β at the start)."""
+    soft targets from distances in an `ontology` file (O-MAKE; `soft` is β at the start).
+    """
 
     encoder: str = ""
     weight: float = Field(default=0.4, ge=0)
@@ -175,7 +178,8 @@ class TrainingRecipe(_Section):
     process computes one at a time (all of the batch stay negatives of each other); `warmup` steps;
     `weight_ema` of the weights that are kept (0: the last ones are). `precision` bf16 needs a GPU.
     `checkpoint_every` steps (0: at each epoch's end). `data`: images decoded once into memory, or
-    streamed; auto streams what would take more than 4 GiB."""
+    streamed; auto streams what would take more than 4 GiB.
+    """
 
     format_version: Literal[1] = 1
     name: str
@@ -217,7 +221,8 @@ class TrainingRecipe(_Section):
     @property
     def decode_size(self) -> int:
         """Side at which images are decoded: larger where crops will be cut from them, so that the
-        smallest crop has the detail of an input."""
+        smallest crop has the detail of an input.
+        """
         return math.ceil(self.image_size / math.sqrt(self.augment.crop[0]))
 
 

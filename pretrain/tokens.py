@@ -22,7 +22,8 @@ from dermaudit.towers.taps import visual_taps
 
 class Tokens(NamedTuple):
     """`first` (n, p, d) class token and registers (p may be 0), `cells` (n, c, d) row-major, both after
-    the last norm; `embedding` (n, e), not of unit length."""
+    the last norm; `embedding` (n, e), not of unit length.
+    """
 
     first: Tensor
     cells: Tensor
@@ -64,7 +65,8 @@ class TokenReader:
 
     def read(self, visual: ImageTower, x: Tensor, keep: Tensor | None = None) -> Tokens:
         """Tokens of images (n, 3, s, s); with `keep` (n, v), ascending cells, the tower computes
-        those (and the first tokens) alone. Only where `can_drop`."""
+        those (and the first tokens) alone. Only where `can_drop`.
+        """
         seen: list[Tensor] = []
 
         def note(module: nn.Module, args: object, output: Tensor) -> None:

@@ -164,7 +164,10 @@ def measure(
     latents no editor is needed."""
 
     def score_of(rows: np.ndarray) -> np.ndarray:
-        return probe_score(head, editor.rows(latents, x[rows]) if latents else x[rows])
+        if not latents:
+            return probe_score(head, x[rows])
+        assert editor is not None
+        return probe_score(head, editor.rows(latents, x[rows]))
 
     if threshold is None:
         chosen = score_of(trap.choose)

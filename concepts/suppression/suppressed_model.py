@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dermaudit.errors import StaleArtifactError, UserInputError
+from dermaudit.errors import UserInputError
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run
 from dermaudit.sae import LatentSuppressor, ThresholdSAE, TopKSAE, load_sae
@@ -24,13 +24,14 @@ from dermaudit.sae.inference.attribution import (
     class_logit,
 )
 from dermaudit.sae.inference.modes import check_mode
+from dermaudit.sae.run_data import RunData
 from dermaudit.towers.preprocess import ImageInput, as_list
 
 if TYPE_CHECKING:
     from dermaudit.towers import HookedTower
 
 from .editor import Editor, free_codes
-from .recipe import SuppressionRecipe
+from .recipe import SuppressionRecipe, load_recipe
 
 _ROWS = 4096  # edited at a time: a TopK makes d_sae numbers of each
 
@@ -208,8 +209,6 @@ def _levels(
 ) -> dict[str, Any]:
     """`level` (|S|,) or `gate_level` of one recipe: its own where its own mode is meant, else those of
     the run."""
-    from dermaudit.sae.run_data import RunData
-
     operation = recipe.body["operation"]
     if mode is None:
         kept = {name: operation[name] for name in ("level", "gate_level") if name in operation}
@@ -224,21 +223,15 @@ def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHe
     """The head named, `zeroshot`, or by default the run's `label` head where it has one."""
     if name == "zeroshot":
         return ZeroShotHead(tower)
-    # Verified before the folder is listed: a head that was removed must not be replaced by another.
-    if "heads" in run.meta["stages"]:
-        run.require("heads")
-    have = sorted(path.stem for path in run.path.glob("heads/*.safetensors"))
+    data = RunData(run)
+    have = data.heads
     if name is None:
-        return (
-            LinearHead.load(run.file("heads", f"{have[0]}.safetensors"))
-            if have
-            else ZeroShotHead(tower)
-        )
+        return data.head(have[0]) if have else ZeroShotHead(tower)
     if name not in have:
         raise UserInputError(
             f"the run {run.path} has no head '{name}'", "known: " + ", ".join([*have, "zeroshot"])
         )
-    return LinearHead.load(run.file("heads", f"{name}.safetensors"))
+    return data.head(name)
 
 
 def pick_target(classes: list[str], wanted: str | None) -> str:
@@ -264,7 +257,7 @@ def build(
 ) -> SuppressedModel:
     """The suppressed model of a recipe; another model than the run's is refused."""
     run.check_model(tower.fingerprint)
-    sae = load_sae(run.file("sae", recipe.site))
+    sae = load_sae(run.files.sae(recipe.site))
     chosen = pick_head(run, tower, head)
     suppressor = make_suppressor(run, [recipe], sae, mode, level)
     return SuppressedModel(tower, chosen, suppressor, pick_target(chosen.classes, target))
@@ -285,31 +278,3 @@ def suppressed(
     `mode`, and the `level` of mode `scale`, instead of the recipe's own."""
     recipe = load_recipe(run, concept)
     yield build(run, recipe, model, head=head, target=target, mode=mode, level=level)
-
-
-def load_recipe(run: Run, concept: str) -> SuppressionRecipe:
-    """Return the run's recipe for a concept, verified with everything that it was made from.
-
-    Raises UserInputError if the run has none, StaleArtifactError for a recipe that the run did not
-    record, or a changed file that it was made from."""
-    path = run.file("recipes", f"{concept}.recipe.json")
-    stage, command = f"recipe:{concept}", f"recipe make --concept {concept} --force"
-    recorded = run.meta["stages"].get(stage, {}).get("outputs", {})
-    if not path.is_file() and f"recipes/{path.name}" not in recorded:
-        have = sorted(
-            p.name.removesuffix(".recipe.json") for p in run.path.glob("recipes/*.recipe.json")
-        )
-        raise UserInputError(
-            f"the run {run.path} has no recipe for '{concept}'",
-            (f"it has: {', '.join(have)}; " if have else "")
-            + f"run: dermaudit recipe make --concept {concept} --run {run.path}",
-        )
-    if f"recipes/{path.name}" not in recorded:
-        raise StaleArtifactError(
-            f"{path} was not made by the run {run.path} (run.json has no {stage})",
-            f"run: dermaudit {command} --run {run.path}",
-        )
-    run.require(stage)
-    recipe = SuppressionRecipe.load(path)
-    recipe.check(run, path)
-    return recipe

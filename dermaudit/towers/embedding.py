@@ -25,7 +25,8 @@ _BATCH = 64
 @dataclass(frozen=True)
 class Embedded:
     """`rows` (k,) of the manifest whose image can be read, `x` (k, d) their unit embeddings,
-    `skipped` (image, reason) of the others."""
+    `skipped` (image, reason) of the others.
+    """
 
     rows: np.ndarray
     x: np.ndarray
@@ -63,7 +64,8 @@ def refuse_seen(tower: Any, manifest: Manifest, rows: Sequence[int] | np.ndarray
 
 def embed_rows(tower: Any, manifest: Manifest, rows: Sequence[int] | np.ndarray) -> Embedded:
     """Embed the scored rows of a manifest. Errors: UserInputError when one was a training image, or
-    when no image can be read."""
+    when no image can be read.
+    """
     scored = np.asarray(rows, dtype=int)
     refuse_seen(tower, manifest, scored)
     paths, names = manifest.paths(), manifest.column("image")

@@ -129,7 +129,7 @@ class HookedTower(HookedRootModule):
 
     @property
     def logit_scale(self) -> float:
-        """exp of the learned logit scale: 1 / temperature."""
+        """Exp of the learned logit scale: 1 / temperature."""
         return float(self.model.logit_scale.detach().exp())
 
     @cached_property

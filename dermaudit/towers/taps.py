@@ -34,7 +34,8 @@ from .open_clip_model import ImageTower
 @dataclass(frozen=True)
 class Tap:
     """One hook point. `swap`: the module runs (token, item, d), the hook sees (item, token, d).
-    `cells`: the module gives a map (item, d, rows, columns), the hook sees (item, cell, d)."""
+    `cells`: the module gives a map (item, d, rows, columns), the hook sees (item, cell, d).
+    """
 
     site: str
     module: nn.Module
@@ -189,7 +190,8 @@ def _timm(trunk: Any, size: int | tuple[int, int] | None = None) -> TowerTaps:
 
 def _grid(patch_embed: Any, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Rows and columns of patches. The convolutional stem of XCiT takes any size and only knows the
-    one that its weights were first made for: there the tower's own image size counts."""
+    one that its weights were first made for: there the tower's own image size counts.
+    """
     if hasattr(patch_embed, "grid_size"):
         return tuple(patch_embed.grid_size)
     height, width = _pair(size if size is not None else patch_embed.img_size)
@@ -203,7 +205,8 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 def _convolutional(trunk: Any) -> TowerTaps:
     """A timm trunk of stages (RegNet, ResNet): each stage of `feature_info` after the stem is a
-    block, its map presented as one token a cell, row by row."""
+    block, its map presented as one token a cell, row by row.
+    """
     stages = [
         (trunk.get_submodule(info["module"]), info["num_chs"], info["reduction"])
         for info in getattr(trunk, "feature_info", [])

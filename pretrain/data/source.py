@@ -81,7 +81,8 @@ class ImageFiles(ImageSource):
 
 class ImagesFromShards(ImageSource):
     """Rows of a shards folder (dermaudit.data.shards.read), in an order that reads them in runs. Row i of the
-    data is row `in_shards[i]` of the shards."""
+    data is row `in_shards[i]` of the shards.
+    """
 
     def __init__(self, shards, in_shards: Sequence[int], size: int) -> None:
         super().__init__(range(len(in_shards)))

@@ -40,7 +40,7 @@ class Cells(NamedTuple):
 
 
 def split_cells(mask: Tensor) -> Cells:
-    """mask (n, cells), as many true in each row."""
+    """Mask (n, cells), as many true in each row."""
     masked = int(mask[0].sum())
     order = mask.int().argsort(dim=1, stable=True)
     return Cells(order[:, : mask.shape[1] - masked], order[:, mask.shape[1] - masked :])
@@ -48,7 +48,8 @@ def split_cells(mask: Tensor) -> Cells:
 
 def paint(x: Tensor, mask: Tensor) -> Tensor:
     """Replace masked cells of x (n, 3, s, s) by the image's mean colour; mask (n, cells) is a square
-    grid."""
+    grid.
+    """
     side = math.isqrt(mask.shape[1])
     cells = mask.view(-1, 1, side, side).to(x.dtype)
     full = F.interpolate(cells, size=x.shape[-2:], mode="nearest").bool()

@@ -42,7 +42,8 @@ _IN_MEMORY = 4 << 30  # bytes of decoded images of all processes of a machine; m
 @dataclass(frozen=True)
 class TrainingTexts:
     """What is known of the train images: `data` (their rows), `in_whole` (their rows in the whole
-    manifest), `captioned` (those that stage 2 takes), `texts`, `facts`, and all texts for a tokenizer."""
+    manifest), `captioned` (those that stage 2 takes), `texts`, `facts`, and all texts for a tokenizer.
+    """
 
     data: Manifest
     in_whole: list[int]
@@ -183,7 +184,8 @@ def _source(
 
 def _identity(recipe: TrainingRecipe, said: TrainingTexts, source: ImageSource) -> dict[str, Any]:
     """What a training that is resumed must share with the one that was stopped. Learning rates, warm-up
-    and clipping may change: that is how a loss that is not finite is mended."""
+    and clipping may change: that is how a loss that is not finite is mended.
+    """
     plan = recipe.model_dump(mode="json", exclude={"checkpoint_every", "warmup", "clip_norm"})
     for stage in ("masked", "contrastive"):
         for name in ("lr", "warmup", "clip_norm"):

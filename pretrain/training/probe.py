@@ -28,7 +28,8 @@ def embed(tower: Any, paths: list[Path]) -> np.ndarray:
 
 def embed_splits(tower: Any, manifest: Manifest) -> np.ndarray:
     """Unit embeddings (n, d) of the train and test rows of a manifest; nan for other rows and for
-    files that cannot be read. Errors: UserInputError when a test image was a training image."""
+    files that cannot be read. Errors: UserInputError when a test image was a training image.
+    """
     splits = np.asarray(manifest.splits)
     test, train = np.flatnonzero(splits == "test"), np.flatnonzero(splits == "train")
     refuse_seen(tower, manifest, test)
@@ -45,7 +46,8 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """{label: {n, n_pos, probe, probe_ci, prompt, prompt_ci}} for labels with enough test images.
 
-    `x`: what `embed_splits` gave, where it is there already."""
+    `x`: what `embed_splits` gave, where it is there already.
+    """
     x = embed_splits(tower, manifest) if x is None else x
     splits = np.asarray(manifest.splits)
     readable = np.isfinite(x).all(1)

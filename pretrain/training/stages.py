@@ -37,7 +37,8 @@ from ..tokens import TokenReader, encode_texts
 @dataclass(frozen=True)
 class BatchPart:
     """Some rows of a batch: `rows` of the data, `images` uint8 (b, 3, s, s), `views` drawn for them,
-    `seeds` of each row, `step_seed` of the whole batch, `progress` of the stage in 0 … 1."""
+    `seeds` of each row, `step_seed` of the whole batch, `progress` of the stage in 0 … 1.
+    """
 
     rows: np.ndarray
     images: Tensor

@@ -30,7 +30,8 @@ _KEPT_WORDS = ("skin", "lesion", "dermoscopic", "image", "no")
 @dataclass(frozen=True)
 class InitialModel:
     """An open_clip `model`, `tokenize` (list of str -> ids), and how it is written down: open_clip's
-    `model_cfg` and `preprocess_cfg`, and the tokenizer's files (None: open_clip's own BPE)."""
+    `model_cfg` and `preprocess_cfg`, and the tokenizer's files (None: open_clip's own BPE).
+    """
 
     model: OpenClipModel
     tokenize: Callable[[list[str]], Tensor]

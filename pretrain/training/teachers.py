@@ -24,7 +24,8 @@ from ..tokens import TokenReader
 
 def make_teacher(recipe: TrainingRecipe, visual: ImageTower) -> Teacher:
     """The recipe's teacher at the size that gives `visual`'s grid; what it was normalised with is made
-    up for. Errors: ForeignArtifactError when its grid cannot be brought to that of the student."""
+    up for. Errors: ForeignArtifactError when its grid cannot be brought to that of the student.
+    """
     tower = load_model(recipe.masked.teacher)
     config = tower.preprocess_config
     grid = TokenReader(visual, recipe.image_size).grid
@@ -93,7 +94,8 @@ def disease_similarity(
     recipe: TrainingRecipe, data: Manifest
 ) -> tuple[Tensor | None, np.ndarray | None]:
     """(similarities between the diseases of `data` in the recipe's ontology, 1 − Wu–Palmer distance; the
-    disease of each row, -1 where unknown); (None, None) without soft targets."""
+    disease of each row, -1 where unknown); (None, None) without soft targets.
+    """
     part = recipe.contrastive.knowledge
     if not part.soft:
         return None, None
@@ -121,7 +123,8 @@ def disease_similarity(
 
 def content_of(name: str) -> str:
     """What tells one file or checkpoint folder from another that took its place: the hash of the file, or
-    of the folder's weights; the name itself where it is on a hub or empty."""
+    of the folder's weights; the name itself where it is on a hub or empty.
+    """
     path = Path(name.removeprefix("local-dir:"))
     if name and path.is_file():
         return sha256_file(path)

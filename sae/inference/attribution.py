@@ -34,7 +34,8 @@ _BATCH = 16
 @dataclass(frozen=True)
 class AttributionMap:
     """`values` (height, width) float32, signed: positive where the image raises the score above that of
-    the baseline. `score` and `baseline_score` are the numbers that the map connects."""
+    the baseline. `score` and `baseline_score` are the numbers that the map connects.
+    """
 
     values: np.ndarray
     score: float

@@ -152,7 +152,7 @@ class TopKSAE(LinearSAE):
 
 
 def top_k(pre: torch.Tensor, k: int) -> torch.Tensor:
-    """relu of the k largest entries of each row of `pre` (…, h), 0 elsewhere."""
+    """Relu of the k largest entries of each row of `pre` (…, h), 0 elsewhere."""
     values, index = pre.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre).scatter(-1, index, torch.relu(values))
 

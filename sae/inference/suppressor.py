@@ -156,7 +156,7 @@ class LatentSuppressor(nn.Module):
         return torch.where(z > 0, z, 0.0)
 
     def forward(self, x: Tensor, positions: str | Tensor | None = None) -> Tensor:
-        """x with the latents suppressed; `positions` instead of the module's own."""
+        """X with the latents suppressed; `positions` instead of the module's own."""
         return self.suppress(x, positions).x
 
     @torch.no_grad()
@@ -190,7 +190,7 @@ class LatentSuppressor(nn.Module):
         return torch.where(fired[..., None], edited, x), fired
 
     def change(self, z: Tensor) -> Tensor:
-        """z' − z (…, |S|) of codes z; exactly 0 where a latent does not fire."""
+        """Z' − z (…, |S|) of codes z; exactly 0 where a latent does not fire."""
         if self.mode == "subtract":
             return -z
         if self.mode == "scale":

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..inference.model import ReLUSAE, ThresholdSAE, TopKSAE
+from ..inference.model import ThresholdSAE, TopKSAE
 from ..store.loader import release
-from .recipe import TOPK_FAMILY, SAERecipe
+from .architectures.registry import architecture
+from .recipe import SAERecipe
 
 if TYPE_CHECKING:
     from sae_lens import TrainingSAE
@@ -37,22 +38,10 @@ def fold(
         "b_dec": weights["b_dec"] / scale,
         "metadata": _metadata(recipe, site, model_name),
     }
-    if recipe.export == "topk":
-        return TopKSAE(**folded, k=int(recipe.k))
-    if recipe.architecture == "relu_l1":
-        return ReLUSAE(**folded)
-    threshold = torch.zeros_like(norm)
-    if recipe.architecture == "jumprelu":
-        threshold = weights["threshold"].clamp_min(0.0) * norm / scale
-    return ThresholdSAE(**folded, threshold=threshold)
-
-
-def needs_threshold(recipe: SAERecipe) -> bool:
-    """Whether the recipe says a k that thresholds must give: the TopK family written with a threshold,
-    and a jumprelu, whose penalty only pulls to k (1.1 to 3.6 times k is what it reached)."""
-    return recipe.pulls_to_k or (
-        recipe.architecture in TOPK_FAMILY and recipe.export == "threshold"
-    )
+    threshold = weights.get("threshold")
+    if threshold is not None:
+        threshold = threshold.clamp_min(0.0) * norm / scale
+    return architecture(recipe.architecture).export(recipe, folded, threshold)
 
 
 @torch.no_grad()
@@ -104,12 +93,6 @@ def _metadata(recipe: SAERecipe, site: str, model_name: str) -> dict[str, Any]:
         "sae_lens_version": version,
         "sae_lens_training_version": version,
     }
-    if recipe.architecture in TOPK_FAMILY or recipe.pulls_to_k:
+    if recipe.has_k:
         found["k"] = recipe.k
-    if recipe.architecture == "matryoshka":
-        found["matryoshka_widths"] = list(recipe.widths)
-    if recipe.architecture == "relu_l1":
-        found["l1_coefficient"] = recipe.l1_coefficient
-    if recipe.architecture == "jumprelu":
-        found["l0_coefficient"] = recipe.l0_coefficient
-    return found
+    return found | architecture(recipe.architecture).metadata(recipe)

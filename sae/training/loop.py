@@ -26,7 +26,7 @@ from dermaudit.failpoints import hit
 from ..inference.model import ThresholdSAE, TopKSAE
 from ..store.loader import MEMORY, Chosen, Loader, Survey, survey
 from ..store.rows import Rows
-from .calibrate import calibrate, fold, needs_threshold
+from .calibrate import calibrate, fold
 from .recipe import SAERecipe
 from .sae_in_training import Trainee
 from .state import restore_state, save_state
@@ -251,7 +251,7 @@ def _finish(
     trainee.take_best()
     recipe = trainee.recipe
     sae = fold(trainee.sae, recipe, trainee.scale, site, model_name)
-    if needs_threshold(recipe):
+    if recipe.has_k and isinstance(sae, ThresholdSAE):
         calibrate(sae, rows, recipe.k, torch.Generator().manual_seed(recipe.order_seed))
     summary = {
         "scale": trainee.scale,

@@ -85,7 +85,8 @@ def run(tower, embedded, tmp_path_factory):
         1.0,
         POOLED,
         80,
-    ).save(run.file("heads", "label.safetensors"))
+    ).save(run.files.head())
+    run.record("heads", {}, [run.files.head()], upstream=["images", "embed"])
     SuppressionRecipe(
         {
             "concept": "ruler",
@@ -344,6 +345,14 @@ def copied(run, tmp_path):
     return open_run(tmp_path / "copy")
 
 
+def record_again(run) -> None:
+    """Enter every stage of a run again, upstream first, as if it had been made from the present files."""
+    rank = {"images": 0, "embed": 1}
+    for name, record in sorted(run.meta["stages"].items(), key=lambda item: rank.get(item[0], 2)):
+        files = [run.file(output) for output in record["outputs"]]
+        run.record(name, {}, files, upstream=record["upstream"], summary=record["summary"])
+
+
 def test_reactive__too_few_artifact_free_images_are_no_evidence(run, tower, embedded, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -357,6 +366,7 @@ def test_reactive__too_few_artifact_free_images_are_no_evidence(run, tower, embe
             values[i] = 0.0
         at = t.column_names.index("artifact:ruler")
         pq.write_table(t.set_column(at, "artifact:ruler", pa.array(values, pa.float64())), path)
+        record_again(copy)
         recipe = SuppressionRecipe.load(copy.file("recipes", "ruler.recipe.json"))
         with pytest.raises(EvidenceError, match=f"ruler: {n} train images are labelled as") as few:
             build(copy, recipe, tower, mode="reactive")

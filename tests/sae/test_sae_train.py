@@ -13,10 +13,10 @@ from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.sae import ThresholdSAE, fit_sae
 from dermaudit.sae.evaluation import fvu, held_out_metrics
-from dermaudit.sae.training.architectures import build
 from dermaudit.sae.training.calibrate import calibrate, fold
 from dermaudit.sae.training.fit import ROWS_PER_LATENT, site_recipe
 from dermaudit.sae.training.recipe import SAERecipe
+from dermaudit.sae.training.sae_lens_model import build
 
 
 def test_fit__l0_on_the_calibration_rows_is_k(fitted, rows, recipe):

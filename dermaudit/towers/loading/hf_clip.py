@@ -146,7 +146,8 @@ def _preprocess(folder: Path, image_size: int) -> dict[str, Any]:
 
 def convert_hf_clip(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The state dict of open_clip's CLIP. Errors: ForeignArtifactError naming `path` and the keys
-    that are not CLIP's, or the blocks that lack a part of their attention."""
+    that are not CLIP's, or the blocks that lack a part of their attention.
+    """
     converted: dict[str, Tensor] = {}
     attention: dict[tuple[str, str], dict[str, Tensor]] = {}
     foreign = []

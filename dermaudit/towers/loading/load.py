@@ -83,7 +83,8 @@ def _open_tag(source: Source) -> HookedTower:
 
 def tag_quick_gelu(source: Source) -> bool:
     """Whether the weights of a tag were trained with QuickGELU: open_clip only warns when the
-    architecture's name says otherwise (as of `ViT-B-16/openai`) and computes something else."""
+    architecture's name says otherwise (as of `ViT-B-16/openai`) and computes something else.
+    """
     from open_clip.pretrained import get_pretrained_cfg
 
     return bool(get_pretrained_cfg(source.arch, source.tag).get("quick_gelu", False))
