@@ -80,9 +80,9 @@ def embed(
         manifest = manifest.where(where)
     if not manifest.n:
         raise UserInputError(f"{data}: no image is left after --where {where!r}")
-    from ..store.work_share import Share
+    from ..store.worker_rank import WorkerRank
 
-    share = Share.here()
+    share = WorkerRank.here()
     _check_share(share.rank, share.size, workers, engine, force)
     import torch
 
@@ -287,7 +287,7 @@ def _into_stores(
 ) -> dict[str, Any]:
     from dermaudit.console import say
 
-    from ..store.shard_plan import Images
+    from ..store.shard_plan import ImageList
     from .embed import embed_into
 
     paths = (
@@ -295,7 +295,7 @@ def _into_stores(
         if images_at is None
         else [f"{images_at.rstrip('/')}/{image}" for image in manifest.column("image")]
     )
-    images = Images(manifest.ids, manifest.groups, paths)
+    images = ImageList(manifest.ids, manifest.groups, paths)
     stores = embed_into(root, tower, images, order, engine=work, force=force)
     if stores is None:
         return {"store": str(root), "sites": order.sites, "unfinished": True}

@@ -23,10 +23,11 @@ from ..embed.shard import POOLED
 from ..inference.codes import Codes
 from ..inference.model import load_sae
 from ..store.activation_store import ActivationStore
-from ..store.loader import Chosen, some_of, take_all
-from ..store.rows import Rows
-from .measured import FORMAT_VERSION, TRAIN_ROWS, Images, measure, metrics_table, summary
-from .recovered import recovered_report
+from ..store.loader import RowSubset, random_subset, read_rows
+from ..store.rows import EmbeddingRows
+from .images import EvaluationImages
+from .measured import FORMAT_VERSION, TRAIN_ROWS, MeasurementData, measure, metrics_table, summary
+from .recovered import Ablation, recovered_report
 
 #: Beginnings of the names of the columns that a measurement reads.
 COLUMNS = ("split", "group", "label", "artifact:", "concept:")
@@ -75,7 +76,7 @@ def measure_run(
             say(f"  measuring {site} on test images")
             measured = _measure_site(run, site, data, zero_shot_by, judge, against, draws, seed)
             if why_not:
-                measured["zero_shot"] = {"why": why_not}
+                measured["zero_shot"] = {"reason": why_not}
             path = run.file("sae", site, "measured.json")
             write_json(path, measured)
             return [path], summary(measured)
@@ -136,10 +137,10 @@ class _RunImages:
         known = set(self.labels) - {""}
         return len(known) > 1 and known <= set(ham_classes())
 
-    def of(self, images: np.ndarray, codes: Any, pooled: np.ndarray | None) -> Images:
+    def of(self, images: np.ndarray, codes: Any, pooled: np.ndarray | None) -> EvaluationImages:
         """The images of these row numbers; `codes` and `pooled` are theirs already."""
         truth = {name: values[images] for name, values in self.truth().items()}
-        return Images(codes, self.groups[images], truth, pooled)
+        return EvaluationImages(codes, self.groups[images], truth, pooled)
 
 
 def _measure_site(
@@ -168,7 +169,8 @@ def _measure_site(
     # The codes stand in the order of the table, rows in that of the store.
     stored = np.sort(rows.image_rows)
     test, train = (
-        some_of(np.flatnonzero(mask[stored]), IMAGES, [seed, 9]) for mask in (is_test, is_train)
+        random_subset(np.flatnonzero(mask[stored]), IMAGES, [seed, 9])
+        for mask in (is_test, is_train)
     )
     pooled_rows = rows if site == POOLED else _pooled_rows(run)
     pooled = None if pooled_rows is None else _of_images(pooled_rows, stored[test])
@@ -176,11 +178,10 @@ def _measure_site(
     embeddings = pooled if judge is None else judge.embed(run, stored[test])
     tower, classifier = zero_shot_by if zero_shot_by is not None else (None, None)
     at_end = classifier if site == POOLED else None
-    of_train = some_of(rows.of_images(is_train), TRAIN_ROWS, [seed, 8])
-    train_rows = take_all(rows, of_train)
-    measured = measure(
-        sae,
-        Chosen(rows, test_rows),
+    of_train = random_subset(rows.of_images(is_train), TRAIN_ROWS, [seed, 8])
+    train_rows = read_rows(rows, of_train)
+    data_of_site = MeasurementData(
+        RowSubset(rows, test_rows),
         data.groups[images_of_rows],
         train=train_rows if len(of_train) else None,
         images=data.of(stored[test], codes[test], pooled if beside else None),
@@ -193,11 +194,10 @@ def _measure_site(
         names=[run.path.name, *(folder.name for folder in against)],
         classifier=at_end,
         labels=[label or None for label in data.labels[images_of_rows]] if at_end else None,
-        n_draws=draws,
-        seed=seed,
     )
+    measured = measure(sae, data_of_site, n_draws=draws, seed=seed)
     if classifier is not None and at_end is None and len(of_train):
-        some = some_of(stored[test], SPLICED, [seed, 10])
+        some = random_subset(stored[test], SPLICED, [seed, 10])
         mean = train_rows[np.isfinite(train_rows).all(1)].mean(0, dtype=np.float64)
         measured["zero_shot"] = _spliced(
             run, store, sae, tower, classifier, data, some, mean, draws, seed
@@ -233,7 +233,7 @@ def _spliced(
             tower, store.meta["site"], kind, sae, [paths[i] for i in images], mean
         )
     except BadImage as error:
-        return {"why": f"the run's images are needed again: {error.message}"}
+        return {"reason": f"the run's images are needed again: {error.message}"}
     labels = [label or None for label in data.labels[images]]
     try:
         return recovered_report(
@@ -242,14 +242,12 @@ def _spliced(
             seen["sae"],
             labels,
             data.groups[images],
-            mean=seen["ablated"],
-            zero=seen["zero"],
-            ablated_is="mean token",
+            Ablation(seen["ablated"], seen["zero"], "mean token"),
             n_draws=draws,
             seed=seed,
         )
     except EvidenceError as error:
-        return {"why": error.message}
+        return {"reason": error.message}
 
 
 def _fresh_seeds(run: Run, site: str) -> list[str]:
@@ -272,11 +270,11 @@ def _over_seeds(run: Run, site: str) -> dict[str, Any] | None:
     try:
         run.require(stage)
     except StaleArtifactError:
-        return {"why": "the other seeds are of an earlier fit: give fit --seeds again"}
+        return {"reason": "the other seeds are of an earlier fit: give fit --seeds again"}
     return read_json(path, "stability over seeds")
 
 
-def _pooled_rows(run: Run) -> Rows | None:
+def _pooled_rows(run: Run) -> EmbeddingRows | None:
     """The stored pooled embeddings; None without the site."""
     folder = run.file("embeddings", POOLED)
     if not (folder / "store.json").is_file():
@@ -284,13 +282,13 @@ def _pooled_rows(run: Run) -> Rows | None:
     return ActivationStore.open(folder, check=True).rows()
 
 
-def _of_images(rows: Rows, images: np.ndarray) -> np.ndarray:
+def _of_images(rows: EmbeddingRows, images: np.ndarray) -> np.ndarray:
     """The rows (n, d) of the images with these row numbers, nan where none is stored."""
     place = np.full(max(rows.image_rows.max(initial=-1), images.max(initial=-1)) + 1, -1)
     place[rows.image_rows] = np.arange(rows.n)
     found = place[images]
     out = np.full((len(images), rows.d), np.nan, np.float32)
-    out[found >= 0] = take_all(rows, found[found >= 0])
+    out[found >= 0] = read_rows(rows, found[found >= 0])
     return out
 
 

@@ -97,7 +97,7 @@ def fit(
 
     from dermaudit.distributed import join_world
 
-    from .fit import Plan, fit_run
+    from .fit import FitPlan, fit_run
 
     torch.set_num_threads(threads)
     splits = np.array(
@@ -106,7 +106,7 @@ def fit(
     with join_world(device) as world:
         if not world.leads:
             os.environ["DERMAUDIT_QUIET"] = "1"
-        plan = Plan(
+        plan = FitPlan(
             seed,
             overrides,
             preset or "",

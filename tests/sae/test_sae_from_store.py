@@ -17,7 +17,7 @@ from dermaudit.sae import ActivationStore
 from dermaudit.sae.embed.embed import POOLED, Order, embed_into
 from dermaudit.sae.embed.from_store import take_stores
 from dermaudit.sae.store.activation_store import read_shard_header
-from dermaudit.sae.store.shard_plan import Images
+from dermaudit.sae.store.shard_plan import ImageList
 
 
 class Known(Tower):
@@ -42,7 +42,7 @@ def write_manifest(folder, n: int = 20, first: int = 0, group: str = "p"):
 
 
 def store(manifest, root, order=None):
-    images = Images(manifest.ids, manifest.groups, [str(path) for path in manifest.paths()])
+    images = ImageList(manifest.ids, manifest.groups, [str(path) for path in manifest.paths()])
     return embed_into(root, Known(), images, order or Order(SITES, shard=6))
 
 
