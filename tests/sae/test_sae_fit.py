@@ -143,7 +143,7 @@ def test_defaults__three_seeds_and_every_figure(main, run):
         "FVU (around the mean)",
         "… above chance",
         "latents shared",
-        "latents by the share of rows",
+        "latents by the fraction of rows",
     ):
         assert line in done.stderr
     written = json.loads((run / "sae" / PATCHES / "measured.json").read_text())
