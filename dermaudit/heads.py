@@ -11,11 +11,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -39,6 +43,13 @@ class LinearHead:
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         return ((x - self.mean) / self.scale) @ self.weight.T + self.bias
+
+    def tensor_logits(self, x: Tensor) -> Tensor:
+        """Return the logits of a torch tensor (n, d), differentiable with respect to it."""
+        weight, bias, mean, scale = (
+            x.new_tensor(array) for array in (self.weight, self.bias, self.mean, self.scale)
+        )
+        return ((x - mean) / scale) @ weight.T + bias
 
     def probs(self, x: np.ndarray) -> np.ndarray:
         logits = self.logits(x)

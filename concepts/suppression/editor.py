@@ -97,5 +97,5 @@ def free_codes(
             {"n": n, "needed": MIN_FREE},
         )
     if free.any():
-        return data.codes[site].csr()[free], f"{int(free.sum())} train images without {concept}"
-    return data.codes[site].csr()[rows], f"all {int(rows.sum())} train images: none is labelled"
+        return data.codes(site).csr()[free], f"{int(free.sum())} train images without {concept}"
+    return data.codes(site).csr()[rows], f"all {int(rows.sum())} train images: none is labelled"

@@ -7,62 +7,32 @@ With labels for the concept the latents are chosen by their effect on a trap hea
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from dermaudit.errors import EvidenceError, UserInputError, unknown
 from dermaudit.heads import LinearHead, fit_probe, probe_score
-from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import POOLED, RunData
 
-from ..inputs import seed_of
 from ..results import rounded
 from ..vocabulary.vocabulary import Vocabulary
 from .editor import Editor, free_codes
 from .effects import ChosenLatents, choose_latents, evaluate, refit_worst, worst_without_trap
+from .options import RecipeOptions
 from .recipe import SuppressionRecipe, sae_facts
 from .trap import Trap, make_trap
 
 INSERTIONS = 60
 
 
-@dataclass(frozen=True)
-class RecipeOptions:
-    """`target`: the label whose prediction must not depend on the concept. `strength`: P(concept |
-    target) in the trap split. `level`: the factor of mode `scale`. `seed` None: the run's."""
-
-    target: str = "mel"
-    strength: float = 0.9
-    mode: str = "subtract"
-    level: float | None = None
-    seed: int | None = None
-
-    def as_inputs(self, run: Run, vocabulary: Vocabulary) -> dict[str, Any]:
-        """Return the inputs that decide the recipe, as run.json hashes them."""
-        inputs = {
-            "seed": seed_of(run, self.seed),
-            "target": self.target,
-            "strength": self.strength,
-            "vocabulary": vocabulary.sha256(),
-        }
-        if self.mode != "subtract":  # earlier versions had no other mode and did not record it
-            inputs |= {"mode": self.mode, "level": self.level}
-        return inputs
-
-
-DEFAULT_OPTIONS = RecipeOptions()
-
-
 def make_recipe(
     data: RunData,
     concept: str,
     vocabulary: Vocabulary,
-    options: RecipeOptions = DEFAULT_OPTIONS,
+    options: RecipeOptions = RecipeOptions(),
     tower: Any = None,
 ) -> tuple[SuppressionRecipe, dict[str, Any], pa.Table | None]:
     """Return the recipe for `concept`, its figures, and a table with one row per test image of the
@@ -72,10 +42,11 @@ def make_recipe(
     UserInputError for a concept that neither labels nor vocabulary contain (the nearest is offered),
     EvidenceError with the scores if no latent qualifies or n is too small.
     """
-    run, target, seed = data.run, options.target, seed_of(data.run, options.seed)
+    run, target, seed = data.run, options.target, data.run.seed(options.seed)
     if POOLED not in data.sites:
         raise UserInputError(
-            f"the run {run.path} has no SAE at {POOLED}", f"run: dermaudit fit --run {run.path}"
+            f"the run {run.path} has no SAE at {POOLED}",
+            f"run: {run.remake_command(f'fit:{POOLED}')}",
         )
     truth = data.truth.get(concept)
     free, free_description = free_codes(data, POOLED, concept, options.mode)
@@ -127,7 +98,7 @@ def _measured(
     y = np.where(data.labels == "", np.nan, (data.labels == target).astype(float))
     trap = make_trap(y, a, data.splits, groups=groups, strength=options.strength, seed=seed)
     head = fit_probe(x[trap.fit], y[trap.fit], groups[trap.fit], seed=seed)
-    codes = data.codes[POOLED].csr().toarray()
+    codes = data.codes(POOLED).csr().toarray()
     chosen = choose_latents(editor, head, x, trap, codes)
     clean, clean_description = artifact_free(data, concept)
     figures = evaluate(
@@ -268,16 +239,11 @@ def _by_name(
     data: RunData, concept: str, vocabulary: Vocabulary
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Return the latents of the pooled site that have this name, without a measured effect."""
-    path = data.run.file("concepts.parquet")
-    if not path.is_file():
-        raise UserInputError(
-            f"the run {data.run.path} has no names yet",
-            f"run: dermaudit name --run {data.run.path}",
-        )
+    latents = data.concepts
     known = {c.id for c in vocabulary.concepts} | set(data.truth)
     if concept not in known:
         raise unknown("concept", concept, sorted(known))
-    rows = [r for r in pq.read_table(path).to_pylist() if r["site"] == POOLED]
+    rows = [row for row in latents if row["site"] == POOLED]
     named = sorted((r for r in rows if r["name"] == concept), key=lambda r: (-r["z"], r["latent"]))
     if not named:
         scores = _best_scores(rows, concept)

@@ -113,7 +113,7 @@ CONCEPTS_CAPTION = (
 
 def over_seeds(view: RunView, row: dict[str, Any]) -> str:
     """In a sentence: would another fit have found this latent?"""
-    report = view.stability(row["site"])
+    report = view.other_seeds(row["site"])
     if report is None:
         return "Over seeds: not measured (`dermaudit fit` on this run compares three)."
     others = ", ".join(report["against"])

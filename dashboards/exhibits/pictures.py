@@ -83,7 +83,7 @@ def thumbnail(view: RunView, row: int, side: int = SIDE) -> bytes:
 
 def patch_values(view: RunView, row: int, site: str, latent: int) -> np.ndarray:
     """Codes of one latent at the patches of one image, (h, w), from the stored activations."""
-    acts, grid = view.patch_acts(site, row)
+    acts, grid = view.patch_activations(site, row)
     values = edit.encode(view.sae_weights(site), acts, [latent])[:, 0]
     if values.size != grid[0] * grid[1]:
         raise EvidenceError(

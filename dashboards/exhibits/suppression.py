@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError
 
 from . import figures, measures
@@ -263,7 +264,7 @@ def cost(view: RunView, concept: str) -> Exhibit:
 
 def latents(view: RunView, concept: str) -> Exhibit:
     """Which latents the recipe suppresses, and why each is in."""
-    recipe = view.recipe(concept)  # also refuses a recipe of another model or SAE
+    recipe = load_recipe(view.run, concept)  # also refuses a recipe of another model or SAE
     try:
         names = {(r["site"], r["latent"]): r["name"] for r in view.concepts}
     except DermauditError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
+from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.dashboards.exhibits import edit, figures, markup, measures, pictures
 from dermaudit.dashboards.exhibits.run_view import POOLED, RunView
 from dermaudit.dashboards.exhibits.tables import Exhibit, Table
@@ -102,9 +103,9 @@ def _image(run: RunView) -> None:
 def _facts(run: RunView, row: int) -> None:
     facts = [("file", str(run.images["image"][row].as_py()))]
     facts += [
-        (name, str(run.words(name)[row]))
+        (name, str(run.column(name)[row]))
         for name in ("label", "split", "group", "skin_tone")
-        if run.words(name)[row]
+        if run.column(name)[row]
     ]
     present = [
         name for name, t in run.truth.items() if t.type != "diagnosis" and t.values[row] == 1
@@ -199,7 +200,7 @@ def recipe_changes(run: RunView, row: int) -> list[tuple]:
     out = []
     for concept in run.suppressions:
         try:
-            recipe = run.recipe(concept)
+            recipe = load_recipe(run.run, concept)
         except DermauditError as error:
             out.append(
                 (concept, None, None, None, None, None, f"no recipe: {_why(run, concept, error)}")

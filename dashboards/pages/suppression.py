@@ -26,7 +26,7 @@ def _body(run: RunView) -> None:
         suppression.measured(run, concept)
     except DermauditError as error:
         st.info(f"Not measured: {error.message}" if error.exit_code == 3 else error.message)
-        if run.owner(f"recipes/{concept}.recipe.json"):
+        if run.has_recipe(concept):
             session.exhibit("The recipe", lambda: suppression.latents(run, concept), run, concept)
         return
     session.exhibit(

@@ -21,6 +21,7 @@ from ..exhibits import latents as evidence
 from ..exhibits import limits, markup, overview, pictures, suppression
 from ..exhibits.run_view import POOLED, RunView, latent_title
 from ..exhibits.tables import Exhibit, Table
+from .stage import REPORT
 
 FORMAT_VERSION = 1
 CONCEPT_SECTIONS = 24
@@ -52,13 +53,13 @@ def write_report(
     if out is not None:
         write_text(out, build(view))
         return out, out.stat().st_size
-    path = target.file("report", "index.html")
+    path = target.files.report
 
     def make() -> tuple[list[Path], dict[str, Any]]:
         write_text(path, build(view))
         return [path], {"bytes": path.stat().st_size}
 
-    target.stage("report", _inputs(), make, upstream=upstream, force=force)
+    target.perform(REPORT, _inputs(), make, reads=upstream, force=force)
     return path, path.stat().st_size
 
 
@@ -180,7 +181,7 @@ class _Page:
                 suppression.measured(view, concept)
             except DermauditError as error:
                 self._absent(error)
-                if view.owner(f"recipes/{concept}.recipe.json"):
+                if view.has_recipe(concept):
                     self._exhibit(
                         "The recipe", functools.partial(suppression.latents, view, concept), level=4
                     )

@@ -54,14 +54,12 @@ def alpha_and_colour(
 
 def _stack(layers: list[tuple[Array, Array]]) -> tuple[Array, Array]:
     """Several layers, the last on top, as one alpha and one colour."""
-    alpha, premultiplied = None, None
-    for a, colour in layers:
-        part = a[..., None] * np.asarray(colour, dtype=np.float32)
-        if alpha is None:
-            alpha, premultiplied = a, part
-        else:
-            alpha = a + alpha * (1 - a)
-            premultiplied = part + premultiplied * (1 - a[..., None])
+    alpha, colour = layers[0]
+    premultiplied = alpha[..., None] * np.asarray(colour, dtype=np.float32)
+    for a, colour in layers[1:]:
+        alpha = a + alpha * (1 - a)
+        laid = a[..., None] * np.asarray(colour, dtype=np.float32)
+        premultiplied = laid + premultiplied * (1 - a[..., None])
     return alpha, premultiplied / np.maximum(alpha, np.float32(1e-6))[..., None]
 
 

@@ -35,9 +35,7 @@ def make_data_set(
     """Images, `manifest.parquet` and `data.json` of phantoms 0 … n−1. Finished images are kept."""
     import pyarrow as pa
 
-    bar = iter(track(range(n), "phantoms", n))
-    next(bar, None)
-    write_phantoms(out, n, seed, size, table, masks, without, progress=lambda _: next(bar, None))
+    write_phantoms(out, n, seed, size, table, masks, without)
     entries = rows(n, seed, table)
     for entry, split in zip(entries, assign(entry["group"] for entry in entries), strict=True):
         entry["split"] = split

@@ -56,7 +56,9 @@ def photographs(folder: Path, n: int, size: int, seed: int) -> list[np.ndarray]:
     found = []
     for k in chosen:
         with Image.open(paths[k]) as image:
-            found.append(np.asarray(image.convert("RGB").resize((size, size), Image.BICUBIC)))
+            found.append(
+                np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+            )
     return found
 
 
@@ -79,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     sheet = Image.new("RGB", (max(map(len, grid)) * step, len(grid) * step))
     for y, row in enumerate(grid):
         for x, tile in enumerate(row):
-            image = Image.fromarray(tile).resize((TILE, TILE), Image.BICUBIC)
+            image = Image.fromarray(tile).resize((TILE, TILE), Image.Resampling.BICUBIC)
             sheet.paste(image, (x * step, y * step))
     with whole_file(options.out) as temporary:
         sheet.save(temporary, format="PNG")

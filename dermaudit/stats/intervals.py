@@ -87,13 +87,16 @@ class GroupBootstrap:
     that several figures are bootstrapped jointly by passing the same object.
     """
 
-    def __init__(self, groups: Sequence[object], n_draws: int = 1000, seed: int = 0) -> None:
+    def __init__(
+        self, groups: Sequence[object] | np.ndarray, n_draws: int = 1000, seed: int = 0
+    ) -> None:
         _, self._member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
         self._n_groups = int(self._member.max()) + 1 if len(self._member) else 0
         self.n_draws = n_draws
         self._seed = seed
 
-    def weights(self):
+    def weights(self) -> Iterator[np.ndarray]:
+        """Yield one weight vector per draw, float64 (n,)."""
         generator = np.random.default_rng(self._seed)
         for _ in range(self.n_draws):
             drawn = generator.integers(0, self._n_groups, self._n_groups)

@@ -131,12 +131,12 @@ def paired_test(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's step-down correction (Scand. J. Stat. 6:65, 1979); nan stays nan and does not count."""
-    p = np.asarray(p, dtype=np.float64)
-    adjusted = np.full(len(p), np.nan)
-    order = [i for i in np.argsort(p, kind="stable") if np.isfinite(p[i])]
+    values = np.asarray(p, dtype=np.float64)
+    adjusted = np.full(len(values), np.nan)
+    order = [i for i in np.argsort(values, kind="stable") if np.isfinite(values[i])]
     highest = 0.0
     for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p[i]))
+        highest = max(highest, min(1.0, (len(order) - rank) * values[i]))
         adjusted[i] = highest
     return adjusted
 

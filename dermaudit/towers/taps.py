@@ -21,10 +21,14 @@ are presented as (image or text, token, d) whatever the layout inside.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dermaudit.errors import UserInputError
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,49 @@ class TowerTaps:
     stages: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
+def register(tap: Tap, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Call `change` with the activation at a tap in every forward pass, as (item, token, d).
+
+    What it returns replaces the activation. If it returns None or the very tensor that it was given,
+    the module's own value stays, so that its strides and the bits of what follows do too.
+    """
+
+    def changed(value: Any) -> Any:
+        tensor = value[0] if isinstance(value, tuple) else value
+        seen = tensor.transpose(0, 1) if tap.swap else tensor
+        seen = tensor.flatten(2).transpose(1, 2) if tap.cells else seen
+        given = change(seen)
+        if given is None or given is seen:
+            return None
+        given = given.transpose(0, 1) if tap.swap else given
+        given = given.transpose(1, 2).reshape(tensor.shape) if tap.cells else given
+        return (given, *value[1:]) if isinstance(value, tuple) else given
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = changed(args[0] if args else kwargs["hidden_states"])
+        if given is None:
+            return None
+        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
+
+    if tap.where == "in":
+        return tap.module.register_forward_pre_hook(enter, with_kwargs=True)
+    return tap.module.register_forward_hook(lambda module, args, output: changed(output))
+
+
+def image_tower(model: nn.Module) -> nn.Module:
+    """Return `model.visual`. Raises UserInputError if there is none."""
+    visual = getattr(model, "visual", None)
+    if not isinstance(visual, nn.Module):
+        raise UserInputError(
+            f"{type(model).__name__} is neither a HookedTower nor an open_clip model: it has no "
+            "image tower `visual`"
+        )
+    return visual
+
+
 def visual_taps(model: nn.Module) -> TowerTaps:
-    """The taps of `model.visual`; a kind that is not known has none: only embedding and pooled."""
-    visual = model.visual
+    """Return the taps of `model.visual`; a kind that is not known has none."""
+    visual: Any = image_tower(model)
     if hasattr(visual, "scaled_tokens"):
         return _panderm(visual)
     if hasattr(visual, "trunk"):

@@ -14,6 +14,7 @@ from dermaudit.bench.measures.metrics import (
     recall_figures,
     score_predictions,
 )
+from dermaudit.bench.options import Resampling
 
 
 def world(n=200, n_classes=5, seed=0, skill=2.0):
@@ -78,7 +79,7 @@ def test_metric_draws__a_class_that_a_resample_lacks_leaves_the_means():
 
 def test_score_predictions__point_is_the_full_sample_and_inside():
     p = world()
-    figures = score_predictions({"m": p}, n_draws=200)
+    figures = score_predictions({"m": p}, Resampling(200))
     assert figures.points[0, 0] == np.mean(p.truth == p.predicted)
     low, high = figures.interval(0, 0)
     assert low < figures.points[0, 0] < high
@@ -87,7 +88,7 @@ def test_score_predictions__point_is_the_full_sample_and_inside():
 
 def test_recall_figures__and_confusion():
     p = world()
-    figures, counts = recall_figures({"m": p}, n_draws=50)
+    figures, counts = recall_figures({"m": p}, Resampling(50))
     matrix = confusion(p)
     assert np.array_equal(matrix, sk.confusion_matrix(p.truth, p.predicted))
     assert np.array_equal(counts, matrix.sum(1))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermaudit.bench import retrieval
+from dermaudit.bench.options import Resampling
 from dermaudit.bench.retrieval import (
     chance,
     encode_captions,
@@ -120,21 +121,14 @@ def test_figures__the_whole_set_and_paired():
     x, captions, which = world(n=80, n_captions=40, noise=0.3)
     y = unit(x + 0.8 * np.random.default_rng(1).normal(size=x.shape))
     models = {"a": ranks(x, captions, which), "b": ranks(y, captions, which)}
-    figures = retrieval_figures(models, [str(i) for i in range(80)], (1, 5), n_draws=200)
+    figures = retrieval_figures(models, [str(i) for i in range(80)], (1, 5), Resampling(200))
     k = figures.metrics.index("image → text R@1")
     assert figures.points[0, k] == np.mean(models["a"][0].found <= 1)
     median = figures.metrics.index("text → image median rank")
     assert figures.points[1, median] == np.sort(models["b"][1].found)[39]
     assert figures.compare(["image → text R@1"])[0].p_holm < 0.05
     sheets = retrieval_sheets(
-        "toy",
-        models,
-        which,
-        [str(i) for i in range(80)],
-        (1, 5, 90),
-        n_draws=100,
-        seed=0,
-        reference=None,
+        "toy", models, which, [str(i) for i in range(80)], (1, 5, 90), Resampling(100)
     )
     assert sheets[0].rows[-1][0] == "(chance)"
     assert "R@90 of 80 pairs is 1 by construction" in sheets[1].notes

@@ -201,7 +201,7 @@ def test_formats__wrong_ones(folder, main, tmp_path):
 def test_by_class__small_classes_have_no_figure(tmp_path, main):
     p = predictions(80)
     keep = [i for i in range(80) if p.truth[i] != 2 or i < 30]
-    write_predictions(tmp_path / "p", "toy", {"m": p.take(keep)})
+    write_predictions(tmp_path / "p", "toy", {"m": p.take(np.array(keep))})
     done = main("bench", "table", "--predictions", tmp_path / "p", "--by-class", "--json")
     assert "n too small" in done.stderr
     shown = [f for f in done.json()["figures"] if f["table"] == "recall by class"]

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from dermaudit.data import Manifest
-from dermaudit.sae.embed.embed import BATCH, POOLED, Order, default_sites, embed_into
+from dermaudit.sae.embed.embed import BATCH, POOLED, EmbedSettings, default_sites, embed_into
 from dermaudit.sae.embed.shard import embed_shard, read_batch
 from dermaudit.sae.store.shard_plan import ImageList
 from dermaudit.towers import load_model
@@ -77,7 +77,7 @@ def _bench(options: argparse.Namespace, n: int, work: Path) -> None:
         return clock.rates()
 
     def loop(names: list[str], ahead: bool = True) -> Rates:
-        order = Order(names)
+        order = EmbedSettings(names)
 
         def without(jobs) -> None:
             for one, places in jobs:

@@ -87,10 +87,13 @@ class Data:
 
     def __init__(self, x, codes, splits, groups, truth=None, labels=None) -> None:
         self.n, self.pooled, self.splits, self.groups = len(x), x, splits, groups
-        self.codes = {POOLED: DenseCodes(codes)}
+        self._codes = {POOLED: DenseCodes(codes)}
         self.sites = [POOLED]
         self.truth = {k: Truth(k, kind, v) for k, (kind, v) in (truth or {}).items()}
         self.labels = np.full(self.n, "", dtype=object) if labels is None else labels
+
+    def codes(self, site: str) -> DenseCodes:
+        return self._codes[site]
 
     def rows(self, *splits: str) -> np.ndarray:
         return np.isin(self.splits, splits)

@@ -200,7 +200,7 @@ def test_run_without_labels(page, unlabelled_run, name) -> None:
 @pytest.mark.parametrize("name", ["overview", "concepts", "image", "suppression"])
 def test_empty_run_is_a_sentence(page, tmp_path, name) -> None:
     Run.create(tmp_path / "empty")
-    assert "has no images yet" in page(name, tmp_path / "empty").warning[0].value
+    assert "has no images stage yet" in page(name, tmp_path / "empty").warning[0].value
 
 
 def test_no_run_is_a_sentence(page, tmp_path) -> None:

@@ -23,7 +23,7 @@ from dermaudit.sae import ActivationStore
 from dermaudit.sae.embed import embed
 from dermaudit.sae.embed import shard as embed_shard_module
 from dermaudit.sae.embed.embed import (
-    Order,
+    EmbedSettings,
     default_sites,
     embed_into,
     embed_run,
@@ -75,7 +75,7 @@ def run(tmp_path):
     run.record("images", {}, [run.file("images.parquet")])
 
     def go(force=False, **options):
-        order = Order(SITES, **options)
+        order = EmbedSettings(SITES, **options)
         return embed_run(run, Tower(), images_of(paths), order, force=force)
 
     return run, paths, go
@@ -120,7 +120,7 @@ def test_cls_tokens_and_dtype(run):
     assert (store.meta["token_kind"], store.meta["tokens"], store.meta["grid"]) == ("cls", 1, None)
     np.testing.assert_array_equal(store.read()[0], np.full((10, 3), 9.0, np.float32))
     assert ActivationStore.open(run.file("embeddings", "visual.pooled")).meta["dtype"] == "bfloat16"
-    run.require("embed", "embed")
+    run.require("embed")
 
 
 def test_embed__done_is_not_done_again(run):
@@ -175,7 +175,7 @@ def test_embed__an_altered_shard_is_made_again(run):
     go()
     assert path.read_bytes() == good and Tower.seen == 14
     assert read_json(path.with_name("store.json")) == store
-    run.require("embed", "embed")
+    run.require("embed")
 
 
 def test_force__makes_everything_again(run):
@@ -191,10 +191,12 @@ def test_a_store_of_format_1_is_made_again(run):
     run, _, go = run
     folder = run.file("embeddings", "visual.pooled")
     old = write_store(folder, [], model_fingerprint="f" * 64)
-    old.write_shard(7, np.ones((2, 3), np.float32), np.arange(2), np.arange(2))
-    write_json(folder / "store.json", {**old.meta, "format_version": 1})
+    shard = folder / "shard-000007.safetensors"
+    write_shard_file(shard, torch.ones(2, 3), np.arange(2), np.arange(2))
+    listed = {"format_version": 1, "shards": {shard.name: sha256_file(shard)}}
+    write_json(folder / "store.json", {**old.meta, **listed})
     go()
-    assert not (folder / "shard-000007.safetensors").exists()
+    assert not shard.exists()
     assert ActivationStore.open(folder, check=True).meta["n"] == 10
 
 
@@ -202,7 +204,7 @@ def test_a_store_of_format_1_is_made_again(run):
 
 
 def make(root, paths, *, known=False, tower=None, **options):
-    order = Order(["visual.pooled"], **options)
+    order = EmbedSettings(["visual.pooled"], **options)
     stores = embed_into(root, tower or Tower(), images_of(paths, known), order)
     assert stores is not None
     return stores[0]
@@ -235,7 +237,7 @@ def test_append__in_the_midst_of_the_list_rows_are_numbered_anew(tmp_path):
     np.testing.assert_array_equal(rows, np.arange(11))
     np.testing.assert_allclose(acts, mean / np.linalg.norm(mean, axis=1)[:, None], atol=1e-5)
     part = store.rows()
-    np.testing.assert_array_equal(part.read(0, 11), acts[part.images(0, 11)])
+    np.testing.assert_array_equal(part.read(0, 11), acts[part.image_rows])
     (store.folder / "rows.npy").unlink()
     with pytest.raises(UserInputError, match=r"rows\.npy is missing or altered"):
         ActivationStore.open(store.folder)
@@ -275,9 +277,9 @@ def test_another_models_store_is_refused(run):
     other = Tower()
     other.fingerprint = "e" * 64
     with pytest.raises(ForeignArtifactError, match="holds activations of another model"):
-        embed_run(run, other, images_of(paths), Order(SITES))
+        embed_run(run, other, images_of(paths), EmbedSettings(SITES))
     assert Tower.seen == 10
-    run.require("embed", "embed")
+    run.require("embed")
 
 
 # ---- bad input
@@ -307,14 +309,16 @@ def test_strict__the_first_bad_image_ends_it(tmp_path):
     Path(paths[3]).write_bytes(b"")
     engine = in_this_process(Tower(), strict=True)
     with pytest.raises(UserInputError, match=r"03\.png \(row 3\): the file is empty") as error:
-        embed_into(tmp_path / "s", Tower(), images_of(paths, False), Order(SITES), engine=engine)
+        embed_into(
+            tmp_path / "s", Tower(), images_of(paths, False), EmbedSettings(SITES), engine=engine
+        )
     assert "--strict" in error.value.hint
 
 
 def test_not_finite__counted_named_and_fatal_if_strict(run, capsys):
     run, paths, _ = run
     tower = Tower(scale=1e6)  # over what float16 holds wherever a quarter is bright
-    done = embed_run(run, tower, images_of(paths), Order(SITES))
+    done = embed_run(run, tower, images_of(paths), EmbedSettings(SITES))
     assert done["not_finite"] == {BLOCK: 10}
     assert (
         f"10 of 10 images have values at {BLOCK} that are not finite, the first: 00"
@@ -322,9 +326,11 @@ def test_not_finite__counted_named_and_fatal_if_strict(run, capsys):
     )
     assert not np.isfinite(ActivationStore.open(run.file("embeddings", BLOCK)).read()[0]).all()
     with pytest.raises(UserInputError, match="10 of 10 images have values") as error:
-        embed_run(run, tower, images_of(paths), Order(SITES, strict=True), force=True)
+        embed_run(run, tower, images_of(paths), EmbedSettings(SITES, strict=True), force=True)
     assert "--dtype bfloat16" in error.value.hint
-    fine = embed_run(run, tower, images_of(paths), Order(SITES, dtype="bfloat16", strict=True))
+    fine = embed_run(
+        run, tower, images_of(paths), EmbedSettings(SITES, dtype="bfloat16", strict=True)
+    )
     assert fine["not_finite"] == {}
 
 
@@ -384,7 +390,7 @@ def test_writing__goes_on_while_the_next_shard_is_computed_and_not_the_one_after
 
 
 def test_two_rows_of_one_image_id():
-    with pytest.raises(UserInputError, match="image_id 'a' stands in more than one row"):
+    with pytest.raises(UserInputError, match="image_id 'a' is in more than one row"):
         ImageList(["a", "b", "a"], ["g"] * 3, ["p"] * 3)
 
 
@@ -404,7 +410,7 @@ def test_a_site_of_another_shape_is_refused(tmp_path):
     tower.site_grid = lambda site: (3, 3)
     images = images_of(write_pictures(tmp_path / "p", 2))
     with pytest.raises(UserInputError, match=r"gives \(4, 3\) an image, not \(9, 3\)"):
-        embed_into(tmp_path / "s", tower, images, Order([BLOCK]))
+        embed_into(tmp_path / "s", tower, images, EmbedSettings([BLOCK]))
 
 
 # ---- the pieces
@@ -493,7 +499,7 @@ def test_shards_of_many_tokens_hold_fewer_images(tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "BATCH", 1)
     monkeypatch.setattr(embed, "SHARD_BYTES", 3 * 4 * 3 * 2)  # three images of 4 tokens in float16
     paths = write_pictures(tmp_path / "p", 5)
-    stores = embed_into(tmp_path / "s", Tower(), images_of(paths), Order([BLOCK]))
+    stores = embed_into(tmp_path / "s", Tower(), images_of(paths), EmbedSettings([BLOCK]))
     assert [len(s.meta["shards"]) for s in stores] == [3]  # 2, 2, 1: a power of two
 
 

@@ -13,7 +13,7 @@ from dermaudit.files import read_json
 from dermaudit.run.directory import open_run
 from dermaudit.sae import ActivationStore
 from dermaudit.sae.embed import embed
-from dermaudit.sae.embed.embed import Order, embed_into, embed_sites
+from dermaudit.sae.embed.embed import EmbedSettings, embed_into, embed_sites
 from dermaudit.sae.embed.ray_engine import ShardMaker, _as_text, _from_text
 from dermaudit.sae.store.shard_plan import (
     ImageList,
@@ -89,12 +89,12 @@ def test_any_number_of_workers_in_any_order_gives_the_bytes_of_one(
     images, tmp_path, size, backwards
 ):
     alone = tmp_path / "alone"
-    assert embed_into(alone, Tower(), images, Order(SITES)) is not None
+    assert embed_into(alone, Tower(), images, EmbedSettings(SITES)) is not None
     assert Tower.seen == N
     together, Tower.seen = tmp_path / "together", 0
     ranks = list(range(size))[:: -1 if backwards else 1]
     ends = [
-        embed_into(together, Tower(), images, Order(SITES, share=WorkerRank(rank, size)))
+        embed_into(together, Tower(), images, EmbedSettings(SITES, share=WorkerRank(rank, size)))
         for rank in ranks
     ]
     assert Tower.seen == N  # no image went through the tower twice
@@ -106,7 +106,7 @@ def test_any_number_of_workers_in_any_order_gives_the_bytes_of_one(
 
 def test_a_late_worker_finds_the_store_finished(images, tmp_path):
     """Its plan is of the time before; what it makes again are the same bytes."""
-    order = Order(["visual.pooled"])
+    order = EmbedSettings(["visual.pooled"])
     identity, facts = order.site(Tower(), "visual.pooled")
     site = StoreTarget(tmp_path / "s", identity, facts)
     plan = plan_shards(site, images, 2)
@@ -123,7 +123,7 @@ def test_a_late_worker_finds_the_store_finished(images, tmp_path):
 
 
 def test_finish__not_with_another_workers_shard_altered(images, tmp_path):
-    order = Order(["visual.pooled"])
+    order = EmbedSettings(["visual.pooled"])
     identity, facts = order.site(Tower(), "visual.pooled")
     site = StoreTarget(tmp_path / "s", identity, facts)
     assert embed_sites([site], images, order, order.engine(Tower())) is not None
@@ -134,7 +134,7 @@ def test_finish__not_with_another_workers_shard_altered(images, tmp_path):
 
 
 def test_a_job_survives_its_way_through_ray(images, tmp_path, monkeypatch):
-    order = Order(SITES)
+    order = EmbedSettings(SITES)
     sites = [StoreTarget(tmp_path / name, *order.site(Tower(), name)) for name in SITES]
     part = plan_shards(sites[0], images, 4).parts[1]
     again, places = _from_text(_as_text((part, sites)))
@@ -143,7 +143,7 @@ def test_a_job_survives_its_way_through_ray(images, tmp_path, monkeypatch):
 
 def test_an_actor_of_ray__an_error_comes_back_as_data(images, tmp_path):
     maker = ShardMaker("phantom-vit", threads=1, device="cpu", batch=2, strict=True)
-    site = StoreTarget(tmp_path / "s", *Order([]).site(maker.tower, "visual.pooled"))
+    site = StoreTarget(tmp_path / "s", *EmbedSettings([]).site(maker.tower, "visual.pooled"))
     parts = plan_shards(site, images, 4).parts
     Path(images.paths[5]).unlink()
     assert maker({"job": _as_text((parts[0], [site]))}) == {"made": 4, "error": "", "hint": ""}
@@ -245,12 +245,12 @@ def test_workers_killed_and_resumed__the_bytes_of_one(cli, main, image_folder, t
     said = killed.json()["error"]["message"]
     assert re.fullmatch(r"worker [01] of 2 ended with 137 before its shards were done", said)
     run = open_run(tmp_path / "two")
-    with pytest.raises(UserInputError, match="has no embed yet"):
-        run.require("embed", "embed")
+    with pytest.raises(UserInputError, match="has no embed stage yet"):
+        run.require("embed")
     done = cli(*command, timeout=300)
     assert done.rc == 0, done.stderr
     assert done.json()["n_images"] == N and "unfinished" not in done.json()
-    open_run(tmp_path / "two").require("embed", "embed")
+    open_run(tmp_path / "two").require("embed")
     # Nothing is left over, not even by the worker that was stopped in the midst of a file.
     assert content(tmp_path / "two" / "embeddings") == content(tmp_path / "alone" / "embeddings")
 

@@ -77,7 +77,7 @@ def test_fit__writes_sae_codes_metrics_and_log(main, run):
         z = sae.encode(acts)
         expected = z if tokens == 1 else z.amax(1)
         np.testing.assert_allclose(codes.toarray(), expected.numpy(), atol=1e-5)
-        open_run(run).require(f"fit:{site}", "fit")
+        open_run(run).require(f"fit:{site}")
     # Nothing to do a second time; --force does it again, to the same bytes.
     before = sha256_file(run / "sae" / POOLED / WEIGHTS)
     log = (run / "log.jsonl").read_text()
@@ -208,13 +208,13 @@ def test_killed_among_the_other_seeds__gone_on_with_the_same_bytes(cli, main, ru
         (["--sweep", "d_sae=10;k=8,20"], "k = 20 is larger than d_sae = 10"),
         (["--arch", "topk", "--k", "2.5"], "topk keeps a whole number"),
         (["--arch", "topp"], "did you mean 'topk'"),
-        (["--arch", "relu_l1", "--k", "4"], "says nothing to relu_l1"),
+        (["--arch", "relu_l1", "--k", "4"], "has no effect on relu_l1"),
         (["--samples", "10", "--epochs", "2"], "--samples and --epochs"),
         (["--epochs", "-1"], "epochs = -1 must be above 0"),
         (["--set", "d_sae=4", "--d-sae", "8"], "d_sae is given twice"),
         (["--seeds", "1,1"], "one seed twice"),
         (["--preset", "dermfm"], "did you mean 'dermfm-zero'"),
-        (["--bad-rows", "keep"], "--bad-rows keep is neither drop nor fatal"),
+        (["--bad-rows", "keep"], "unknown --bad-rows 'keep'"),
         (["--resume", "--force"], "contradict"),
         (["--device", "gpu"], "--device gpu is no device"),
     ],

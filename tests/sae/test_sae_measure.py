@@ -43,7 +43,8 @@ def make_run(folder, sae, n: int = 300, broken: int | None = None, order=None, l
             "artifact:ruler": pa.array([None, *ruler[1:]], pa.float64()),
         }
     )
-    write_parquet(folder / "images.parquet", table)
+    write_parquet(run.files.images, table)
+    run.record("images", {}, [run.files.images])
     order = np.arange(n) if order is None else order
     shards = [(acts[order], order, order // 2)]
     store = write_store(folder / "embeddings" / SITE, shards, site=SITE)
@@ -166,8 +167,8 @@ def test_verb__an_independent_model_judges(main, tmp_path):
     run = make_run(tmp_path / "run", random_sae(24, 40, threshold=0.3), n=120)
     argv = ("sae", "measure", "--run", run.path, "--draws", 20, "--embeddings-of", "phantom-vit")
     done = main(*argv)
-    assert done.rc == 2 and "--embeddings-of needs the run's images" in done.stderr
-    assert "2.png: the file does not exist" in done.stderr  # the first test image
+    assert done.rc == 2 and "does not exist" in done.stderr and "data locate" in done.stderr
+    assert "2.png of the run" in done.stderr  # the first test image
     rng = np.random.default_rng(0)
     for i in range(120):
         pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -231,10 +232,11 @@ def test_verb__refusals(main, tmp_path, flags, said):
 def test_verb__nothing_fitted_and_nothing_to_test(main, tmp_path):
     empty = Run.create(tmp_path / "empty")
     done = main("sae", "measure", "--run", empty.path)
-    assert done.rc == 2 and "no sparse autoencoder yet" in done.stderr
+    assert done.rc == 2 and "has no fit stage yet" in done.stderr
     run = make_run(tmp_path / "run", random_sae(24, 40, threshold=0.3), n=120)
     table = pq.read_table(run.file("images.parquet"))
     at = table.column_names.index("split")
-    write_parquet(run.file("images.parquet"), table.set_column(at, "split", [["train"] * 120]))
+    write_parquet(run.files.images, table.set_column(at, "split", [["train"] * 120]))
+    run.record("images", {}, [run.files.images])
     done = main("sae", "measure", "--run", run.path)
     assert done.rc == 3 and "has no test images" in done.stderr

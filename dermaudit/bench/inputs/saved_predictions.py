@@ -46,9 +46,8 @@ class Predictions:
     def n(self) -> int:
         return len(self.images)
 
-    def take(self, rows: Sequence[int]) -> Predictions:
-        """Some rows, in the given order."""
-        rows = np.asarray(rows, dtype=int)
+    def take(self, rows: np.ndarray) -> Predictions:
+        """Return some rows (integers), in the given order."""
         return replace(
             self,
             images=[self.images[i] for i in rows],

@@ -36,10 +36,10 @@ class LegacyCell:
     p: float | None
     floored: bool = False
 
-    def said(self) -> str:
+    def text(self) -> str:
         return f"{self.mean:.4f} ({self.low:.4f}-{self.high:.4f})"
 
-    def said_p(self) -> str:
+    def p_text(self) -> str:
         if self.p is None:
             return ""
         return f"{self.p:.3f}" if self.p >= 0.001 else f"{self.p:.2e}"
@@ -112,22 +112,23 @@ def agreement(
     largest, differing = 0.0, []
     for key, measures in found.items():
         for metric, cell in measures.items():
-            said = published.get(key, {}).get(metric)
-            if said is None:
+            printed = published.get(key, {}).get(metric)
+            if printed is None:
                 continue
             cells += 1
-            if said == cell.said():
+            if printed == cell.text():
                 equal += 1
             else:
-                differing.append(f"{'/'.join(key)} {metric}: {cell.said()}, published {said}")
+                differing.append(f"{'/'.join(key)} {metric}: {cell.text()}, published {printed}")
             numbers = [
-                float(v) for v in said.replace("(", " ").replace(")", "").replace("-", " ").split()
+                float(v)
+                for v in printed.replace("(", " ").replace(")", "").replace("-", " ").split()
             ]
             ours = (cell.mean, cell.low, cell.high)
             if len(numbers) == 3:
                 largest = max(largest, *(abs(a - b) for a, b in zip(ours, numbers, strict=True)))
-            said_p = published[key].get(f"{metric}_p_value", "")
-            if said_p and cell.p is not None and math.isfinite(cell.p):
+            printed_p = published[key].get(f"{metric}_p_value", "")
+            if printed_p and cell.p is not None and math.isfinite(cell.p):
                 p_cells += 1
-                p_equal += said_p == cell.said_p()
+                p_equal += printed_p == cell.p_text()
     return Agreement(cells, equal, p_cells, p_equal, largest, tuple(differing))

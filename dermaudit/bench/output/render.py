@@ -36,7 +36,7 @@ class Sheet:
 
     title: str
     header: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
     notes: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -60,6 +60,16 @@ def cell(value: float, low: float, high: float, digits: int = 3, n: int = MIN_CE
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def cells_of(
+    figures: Figures, model: int, metrics: Sequence[str], digits: int = 3, n: int = MIN_CELL
+) -> list[str]:
+    """Return the cells of some metrics of one model."""
+    return [
+        cell(figures.points[model, k], *figures.interval(model, k), digits, n)
+        for k in map(figures.metrics.index, metrics)
+    ]
+
+
 def figure_sheet(
     title: str,
     figures: Figures,
@@ -70,14 +80,9 @@ def figure_sheet(
     what: str = "figure",
     **columns: Any,
 ) -> Sheet:
-    """Models down, metrics across."""
-    picked = [figures.metrics.index(name) for name in shown]
+    """Return a sheet with one row per model and one column per metric."""
     rows = [
-        (
-            model,
-            *(cell(figures.points[m, k], *figures.interval(m, k), digits, n) for k in picked),
-        )
-        for m, model in enumerate(figures.models)
+        (model, *cells_of(figures, m, shown, digits, n)) for m, model in enumerate(figures.models)
     ]
     header = ("model", *(WORDS.get(name, name) for name in shown))
     records = figures.records(table=what, **columns, n=n)

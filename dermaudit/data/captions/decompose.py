@@ -210,7 +210,7 @@ class Decomposer:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, req, fp, code, msg, headers, newurl) -> None:
         return None
 
 

@@ -126,13 +126,20 @@ def require_evidence(n: int, n_groups: int, false_share: float) -> None:
         )
 
 
-class Witnesses(NamedTuple):
-    """What is known of n images: embeddings (n, d), packed hashes (n, 4), and those of each image
-    mirrored and turned (n, 7, 4); None where it was not asked for."""
+class Features(NamedTuple):
+    """Features of n images that are compared: embeddings (n, d), packed hashes (n, 4), and the hashes
+    of each image mirrored and rotated (n, 7, 4); None where they were not computed."""
 
     embeddings: np.ndarray | None = None
     hashes: np.ndarray | None = None
     turned: np.ndarray | None = None
+
+    def orientations(self) -> np.ndarray | None:
+        """Return all hashes of each image, (n, 1 or 8, 4), or None without hashes."""
+        if self.hashes is None:
+            return None
+        upright = self.hashes[:, None]
+        return upright if self.turned is None else np.concatenate([upright, self.turned], axis=1)
 
 
 class Pairs(NamedTuple):
@@ -148,27 +155,26 @@ class Pairs(NamedTuple):
 
 
 def find_pairs(
-    a: Witnesses, b: Witnesses | None, threshold: float, max_bits: int = MAX_DISTANCE
+    a: Features, b: Features | None, threshold: float, max_bits: int = MAX_DISTANCE
 ) -> Pairs:
-    """Each row of B with its nearest of A by either witness, where it is near enough.
+    """Return each row of B with its nearest row of A by cosine or hash, if it is near enough.
 
-    `b` None: within `a`, each pair once with the smaller row as A. Where B has `turned` hashes, a
-    mirrored or turned copy is found as any other. Nearest pairs first: by bits, then by cosine.
+    `b` None: within `a`, each pair once with the smaller row as A. If B has `turned` hashes, mirrored
+    and rotated copies are found too. The nearest pairs come first: by bits, then by cosine.
     """
     within = b is None
     b = a if b is None else b
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    embedded = a.embeddings is not None and b.embeddings is not None
-    hashed = a.hashes is not None and b.hashes is not None
-    if embedded:
+    if a.embeddings is not None and b.embeddings is not None:
         own = (
             (np.arange(len(b.embeddings)), np.arange(len(a.embeddings))) if within else (None, None)
         )
-        row, cosine = top1(b.embeddings, a.embeddings, *own, what="comparing embeddings")
-        near = np.flatnonzero(cosine >= threshold)
+        row, nearest = top1(b.embeddings, a.embeddings, *own, what="comparing embeddings")
+        near = np.flatnonzero(nearest >= threshold)
         found.append((row[near], near))
-    if hashed:
-        row = _nearest_of_ways(a.hashes, _ways(b), max_bits, within)
+    orientations = b.orientations()
+    if a.hashes is not None and orientations is not None:
+        row = _nearest_orientation(a.hashes, orientations, max_bits, within)
         near = np.flatnonzero(row >= 0)
         found.append((row[near], near))
     pairs = np.concatenate([np.stack(pair, axis=1) for pair in found])
@@ -177,15 +183,14 @@ def find_pairs(
     pairs = np.unique(pairs, axis=0)
     rows_a, rows_b = pairs[:, 0], pairs[:, 1]
     cosine = np.full(len(pairs), np.nan)
-    if embedded:
-        for part in np.array_split(np.arange(len(pairs)), 1 + len(pairs) // _BASE):
-            left, right = (
-                unit_rows(x) for x in (a.embeddings[rows_a[part]], b.embeddings[rows_b[part]])
-            )
-            cosine[part] = (left * right).sum(axis=1)
+    if a.embeddings is not None and b.embeddings is not None:
+        for block in np.array_split(np.arange(len(pairs)), 1 + len(pairs) // _BASE):
+            left = unit_rows(a.embeddings[rows_a[block]])
+            right = unit_rows(b.embeddings[rows_b[block]])
+            cosine[block] = (left * right).sum(axis=1)
     bits = np.full(len(pairs), -1)
-    if hashed:
-        differ = np.bitwise_count(_ways(b)[rows_b] ^ a.hashes[rows_a][:, None])
+    if a.hashes is not None and orientations is not None:
+        differ = np.bitwise_count(orientations[rows_b] ^ a.hashes[rows_a][:, None])
         bits = differ.sum(axis=2, dtype=np.int64).min(axis=1)
     order = np.lexsort((rows_b, rows_a, -np.nan_to_num(cosine), bits))
     return Pairs(
@@ -204,18 +209,15 @@ def find_pairs(
     )
 
 
-def _ways(side: Witnesses) -> np.ndarray:
-    """All hashes of each image: (n, 1 or 8, 4)."""
-    upright = side.hashes[:, None]
-    return upright if side.turned is None else np.concatenate([upright, side.turned], axis=1)
-
-
-def _nearest_of_ways(base: np.ndarray, ways: np.ndarray, max_bits: int, within: bool) -> np.ndarray:
-    """The nearest base row over all ways to lay down an image; -1 where none is near."""
-    own = np.arange(len(ways)) if within else None
-    row, bits = np.full(len(ways), -1), np.full(len(ways), max_bits + 1)
-    for way in range(ways.shape[1]):
-        other, apart = nearest_hash(np.ascontiguousarray(ways[:, way]), base, max_bits, own)
+def _nearest_orientation(
+    base: np.ndarray, orientations: np.ndarray, max_bits: int, within: bool
+) -> np.ndarray:
+    """Return the nearest base row over all orientations of an image; -1 where none is near."""
+    n = len(orientations)
+    own = np.arange(n) if within else None
+    row, bits = np.full(n, -1), np.full(n, max_bits + 1)
+    for k in range(orientations.shape[1]):
+        other, apart = nearest_hash(np.ascontiguousarray(orientations[:, k]), base, max_bits, own)
         nearer = (other >= 0) & (apart < bits)
         row[nearer], bits[nearer] = other[nearer], apart[nearer]
     return row

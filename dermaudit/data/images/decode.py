@@ -49,6 +49,17 @@ class BadImage(UserInputError):
         self.kind = kind
 
 
+def no_readable_image(
+    n: int, path: Path | str, first: str | None = None, reason: str = ""
+) -> UserInputError:
+    """Return the error for a data set at `path` none of whose `n` images can be read."""
+    example = f": {first}: {reason}" if first else ""
+    return UserInputError(
+        f"none of the {n} images of {path} could be read{example}",
+        f"see what is wrong with: dermaudit data check {path}",
+    )
+
+
 @dataclass(frozen=True)
 class ImageLimits:
     """What is still decoded. Pillow refuses more than 178 Mpx whatever `max_pixels` says."""

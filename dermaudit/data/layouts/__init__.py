@@ -13,6 +13,7 @@ from dermaudit.errors import UserInputError, unknown
 from ..manifest.missing_path import missing, no_table
 from ..manifest.tables import SHARDS_FILE, TABLE_SUFFIXES, UNFINISHED, UNFINISHED_SHARDS, RawTable
 from . import dermoscopy
+from .csv_rows import files_of
 from .registry import DatasetLayout as DatasetLayout
 from .registry import Layout as Layout
 from .registry import discover
@@ -63,8 +64,8 @@ def detect(path: Path) -> str:
 
 def foreign_tables(folder: Path) -> Iterator[tuple[str, Path]]:
     """(layout, file) of the tables in a folder that are in a layout of the published systems."""
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in (".csv", ".jsonl") and file.is_file():
+    for file in files_of(folder):
+        if file.suffix.lower() in (".csv", ".jsonl"):
             name = next((name for name, layout in FOREIGN.items() if layout.matches(file)), None)
             if name and not dermoscopy.matches(file):
                 yield name, file

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from dermaudit.errors import UserInputError
 
-from ..manifest.tables import TRUTH_PREFIXES, RawTable, Skipped
+from ..manifest.tables import TRUTH_PREFIXES, RawTable, SkippedRow
 from ..splits import SPLITS
-from .csv_rows import Column, Rows, header_of, one_file, raw_table, read_rows
+from .csv_rows import Column, CsvRows, header_of, one_file, raw_table, read_rows
 from .image_names import ImageNames
 from .registry import Layout
 
@@ -135,10 +135,12 @@ def _is_truth(cells: Column) -> bool:
     return bool(said) and sum(cell in _ZERO_ONE for cell in said) >= _NEARLY * len(said)
 
 
-def images_of(rows: Rows, column: str, names: ImageNames) -> tuple[Column, dict[int, Skipped]]:
+def images_of(
+    rows: CsvRows, column: str, names: ImageNames
+) -> tuple[Column, dict[int, SkippedRow]]:
     """The path of the image of each id, and the rows that have none, or have another row's."""
     images: Column = []
-    bad: dict[int, Skipped] = {}
+    bad: dict[int, SkippedRow] = {}
     first: dict[str, int] = {}
     for row, name in enumerate(rows.get(column)):
         line = rows.lines[row]
@@ -147,7 +149,7 @@ def images_of(rows: Rows, column: str, names: ImageNames) -> tuple[Column, dict[
             why = f"its image {image} belongs to line {first[image]} already"
             image = None
         if image is None:
-            bad[row] = Skipped(
+            bad[row] = SkippedRow(
                 "no_image" if name else "blank_image",
                 why,
                 line,

@@ -7,7 +7,7 @@ one sentence; only what makes the rest of the file unsure (a quote that never en
 from __future__ import annotations
 
 import csv
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from dermaudit.errors import UserInputError
 
 from ..manifest.missing_path import missing
-from ..manifest.tables import RawTable, Skipped, is_text_column
+from ..manifest.tables import RawTable, SkippedRow, is_text_column
 
 _BLANK = {"", "NA", "N/A", "NaN", "nan", "NULL", "null"}
 _FIELD_LIMIT = 1 << 24  # characters in a cell; the library's own 131,072 is short for a forum post
@@ -27,13 +27,13 @@ Column = list[str | None]
 
 
 @dataclass(frozen=True)
-class Rows:
+class CsvRows:
     """`columns` {name: n stripped cells, None where blank}; `lines` (n,) where each row begins."""
 
     file: Path
     columns: dict[str, Column]
     lines: list[int]
-    skipped: list[Skipped]
+    skipped: list[SkippedRow]
 
     @property
     def n(self) -> int:
@@ -74,13 +74,13 @@ def header_of(path: Path) -> list[str]:
         return []
 
 
-def one_file(path: Path, is_it, layout: str, usual: str) -> Path:
+def one_file(path: Path, is_it: Callable[[Path], bool], layout: str, usual: str) -> Path:
     """The CSV that is meant by a file or folder: the only one in it for which `is_it(file)` holds.
 
     Errors: UserInputError when there is none, or more than one."""
     if not path.is_dir():
         return path
-    found = sorted(file for file in path.iterdir() if is_it(file))
+    found = sorted(file for file in files_of(path) if is_it(file))
     if len(found) == 1:
         return found[0]
     if found:
@@ -92,7 +92,14 @@ def one_file(path: Path, is_it, layout: str, usual: str) -> Path:
     raise UserInputError(f"{path} holds no table in the layout '{layout}'", f"usual name: {usual}")
 
 
-def read_rows(path: Path) -> Rows:
+def files_of(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of its subfolder `meta`, where some sets keep their tables."""
+    for place in (folder, folder / "meta"):
+        if place.is_dir():
+            yield from (file for file in sorted(place.iterdir()) if file.is_file())
+
+
+def read_rows(path: Path) -> CsvRows:
     """Read a CSV as text. Errors: UserInputError for a missing or empty file, another encoding with
     two bytes a letter, a header that names a column twice, and a quote that is never closed."""
     if not path.is_file():
@@ -110,15 +117,15 @@ def read_rows(path: Path) -> Rows:
 
 
 def raw_table(
-    rows: Rows,
+    rows: CsvRows,
     layout: str,
     columns: dict[str, Column],
     used: Iterable[str],
-    bad: dict[int, Skipped],
+    bad: dict[int, SkippedRow],
     root: Path | None = None,
     left_out: Container[int] = (),
 ) -> RawTable:
-    """Native `columns` first, then those of the source that are not in `used` nor named alike. Rows
+    """Native `columns` first, then those of the source that are not in `used` nor named alike. CsvRows
     in `bad` are set aside; those in `left_out` are said by other rows."""
     keep = [row for row in range(rows.n) if row not in bad and row not in left_out]
     if root is None:
@@ -171,11 +178,11 @@ def _drop(image: str, n: int) -> str:
     return "/".join(pure.parts[1 + n :])
 
 
-def _rows(path: Path, reader) -> Rows:
+def _rows(path: Path, reader) -> CsvRows:
     names: list[str] | None = None
     table: list[Column] = []
     lines: list[int] = []
-    skipped: list[Skipped] = []
+    skipped: list[SkippedRow] = []
     while True:
         line = reader.line_num + 1
         try:
@@ -189,7 +196,7 @@ def _rows(path: Path, reader) -> Rows:
                     "close it, or write a quote inside a cell as two",
                 ) from error
             skipped.append(
-                Skipped(
+                SkippedRow(
                     "bad_row",
                     f"a quote stands where none may ({error})",
                     line,
@@ -213,7 +220,7 @@ def _rows(path: Path, reader) -> Rows:
             cells.append(None if cell in _BLANK else cell)
     if names is None:
         raise UserInputError(f"{path} is empty", "write a header line and one row an image")
-    return Rows(path, dict(zip(names, table, strict=True)), lines, skipped)
+    return CsvRows(path, dict(zip(names, table, strict=True)), lines, skipped)
 
 
 def _header(path: Path, record: list[str]) -> list[str]:
@@ -226,9 +233,9 @@ def _header(path: Path, record: list[str]) -> list[str]:
     return names
 
 
-def _problem(names: list[str], record: list[str], line: int) -> Skipped | None:
+def _problem(names: list[str], record: list[str], line: int) -> SkippedRow | None:
     if len(record) != len(names):
-        return Skipped(
+        return SkippedRow(
             "bad_row",
             f"{len(record)} cells, but the header names {len(names)} columns",
             line,
@@ -242,7 +249,7 @@ def _problem(names: list[str], record: list[str], line: int) -> Skipped | None:
         )
         if at >= 0:
             byte = ord(cell[at]) & 0xFF
-            return Skipped(
+            return SkippedRow(
                 "bad_encoding",
                 f"column '{name}' is not UTF-8 text (byte {byte:02x} at character {at + 1})",
                 line,

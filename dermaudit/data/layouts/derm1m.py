@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..captions.ontology import SEPARATOR
 from ..manifest.blank_cells import known
-from ..manifest.tables import RawTable, Skipped
+from ..manifest.tables import RawTable, SkippedRow
 from .csv_rows import Column, header_of, one_file, raw_table, read_rows
 from .registry import Layout
 
@@ -45,13 +45,16 @@ def read(path: Path) -> RawTable:
     images, captions = rows.get("filename"), rows.get("caption")
     first: dict[str, int] = {}
     more: dict[int, list[str]] = {}
-    bad: dict[int, Skipped] = {}
+    bad: dict[int, SkippedRow] = {}
     again: set[int] = set()
     for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
         problem = empty_problem(image, caption, rows.lines[row])
         if problem:
             bad[row] = problem
-        elif image in first:
+            continue
+        assert image is not None
+        assert caption is not None  # empty_problem refuses blank cells
+        if image in first:
             again.add(row)
             said = more.setdefault(first[image], [])
             if caption not in (captions[first[image]], *said):
@@ -87,10 +90,10 @@ def joined(path: str | None) -> str | None:
     return SEPARATOR.join(parts) or None
 
 
-def empty_problem(image: str | None, caption: str | None, line: int) -> Skipped | None:
+def empty_problem(image: str | None, caption: str | None, line: int) -> SkippedRow | None:
     """What is wrong with a row that lacks its image's name or its caption."""
     if image is None:
-        return Skipped(
+        return SkippedRow(
             "blank_image",
             "column 'filename' is blank",
             line,
@@ -98,7 +101,7 @@ def empty_problem(image: str | None, caption: str | None, line: int) -> Skipped 
             hint="write the path of the image, or remove the row",
         )
     if caption is None:
-        return Skipped(
+        return SkippedRow(
             "empty_caption",
             "the caption is empty or says nothing",
             line,

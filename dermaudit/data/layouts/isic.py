@@ -11,9 +11,9 @@ from pathlib import Path
 from dermaudit.errors import UserInputError
 
 from ..manifest.blank_cells import known
-from ..manifest.tables import IMAGE_SUFFIXES, RawTable, Skipped
+from ..manifest.tables import IMAGE_SUFFIXES, RawTable, SkippedRow
 from .concept_meta import images_of
-from .csv_rows import Column, Rows, header_of, one_file, raw_table, read_rows, there_are
+from .csv_rows import Column, CsvRows, header_of, one_file, raw_table, read_rows, there_are
 from .image_names import ImageNames
 from .registry import Layout
 
@@ -80,7 +80,7 @@ def read(path: Path) -> RawTable:
     if len(codes) > 1:
         labels: Column = []
         for row in range(rows.n):
-            label, problem = _one_hot(rows, codes, row)
+            label, problem = _one_hot(rows, id_, codes, row)
             labels.append(label)
             if problem:
                 bad.setdefault(row, problem)
@@ -110,7 +110,7 @@ def read(path: Path) -> RawTable:
     return raw
 
 
-def _finest(rows: Rows, names: list[str]) -> tuple[Column, dict[str, int]]:
+def _finest(rows: CsvRows, names: list[str]) -> tuple[Column, dict[str, int]]:
     """The first known cell of the columns `names` of each row, and how many rows each one gave."""
     labels: Column = []
     said_by = dict.fromkeys(names, 0)
@@ -124,14 +124,16 @@ def _finest(rows: Rows, names: list[str]) -> tuple[Column, dict[str, int]]:
     return labels, {name: n for name, n in said_by.items() if n}
 
 
-def _one_hot(rows: Rows, codes: list[str], row: int) -> tuple[str | None, Skipped | None]:
+def _one_hot(
+    rows: CsvRows, id_: str, codes: list[str], row: int
+) -> tuple[str | None, SkippedRow | None]:
     """The one code that is 1; None for UNK, and for a row in which no code is filled in."""
     on = []
-    where = {"line": rows.lines[row], "image": rows.get(_id_column(list(rows.columns)))[row]}
+    where = {"line": rows.lines[row], "image": rows.get(id_)[row]}
     cells = {code: rows.get(code)[row] for code in codes}
     for code, cell in cells.items():
         if cell not in (None, "0", "1", "0.0", "1.0"):
-            return None, Skipped(
+            return None, SkippedRow(
                 "bad_value",
                 f"column '{code}' says '{cell}'",
                 column=code,
@@ -143,7 +145,7 @@ def _one_hot(rows: Rows, codes: list[str], row: int) -> tuple[str | None, Skippe
     if len(on) == 1 or not any(cells.values()):
         return (on[0].lower() if on and on[0] != "UNK" else None), None
     said = f"{len(on)} diagnoses ({', '.join(on)})" if on else "no diagnosis"
-    return None, Skipped(
+    return None, SkippedRow(
         "not_one_hot",
         f"the row has {said}",
         column=on[0] if on else codes[0],
@@ -152,7 +154,7 @@ def _one_hot(rows: Rows, codes: list[str], row: int) -> tuple[str | None, Skippe
     )
 
 
-def _beside(file: Path, id_: str, rows: Rows) -> dict[str, Column]:
+def _beside(file: Path, id_: str, rows: CsvRows) -> dict[str, Column]:
     """The columns of other CSVs in the folder that speak of these ids, in the order of `rows`."""
     found: dict[str, Column] = {}
     ids = rows.get(id_)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..manifest.tables import RawTable, Skipped
-from .csv_rows import Rows, header_of, one_file, raw_table, read_rows
+from ..manifest.tables import RawTable, SkippedRow
+from .csv_rows import CsvRows, header_of, one_file, raw_table, read_rows
 from .derm1m import clean, empty_problem, joined
 from .registry import Layout
 
@@ -53,13 +53,14 @@ def read(path: Path) -> RawTable:
         rows.columns[name] = clean(rows.columns[name])
     columns = {new: list(rows.get(old)) for old, new in _VIEWS.items()}
     columns |= {part: list(rows.get(part)) for part in parts}
-    bad: dict[int, Skipped] = {}
+    bad: dict[int, SkippedRow] = {}
     first: dict[str, int] = {}
     for row, image in enumerate(rows.get("filename")):
         found = _row(rows, parts, row, first)
-        if isinstance(found, Skipped):
+        if isinstance(found, SkippedRow):
             bad[row] = found
             continue
+        assert image is not None  # _row refuses a blank one
         first[image] = rows.lines[row]
         for name, counts in zip(columns, found, strict=True):
             if not counts:
@@ -84,7 +85,7 @@ def parse_mask(cell: str | None, n: int) -> list[int]:
     return mask
 
 
-def _subcaptions(rows: Rows) -> list[str]:
+def _subcaptions(rows: CsvRows) -> list[str]:
     """subcaption_1 … as far as they go without a gap."""
     names = []
     while f"subcaption_{len(names) + 1}" in rows.columns:
@@ -92,12 +93,14 @@ def _subcaptions(rows: Rows) -> list[str]:
     return names
 
 
-def _row(rows: Rows, parts: list[str], row: int, first: dict[str, int]) -> list[int] | Skipped:
+def _row(
+    rows: CsvRows, parts: list[str], row: int, first: dict[str, int]
+) -> list[int] | SkippedRow:
     """Which of [caption, ontology, concept, subcaption_1 …] count, or what is wrong."""
     line, image = rows.lines[row], rows.get("filename")[row]
 
-    def wrong(kind: str, reason: str, column: str, hint: str) -> Skipped:
-        return Skipped(kind, reason, line, image, column, hint)
+    def wrong(kind: str, reason: str, column: str, hint: str) -> SkippedRow:
+        return SkippedRow(kind, reason, line, image, column, hint)
 
     problem = empty_problem(image, "not looked at yet", line)
     if problem:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..manifest.tables import RawTable
 from .concept_meta import images_of
-from .csv_rows import Column, Rows, header_of, one_file, raw_table, read_rows
+from .csv_rows import Column, CsvRows, header_of, one_file, raw_table, read_rows
 from .image_names import ImageNames
 from .public_table import Columns, indicator
 from .registry import Layout
@@ -56,7 +56,7 @@ def read(path: Path) -> RawTable:
     return raw_table(rows, NAME, columns, used, bad, file.parent)
 
 
-def _labels(file: Path, cases: Rows) -> Columns:
+def _labels(file: Path, cases: CsvRows) -> Columns:
     beside = file.with_name(file.name.replace("cases", "labels"))
     if beside == file or not beside.is_file():
         return {}
@@ -69,7 +69,7 @@ def _labels(file: Path, cases: Rows) -> Columns:
     }
 
 
-def _one_row_an_image(cases: Rows) -> Rows:
+def _one_row_an_image(cases: CsvRows) -> CsvRows:
     """Return the table with one row per photograph; a case without any keeps one blank row."""
     at = [
         (row, cases.get(name)[row])
@@ -95,13 +95,13 @@ def _heaviest(cell: str | None) -> str | None:
         return None
 
 
-def _first_known(rows: Rows, names: tuple[str, ...]) -> Column:
+def _first_known(rows: CsvRows, names: tuple[str, ...]) -> Column:
     unknown = (None, "NONE_SELECTED", "NONE_IDENTIFIED")
     both = zip(*(rows.get(name) for name in names), strict=True)
     return [next((cell for cell in cells if cell not in unknown), None) for cells in both]
 
 
-def _sites(rows: Rows) -> Column:
+def _sites(rows: CsvRows) -> Column:
     names = [name for name in rows.columns if name.startswith("body_parts_")]
     parts = (
         [n.removeprefix("body_parts_") for n in names if rows.get(n)[row] == "YES"]

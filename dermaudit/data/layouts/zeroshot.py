@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..manifest.tables import RawTable, Skipped
+from ..manifest.tables import RawTable, SkippedRow
 from .csv_rows import header_of, one_file, raw_table, read_rows
 from .registry import Layout
 
@@ -30,12 +30,12 @@ def read(path: Path) -> RawTable:
     rows = read_rows(file)
     rows.need(_NEEDED, NAME)
     images, numbers, names = (rows.get(name) for name in _NEEDED)
-    bad: dict[int, Skipped] = {}
+    bad: dict[int, SkippedRow] = {}
     first: dict[str, int] = {}  # of each number, the row that gave it its name
     for row, (image, number, name) in enumerate(zip(images, numbers, names, strict=True)):
         where = {"line": rows.lines[row], "image": image}
         if image is None:
-            bad[row] = Skipped(
+            bad[row] = SkippedRow(
                 "blank_image",
                 "column 'image_path' is blank",
                 column="image_path",
@@ -46,7 +46,7 @@ def read(path: Path) -> RawTable:
         if number is None:
             continue
         if not number.isdecimal():
-            bad[row] = Skipped(
+            bad[row] = SkippedRow(
                 "bad_value",
                 f"column 'label' says '{number}', not the number of a class",
                 column="label",
@@ -56,7 +56,7 @@ def read(path: Path) -> RawTable:
             continue
         before = first.setdefault(number, row)
         if name != names[before]:
-            bad[row] = Skipped(
+            bad[row] = SkippedRow(
                 "class_disagrees",
                 f"class {number} is called '{name or ''}' here and '{names[before] or ''}' at line "
                 f"{rows.lines[before]}",

@@ -20,10 +20,12 @@ from dermaudit.errors import UserInputError
 from ..duplicates.hashes import N_BITS, near_pairs, perceptual_hash
 from ..images.decode import DEFAULT_LIMITS, BadImage, Header, ImageLimits, read_header, read_image
 from ..layouts import read_layout
-from ..splits import assign
+from ..splits import SPLITS, assign
+from .convert import split_warning
+from .image_paths import path_problem
 from .labels import describe, merge_labels, spellings
 from .tables import IMAGE_SUFFIXES, RawTable
-from .validate import Finding, findings, path_problem, skipped_findings, texts
+from .validate import Finding, findings, skipped_findings, texts
 
 TINY = 32  # a short side below this many pixels: nothing is left to see
 # What each level means for a run, in the order in which findings are told.
@@ -81,6 +83,10 @@ def check_data(
         found += _blank_labels(raw)
         found += _label_spellings(raw)
         found += _unlisted(raw)
+        sizes = Counter(split for split in _splits(raw) if split in SPLITS)
+        warning = split_warning({name: sizes[name] for name in SPLITS})
+        if warning:
+            raw.remark(f"warning: {warning}")
     found = [_as_leak(finding) for finding in found]
     order = list(LEVELS)
     found.sort(key=lambda f: (order.index(f.level), f.kind, -1 if f.row is None else f.row))
@@ -106,12 +112,7 @@ def _as_leak(finding: Finding) -> Finding:
 
 def _finding(raw: RawTable, kind: str, level: str, row: int, image: str, said: str) -> Finding:
     return Finding(
-        kind,
-        level,
-        f"{raw.place(row, image)}: {said}",
-        row=row,
-        line=raw.line(row),
-        image=image,
+        kind, level, f"{raw.place(row, image)}: {said}", row=row, line=raw.line(row), image=image
     )
 
 

@@ -90,7 +90,7 @@ def convert(
         counts = summary(planned.manifest)
         _print_counts(f"{out}: would hold {planned.manifest.n} images", counts)
         for one in planned.raw.skipped[:_SHOWN]:
-            say(f"  would be skipped: {planned.raw.told(one)}")
+            say(f"  would be skipped: {planned.raw.describe(one)}")
         return {
             "out": str(out),
             "layout": planned.raw.layout,
@@ -162,14 +162,13 @@ def check(
 
 
 def _print_counts(title: str, counts: dict[str, Any]) -> None:
+    from .convert import split_warning
+
     splits = ", ".join(f"{name} {n}" for name, n in counts["splits"].items())
     say(f"{title}\n  {counts['n_groups']} groups; {splits}")
-    empty = [name for name, n in counts["splits"].items() if not n]
-    if empty:
-        say(
-            f"  warning: no image in {' and '.join(empty)}: what is chosen on val or measured on test "
-            "needs some; more groups, or a column 'split', mend it"
-        )
+    warning = split_warning(counts["splits"])
+    if warning:
+        say(f"  warning: {warning}")
     if counts["labels"]:
         rows = [(label or "(blank)", n) for label, n in counts["labels"].items()]
         table("Labels", ("label", "images"), rows)

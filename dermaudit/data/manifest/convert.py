@@ -21,12 +21,14 @@ from dermaudit.console import track
 from dermaudit.errors import UserInputError
 from dermaudit.failpoints import hit
 from dermaudit.files import read_json, whole_file, write_json, write_parquet
+from dermaudit.stats.intervals import MIN_CELL
 
-from ..images.decode import BadImage, read_image
+from ..images.decode import BadImage, no_readable_image, read_image
 from ..layouts import read_layout
+from ..splits import SPLITS
 from .labels import merge_labels
 from .manifest import Manifest
-from .tables import UNFINISHED, RawTable, Skipped
+from .tables import UNFINISHED, RawTable, SkippedRow
 from .validate import check_table, complete
 
 FORMAT_VERSION = 1
@@ -64,7 +66,7 @@ def plan(
     raw = merge_labels(read_layout(src, layout), merges)
     if strict and raw.skipped:
         more = f" (and {len(raw.skipped) - 1} more)" if raw.skipped[1:] else ""
-        raise UserInputError(raw.told(raw.skipped[0]) + more, raw.skipped[0].hint)
+        raise UserInputError(raw.describe(raw.skipped[0]) + more, raw.skipped[0].hint)
     source, target = raw.root.resolve(), out.resolve()
     if target == source or (raw.layout == "folder" and source in target.parents):
         raise UserInputError(
@@ -138,11 +140,7 @@ def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manife
         hit("convert")
     if not kept:
         first = next(one for one in skipped if one["row"] is not None)
-        raise UserInputError(
-            f"none of the {manifest.n} images of {manifest.path} could be read: "
-            f"{first['image']}: {first['reason']}",
-            f"see what is wrong with: dermaudit data check {manifest.path}",
-        )
+        raise no_readable_image(manifest.n, manifest.path, first["image"], first["reason"])
     table = manifest.table.set_column(
         manifest.table.column_names.index("image"), "image", pa.array(images, pa.string())
     )
@@ -183,7 +181,7 @@ def summary(manifest: Manifest) -> dict[str, Any]:
     return {
         "n_images": manifest.n,
         "n_groups": len(set(manifest.groups)),
-        "splits": {name: manifest.splits.count(name) for name in ("train", "val", "test")},
+        "splits": {name: manifest.splits.count(name) for name in SPLITS},
         "labels": dict(Counter(label or "" for label in manifest.labels).most_common())
         if any(manifest.labels)
         else {},
@@ -191,7 +189,19 @@ def summary(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _reason(skipped: Skipped) -> str:
+def split_warning(sizes: dict[str, int]) -> str | None:
+    """Return what to know about splits {name: images} that are too small to measure on, if any is."""
+    small = [f"{sizes[name]} in {name}" for name in SPLITS if sizes[name] < MIN_CELL]
+    if not small:
+        return None
+    return (
+        f"too few images ({', '.join(small)}): at least {MIN_CELL} are needed to fit (train), to choose "
+        "settings (val) and to measure (test); add images of more groups (patients, lesions), or give "
+        "a column 'split'"
+    )
+
+
+def _reason(skipped: SkippedRow) -> str:
     return skipped.reason if skipped.line is None else f"line {skipped.line}: {skipped.reason}"
 
 

@@ -51,6 +51,8 @@ class Manifest:
                 f"  {len(derived)} files are left out, the first: {derived[0].reason}; to take them: "
                 f"dermaudit data convert {path} --layout folder-all --out FOLDER"
             )
+        for remark in raw.remarks:
+            say(f"  {remark}")
         check_table(raw)
         return cls(complete(raw), raw.root, path)
 

@@ -29,6 +29,9 @@ SHARDS_FILE = "shards.json"  # the head of a folder of webdataset shards (pack.p
 INDEX_FILE = "index.parquet"
 UNFINISHED_SHARDS = "unfinished-shards.json"
 UNFINISHED = "unfinished.json"  # what a conversion that was stopped leaves beside its images
+#: columns with one plain value per image; a list or an object in them is an error.
+PLAIN_COLUMNS = ("image", "image_id", "label", "group", "split")
+NESTED_HINT = "write one value per image; for several findings use columns such as concept:scale"
 _TEXT = {
     "image",
     "image_id",
@@ -52,7 +55,7 @@ _BLANK = ["", "NA", "N/A", "NaN", "nan", "NULL", "null"]
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedRow:
     """A row of the source that cannot be used and is in no table: `reason` is half a sentence that
     goes behind the file and the line."""
 
@@ -79,7 +82,7 @@ class RawTable:
     first_line: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     lines: Sequence[int] | None = None
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedRow, ...] = ()
 
     def at(self, row: int) -> str:
         """Which row, for messages: `line 4` of a text file, otherwise `row 2`."""
@@ -92,7 +95,7 @@ class RawTable:
             return f"{self.root / (image or '')}"
         return f"{self.file}, {self.at(row)}" + (f": {image}" if image else "")
 
-    def told(self, skipped: Skipped) -> str:
+    def describe(self, skipped: SkippedRow) -> str:
         """The whole sentence of a row that cannot be used."""
         line = "" if skipped.line is None else f", line {skipped.line}"
         image = f": {skipped.image}" if skipped.image else ""
@@ -212,6 +215,13 @@ def _read_jsonl(path: Path) -> tuple[pa.Table, int | None]:
                 raise UserInputError(
                     f"{path}, line {n_lines}: a {type(row).__name__}, not an object",
                     'write one JSON object a line, such as {"image": "a.jpg"}',
+                )
+            nested = next((n for n in PLAIN_COLUMNS if isinstance(row.get(n), dict | list)), None)
+            if nested:
+                raise UserInputError(
+                    f"{path}, line {n_lines}: column '{nested}' holds {json.dumps(row[nested])}, not "
+                    "one value",
+                    NESTED_HINT,
                 )
             rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))

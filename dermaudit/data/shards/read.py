@@ -149,14 +149,14 @@ class Shards:
             raise UserInputError(f"a window of {window} shards", "give 1 or more")
         rng = np.random.default_rng([seed, epoch])
         # Rows lie shard by shard; a shard is a run of them.
-        numbers, starts = np.unique(self._shard, return_index=True)
-        ends = np.append(starts[1:], len(self))
-        shards = rng.permutation(len(numbers))
-        parts = []
+        starts = np.unique(self._shard, return_index=True)[1].tolist()
+        ends = [*starts[1:], len(self)]
+        shards = rng.permutation(len(starts))
+        windows = []
         for first in range(0, len(shards), window):
             near = [np.arange(starts[s], ends[s]) for s in shards[first : first + window]]
-            parts.append(rng.permutation(np.concatenate(near)))
-        order = np.concatenate(parts).astype(np.int64)
+            windows.append(rng.permutation(np.concatenate(near)))
+        order = np.concatenate(windows).astype(np.int64)
         if rows is None:
             return order
         wanted = np.zeros(len(self), dtype=bool)

@@ -33,7 +33,7 @@ from dermaudit.files import (
     write_parquet,
 )
 
-from ..images.decode import DEFAULT_LIMITS, BadImage, ImageLimits, decode_image, read_header
+from ..images.decode import BadImage, decode_image, no_readable_image, read_header
 from ..manifest.manifest import Manifest
 from ..manifest.tables import INDEX_FILE, SHARDS_FILE, UNFINISHED_SHARDS
 
@@ -185,11 +185,9 @@ def _samples(
             yield row, sample
 
 
-def _prepare(
-    path: Path, packing: Packing, limits: ImageLimits = DEFAULT_LIMITS
-) -> tuple[str, bytes]:
+def _prepare(path: Path, packing: Packing) -> tuple[str, bytes]:
     """One image file as (suffix, bytes) of a sample. Errors: BadImage."""
-    header = read_header(path, limits)
+    header = read_header(path)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -198,13 +196,13 @@ def _prepare(
     if header.orientation >= 5:  # stored on its side
         height, width = width, height
     short = min(height, width)
-    shrink = packing.size is not None and short > packing.size
     shape = None
-    if shrink:
-        shape = tuple(max(1, round(side * packing.size / short)) for side in (height, width))
+    if packing.size is not None and short > packing.size:
+        size = packing.size
+        shape = max(1, round(height * size / short)), max(1, round(width * size / short))
     # Decoded in any case: what a trainer could not read must not get into a shard.
-    pixels = decode_image(data, shape, limits=limits, name=str(path))
-    if header.format in _KEPT and not shrink:
+    pixels = decode_image(data, shape, name=str(path))
+    if header.format in _KEPT and shape is None:
         return _KEPT[header.format], data
     buffer = BytesIO()
     if header.format == "JPEG":
@@ -279,11 +277,8 @@ def _finish(
     if not whole:
         clear(out)
         images = manifest.column("image")
-        raise UserInputError(
-            f"none of the {manifest.n} images of {manifest.path} could be read: "
-            f"{images[skipped[0]['row']]}: {skipped[0]['reason']}",
-            f"see what is wrong with: dermaudit data check {manifest.path}",
-        )
+        first = skipped[0]
+        raise no_readable_image(manifest.n, manifest.path, images[first["row"]], first["reason"])
     index = manifest.take(row for part in whole for row in part["rows"]).table
     for name, kind, values in (
         ("__shard__", pa.int32(), [i for i, part in enumerate(whole) for _ in part["rows"]]),

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dermaudit.data import Manifest, read_image
+from dermaudit.data.manifest.convert import split_warning
 
 NAMES = ["mel/a.png", "mel/b.jpg", "nv/c.png", "nv/d.png"]
 
@@ -72,18 +73,17 @@ def test_a_native_table_keeps_its_columns_and_split(main, image_folder, tmp_path
     assert (again / "manifest.parquet").read_bytes() == (out / "manifest.parquet").read_bytes()
 
 
-def test_an_empty_split_is_said_in_one_line(main, image_folder, tmp_path):
-    source = image_folder("a.png", "b.png", "c.png")
-    table = "image,split\na.png,train\nb.png,{}\nc.png,{}\n"
-    for splits, said in (
-        (("train", "train"), "no image in val and test:"),
-        (("val", "train"), "no image in test:"),
-        (("val", "test"), ""),
-    ):
-        (source / "manifest.csv").write_text(table.format(*splits))
-        done = main("data", "convert", source, "--out", tmp_path / "out", "--force")
-        warned = [line for line in done.stderr.splitlines() if "warning" in line]
-        assert done.rc == 0 and len(warned) == bool(said) and said in "".join(warned)
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"train": 70, "val": 0, "test": 29}, "too few images (0 in val, 29 in test)"),
+        ({"train": 70, "val": 30, "test": 0}, "too few images (0 in test)"),
+        ({"train": 70, "val": 30, "test": 30}, None),
+    ],
+)
+def test_a_split_too_small_to_measure_on_is_named(sizes, expected):
+    warning = split_warning(sizes)
+    assert warning is None if expected is None else warning.startswith(expected)
 
 
 def test_help_names_the_columns_of_every_layout(cli):

@@ -128,7 +128,8 @@ def test_derm1m__empty_captions_and_names_are_set_aside_with_their_line(tmp_path
     ]
     raw = read_layout(file)
     assert (
-        raw.told(raw.skipped[0]) == f"{file}, line 4: b.png: the caption is empty or says nothing"
+        raw.describe(raw.skipped[0])
+        == f"{file}, line 4: b.png: the caption is empty or says nothing"
     )
     assert (raw.at(0), raw.at(1)) == ("line 2", "line 8")
 
@@ -138,7 +139,7 @@ def test_rows__another_encoding_is_told_by_row(tmp_path):
     file.write_bytes(b"filename,caption,disease_label\na.png,caf\xe9 au lait,x\nb.png,red,y\n")
     raw = read_layout(file)
     assert raw.table.column("image").to_pylist() == ["b.png"]
-    assert raw.told(raw.skipped[0]) == (
+    assert raw.describe(raw.skipped[0]) == (
         f"{file}, line 2: column 'caption' is not UTF-8 text (byte e9 at character 4)"
     )
     file.write_text("filename,caption,disease_label\na.png,x,y\n", encoding="utf-16")
@@ -275,17 +276,14 @@ def test_make__each_bad_row_is_one_sentence(tmp_path, columns, kind, said):
     assert raw.table.num_rows == 1
     [one] = raw.skipped
     assert one.kind == kind and one.line == 3 and said in one.reason and one.hint
-    assert "\n" not in raw.told(one)
+    assert "\n" not in raw.describe(one)
 
 
 def test_make__a_mask_is_never_run(tmp_path):
     trap = tmp_path / "ran"
     file = write(
         tmp_path / "m.csv",
-        [
-            make(),
-            make(filename="b.png", knowledge_masks=f"open({str(trap)!r}, 'w')"),
-        ],
+        [make(), make(filename="b.png", knowledge_masks=f"open({str(trap)!r}, 'w')")],
     )
     assert reasons(file) == [("bad_mask", 3)] and not trap.exists()
 
@@ -374,10 +372,7 @@ def test_absolute_paths_lose_the_folders_of_another_machine(tmp_path, image_fold
 def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_folder):
     root = image_folder("a.png")
     file = write(
-        root / "toy.csv",
-        [
-            {"image_path": str(root / "a.png"), "label": "0", "diag": "nevus"},
-        ],
+        root / "toy.csv", [{"image_path": str(root / "a.png"), "label": "0", "diag": "nevus"}]
     )
     assert loaded(file).column("image") == ["a.png"]
     file = write(

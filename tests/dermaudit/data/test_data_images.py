@@ -232,11 +232,7 @@ FORMATS = {kind: encoded(kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF"
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.sampled_from(sorted(FORMATS)),
-    st.sampled_from([None, 16]),
-    st.data(),
-)
+@given(st.sampled_from(sorted(FORMATS)), st.sampled_from([None, 16]), st.data())
 def test_whatever_the_bytes_it_is_an_image_or_a_bad_image(tmp_path_factory, kind, size, data):
     """Bytes changed, removed and added at random places of a sound file."""
     content = bytearray(FORMATS[kind])

@@ -95,15 +95,7 @@ def test_artifacts_are_known_only_where_people_judged_them(tmp_path):
     np.testing.assert_array_equal(truth["patch"][1], [1, np.nan, np.nan])
     assert np.isnan(truth["gel_border"][1]).all()
     artifacts = {name for name, (kind, _) in truth.items() if kind == "artifact"}
-    assert artifacts == {
-        "dark_corner",
-        "hair",
-        "gel_border",
-        "gel_bubble",
-        "ruler",
-        "ink",
-        "patch",
-    }
+    assert artifacts == {"dark_corner", "hair", "gel_border", "gel_bubble", "ruler", "ink", "patch"}
     assert "inferred_ruler" in manifest.table.column_names, "kept, but as no truth"
     assert manifest.column("dataset") == ["ISIC"] * 3
 

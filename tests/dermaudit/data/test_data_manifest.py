@@ -19,11 +19,7 @@ from dermaudit.data.splits import split_of
 from dermaudit.errors import UserInputError
 
 HEADER = "image,image_id,label,group,artifact:ruler,concept:globules,age"
-ROWS = [
-    "a.jpg,001,mel,G1,1,0.25,50",
-    "b.jpg,002,nv,G1,0,,60",
-    "c.jpg,003,,G2,,1,",
-]
+ROWS = ["a.jpg,001,mel,G1,1,0.25,50", "b.jpg,002,nv,G1,0,,60", "c.jpg,003,,G2,,1,"]
 
 
 def write(folder, *rows: str, header: str = HEADER, name: str = "manifest.csv"):
@@ -191,6 +187,24 @@ def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, said, hint
         ("image", ["..\\a.jpg"], "is a path outside the data folder", "inside"),
         ("image", ["/etc/a.jpg"], "'/etc/a.jpg' is an absolute path", "relative to"),
         ("image", ["C:\\a.jpg"], "is an absolute path", "relative to"),
+        (
+            "image",
+            ["https://x.org/a.jpg?w=9"],
+            "line 2: column 'image': 'https:",
+            "download the images",
+        ),
+        (
+            "image",
+            ["a.jpg", "s3://b/a.jpg"],
+            "line 3: column 'image': 's3://b/a.jpg' is a URL",
+            "download",
+        ),
+        (
+            "image,label,Label",
+            ["a.jpg,mel,1"],
+            "the columns 'label' and 'Label' differ in letter case alone",
+            "rename or remove one",
+        ),
         ("image", ["a.txt"], "'a.txt' is not the name of an image (jpg", "relative"),
         (
             "image",
@@ -327,6 +341,71 @@ def test_images_may_be_links_but_paths_never_climb(tmp_path, image_folder):
     write(data, "../elsewhere/a.png", header="image")
     with pytest.raises(UserInputError, match="outside the data folder"):
         Manifest.load(data)
+
+
+def test_a_linked_folder_of_images_is_read_and_a_loop_ends(tmp_path, image_folder):
+    source = image_folder("a.png", "b.png", name="elsewhere")
+    data = tmp_path / "data"
+    (data / "nv").mkdir(parents=True)
+    (data / "mel").symlink_to(source)
+    (data / "nv" / "up").symlink_to(data)
+    manifest = Manifest.load(data)
+    assert list(zip(manifest.column("image"), manifest.labels, strict=True)) == [
+        ("mel/a.png", "mel"),
+        ("mel/b.png", "mel"),
+    ]
+
+
+@pytest.mark.parametrize("value", [["mel", "nv"], {"name": "mel"}, []])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_list_or_object_in_a_plain_column_is_refused(tmp_path, main, value, suffix):
+    rows = [{"image": "a.jpg", "label": value}, {"image": "b.jpg", "label": value}]
+    path = tmp_path / f"manifest.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in [{"image": "c.jpg"}, *rows]))
+    else:
+        pq.write_table(pa.Table.from_pylist([*rows, {"image": "c.jpg"}]), path)
+    where = "line 2" if suffix == "jsonl" else "row 0"
+    for argv in (["convert", path, "--out", tmp_path / "out"], ["check", path]):
+        done = main("data", *argv)
+        assert done.rc == 2 and f"{where}: column 'label' holds" in done.stderr
+        assert "write one value per image" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "file"),
+    [
+        ("mel\\a.png", "mel/a.png"),
+        ("L\u00e9sion.png", "Le\u0301sion.png"),  # composed in the table, decomposed on the disk
+        ("Le\u0301sion.png", "L\u00e9sion.png"),
+        ("mel\\L\u00e9sion.png", "mel/Le\u0301sion.png"),
+        ("a\\b.png", "a\\b.png"),  # a file whose name holds a backslash
+    ],
+)
+def test_paths_that_another_system_wrote_are_found(tmp_path, image_folder, written, file):
+    folder = image_folder(file)
+    write(folder, written, header="image")
+    assert Manifest.load(folder).column("image") == [file]
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("image,Label", "no column 'label'; if 'Label' is meant, rename it to 'label'"),
+        ("image,diagnosis", "if 'diagnosis' is meant, rename it to 'label'"),
+        ("image,patient_id", "if 'patient_id' is meant, rename it to 'group'"),
+        ("image,label", ""),
+    ],
+)
+def test_an_optional_column_under_another_name_is_reported(
+    tmp_path, image_folder, main, header, expected
+):
+    folder = image_folder("a.png")
+    write(folder, "a.png,x", header=header)
+    for argv in (["convert", folder, "--out", tmp_path / "out"], ["check", folder]):
+        done = main("data", *argv)
+        assert done.rc == 0 and expected in done.stderr
+        assert ("is meant" in done.stderr) == bool(expected)
 
 
 @given(st.floats(0, 1) | st.integers(0, 1) | st.booleans())

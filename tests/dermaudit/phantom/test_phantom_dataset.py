@@ -108,10 +108,7 @@ def test_a_killed_write_goes_on_and_gives_the_same_bytes(tmp_path):
         "from dermaudit.phantom import write_phantoms;"
         f"write_phantoms({str(tmp_path / 'killed')!r}, 8, 1000, 32, masks=True)"
     )
-    environment = os.environ | {
-        "DERMAUDIT_FAILPOINT": "phantom.image:4",
-        "PYTHONPATH": str(ROOT),
-    }
+    environment = os.environ | {"DERMAUDIT_FAILPOINT": "phantom.image:4", "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert ended.returncode == 137
     images = tmp_path / "killed" / "images"
