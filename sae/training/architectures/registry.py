@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ...inference.model import ThresholdSAE, TopKSAE
     from ..recipe import SAERecipe
-    from ..sparse_step import Step
+    from ..sparse_step import StepResult
 
 
 class SAEArchitecture(Protocol):
@@ -47,7 +47,7 @@ class SAEArchitecture(Protocol):
 
     def step(
         self, sae: TrainingSAE, recipe: SAERecipe, x: Tensor, dead: Tensor, progress: float
-    ) -> Step:
+    ) -> StepResult:
         """Return the loss of rows x (b, d) in units of training; `dead` (d_sae,) bool, `progress` the
         fraction of the steps that are done."""
         ...
