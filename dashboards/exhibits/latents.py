@@ -143,12 +143,27 @@ def active_rows(view: RunView, site: str, latent: int) -> list[tuple[int, float]
     return [(int(row), float(column[row])) for row in order]
 
 
+def _threshold(view: RunView, site: str, latent: int) -> float | None:
+    """Return the activation threshold of a latent, None for a per-sample TopK, which has none."""
+    threshold = getattr(view.sae(site), "threshold", None)
+    return None if threshold is None else float(threshold[latent])
+
+
+def firing_condition(view: RunView, site: str, latent: int) -> str:
+    """Return when a latent is active, as a clause."""
+    threshold = _threshold(view, site, latent)
+    if threshold is None:
+        k = getattr(view.sae(site), "k", None)
+        return f"among the {k} largest of its row (a TopK has no threshold)"
+    return f"above its threshold of {threshold:.2f}"
+
+
 def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
     """Histogram of a latent's activations with its threshold, split by the label it ranks best."""
     site, latent = row["site"], row["latent"]
     column = view.codes(site).column(latent)
-    weights = view.sae_weights(site)
-    threshold = 0.0 if weights.threshold is None else float(weights.threshold[latent])
+    threshold = _threshold(view, site, latent)
+    condition = firing_condition(view, site, latent)
     fires = column > 0
     if not fires.any():
         raise EvidenceError(f"latent {latent} of {site} fires in no image")
@@ -175,12 +190,14 @@ def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
     return Exhibit(
         "Activations",
         f"Activation of the latent in the images in which it fires{patch}, all splits; it fires "
-        f"only {weights.fires_where(latent)}. "
+        f"only {condition}. "
         f"Quartiles of the firing images: {', '.join(f'{q:.3f}' for q in quantiles)}.",
         Table(("images", "n", "median", "largest"), lines),
-        figures.histogram({k: v.tolist() for k, v in series.items()}, threshold, axis="activation"),
+        figures.histogram(
+            {k: v.tolist() for k, v in series.items()}, threshold or 0.0, axis="activation"
+        ),
         f"Histogram of {int(fires.sum())} firing images of {len(column)}, median "
-        f"{quantiles[2]:.2f}, largest {quantiles[4]:.2f}; fires {weights.fires_where(latent)}.",
+        f"{quantiles[2]:.2f}, largest {quantiles[4]:.2f}; fires {condition}.",
     )
 
 

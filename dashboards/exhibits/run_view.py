@@ -2,7 +2,7 @@
 
 Every file is taken through `RunView.checked`, which asks the run whether the stage that wrote it is
 whole and fresh; a damaged, stale or missing part raises one of the error family's sentences, and
-the parts that do not need it go on. numpy, pyarrow and safetensors only: no torch, no model.
+the parts that do not need it go on. torch is loaded only when an SAE's weights are asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,8 @@ from dermaudit.files import read_json, sha256_json
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run, open_run
 
-from .edit import Weights
+if TYPE_CHECKING:
+    from dermaudit.sae import ThresholdSAE, TopKSAE
 
 POOLED = "visual.pooled"
 
@@ -66,7 +67,7 @@ class RunView:
         self.stages: dict[str, Any] = run.meta.get("stages") or {}
         self._checked: set[str] = set()
         self._codes: dict[str, SiteCodes] = {}
-        self._weights: dict[str, Weights] = {}
+        self._saes: dict[str, ThresholdSAE | TopKSAE] = {}
         self._stability: dict[str, dict[str, Any] | None] = {}
         self.memo: dict[str, Any] = {}  # what is dear to compute and asked for more than once
 
@@ -283,11 +284,14 @@ class RunView:
             self._codes[site] = SiteCodes(tuple(meta["shape"]), arrays)
         return self._codes[site]
 
-    def sae_weights(self, site: str) -> Weights:
-        if site not in self._weights:
+    def sae(self, site: str) -> ThresholdSAE | TopKSAE:
+        """Return the SAE of a site, once its files are found unchanged."""
+        if site not in self._saes:
+            from dermaudit.sae import load_sae
+
             path = self.checked(f"sae/{site}/sae_weights.safetensors", f"fit:{site}")
-            self._weights[site] = Weights.load(path)
-        return self._weights[site]
+            self._saes[site] = load_sae(path.parent)
+        return self._saes[site]
 
     @cached_property
     def pooled(self) -> np.ndarray:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import streamlit as st
 
-from dermaudit.dashboards.exhibits import edit, figures, markup, measures, pictures
+from dermaudit.dashboards.exhibits import figures, markup, measures, pictures
 from dermaudit.dashboards.exhibits.run_view import POOLED, RunView
 from dermaudit.dashboards.exhibits.tables import Exhibit, Table
 from dermaudit.dashboards.pages import session
 from dermaudit.errors import DermauditError, EvidenceError, UserInputError
+
+if TYPE_CHECKING:
+    from dermaudit.concepts.suppression.recipe import SuppressionRecipe
+    from dermaudit.sae import LatentSuppressor
 
 CONCEPTS = 14
 
@@ -193,6 +199,8 @@ def prediction(run: RunView, row: int) -> Exhibit:
 def recipe_changes(run: RunView, row: int) -> list[tuple]:
     """What each recipe of the run does to one image: live on the run's head, and as stored for the
     recipe's own trap head where the image is among its test images."""
+    import torch
+
     head = run.head()
     x = run.pooled[row : row + 1]
     before = head.probs(x)[0]
@@ -211,11 +219,11 @@ def recipe_changes(run: RunView, row: int) -> list[tuple]:
                 raise EvidenceError(
                     f"{operation['mode']} at {recipe.site} needs the model: dermaudit suppress"
                 )
-            after_x, fires = edit.suppress(run.sae_weights(POOLED), x, recipe.latents, operation)
+            edited = suppressor(run, recipe).apply_to(torch.from_numpy(x))
         except EvidenceError as error:
             out.append((concept, None, None, None, None, None, error.message))
             continue
-        after = head.probs(after_x)[0]
+        after = head.probs(edited.x.numpy())[0]
         target = recipe.body["target"]
         at = head.classes.index(target) if target in head.classes else int(before.argmax())
         flip = (
@@ -227,7 +235,7 @@ def recipe_changes(run: RunView, row: int) -> list[tuple]:
         out.append(
             (
                 concept,
-                bool(fires[0]),
+                bool(edited.fired[0]),
                 head.classes[at],
                 float(before[at]),
                 float(after[at]),
@@ -236,6 +244,13 @@ def recipe_changes(run: RunView, row: int) -> list[tuple]:
             )
         )
     return out
+
+
+def suppressor(run: RunView, recipe: SuppressionRecipe) -> LatentSuppressor:
+    """Return the suppressor of one recipe on the run's pooled SAE."""
+    from dermaudit.concepts.suppression.suppressed_model import make_suppressor
+
+    return make_suppressor(run.run, [recipe], run.sae(POOLED))
 
 
 def _why(run: RunView, concept: str, error: DermauditError) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 from toy_run import PATCHES, POOLED
 
@@ -236,27 +237,32 @@ def test_pages_of_a_topk_run(page, topk_run) -> None:
     row = int(np.argmax((view.codes(POOLED).column(0) > 0) & (view.splits == "test")))
     at = page("image", topk_run, row=str(row))
     assert where in shown(at) and not at.warning
+    recipe = view.recipe("ruler")
+    edited = page_image.suppressor(view, recipe).apply_to(torch.from_numpy(view.pooled))
+    after = view.head().probs(edited.x.numpy())[row]
     found = {r[0]: r for r in page_image.recipe_changes(view, row)}
+    assert found["ruler"][4] == pytest.approx(after[view.head().classes.index(found["ruler"][2])])
     assert found["ruler"][1] is True and found["ruler"][3] != found["ruler"][4]
     assert "edited here" in shown(at) and "needs the model" not in shown(at)
 
 
-def test_pages_load_no_model_library(whole_run, run_python) -> None:
+def test_pages_load_no_model_library_and_torch_only_for_weights(whole_run, run_python) -> None:
     code = (
         "import os, sys\nfrom streamlit.testing.v1 import AppTest\n"
         f"os.environ['DERMAUDIT_RUN'] = {str(whole_run)!r}\n"
-        "pages = [('overview', {}), ('concepts', {}), ('concepts', {'latent': %r}),\n"
-        "         ('image', {'row': '70'}), ('suppression', {}), ('training', {})]\n"
-        "for name, query in pages:\n"
+        "def load(name, **query):\n"
         "    code = f'from dermaudit.dashboards.pages import {name}\\n{name}.show()'\n"
         "    at = AppTest.from_string(code, default_timeout=60)\n"
         "    for key, value in query.items(): at.query_params[key] = value\n"
         "    at.run()\n    assert not at.exception, at.exception\n"
-        "print([m for m in ('torch', 'open_clip', 'sae_lens', 'transformer_lens') if m in sys.modules])\n"
-    ) % f"{PATCHES}/0"
+        "for name in ('overview', 'concepts', 'image', 'suppression', 'training'): load(name)\n"
+        "print('torch' in sys.modules)\n"
+        f"load('concepts', latent='{PATCHES}/0')\nload('image', row='70')\n"
+        "print([m for m in ('open_clip', 'sae_lens', 'transformer_lens') if m in sys.modules])\n"
+    )
     done = run_python("-c", code, cwd=Path.cwd(), env={"OMP_NUM_THREADS": "1"})
     assert done.rc == 0, done.stderr
-    assert done.stdout.strip().splitlines()[-1] == "[]"
+    assert done.stdout.strip().splitlines()[-2:] == ["False", "[]"]
     assert "DERMAUDIT_RUN" not in os.environ or os.environ["DERMAUDIT_RUN"] != str(whole_run)
 
 
