@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.errors import DermauditError, EvidenceError, UserInputError
 
 from . import figures, measures
 from .run_view import RunView, latent_title, rivals_of
@@ -124,6 +124,52 @@ def over_seeds(view: RunView, row: dict[str, Any]) -> str:
     return f"Over seeds: {word} by {others} (agreement {agreement:.2f}; .70 with each is wanted)."
 
 
+def summary(view: RunView, row: dict[str, Any]) -> str:
+    """Return what is known of a latent, in a few sentences of Markdown."""
+    mine = (row["site"], row["latent"])
+    chosen = [r["concept"] for r in label_choices(view) if (r["site"], r["latent"]) == mine]
+    return f"{describe(row, chosen, view.n)} {over_seeds(view, row)}"
+
+
+def describe(row: dict[str, Any], chosen: list[str], n: int) -> str:
+    """Return how often a latent of `n` images is active, its name, and whether labels contradict it."""
+    parts = [f"Active in {row['n_active']} of {n} images ({row['frequency']:.1%})."]
+    if row["name"]:
+        parts.append(
+            f"Name: **{row['name']}** ({row['type']}), score z {row['z']:.2f}, false-discovery rate "
+            f"q {row['q']:.3f}; not calibrated."
+        )
+    else:
+        parts.append(f"Unnamed: {row['reason']}.")
+    if chosen:
+        parts.append(
+            f"On validation images, the best latent of the run for: **{', '.join(chosen)}**."
+        )
+    if row["wrong"]:
+        parts.append(
+            "⚠ The name is wrong on test images: there the latent ranks another labelled concept "
+            "better, or its own no better than chance."
+        )
+        if row["label_concept"] not in (None, row["name"]):
+            parts.append(
+                f"On train and validation images it ranks **{row['label_concept']}** best."
+            )
+    return " ".join(parts)
+
+
+def suppressed_by(view: RunView, site: str, latent: int) -> list[str]:
+    """Return the concepts whose recipe suppresses this latent."""
+    found = []
+    for concept in view.suppressions:
+        try:
+            recipe = view.recipe(concept)
+        except DermauditError:
+            continue  # refused, or altered: its own page says why
+        if recipe.site == site and latent in recipe.latents:
+            found.append(concept)
+    return found
+
+
 def find_concept(view: RunView, site: str, latent: int) -> dict[str, Any]:
     """The row of one latent. UserInputError when it never fires, or is not there."""
     for row in view.concepts:
@@ -213,7 +259,7 @@ def rival_names(row: dict[str, Any]) -> Exhibit:
         else f"unnamed: {row['reason']}"
     )
     return Exhibit(
-        "Rival names",
+        "Words that fit best",
         f"Text scores of the five best words ({verdict}). A score is how much more the word fits "
         "the images in which the "
         "latent fires than all images, in standard deviations; hatched, in brackets: words that "
@@ -244,7 +290,7 @@ def against_labels(view: RunView, row: dict[str, Any]) -> Exhibit:
         else "It is the chosen latent of no label; Overview holds those that are."
     )
     return Exhibit(
-        "Evidence against labels",
+        "How well it ranks labelled images",
         f"The {len(rows)} labels that this latent ranks best on val, scored on test: AUROC with "
         "a 95 % interval (bootstrap over groups, "
         f"{measures.DRAWS} draws), and average precision beside the prevalence. " + chosen,

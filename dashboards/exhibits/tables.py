@@ -8,6 +8,7 @@ explorer and the report show the same exhibits.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,14 @@ class Exhibit:
     figure: Any = None
     alt: str = ""
     notes: list[str] = field(default_factory=list)
+
+
+def site_title(site: str) -> str:
+    """Return in plain words what the latents of a site read, from its name in the model."""
+    block = re.fullmatch(r"visual\.blocks\.(\d+)\.hook_resid_post", site)
+    if block:
+        return f"patches, block {block[1]}"
+    return "whole image" if site == "visual.pooled" else site
 
 
 def word(value: Any, digits: int = 3, *, share: bool = False) -> str:

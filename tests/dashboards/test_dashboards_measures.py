@@ -109,34 +109,50 @@ def test_flipped_cases_put_missed_melanoma_first() -> None:
 
 
 def test_effects_of_the_edit_and_of_the_moved_threshold_by_hand() -> None:
-    def row(group: str, before: float, after: float) -> dict:
-        return {"group4": group, "p_before": before, "p_after": after}
+    def row(i: int, group: str, before: float, after: float) -> dict:
+        return {"row": i, "group4": group, "p_before": before, "p_after": after}
 
     rows = [
-        row("y=1 a=0", 0.6, 0.6),  # found at p = 0.5, also after
-        row("y=1 a=0", 0.4, 0.4),  # found only because the threshold falls to 0.25
-        row(
-            "y=0 a=1", 0.7, 0.3
-        ),  # a false alarm that the edit removes and the threshold brings back
-        row("y=0 a=1", 0.1, 0.1),
+        row(0, "y=1 a=0", 0.6, 0.6),  # found at p = 0.5, also after
+        row(1, "y=1 a=0", 0.4, 0.4),  # found only because the threshold falls to 0.25
+        # A false alarm that the edit removes and the moved threshold brings back.
+        row(2, "y=0 a=1", 0.7, 0.3),
+        row(3, "y=0 a=1", 0.1, 0.1),
     ]
-    rest, target = measures.threshold_effects(rows, 0.0, float(np.log(0.25 / 0.75)))
-    assert target == {
-        "group": "y=1 a=0",
-        "n": 2,
-        "measure": "sensitivity",
-        "before": 0.5,
-        "after_unchanged": 0.5,
-        "after": 1.0,
-    }
-    assert rest == {
-        "group": "y=0 a=1",
-        "n": 2,
-        "measure": "specificity",
-        "before": 0.5,
-        "after_unchanged": 1.0,
-        "after": 0.5,
-    }
+    groups = np.arange(4).astype(str)
+    rest, target = measures.threshold_effects(rows, groups, 0.0, float(np.log(0.25 / 0.75)))
+    small = {"n": 2, "before_ci": None, "after_unchanged_ci": None, "after_ci": None}
+    shares = {"before": 0.5, "after_unchanged": 0.5, "after": 1.0}
+    assert target == {"group": "y=1 a=0", "measure": "sensitivity", **shares, **small}
+    shares = {"before": 0.5, "after_unchanged": 1.0, "after": 0.5}
+    assert rest == {"group": "y=0 a=1", "measure": "specificity", **shares, **small}
+
+
+def test_sensitivity_and_specificity_have_intervals_over_groups() -> None:
+    rows = [
+        {"row": i, "group4": "y=1 a=0", "p_before": 0.9 if i < 30 else 0.1, "p_after": 0.9}
+        for i in range(40)
+    ]
+    alone = measures.threshold_effects(rows, np.arange(40).astype(str), 0.0, 0.0)[0]
+    assert alone["before"] == 0.75 and alone["after"] == 1.0
+    assert alone["before_ci"][0] < 0.75 < alone["before_ci"][1] and alone["after_ci"] == (1.0, 1.0)
+    # Ten images of each patient, all right or all wrong: the interval is wider.
+    patients = measures.threshold_effects(rows, (np.arange(40) // 10).astype(str), 0.0, 0.0)[0]
+    assert patients["before_ci"][0] < alone["before_ci"][0]
+
+
+def test_sensitivity_and_specificity_of_the_classifier_by_hand(whole_run) -> None:
+    view = RunView.open(whole_run)
+    predicted = np.where(np.arange(view.n) % 2 == 0, "mel", "bkl").astype(object)
+    found = {s["label"]: s for s in measures.decision_shares(view, predicted)}["mel"]
+    test = view.splits == "test"
+    is_mel, said_mel = (view.labels == "mel")[test], (predicted == "mel")[test]
+    assert found["sensitivity"] == pytest.approx(said_mel[is_mel].mean())
+    assert found["specificity"] == pytest.approx((~said_mel)[~is_mel].mean())
+    assert (found["sensitivity_n"], found["specificity_n"]) == (is_mel.sum(), (~is_mel).sum())
+    low, high = found["specificity_ci"]
+    assert low < found["specificity"] < high
+    assert found["sensitivity_ci"] is None  # fewer than 30 test images
 
 
 def test_a_flip_without_a_change_at_the_unchanged_threshold_is_the_thresholds() -> None:

@@ -188,7 +188,7 @@ def test_run_without_labels(unlabelled_run) -> None:
     assert text.count("no labels: not measured") >= 4
     assert "no recipe was made in this run" in text
     assert "Licence of the images: not stated" in text
-    assert "Map of latent" not in text and "Rival names" in text
+    assert "Map of latent" not in text and "Words that fit best" in text
 
 
 @pytest.mark.parametrize(
