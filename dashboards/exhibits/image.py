@@ -10,7 +10,7 @@ import numpy as np
 from dermaudit.errors import DermauditError, EvidenceError
 
 from . import figures
-from .run_view import POOLED, RunView
+from .run_view import POOLED, RunView, latent_title
 from .tables import Exhibit, Table, site_title
 
 if TYPE_CHECKING:
@@ -73,22 +73,28 @@ def active_latents(view: RunView, row: int) -> list[dict[str, Any]]:
     return sorted(found, key=lambda r: (-r["share"], r["site"], r["latent"]))
 
 
+def _short_name(row: dict[str, Any]) -> str:
+    """Return the name of a latent with a mark where it is wrong on test images."""
+    name = row["name"] or "unnamed"
+    return f"{name} ⚠" if row.get("wrong") else name
+
+
 def concepts(view: RunView, row: int) -> Exhibit:
     """Return the strongest latents of an image; unnamed ones are hatched."""
     found = active_latents(view, row)
     if not found:
         raise EvidenceError("no latent is active in this image")
     shown = found[:SHOWN_LATENTS]
-    names = [f"{r['name'] or 'unnamed'} ({site_title(r['site'])}, {r['latent']})" for r in shown]
+    names = [f"{_short_name(r)} ({site_title(r['site'])}, {r['latent']})" for r in shown]
     return Exhibit(
         "Concepts in this image",
         f"The {len(shown)} strongest of {len(found)} latents that are active, by activation as a "
         "share of the latent's largest activation in this run; in brackets what the latent reads "
-        "and its number; hatched: unnamed.",
+        "and its number; hatched: unnamed; ⚠: the name is wrong on test images.",
         Table(
             ("name", "reads", "latent", "activation", "share of its largest"),
             [
-                (r["name"] or "unnamed", site_title(r["site"]), r["latent"], r["value"], r["share"])
+                (latent_title(r), site_title(r["site"]), r["latent"], r["value"], r["share"])
                 for r in found
             ],
             shares=frozenset({"share of its largest"}),

@@ -269,7 +269,7 @@ def rival_names(row: dict[str, Any]) -> Exhibit:
         figures.scores(
             words,
             [s for _, s in rivals],
-            axis="text score (standard deviations)",
+            axis="text score",
             hatched=[w.startswith("(") for w in words],
         ),
         "; ".join(f"{w} {s:.2f}" for w, s in rivals),

@@ -11,7 +11,7 @@ from dermaudit.stats.intervals import MIN_CELL
 from . import figures, measures
 from .image import predicted_labels
 from .run_view import RunView
-from .tables import NOTHING, Exhibit, Table, span, word
+from .tables import NOTHING, Exhibit, Table, site_title, span, word
 
 KINDS = {
     "sae": "SAE latents",
@@ -196,7 +196,7 @@ def found(view: RunView) -> Exhibit:
         (
             r["concept"],
             r["type"],
-            r["site"],
+            site_title(r["site"]) if r["site"] else None,
             r["latent"],
             r["n_pos"],
             r["n"],
@@ -226,7 +226,7 @@ def found(view: RunView) -> Exhibit:
             (
                 "concept",
                 "type",
-                "site",
+                "reads",
                 "latent",
                 "n+",
                 "n",

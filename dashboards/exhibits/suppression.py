@@ -7,7 +7,7 @@ from typing import Any
 from dermaudit.errors import DermauditError, EvidenceError
 
 from . import figures, measures
-from .run_view import RunView
+from .run_view import RunView, latent_title
 from .tables import Exhibit, Table, span, word
 
 
@@ -273,7 +273,7 @@ def latents(view: RunView, concept: str) -> Exhibit:
     """Which latents the recipe suppresses, and why each is in."""
     recipe = view.recipe(concept)  # also refuses a recipe of another model or SAE
     try:
-        names = {(r["site"], r["latent"]): r["name"] for r in view.concepts}
+        names = {(r["site"], r["latent"]): latent_title(r) for r in view.concepts}
     except DermauditError:
         names = {}  # the names stage is absent or stale; the recipe stands without it
     rows = [

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from dermaudit.errors import DermauditError
+
 NOTHING = "–"
 
 
@@ -62,6 +64,13 @@ def site_title(site: str) -> str:
     if block:
         return f"patches, block {block[1]}"
     return "whole image" if site == "visual.pooled" else site
+
+
+def reason(error: DermauditError) -> str:
+    """Return why an exhibit is missing, as a sentence that says whether evidence was lacking."""
+    if error.exit_code != 3 or "not measured" in error.message:
+        return error.message
+    return f"Not measured: {error.message}"
 
 
 def word(value: Any, digits: int = 3, *, share: bool = False) -> str:

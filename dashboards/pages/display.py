@@ -12,7 +12,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dermaudit.dashboards.exhibits import markup, pictures
 from dermaudit.dashboards.exhibits.run_view import RunView
-from dermaudit.dashboards.exhibits.tables import Exhibit, Table, word
+from dermaudit.dashboards.exhibits.tables import Exhibit, Table, reason, word
 from dermaudit.dashboards.pages import session
 from dermaudit.errors import DermauditError
 
@@ -65,7 +65,7 @@ def note(error: DermauditError) -> None:
 
 def absent(error: DermauditError) -> None:
     """Show why an exhibit is not there."""
-    st.info(f"Not measured: {error.message}" if error.exit_code == 3 else error.message)
+    st.info(reason(error))
 
 
 def caption(text: str) -> None:

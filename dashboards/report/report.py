@@ -21,7 +21,7 @@ from dermaudit.files import sha256_file, write_text
 
 from ..exhibits import latents, limits, markup, overview, pictures, suppression
 from ..exhibits.run_view import POOLED, RunView, latent_title
-from ..exhibits.tables import Exhibit, Table, site_title
+from ..exhibits.tables import Exhibit, Table, reason, site_title
 
 FORMAT_VERSION = 1
 CONCEPT_SECTIONS = 24
@@ -29,7 +29,7 @@ THUMBNAILS = 8
 MAPS = 3
 FLIPS = 24
 LONG_TABLE = 40  # rows; a longer table is folded, and is not printed
-_WIDTH, _NARROW = 690, 340  # px: one figure, and one of three side by side
+_WIDTH, _NARROW, _LOW = 690, 340, 260  # px: one figure; width and height of one of three
 _MAP_SIDE, _THUMB_SIDE = 224, 128
 _HERE = Path(__file__).parent
 _SOURCES = (".py", ".css", ".html", ".js")
@@ -75,7 +75,7 @@ def build(view: RunView) -> str:
 
     model = view.run.meta.get("model") or {}
     script = (_HERE / "report.js").read_text(encoding="utf-8")
-    style = (_HERE / "report.css").read_text(encoding="utf-8") + markup.GRID_CSS
+    style = markup.GRID_CSS + (_HERE / "report.css").read_text(encoding="utf-8")
     return (
         markup.environment(_HERE)
         .get_template("report.html")
@@ -173,7 +173,7 @@ class _Sections:
         try:
             rows = latents.concept_rows(self.view)
         except DermauditError as error:
-            return [Part(missing=_why(error))]
+            return [Part(missing=reason(error))]
         named = sum(bool(r["name"]) for r in rows)
         shown = self._chosen(rows)
         everything = Part(
@@ -207,37 +207,29 @@ class _Sections:
                 ),
             )
         ]
-        maps = [] if site == POOLED else [self._maps(site, latent, [i for i, _ in top[:MAPS]])]
-        return Part(
+        part = Part(
             f"{latent_title(row)}: latent {latent}, {site_title(site)}{best}",
             cards=cards,
             width=100,
-            parts=[*maps, *figures],
+            parts=figures,
         )
+        return part if site == POOLED else self._with_maps(part, row, [i for i, _ in top[:MAPS]])
 
-    def _maps(self, site: str, latent: int, rows: Sequence[int]) -> Part:
-        cards, last = [], None
-        for i in rows:
+    def _with_maps(self, part: Part, row: dict[str, Any], images: Sequence[int]) -> Part:
+        """Return the part of a latent with maps over its strongest images beside the images."""
+        latent, cards, last = row["latent"], [], None
+        for i in images:
             try:
-                last = pictures.patch_map(self.view, i, site, latent, side=_MAP_SIDE)
+                last = pictures.patch_map(self.view, i, row["site"], latent, side=_MAP_SIDE)
             except DermauditError as error:
                 cards.append(markup.Card(None, "", (f"image {i}",), missing=error.message))
                 continue
-            words = f"image {i}: {last.in_words}"
-            cards.append(
-                markup.Card(last.picture, f"Map of latent {latent} over {words}", (words,))
-            )
-        title = "Where in the image it is active"
+            alt = f"Map of latent {latent} over image {i}: {last.in_words}"
+            cards.append(markup.Card(last.picture, alt, (f"map of image {i}", last.in_words)))
+        part = replace(part, cards=[*part.cards, *cards])
         if last is None:
-            return Part(title, 4, cards=cards)
-        return Part(
-            title,
-            4,
-            cards=cards,
-            width=100,
-            steps=markup.scale_steps(last),
-            caption=markup.map_caption(last),
-        )
+            return part
+        return replace(part, steps=markup.scale_steps(last), caption=markup.map_caption(last))
 
     # ---- suppression
 
@@ -248,22 +240,30 @@ class _Sections:
 
     def _suppression(self, concept: str) -> list[Part]:
         view = self.view
-        recipe = ("Suppressed latents", suppression.latents)
-        makers = (
-            ("Accuracy of each group before and after", suppression.groups),
-            ("Sensitivity and specificity", suppression.thresholds),
-            ("Compared with random latents", suppression.null),
-            ("Benefit and cost", suppression.cost),
-            recipe,
-        )
+
+        def part(title: str, make: Callable[..., Exhibit], width: int = _WIDTH) -> Part:
+            return self._part(title, functools.partial(make, view, concept), 4, width)
+
         first = Part(f"Suppressing {concept}")
         try:
             suppression.measured(view, concept)
         except DermauditError as error:
-            first = replace(first, missing=_why(error))
-            makers = (recipe,) if view.owner(f"recipes/{concept}.recipe.json") else ()
-        made = [self._part(t, functools.partial(make, view, concept), 4) for t, make in makers]
-        return [first, *made] if first.missing else [first, *made, self._flips(concept)]
+            first = replace(first, missing=reason(error))
+            if view.owner(f"recipes/{concept}.recipe.json"):
+                return [first, part("Suppressed latents", suppression.latents)]
+            return [first]
+        beside = [
+            part("Compared with random latents", suppression.null, _NARROW),
+            part("Suppressed latents", suppression.latents),
+        ]
+        return [
+            first,
+            part("Accuracy of each group before and after", suppression.groups),
+            part("Sensitivity and specificity", suppression.thresholds),
+            Part(level=4, parts=beside),
+            part("Benefit and cost", suppression.cost),
+            self._flips(concept),
+        ]
 
     def _flips(self, concept: str) -> Part:
         make = functools.partial(suppression.flips, self.view, concept)
@@ -297,12 +297,14 @@ class _Sections:
         try:
             made = make()
         except DermauditError as error:
-            return Part(title, level, missing=_why(error))
+            return Part(title, level, missing=reason(error))
         if made.figure is None:
             return Part(made.title, level, exhibit=made)
         # The id of a figure is a running number, so that the bytes repeat.
         self._figures += 1
         layout = {**made.figure["layout"], "width": width}
+        if width == _NARROW:
+            layout["height"] = min(layout["height"], _LOW)
         spec = json.dumps(
             {"data": made.figure["data"], "layout": layout},
             ensure_ascii=False,
@@ -313,7 +315,3 @@ class _Sections:
         return Part(
             made.title, level, exhibit=made, anchor=f"figure-{self._figures}", figure=figure
         )
-
-
-def _why(error: DermauditError) -> str:
-    return f"Not measured: {error.message}" if error.exit_code == 3 else error.message
