@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,29 +9,32 @@ import numpy as np
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import LinearHead, fit_head
 from dermaudit.run.directory import Run
+from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
 from dermaudit.stats.intervals import MIN_CELL, auroc, auroc_interval
 
-from .inputs import seed_of
 from .results import Made, make_or_give_reason, rounded
 
 MIN_OF_CLASS = 3  # a class with fewer train images is left out of the head
 
 
-@dataclass(frozen=True)
-class HeadOptions:
-    seed: int | None = None
-    force: bool = False
+HEADS = Record(
+    "heads",
+    reads=("images", "embed"),
+    writes=("heads/label.safetensors", "heads/label.reason.json"),
+)
 
 
-def fit_heads(run: Run, options: HeadOptions = HeadOptions()) -> dict[str, Any]:
-    """Fit the run's linear head on its train split, measured on test.
+@stage("heads", StageOptions, HEADS)
+def fit_heads(run: Run, options: StageOptions = StageOptions()) -> dict[str, Any]:
+    """Fit the linear head of the run on its train split.
 
-    Without labels, or with too few, the reason is recorded and the run predicts zero-shot."""
+    It is measured on test images. Without labels, or with too few, the reason is recorded and the run
+    predicts zero-shot."""
     run.require("embed")
-    seed = seed_of(run, options.seed)
+    seed = run.seed(options.seed)
     data = RunData(run)
-    path = run.file("heads", "label.safetensors")
+    path = run.files.head()
 
     def make() -> Made:
         if not set(data.labels) - {""}:
@@ -45,11 +47,10 @@ def fit_heads(run: Run, options: HeadOptions = HeadOptions()) -> dict[str, Any]:
         figures = {"classes": head.classes, "C": head.C, "n_train": head.n_train}
         return [path], rounded({**figures, "test": _measure_on_test(data, head)})
 
-    return run.stage(
-        "heads",
+    return run.perform(
+        HEADS,
         {"seed": seed},
-        lambda: make_or_give_reason(make, run.file("heads", "label.reason.json"), path),
-        upstream=["images", "embed"],
+        lambda: make_or_give_reason(make, run.files.head_reason(), path),
         force=options.force,
     )
 

@@ -1,4 +1,4 @@
-"""What the stages of concepts read from a run: verified files, vocabulary, seed, model and artifacts."""
+"""What the stages of concepts read from a run: vocabulary, model, and the concepts that it knows."""
 
 from __future__ import annotations
 
@@ -9,24 +9,15 @@ import pyarrow.parquet as pq
 
 from dermaudit.errors import UserInputError, unknown
 from dermaudit.run.directory import Run
+from dermaudit.sae.run_data import POOLED
 
 from .vocabulary.vocabulary import Vocabulary
 
-POOLED = "visual.pooled"
-VOCABULARY_FILE = "vocabulary.json"
-
-
-def finished_fits(run: Run) -> list[str]:
-    """Return the names of the finished SAE stages; UserInputError if the run has none."""
-    stages = [stage for stage in run.meta["stages"] if stage.startswith("fit:")]
-    if not stages:
-        raise UserInputError(
-            f"the run {run.path} has no sparse autoencoder yet",
-            f"run: dermaudit fit --run {run.path}",
-        )
-    for stage in stages:
-        run.require(stage)
-    return stages
+VOCABULARY_HELP = (
+    "a bundled vocabulary, or a TOML / JSON file "
+    "(default: the one that the run was named with, else dermoscopy)"
+)
+THREADS_HELP = "torch threads"
 
 
 def vocabulary_of(run: Run, given: str | Path | None = None) -> Vocabulary:
@@ -34,24 +25,18 @@ def vocabulary_of(run: Run, given: str | Path | None = None) -> Vocabulary:
     without names, the bundled one."""
     if given is not None:
         return Vocabulary.load(given)
-    recorded = run.file(VOCABULARY_FILE)
-    if "name" in run.meta["stages"] and recorded.is_file():
+    if "name" in run.meta["stages"] and run.files.vocabulary.is_file():
         run.require("name")
-        return Vocabulary.load(recorded)
+        return Vocabulary.load(run.files.vocabulary)
     return Vocabulary.load()
-
-
-def seed_of(run: Run, given: int | None = None) -> int:
-    """Return the given seed, by default the seed of the run."""
-    return run.meta["seed"] if given is None else given
 
 
 def tower_of(run: Run, threads: int) -> Any:
     """Load the model of the run. ForeignArtifactError if another model has its name."""
     if not run.meta.get("model"):
         raise UserInputError(
-            f"the run {run.path} has no embeddings yet",
-            f"run: dermaudit audit IMAGES --model NAME --run {run.path}",
+            f"the run {run.path} has no embed stage yet",
+            f"run: {run.remake_command('embed', force=False)}",
         )
     import torch
 
@@ -65,7 +50,7 @@ def tower_of(run: Run, threads: int) -> Any:
 
 def labelled_concepts(run: Run) -> list[str]:
     """Return the concepts that have an `artifact:` or `concept:` column, in alphabetical order."""
-    path = run.file("images.parquet")
+    path = run.files.images
     columns = pq.read_schema(path).names if path.is_file() else []
     pairs = [name.split(":", 1) for name in columns if name.startswith(("artifact:", "concept:"))]
     return sorted({concept for _, concept in pairs})
@@ -92,11 +77,11 @@ def artifacts_of(run: Run, vocabulary: Vocabulary) -> list[str]:
     of the pooled site is named after. A labelled artifact that the vocabulary lacks comes last.
     """
     in_vocabulary = [c.id for c in vocabulary.concepts if c.type == "artifact"]
-    columns = pq.read_schema(run.file("images.parquet")).names
+    columns = pq.read_schema(run.files.images).names
     own = sorted(name.removeprefix("artifact:") for name in columns if name.startswith("artifact:"))
     labelled = {*own, *(c for c in labelled_concepts(run) if c in in_vocabulary)}
     if labelled:
         return [c for c in dict.fromkeys([*in_vocabulary, *own]) if c in labelled]
-    rows = pq.read_table(run.file("concepts.parquet"), columns=["name", "site"]).to_pylist()
+    rows = pq.read_table(run.files.concepts, columns=["name", "site"]).to_pylist()
     named = {row["name"] for row in rows if row["site"] == POOLED}
     return [concept for concept in in_vocabulary if concept in named]

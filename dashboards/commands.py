@@ -1,4 +1,4 @@
-"""The verbs `explore` and `report`. Input is validated before anything heavy is imported."""
+"""The command `explore`. Input is validated before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from dermaudit.errors import DermauditError, UserInputError
-
-RunOption = Annotated[
-    Path | None, typer.Option("--run", help="folder of the run (default: the newest)")
-]
 
 
 def explore(
@@ -96,28 +92,6 @@ def explore(
     return said
 
 
-def report(
-    run: RunOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="HTML file (default: report/index.html in the run)")
-    ] = None,
-    force: Annotated[bool, typer.Option(help="write it again, over a file that is there")] = False,
-) -> dict[str, Any]:
-    """Write the report of a run: one HTML file that needs no network."""
-    target = _readable(run)
-    if out is not None and out.is_dir():
-        raise UserInputError(f"{out} is a folder", "name an .html file with --out")
-    if out is not None and out.exists() and not force:
-        raise UserInputError(f"{out} exists", "use --force to overwrite it, or another --out")
-    from dermaudit.console import say
-
-    from .report.report import write_report
-
-    path, size = write_report(target, out, force=force)
-    say(f"  report: {path} ({size / 1e6:.1f} MB, self-contained)")
-    return {"report": str(path), "bytes": size}
-
-
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
@@ -163,16 +137,11 @@ def _end(server: Any) -> None:
 
 
 def _readable(run: Path | None) -> Path:
-    """The run to read, checked: it is one, and its images and codes are known."""
+    """Return the run to show. UserInputError if it has no images yet."""
     from dermaudit.run.directory import newest_run, open_run
 
     target = run or newest_run()
-    stages = open_run(target).meta.get("stages")
-    if not isinstance(stages, dict) or "images" not in stages:
-        raise UserInputError(
-            f"the run {target} has no images yet: there is nothing to show",
-            f"run: dermaudit audit IMAGES --model NAME --run {target}",
-        )
+    open_run(target).require("images")
     return target
 
 

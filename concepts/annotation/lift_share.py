@@ -74,7 +74,7 @@ def _auprc_by_site(data: RunData, truths: list[Truth], split: str) -> dict[str, 
     if values is None or len(rows) == 0:
         return {}
     return {
-        site: auprc_table(codes.csr()[rows].toarray(), values) for site, codes in data.codes.items()
+        site: auprc_table(data.codes(site).csr()[rows].toarray(), values) for site in data.sites
     }
 
 
@@ -115,7 +115,7 @@ def _one(
         out.reason = "no positive or no negative image in train or val: no latent can be chosen"
         return out
     out.site, out.latent = choice
-    score = data.codes[out.site].column(out.latent)[test]
+    score = data.codes(out.site).column(out.latent)[test]
     try:
         probe = fit_probe(data.pooled[train], truth.values[train], data.groups[train], seed=seed)
     except EvidenceError as error:

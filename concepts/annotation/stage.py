@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +11,9 @@ from dermaudit.console import say, table
 from dermaudit.failpoints import hit
 from dermaudit.files import write_parquet
 from dermaudit.run.directory import Run
+from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
 
-from ..inputs import finished_fits, seed_of
 from ..results import Made, interval_text, rounded
 from .lift_share import LabelEvidence, latents_by_label
 
@@ -22,19 +21,16 @@ TEXT_COLUMNS = {"concept", "type", "site", "reason"}
 INTEGER_COLUMNS = {"latent", "n", "n_pos"}
 
 
-@dataclass(frozen=True)
-class AnnotateOptions:
-    seed: int | None = None
-    force: bool = False
+ANNOTATE = Record("annotate", reads=("images", "embed", "fit:*"), writes=("labels.parquet",))
 
 
-def annotate_run(run: Run, options: AnnotateOptions = AnnotateOptions()) -> dict[str, Any]:
-    """Compare latents with labels: the best latent of every known concept, and its lift share (test).
+@stage("annotate", StageOptions, ANNOTATE)
+def annotate_run(run: Run, options: StageOptions = StageOptions()) -> dict[str, Any]:
+    """Compare latents with labels: the best latent of every known concept.
 
-    Without labels the stage records that nothing was measured."""
-    seed = seed_of(run, options.seed)
-    path = run.file("labels.parquet")
-    upstream = ["images", "embed", *finished_fits(run)]
+    Its lift share is measured on test images. Without labels the stage records that nothing was measured."""
+    seed = run.seed(options.seed)
+    path = run.files.labels
 
     def make() -> Made:
         evidence = latents_by_label(RunData(run), seed=seed)
@@ -43,7 +39,7 @@ def annotate_run(run: Run, options: AnnotateOptions = AnnotateOptions()) -> dict
         reason = None if evidence else "no labels: not measured"
         return [path], {"concepts": len(evidence), "reason": reason}
 
-    summary = run.stage("annotate", {"seed": seed}, make, upstream=upstream, force=options.force)
+    summary = run.perform(ANNOTATE, {"seed": seed}, make, force=options.force)
     rows = pq.read_table(path).to_pylist()
     if rows:
         table(

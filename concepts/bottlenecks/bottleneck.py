@@ -81,8 +81,8 @@ def compare(
         row = Bottleneck(task, kind, nec, auroc(y[test], score), low, high, len(test), n_pos, named)
         return row, score
 
-    sae_features = np.hstack([data.codes[site].csr().toarray() for site in data.sites])
-    sae_names = [f"{site}/{j}" for site in data.sites for j in range(data.codes[site].shape[1])]
+    sae_features = np.hstack([data.codes(site).csr().toarray() for site in data.sites])
+    sae_names = [f"{site}/{j}" for site in data.sites for j in range(data.codes(site).shape[1])]
     rows = [
         one("sae", sae_features, sae_names)[0],
         one("vocabulary", data.pooled @ vectors[bare].T, names)[0],
@@ -138,7 +138,7 @@ def sparse_head(
             C=c,
             l1_ratio=1.0,
             solver="liblinear",
-            intercept_scaling=10.0,
+            intercept_scaling=10,
             max_iter=400,
             random_state=seed,
         ).fit(z[train], target)

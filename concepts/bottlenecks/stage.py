@@ -11,9 +11,10 @@ from dermaudit.console import say, table
 from dermaudit.errors import EvidenceError, unknown
 from dermaudit.files import write_parquet
 from dermaudit.run.directory import Run
+from dermaudit.run.stages import Record, StageOptions, option, stage
 from dermaudit.sae.run_data import RunData
 
-from ..inputs import finished_fits, seed_of
+from ..inputs import THREADS_HELP, VOCABULARY_HELP, tower_of, vocabulary_of
 from ..results import Made, interval_text, make_or_give_reason, rounded
 from ..vocabulary.vocabulary import Vocabulary
 from . import bottleneck
@@ -21,12 +22,30 @@ from . import bottleneck
 KINDS = ("sae", "vocabulary", "random", "probe")
 
 
-@dataclass(frozen=True)
-class CompareOptions:
-    task: str = "mel"
-    nec: int = bottleneck.NEC
-    seed: int | None = None
-    force: bool = False
+COMPARE = Record(
+    "compare",
+    reads=("images", "embed", "fit:*"),
+    writes=("bottlenecks.parquet", "bottlenecks.reason.json"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(StageOptions):
+    """The options of `compare`."""
+
+    task: str = option("mel", "the label that is predicted against the rest")
+    nec: int = option(bottleneck.NEC, "effective concepts of every bottleneck", minimum=1)
+    vocabulary: str | None = option(None, VOCABULARY_HELP)
+    threads: int = option(1, THREADS_HELP, minimum=1)
+
+
+@stage("compare", CompareOptions, COMPARE)
+def compare(run: Run, options: CompareOptions) -> dict[str, Any]:
+    """Compare concept bottlenecks at an equal number of effective concepts (NEC).
+
+    Compared are the SAE codes, the vocabulary, random words, and the probe on the full embedding."""
+    words = vocabulary_of(run, options.vocabulary)
+    return compare_run(run, words, tower_of(run, options.threads), options)
 
 
 def compare_run(
@@ -35,10 +54,9 @@ def compare_run(
     """Compare bottlenecks at equal NEC: SAE codes, the vocabulary, random words; and the full probe.
 
     Too few images are recorded as the result, with the reason. UserInputError for an unknown task."""
-    seed, task, nec = seed_of(run, options.seed), options.task, options.nec
-    upstream = ["images", "embed", *finished_fits(run)]
+    seed, task, nec = run.seed(options.seed), options.task, options.nec
     data = RunData(run)
-    path = run.file("bottlenecks.parquet")
+    path = run.files.bottlenecks
     labels = sorted(set(data.labels) - {""})
     if labels and task not in labels:
         raise unknown("label", task, labels)
@@ -54,11 +72,10 @@ def compare_run(
         figures = {row.kind: {"auroc": row.auroc, "ci": [row.lo, row.hi]} for row in rows}
         return [path], rounded({"nec": nec, "task": task, **figures})
 
-    summary = run.stage(
-        "compare",
+    summary = run.perform(
+        COMPARE,
         {"seed": seed, "task": task, "nec": nec, "vocabulary": vocabulary.sha256()},
-        lambda: make_or_give_reason(make, run.file("bottlenecks.reason.json"), path),
-        upstream=upstream,
+        lambda: make_or_give_reason(make, run.files.bottlenecks_reason, path),
         force=options.force,
     )
     if "reason" in summary:

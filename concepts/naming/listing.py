@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from dermaudit.console import table
 from dermaudit.run.directory import Run
+from dermaudit.sae.run_data import RunData
 
 HEADER = ("site", "latent", "name", "type", "z", "q", "active on", "label AUPRC")
 
@@ -16,8 +15,7 @@ def list_concepts(run: Run, unnamed: bool) -> dict[str, Any]:
     """Print and return the named latents, with `unnamed` also the others.
 
     Raises StaleArtifactError if the names, or anything that they were made from, changed."""
-    run.require("name")
-    rows = pq.read_table(run.file("concepts.parquet")).to_pylist()
+    rows = RunData(run).concepts
     shown = [row for row in rows if unnamed or row["name"]]
     n_named = sum(bool(row["name"]) for row in rows)
     title = f"{run.path}: {n_named} of {len(rows)} live latents are named"

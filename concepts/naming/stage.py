@@ -12,22 +12,41 @@ from dermaudit.console import say
 from dermaudit.failpoints import hit
 from dermaudit.files import write_json, write_parquet, write_text
 from dermaudit.run.directory import Run
+from dermaudit.run.stages import Record, StageOptions, option, stage
 from dermaudit.sae.run_data import RunData
 from dermaudit.stats.intervals import auprc_table
 
-from ..inputs import VOCABULARY_FILE, finished_fits, seed_of
+from ..inputs import THREADS_HELP, VOCABULARY_HELP, tower_of, vocabulary_of
 from ..results import Made, rounded
 from ..vocabulary.vocabulary import Vocabulary
-from .namer import Names, namer
+from .methods.registry import Names, naming_method
 
 TOP_ROWS = 24
 
 
-@dataclass(frozen=True)
-class NameOptions:
-    method: str = "permutation"
-    seed: int | None = None
-    force: bool = False
+NAME = Record(
+    "name",
+    reads=("images", "embed", "fit:*"),
+    writes=("concepts.parquet", "naming.json", "vocabulary.json"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameOptions(StageOptions):
+    """The options of `name`."""
+
+    vocabulary: str | None = option(None, VOCABULARY_HELP)
+    method: str = option("permutation", "naming method")
+    threads: int = option(1, THREADS_HELP, minimum=1)
+
+
+@stage("name", NameOptions, NAME)
+def name(run: Run, options: NameOptions) -> dict[str, Any]:
+    """Name the latents that a word explains better than chance.
+
+    The other latents stay unnamed."""
+    words = vocabulary_of(run, options.vocabulary)
+    return name_run(run, words, tower_of(run, options.threads), options)
 
 
 def name_run(
@@ -36,8 +55,7 @@ def name_run(
     """Name the latents of every site: `concepts.parquet`, `naming.json` and `vocabulary.json`.
 
     Names are made on train and val images and compared with labels on test images."""
-    upstream = ["images", "embed", *finished_fits(run)]
-    seed, method = seed_of(run, options.seed), namer(options.method)
+    seed, method = run.seed(options.seed), naming_method(options.method)
 
     def make() -> Made:
         data = RunData(run)
@@ -45,7 +63,7 @@ def name_run(
         rows, permuted = [], 0
         seen = data.rows("train", "val")
         for site in data.sites:
-            codes = data.codes[site].csr()[np.flatnonzero(seen)].toarray()
+            codes = data.codes(site).csr()[np.flatnonzero(seen)].toarray()
             names = method(codes, data.pooled[seen], vectors, distractors, vocabulary, seed=seed)
             permuted += names.named_under_permutation
             rows += _site_rows(data, site, names, vocabulary)
@@ -61,7 +79,7 @@ def name_run(
             }
         )
         described = {"vocabulary": vocabulary.name, "vocabulary_sha256": vocabulary.sha256()}
-        files = [run.file(n) for n in ("concepts.parquet", "naming.json", VOCABULARY_FILE)]
+        files = [run.files.concepts, run.files.naming, run.files.vocabulary]
         write_parquet(files[0], _concept_table(rows))
         write_json(files[1], {**figures, **described})
         write_text(files[2], vocabulary.as_json())
@@ -71,7 +89,7 @@ def name_run(
     inputs = {"seed": seed, "vocabulary": vocabulary.sha256()}
     if options.method != "permutation":  # runs of earlier versions did not record the method
         inputs["method"] = options.method
-    figures = run.stage("name", inputs, make, upstream=upstream, force=options.force)
+    figures = run.perform(NAME, inputs, make, force=options.force)
     wrong = figures["wrong_among_named"]
     say(
         f"  {figures['named']} latents named, {figures['unnamed']} unnamed; with permuted activations "
@@ -84,7 +102,7 @@ def name_run(
 def _site_rows(
     data: RunData, site: str, names: Names, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
-    codes = data.codes[site]
+    codes = data.codes(site)
     rows = []
     active = codes.n_active()
     for latent in np.flatnonzero(active):
@@ -155,7 +173,7 @@ def _auprc_and_lift(data: RunData, rows: np.ndarray) -> tuple[dict, dict]:
     known, positives = np.isfinite(values).sum(0), np.nansum(values, 0)
     prevalence = np.where(positives >= 5, positives / np.maximum(known, 1), np.nan)
     table = {
-        site: auprc_table(data.codes[site].csr()[rows].toarray(), values) for site in data.sites
+        site: auprc_table(data.codes(site).csr()[rows].toarray(), values) for site in data.sites
     }
     with np.errstate(invalid="ignore", divide="ignore"):
         lift = {

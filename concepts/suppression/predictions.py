@@ -21,7 +21,7 @@ from dermaudit.sae.embed.embed import POOLED, activations
 from dermaudit.sae.run_data import RunData
 
 from ..vocabulary.vocabulary import Vocabulary
-from .make_recipe import RecipeOptions
+from .options import RecipeOptions
 from .recipe import SuppressionRecipe
 from .stage import recipe_run
 from .suppressed_model import (
@@ -65,7 +65,7 @@ def suppress_images(
     """
     recipes = [_recipe(run, concept, tower, vocabulary, options.seed) for concept in concepts]
     head = pick_head(run, tower, options.head)
-    sae = load_sae(run.file("sae", recipes[0].site))
+    sae = load_sae(run.files.sae(recipes[0].site))
     suppressor = make_suppressor(run, recipes, sae, options.mode, options.level)
     model = SuppressedModel(tower, head, suppressor, pick_target(head.classes, options.target))
     names, x, skipped = _embeddings(run, tower, manifest)
@@ -81,15 +81,15 @@ def suppress_images(
 def _recipe(
     run: Run, concept: str, tower: Any, vocabulary: Vocabulary, seed: int | None
 ) -> SuppressionRecipe:
-    reason = run.file("suppression", f"{concept}.reason.json")
-    if run.file("recipes", f"{concept}.recipe.json").is_file():
+    reason = run.files.suppression_reason(concept)
+    if run.files.recipe(concept).is_file():
         return load_recipe(run, concept)
     if f"recipe:{concept}" in run.meta["stages"] and reason.is_file():
         known = read_json(reason)
         raise EvidenceError(
             f"{concept}: {known['reason']}",
             "nothing is suppressed without evidence; to measure again, run: "
-            f"dermaudit recipe make --concept {concept} --run {run.path} --force",
+            f"{run.remake_command(f'recipe:{concept}')}",
             known.get("numbers"),
         )
     recipe_run(run, concept, tower, vocabulary, RecipeOptions(seed=seed))
@@ -104,7 +104,7 @@ def _embeddings(
     if manifest is None:
         run.require("embed")
         data = RunData(run)
-        return [str(name) for name in data.table["image"].to_pylist()], data.pooled, []
+        return [str(name) for name in data.images["image"].to_pylist()], data.pooled, []
     from dermaudit.data import BadImage, read_image
 
     names, rows, skipped, waiting = [], [], [], []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dermaudit.console import say
-from dermaudit.errors import ForeignArtifactError, StaleArtifactError
+from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.files import read_json, sha256_file, sha256_json, write_json
 from dermaudit.run.directory import Run
 
@@ -73,9 +73,6 @@ class SuppressionRecipe:
             )
         return recipe
 
-    def _command(self, run: Run) -> str:
-        return f"dermaudit recipe make --concept {self.body['concept']} --run {run.path} --force"
-
     def show(self) -> None:
         """Print what is suppressed, the measured effect and the limits of the evidence."""
         body, operation = self.body, self.body["operation"]
@@ -93,26 +90,54 @@ class SuppressionRecipe:
     def check(self, run: Run, path: Path | str) -> None:
         """Refuse a recipe that was made with another model or SAE than this run's."""
         mine = run.meta["model"]
+        again = run.remake_command(f"recipe:{self.body['concept']}")
         if self.body["model"]["fingerprint"] != mine["fingerprint"]:
             raise ForeignArtifactError(
                 f"{path} was made for the model {self.body['model']['name']}, not for {mine['name']}",
-                f"run: {self._command(run)}",
+                f"run: {again}",
             )
         facts = sae_facts(run, self.site)
         if any(self.body["sae"].get(name) != facts.get(name) for name in ("weights_sha256", "k")):
             raise StaleArtifactError(
                 f"{path} was made with another SAE at {self.site} than the run {run.path} has",
-                f"run: {self._command(run)}",
+                f"run: {again}",
             )
 
 
 def sae_facts(run: Run, site: str) -> dict[str, Any]:
     """Return what a recipe records of its SAE: the hash of the weights, and the k of a per-sample TopK,
     which the weights do not contain."""
-    cfg = read_json(run.file("sae", site, "cfg.json"), "SAE config")
+    cfg = read_json(run.files.sae_config(site), "SAE config")
     facts = {"site": site, "weights_sha256": sae_hash(run, site), "d_sae": cfg["d_sae"]}
     return {**facts, "k": cfg["k"]} if cfg["architecture"] == "topk" else facts
 
 
 def sae_hash(run: Run, site: str) -> str:
-    return sha256_file(run.file("sae", site, "sae_weights.safetensors"))
+    return sha256_file(run.files.sae_weights(site))
+
+
+def load_recipe(run: Run, concept: str) -> SuppressionRecipe:
+    """Return the run's recipe for a concept, verified with everything that it was made from.
+
+    Raises UserInputError if the run has none, StaleArtifactError for a recipe that the run did not
+    record, or a changed file that it was made from."""
+    path, stage = run.files.recipe(concept), f"recipe:{concept}"
+    recorded = run.meta["stages"].get(stage, {}).get("outputs", {})
+    if f"recipes/{path.name}" not in recorded:
+        if path.is_file():
+            raise StaleArtifactError(
+                f"{path} was not made by the run {run.path} (run.json has no {stage})",
+                f"run: {run.remake_command(stage)}",
+            )
+        have = sorted(
+            p.name.removesuffix(".recipe.json") for p in path.parent.glob("*.recipe.json")
+        )
+        raise UserInputError(
+            f"the run {run.path} has no recipe for '{concept}'",
+            (f"it has: {', '.join(have)}; " if have else "")
+            + f"run: {run.remake_command(stage, force=False)}",
+        )
+    run.require(stage)
+    recipe = SuppressionRecipe.load(path)
+    recipe.check(run, path)
+    return recipe

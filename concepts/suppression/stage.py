@@ -9,12 +9,40 @@ from dermaudit.errors import EvidenceError
 from dermaudit.failpoints import hit
 from dermaudit.files import write_json, write_parquet
 from dermaudit.run.directory import Run
+from dermaudit.run.stages import Record, stage
 from dermaudit.sae.run_data import RunData
 
-from ..inputs import finished_fits
+from ..inputs import artifacts_of, known_concept, tower_of, vocabulary_of
 from ..results import Made, make_or_give_reason
 from ..vocabulary.vocabulary import Vocabulary
-from .make_recipe import DEFAULT_OPTIONS, RecipeOptions, make_recipe
+from .options import RecipeOptions
+
+RECIPE = Record(
+    "recipe",
+    reads=("images", "embed", "fit:*", "name?"),
+    writes=("recipes/{key}.recipe.json", "suppression/{key}.*"),
+)
+
+
+@stage("recipe make", RecipeOptions, RECIPE, key_flag="--concept")
+def make_recipes(run: Run, options: RecipeOptions) -> dict[str, Any]:
+    """Choose the latents of a concept, measure their suppression, and write the recipe.
+
+    The latents are chosen on val images, and the effect is measured on test images."""
+    words = vocabulary_of(run, options.vocabulary)
+    if options.concept:
+        concepts = {concept: known_concept(run, words, concept) for concept in options.concept}
+    else:
+        concepts = {concept: concept for concept in artifacts_of(run, words)}
+    if not concepts:
+        say("  no artifact is labelled or named: nothing to suppress")
+        return {"run": str(run.path), "suppression": {}}
+    tower = tower_of(run, options.threads)
+    figures = {
+        given: recipe_run(run, concept, tower, words, options)
+        for given, concept in concepts.items()
+    }
+    return {"run": str(run.path), "suppression": figures}
 
 
 def recipe_run(
@@ -22,43 +50,35 @@ def recipe_run(
     concept: str,
     tower: Any,
     vocabulary: Vocabulary,
-    options: RecipeOptions = DEFAULT_OPTIONS,
-    *,
-    force: bool = False,
-    refuse: bool = True,
+    options: RecipeOptions = RecipeOptions(),
 ) -> dict[str, Any]:
     """Write `recipes/<concept>.recipe.json` and `suppression/<concept>.json|.parquet`; return the figures.
 
-    Without evidence: EvidenceError if `refuse`, else the reason is the result."""
-    upstream = ["images", "embed", *finished_fits(run)]
-    if "name" in run.meta["stages"]:
-        run.require("name")
-        upstream.append("name")
+    Without evidence: EvidenceError if `options.refuse`, else the reason is the result."""
+    from .make_recipe import make_recipe
+
     data = RunData(run)
-    results = [
-        run.file("recipes", f"{concept}.recipe.json"),
-        run.file("suppression", f"{concept}.json"),
-        run.file("suppression", f"{concept}.parquet"),
-    ]
-    reason_file = run.file("suppression", f"{concept}.reason.json")
+    recipe_file, effects = run.files.recipe(concept), run.files.effects(concept)
+    images_file = run.files.suppressed_images(concept)
+    reason_file = run.files.suppression_reason(concept)
 
     def make() -> Made:
         recipe, figures, images = make_recipe(data, concept, vocabulary, options, tower)
-        recipe.save(results[0])
-        write_json(results[1], figures)
+        recipe.save(recipe_file)
+        write_json(effects, figures)
         if images is not None:
-            write_parquet(results[2], images)
+            write_parquet(images_file, images)
         hit("recipe")
-        return results[: 2 if images is None else 3], figures
+        return [recipe_file, effects, *([] if images is None else [images_file])], figures
 
-    figures = run.stage(
-        f"recipe:{concept}",
-        options.as_inputs(run, vocabulary),
-        lambda: make_or_give_reason(make, reason_file, *results),
-        upstream=upstream,
-        force=force,
+    figures = run.perform(
+        RECIPE,
+        options.inputs(run, vocabulary),
+        lambda: make_or_give_reason(make, reason_file, recipe_file, effects, images_file),
+        key=concept,
+        force=options.force,
     )
-    if "numbers" in figures and refuse:
+    if "numbers" in figures and options.refuse:
         raise EvidenceError(
             f"{concept}: {figures['reason']}", f"see {reason_file}", figures["numbers"]
         )

@@ -8,20 +8,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from dermaudit.errors import StaleArtifactError, UserInputError
+from dermaudit.errors import UserInputError
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run
 from dermaudit.sae import LatentSuppressor, ThresholdSAE, TopKSAE, load_sae
+from dermaudit.sae.inference.attribution import (
+    AttributionMap,
+    Method,
+    attribution_map,
+    class_logit,
+)
 from dermaudit.sae.inference.modes import check_mode
+from dermaudit.sae.run_data import RunData
+from dermaudit.towers.preprocess import ImageInput, as_list
+
+if TYPE_CHECKING:
+    from dermaudit.towers import HookedTower
 
 from .editor import Editor, free_codes
-from .recipe import SuppressionRecipe
+from .recipe import SuppressionRecipe, load_recipe
 
 _ROWS = 4096  # edited at a time: a TopK makes d_sae numbers of each
 
@@ -33,14 +43,14 @@ class ZeroShotHead:
         from dermaudit.towers import ZeroShot
         from dermaudit.towers.prompts import ham_classes
 
-        self._model = ZeroShot(tower, ham_classes())
-        self.classes = list(self._model.classes)
+        self.model = ZeroShot(tower, ham_classes())
+        self.classes = list(self.model.classes)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        return self._model.logits(torch.from_numpy(x)).detach().numpy()
+        return self.model.logits(torch.from_numpy(x)).detach().numpy()
 
     def probs(self, x: np.ndarray) -> np.ndarray:
-        return self._model.probs(torch.from_numpy(x)).detach().numpy()
+        return self.model.probs(torch.from_numpy(x)).detach().numpy()
 
 
 @dataclass
@@ -63,32 +73,58 @@ class Prediction:
 
 
 class SuppressedModel:
-    """A model under suppression. `encode_image(x)` gives edited unit embeddings of prepared images;
-    `predict(images)` takes uint8 arrays or image paths and gives a `Prediction`."""
+    """A tower and a head with a suppressor between them; `target` is the class whose logit is logged."""
 
     def __init__(
-        self, tower: Any, head: LinearHead | ZeroShotHead, suppressor: LatentSuppressor, target: str
+        self,
+        tower: HookedTower,
+        head: LinearHead | ZeroShotHead,
+        suppressor: LatentSuppressor,
+        target: str,
     ) -> None:
         self.tower, self.head, self.suppressor, self.target = tower, head, suppressor, target
 
-    def encode_image(self, x: torch.Tensor) -> torch.Tensor:
+    def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> torch.Tensor:
+        """Return edited unit embeddings (n, d) of what `HookedTower.encode_image` takes."""
         with torch.no_grad():
-            return self.suppressor.apply_to(self.tower.encode_image(x, normalize=True)).x
+            return self.suppressor.apply_to(self.tower.encode_image(images, normalize=True)).x
 
-    def predict(self, images: Sequence[Any], batch: int = 64) -> Prediction:
-        from dermaudit.data import read_image
+    def predict(
+        self, images: ImageInput | Sequence[ImageInput], batch_size: int = 64
+    ) -> Prediction:
+        """Predict before and after suppression, for one image or several.
 
-        rows = []
-        for start in range(0, len(images), batch):
-            part = [
-                read_image(image) if isinstance(image, (str, Path)) else image
-                for image in images[start : start + batch]
-            ]
-            with torch.no_grad():
-                rows.append(
-                    self.tower.encode_image(self.tower.preprocess(part), normalize=True).numpy()
-                )
-        return self.predict_rows(np.concatenate(rows))
+        An image is a path, a PIL image, a uint8 array (height, width, 3) or a tensor: uint8
+        (3, height, width), or floating point, prepared by `tower.preprocess`. Raises UserInputError
+        for anything else, BadImage for a file that cannot be decoded.
+        """
+        listed, _ = as_list(images)
+        embeddings = [np.empty((0, self.tower.d_pooled), np.float32)]
+        with torch.no_grad():
+            for start in range(0, len(listed), batch_size):
+                x = self.tower.encode_image(listed[start : start + batch_size], normalize=True)
+                embeddings.append(x.float().cpu().numpy())
+        return self.predict_rows(np.concatenate(embeddings))
+
+    def attribution_map(
+        self,
+        image: ImageInput,
+        label: str | None = None,
+        method: Method = "integrated_gradients",
+        *,
+        suppressed: bool = False,
+        **options: Any,
+    ) -> AttributionMap:
+        """Return the map of an image for the logit of a class, by default the target.
+
+        `suppressed`: of the prediction after suppression, not before; `options` are those of
+        `dermaudit.sae.attribution_map`.
+        """
+        x = self.tower.preprocess.unless_prepared(image)
+        head = self.head.model if isinstance(self.head, ZeroShotHead) else self.head
+        suppressor = self.suppressor if suppressed else None
+        score = class_logit(self.tower, head, label or self.target, suppressor)
+        return attribution_map(score, x, method, **options)
 
     def predict_rows(self, x: np.ndarray) -> Prediction:
         """The same for unit embeddings x (n, d) that are already there."""
@@ -173,37 +209,29 @@ def _levels(
 ) -> dict[str, Any]:
     """`level` (|S|,) or `gate_level` of one recipe: its own where its own mode is meant, else those of
     the run."""
-    from dermaudit.sae.run_data import RunData
-
     operation = recipe.body["operation"]
     if mode is None:
-        mode = operation["mode"]
         kept = {name: operation[name] for name in ("level", "gate_level") if name in operation}
         if kept:
             return {n: torch.tensor(v) if n == "level" else v for n, v in kept.items()}
-    free, _ = free_codes(RunData(run), recipe.site, recipe.body["concept"], mode)
-    return Editor(sae, mode, factor=level, free=free).levels(recipe.latents)
+    chosen: str = mode or operation["mode"]
+    free, _ = free_codes(RunData(run), recipe.site, recipe.body["concept"], chosen)
+    return Editor(sae, chosen, factor=level, free=free).levels(recipe.latents)
 
 
 def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHead:
     """The head named, `zeroshot`, or by default the run's `label` head where it has one."""
     if name == "zeroshot":
         return ZeroShotHead(tower)
-    # Verified before the folder is listed: a head that was removed must not be replaced by another.
-    if "heads" in run.meta["stages"]:
-        run.require("heads")
-    have = sorted(path.stem for path in run.path.glob("heads/*.safetensors"))
+    data = RunData(run)
+    have = data.heads
     if name is None:
-        return (
-            LinearHead.load(run.file("heads", f"{have[0]}.safetensors"))
-            if have
-            else ZeroShotHead(tower)
-        )
+        return data.head(have[0]) if have else ZeroShotHead(tower)
     if name not in have:
         raise UserInputError(
             f"the run {run.path} has no head '{name}'", "known: " + ", ".join([*have, "zeroshot"])
         )
-    return LinearHead.load(run.file("heads", f"{name}.safetensors"))
+    return data.head(name)
 
 
 def pick_target(classes: list[str], wanted: str | None) -> str:
@@ -229,7 +257,7 @@ def build(
 ) -> SuppressedModel:
     """The suppressed model of a recipe; another model than the run's is refused."""
     run.check_model(tower.fingerprint)
-    sae = load_sae(run.file("sae", recipe.site))
+    sae = load_sae(run.files.sae(recipe.site))
     chosen = pick_head(run, tower, head)
     suppressor = make_suppressor(run, [recipe], sae, mode, level)
     return SuppressedModel(tower, chosen, suppressor, pick_target(chosen.classes, target))
@@ -250,31 +278,3 @@ def suppressed(
     `mode`, and the `level` of mode `scale`, instead of the recipe's own."""
     recipe = load_recipe(run, concept)
     yield build(run, recipe, model, head=head, target=target, mode=mode, level=level)
-
-
-def load_recipe(run: Run, concept: str) -> SuppressionRecipe:
-    """Return the run's recipe for a concept, verified with everything that it was made from.
-
-    Raises UserInputError if the run has none, StaleArtifactError for a recipe that the run did not
-    record, or a changed file that it was made from."""
-    path = run.file("recipes", f"{concept}.recipe.json")
-    stage, command = f"recipe:{concept}", f"recipe make --concept {concept} --force"
-    recorded = run.meta["stages"].get(stage, {}).get("outputs", {})
-    if not path.is_file() and f"recipes/{path.name}" not in recorded:
-        have = sorted(
-            p.name.removesuffix(".recipe.json") for p in run.path.glob("recipes/*.recipe.json")
-        )
-        raise UserInputError(
-            f"the run {run.path} has no recipe for '{concept}'",
-            (f"it has: {', '.join(have)}; " if have else "")
-            + f"run: dermaudit recipe make --concept {concept} --run {run.path}",
-        )
-    if f"recipes/{path.name}" not in recorded:
-        raise StaleArtifactError(
-            f"{path} was not made by the run {run.path} (run.json has no {stage})",
-            f"run: dermaudit {command} --run {run.path}",
-        )
-    run.require(stage)
-    recipe = SuppressionRecipe.load(path)
-    recipe.check(run, path)
-    return recipe

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError
 
 from . import figures
@@ -45,7 +46,7 @@ def facts(view: RunView, row: int) -> Table:
             ("skin tone", "skin_tone"),
             ("file", "image"),
         )
-        if (value := str(view.words(column)[row]))
+        if (value := str(view.column(column)[row]))
     ]
     present = [
         name for name, t in view.truth.items() if t.type != "diagnosis" and t.values[row] == 1
@@ -171,7 +172,7 @@ def _recipe_change(view: RunView, row: int, concept: str) -> RecipeChange:
     import torch
 
     try:
-        recipe = view.recipe(concept)
+        recipe = load_recipe(view.run, concept)
     except DermauditError as error:
         return RecipeChange(concept, reason=f"no recipe: {_why(view, concept, error)}")
     if recipe.site != POOLED:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError, UserInputError
 
 from . import figures, measures
@@ -113,7 +114,7 @@ CONCEPTS_CAPTION = (
 
 def over_seeds(view: RunView, row: dict[str, Any]) -> str:
     """In a sentence: would another fit have found this latent?"""
-    report = view.stability(row["site"])
+    report = view.other_seeds(row["site"])
     if report is None:
         return "Over seeds: not measured (`dermaudit fit` on this run compares three)."
     others = ", ".join(report["against"])
@@ -162,7 +163,7 @@ def suppressed_by(view: RunView, site: str, latent: int) -> list[str]:
     found = []
     for concept in view.suppressions:
         try:
-            recipe = view.recipe(concept)
+            recipe = load_recipe(view.run, concept)
         except DermauditError:
             continue  # refused, or altered: its own page says why
         if recipe.site == site and latent in recipe.latents:

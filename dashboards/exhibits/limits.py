@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 
+from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.errors import DermauditError
 from dermaudit.stats.intervals import MIN_CELL
 
@@ -77,7 +78,7 @@ def do_not_use_if(view: RunView) -> list[str]:
         "your images come from another camera, site or population than the images of this run: "
         "nothing here was measured on them",
     ]
-    tones = Counter(view.words("skin_tone")[view.splits == "test"])
+    tones = Counter(view.column("skin_tone")[view.splits == "test"])
     few = sorted(t for t, n in tones.items() if t and n < MIN_CELL)
     if set(tones) <= {""}:
         said.append("results by skin tone matter to you: the manifest records none")
@@ -85,7 +86,7 @@ def do_not_use_if(view: RunView) -> list[str]:
         said.append(
             f"your patients have skin tone {', '.join(few)}: fewer than {MIN_CELL} test images each"
         )
-    without = [c for c in view.suppressions if not view.owner(f"recipes/{c}.recipe.json")]
+    without = [c for c in view.suppressions if not view.has_recipe(c)]
     if without:
         said.append(
             f"you need {', '.join(without)} suppressed: there was not enough evidence for a recipe"
@@ -94,7 +95,7 @@ def do_not_use_if(view: RunView) -> list[str]:
         if concept in without:
             continue
         try:
-            limits = view.recipe(concept).body["limits"]
+            limits = load_recipe(view.run, concept).body["limits"]
         except DermauditError as error:
             said.append(f"you need {concept} suppressed: {error.message}")
             continue

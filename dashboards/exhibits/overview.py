@@ -71,12 +71,12 @@ def counts(view: RunView) -> Exhibit:
 
 def skin_tones(view: RunView) -> Exhibit:
     """How many images there are of each skin tone. EvidenceError where none is recorded."""
-    tones = Counter(view.words("skin_tone"))
+    tones = Counter(view.column("skin_tone"))
     if set(tones) <= {""}:
         raise EvidenceError("no skin tones in the manifest: not measured")
     test = view.splits == "test"
     rows = [
-        (tone or "not recorded", n, int((test & (view.words("skin_tone") == tone)).sum()))
+        (tone or "not recorded", n, int((test & (view.column("skin_tone") == tone)).sum()))
         for tone, n in sorted(tones.items())
     ]
     return Exhibit(
@@ -153,7 +153,7 @@ def sae(view: RunView) -> Exhibit:
                 m.get("l0"),
                 m.get("fvu"),
                 m.get("dead"),
-                stability["stable"]["value"] if (stability := view.stability(site)) else None,
+                stability["stable"]["value"] if (stability := view.other_seeds(site)) else None,
                 m.get("n_train"),
             )
         )

@@ -87,7 +87,7 @@ def patch_values(view: RunView, row: int, site: str, latent: int) -> np.ndarray:
 
     from dermaudit.sae import LatentSuppressor
 
-    acts, grid = view.patch_acts(site, row)
+    acts, grid = view.patch_activations(site, row)
     # The suppressor encodes this latent alone; the SAE itself would encode all of them.
     values = LatentSuppressor(view.sae(site), [latent]).encode(torch.from_numpy(acts))[:, 0].numpy()
     if values.size != grid[0] * grid[1]:

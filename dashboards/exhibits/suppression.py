@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError
 
 from . import figures, measures
@@ -271,7 +272,7 @@ def cost(view: RunView, concept: str) -> Exhibit:
 
 def latents(view: RunView, concept: str) -> Exhibit:
     """Which latents the recipe suppresses, and why each is in."""
-    recipe = view.recipe(concept)  # also refuses a recipe of another model or SAE
+    recipe = load_recipe(view.run, concept)  # also refuses a recipe of another model or SAE
     try:
         names = {(r["site"], r["latent"]): latent_title(r) for r in view.concepts}
     except DermauditError:
@@ -324,7 +325,7 @@ def case_lines(view: RunView, concept: str, case: dict[str, Any]) -> tuple[str, 
 def recipe_latents(view: RunView, concept: str) -> list[tuple[str, int]]:
     """Return the (site, latent) that the recipe of a concept suppresses; [] without a recipe."""
     try:
-        recipe = view.recipe(concept)
+        recipe = load_recipe(view.run, concept)
     except DermauditError:
         return []
     return [(recipe.site, latent) for latent in recipe.latents]

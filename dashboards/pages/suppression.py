@@ -24,7 +24,7 @@ def _show(run: RunView) -> None:
         suppression.measured(run, concept)
     except DermauditError as error:
         display.absent(error)
-        if run.owner(f"recipes/{concept}.recipe.json"):
+        if run.has_recipe(concept):
             display.exhibit(
                 "Suppressed latents", lambda: suppression.latents(run, concept), run, concept
             )

@@ -22,6 +22,7 @@ from dermaudit.files import sha256_file, write_text
 from ..exhibits import latents, limits, markup, overview, pictures, suppression
 from ..exhibits.run_view import POOLED, RunView, latent_title
 from ..exhibits.tables import Exhibit, Table, reason, site_title
+from .stage import REPORT
 
 FORMAT_VERSION = 1
 CONCEPT_SECTIONS = 24
@@ -49,13 +50,13 @@ def write_report(
     if out is not None:
         write_text(out, build(view))
         return out, out.stat().st_size
-    path = target.file("report", "index.html")
+    path = target.files.report
 
     def make() -> tuple[list[Path], dict[str, Any]]:
         write_text(path, build(view))
         return [path], {"bytes": path.stat().st_size}
 
-    target.stage("report", _inputs(), make, upstream=upstream, force=force)
+    target.perform(REPORT, _inputs(), make, reads=upstream, force=force)
     return path, path.stat().st_size
 
 
@@ -249,7 +250,7 @@ class _Sections:
             suppression.measured(view, concept)
         except DermauditError as error:
             first = replace(first, missing=reason(error))
-            if view.owner(f"recipes/{concept}.recipe.json"):
+            if view.has_recipe(concept):
                 return [first, part("Suppressed latents", suppression.latents)]
             return [first]
         beside = [

@@ -2,24 +2,35 @@
 
 The score is MONET's (Kim et al., Nat Med 2024), with MAKE's templates (arXiv 2505.09372): for each
 template the softmax, at temperature 1 / exp(4.5944), of the mean cosine with the concept's terms
-against the cosine with the template without them; the mean over templates. Concepts meet their
-columns by name, blank truth is left out, and random words stand beside every concept.
+against the cosine with the template without them; the mean over templates. Concepts are matched to
+columns by name, rows without truth are left out, and random words are reported as a control.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from dermaudit.stats.intervals import GroupBootstrap, auroc_draws, auroc_many
+from dermaudit.errors import EvidenceError, unknown
+from dermaudit.stats.intervals import auroc_draws, auroc_many
 from dermaudit.stats.paired import Figures, bootstrap_figures
 
-from .inputs.concepts import BenchConcept, enough
+from .inputs.concepts import (
+    TEMPLATES,
+    BenchConcept,
+    concepts_of,
+    diagnosis_terms,
+    enough,
+    read_terms,
+)
+from .options import BenchOptions, Resampling
 from .output.render import TOO_SMALL, Sheet, cell, comparison_sheet
+from .session import BenchSession, split_rows
 
 TEMPERATURE = math.exp(-4.5944)
 #: words that no image of skin is about. Several letters and sounds, for tokenisers by word or piece.
@@ -33,11 +44,71 @@ MEAN = "mean AUROC"
 COUNT = f"concepts above {GOOD}"
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class ConceptScores:
+    """Scores and truth of all concepts on n images.
+
+    `scores` {model: (n, concepts)} are presence scores, `controls` {model: (n, random words)} those of the
+    control words; `groups` (n,).
+    """
+
+    scores: dict[str, np.ndarray]
+    controls: dict[str, np.ndarray]
+    concepts: Sequence[BenchConcept]
+    groups: Sequence[str]
+
+
+def run_annotation(shared: BenchOptions, *, terms: Path | None, templates: str) -> dict[str, Any]:
+    """Score every concept by its words with every model; return what `--json` prints."""
+    from dermaudit.pretrain.data.facts import facts_of
+
+    if templates not in TEMPLATES:
+        raise unknown("set of templates", templates, TEMPLATES)
+    words = None if terms is None else read_terms(terms)
+    session = BenchSession(shared, "annotate")
+    manifest = session.manifest()
+    if words is None:
+        words = {fact.name: fact.said for fact in facts_of(manifest)}
+    rows = split_rows(manifest, shared.split)
+    concepts, unmatched = concepts_of(manifest, words, rows)
+    if not any(enough(c.truth) for c in concepts):
+        raise EvidenceError(
+            f"{shared.data}: no concept has 30 images of known truth, 5 with it and 5 without, in "
+            f"{shared.split}",
+            "annotate more images, or score another --split",
+        )
+    if terms is None:
+        unmatched = []
+    diagnoses = diagnosis_terms(concepts, manifest.labels)
+    scores, controls = {}, {}
+    for name, tower, embedded in session.embed(manifest, rows):
+        pairs = TEMPLATES[templates]
+        scores[name] = presence(tower, embedded.x, [c.terms for c in concepts], pairs)
+        controls[name] = presence(tower, embedded.x, [(w,) for w in RANDOM_WORDS], pairs)
+    scored = concepts_of(manifest, words, session.scored)[0]
+    groups = [manifest.groups[i] for i in session.scored]
+    sheets = annotation_sheets(
+        session.dataset,
+        ConceptScores(scores, controls, scored, groups),
+        session.resampling,
+        unmatched=unmatched,
+        diagnoses=diagnoses,
+    )
+    return {
+        **session.description(),
+        "templates": templates,
+        "terms_without_column": unmatched,
+        "terms_of_diagnoses": diagnoses,
+        **session.finish(sheets),
+    }
+
+
 def presence(
     tower: Any, x: np.ndarray, terms: Sequence[Sequence[str]], templates: Sequence[tuple[str, str]]
 ) -> np.ndarray:
-    """Presence scores (n, concepts) of unit embeddings x (n, d), each between 0 and 1."""
+    """Return presence scores (n, concepts) of unit embeddings x (n, d), each between 0 and 1."""
+    import torch
+
     flat = list(dict.fromkeys(term for words in terms for term in words))
     place = {term: i for i, term in enumerate(flat)}
     # mean over terms of x · u = x · (mean over terms of u)
@@ -49,8 +120,9 @@ def presence(
     x = x.astype(np.float64)
     for with_term, without in templates:
         # Text by itself, reference by itself: neither depends on how many concepts are asked for.
-        target = tower.encode_text([with_term.format(t) for t in flat]).cpu().numpy()
-        reference = tower.encode_text([without]).cpu().numpy()[0]
+        with torch.no_grad():
+            target = tower.encode_text([with_term.format(t) for t in flat]).cpu().numpy()
+            reference = tower.encode_text([without]).cpu().numpy()[0]
         margin = x @ (mix @ target - reference).T
         score += 0.5 * (1 + np.tanh(margin / (2 * TEMPERATURE)))  # the softmax of two
     return score / len(templates)
@@ -60,11 +132,9 @@ def annotation_figures(
     scores: dict[str, np.ndarray],
     concepts: Sequence[BenchConcept],
     groups: Sequence[str],
-    *,
-    n_draws: int = 1000,
-    seed: int = 0,
+    resampling: Resampling,
 ) -> Figures:
-    """AUROC of each concept, their mean, and how many are above .7; scores (n, concepts)."""
+    """Return the AUROC of each concept, their mean, and how many are above .7; scores (n, concepts)."""
     known = [np.isfinite(c.truth) for c in concepts]
 
     def statistic(score: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -79,11 +149,11 @@ def annotation_figures(
 
     statistics = {name: lambda w, s=s: statistic(s, w) for name, s in scores.items()}
     names = [*(c.name for c in concepts), MEAN, COUNT]
-    return bootstrap_figures(statistics, names, len(groups), GroupBootstrap(groups, n_draws, seed))
+    return bootstrap_figures(statistics, names, len(groups), resampling.bootstrap(groups))
 
 
 def random_aurocs(scores: np.ndarray, concepts: Sequence[BenchConcept]) -> np.ndarray:
-    """AUROC of every random word for every concept: (concepts, words); scores (n, words)."""
+    """Return the AUROC of every random word for every concept: (concepts, words); scores (n, words)."""
     out = []
     for concept in concepts:
         seen = np.isfinite(concept.truth)
@@ -93,31 +163,47 @@ def random_aurocs(scores: np.ndarray, concepts: Sequence[BenchConcept]) -> np.nd
 
 def annotation_sheets(
     dataset: str,
-    scores: dict[str, np.ndarray],
-    controls: dict[str, np.ndarray],
-    concepts: Sequence[BenchConcept],
-    groups: Sequence[str],
-    unmatched: Sequence[str],
+    scored: ConceptScores,
+    resampling: Resampling,
     *,
+    unmatched: Sequence[str] = (),
     diagnoses: Mapping[str, Sequence[str]] | None = None,
-    n_draws: int,
-    seed: int,
-    reference: str | None,
 ) -> list[Sheet]:
-    """`scores` {model: (n, concepts)}, `controls` {model: (n, random words)}, the same rows;
-    `diagnoses` {concept: its terms that name one}, which a note tells."""
-    keep = [k for k, c in enumerate(concepts) if enough(c.truth)]
-    kept = [concepts[k] for k in keep]
-    figures = annotation_figures(
-        {name: s[:, keep] for name, s in scores.items()}, kept, groups, n_draws=n_draws, seed=seed
-    )
-    random = {name: random_aurocs(s, kept) for name, s in controls.items()}
+    """Return the sheet of concepts, their summary, and the paired differences between models.
+
+    Notes list terms that have no column (`unmatched`) and `diagnoses` {concept: its terms that name
+    a diagnosis}.
+    """
+    keep = [k for k, c in enumerate(scored.concepts) if enough(c.truth)]
+    kept = [scored.concepts[k] for k in keep]
+    scores = {name: s[:, keep] for name, s in scored.scores.items()}
+    figures = annotation_figures(scores, kept, scored.groups, resampling)
+    random = {name: random_aurocs(s, kept) for name, s in scored.controls.items()}
+    header = ("concept", "n", "present", "model", "AUROC", f"{len(RANDOM_WORDS)} random words")
+    rows, records = _concept_rows(dataset, scored.concepts, kept, figures, random)
+    notes = _notes(scored.concepts, diagnoses or {}, unmatched)
+    sheets = [Sheet(f"{dataset}: concept annotation by text", header, rows, notes, records)]
+    sheets.append(_summary(dataset, figures, random, len(kept)))
+    if len(scores) > 1:
+        comparisons = figures.compare([MEAN], resampling.reference)
+        sheets.append(comparison_sheet(figures, comparisons, dataset=dataset))
+    return sheets
+
+
+def _concept_rows(
+    dataset: str,
+    concepts: Sequence[BenchConcept],
+    kept: Sequence[BenchConcept],
+    figures: Figures,
+    random: dict[str, np.ndarray],
+) -> tuple[list[tuple[str, ...]], list[dict[str, Any]]]:
+    """Return (rows, records) with one entry per concept and model."""
     place = {c.name: i for i, c in enumerate(kept)}
     rows, records = [], []
     for concept in concepts:
         known = concept.truth[np.isfinite(concept.truth)]
-        head = (concept.name + (" *" if concept.own_name else ""), str(len(known)))
-        head = (*head, str(int((known > 0.5).sum())))
+        n_pos = int((known > 0.5).sum())
+        head = (concept.name + (" *" if concept.own_name else ""), str(len(known)), str(n_pos))
         if concept.name not in place:
             rows.append((*head, "", TOO_SMALL, ""))
             continue
@@ -125,9 +211,9 @@ def annotation_sheets(
         for m, model in enumerate(figures.models):
             low, high = np.quantile(random[model][k], [0.025, 0.975])
             middle = float(np.median(random[model][k]))
-            said = cell(figures.points[m, k], *figures.interval(m, k), 3)
-            rows.append((*head, model, said, f"{middle:.3f} ({low:.3f}–{high:.3f})"))
             interval = figures.interval(m, k)
+            value = cell(figures.points[m, k], *interval, 3)
+            rows.append((*head, model, value, f"{middle:.3f} ({low:.3f}–{high:.3f})"))
             records.append(
                 {
                     "table": "annotation",
@@ -138,7 +224,7 @@ def annotation_sheets(
                     "low": interval[0],
                     "high": interval[1],
                     "n": len(known),
-                    "n_pos": int((known > 0.5).sum()),
+                    "n_pos": n_pos,
                     "random_median": middle,
                     "random_low": float(low),
                     "random_high": float(high),
@@ -146,25 +232,27 @@ def annotation_sheets(
                     "own_name": concept.own_name,
                 }
             )
+    return rows, records
+
+
+def _notes(
+    concepts: Sequence[BenchConcept],
+    diagnoses: Mapping[str, Sequence[str]],
+    unmatched: Sequence[str],
+) -> list[str]:
     notes = []
     if any(c.own_name for c in concepts):
         notes.append("* no terms of this name: asked for by the name of its column")
     if diagnoses:
-        said = "; ".join(f"{name}: {', '.join(terms)}" for name, terms in diagnoses.items())
+        listed = "; ".join(f"{name}: {', '.join(terms)}" for name, terms in diagnoses.items())
         notes.append(
             f"terms that name a diagnosis, so that the figure may be of the disease, not of the sign "
-            f"({len(diagnoses)} concepts): {said}"
+            f"({len(diagnoses)} concepts): {listed}"
         )
     if unmatched:
         few = ", ".join(unmatched[:12]) + (", …" if len(unmatched) > 12 else "")
         notes.append(f"terms without a column, left out ({len(unmatched)}): {few}")
-    header = ("concept", "n", "present", "model", "AUROC", f"{len(RANDOM_WORDS)} random words")
-    sheets = [Sheet(f"{dataset}: concept annotation by text", header, rows, notes, records)]
-    sheets.append(_summary(dataset, figures, random, len(kept)))
-    if len(scores) > 1:
-        comparisons = figures.compare([MEAN], reference)
-        sheets.append(comparison_sheet(figures, comparisons, dataset=dataset))
-    return sheets
+    return notes
 
 
 def _summary(dataset: str, figures: Figures, random: dict[str, np.ndarray], n: int) -> Sheet:

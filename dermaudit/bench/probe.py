@@ -8,15 +8,55 @@ import numpy as np
 
 from dermaudit.console import say
 from dermaudit.data import Manifest
+from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.stats.intervals import MIN_CELL
 
-from .few_labels import Labelled, curve_sheets
-from .inputs.saved_predictions import Predictions
+from .few_labels import LabelledEmbeddings, curve_sheets
+from .inputs.saved_predictions import Predictions, write_predictions
+from .options import BenchOptions, Resampling
 from .output.render import Sheet
+from .session import BenchSession
+
+
+def run_probe(options: BenchOptions, *, n_subsets: int) -> dict[str, Any]:
+    """Probe every model on all labels and on few of them; return what `--json` prints."""
+    if n_subsets < 1:
+        raise UserInputError(
+            f"--parts {n_subsets} must be at least 1", "--parts 1 draws each part of train once"
+        )
+    session = BenchSession(options, "probe", saves_predictions=True)
+    manifest = session.manifest()
+
+    from dermaudit.pretrain.training.probe import embed_splits, measure
+
+    sheets, measured, embedded = [], {}, {}
+    for name, tower in session.towers():
+        embedded[name] = embed_splits(tower, manifest)
+        measured[name] = measure(tower, manifest, seed=options.seed, x=embedded[name])
+        if not measured[name]:
+            raise EvidenceError(
+                f"{options.data} has no label with enough test images to measure {name} on"
+            )
+        sheets.append(label_sheet(name, session.dataset, measured[name]))
+    curve, predictions = few_label_curve(
+        manifest, embedded, session.dataset, session.resampling, n_subsets
+    )
+    written: dict[str, Any] = {}
+    if options.out is not None and predictions:
+        paths = write_predictions(options.out, session.dataset, predictions)
+        written["predictions"] = [str(path) for path in paths]
+    return {
+        "data": str(options.data),
+        "names": session.models,
+        "where": options.where,
+        "models": measured,
+        **written,
+        **session.finish([*sheets, *curve]),
+    }
 
 
 def label_sheet(name: str, dataset: str, figures: dict[str, dict[str, Any]]) -> Sheet:
-    """What `measure` found of one model."""
+    """Return the figures that `measure` gave for one model."""
     rows, records = [], []
     for label, row in figures.items():
         rows.append(
@@ -52,18 +92,17 @@ def label_sheet(name: str, dataset: str, figures: dict[str, dict[str, Any]]) -> 
     )
 
 
-def curve_of(
+def few_label_curve(
     manifest: Manifest,
     embedded: dict[str, np.ndarray],
     dataset: str,
-    *,
-    n_parts: int,
-    n_draws: int,
-    seed: int,
-    reference: str | None,
+    resampling: Resampling,
+    n_subsets: int,
 ) -> tuple[list[Sheet], dict[str, Predictions]]:
-    """(sheets of the curve, {model: test predictions of the probe on all of train}); both empty
-    where the data set has no label to learn from."""
+    """Return (sheets of the curve, {model: test predictions of the probe on all of train}).
+
+    Both are empty if the data set has too few labels.
+    """
     labels = np.array([label or "" for label in manifest.labels], dtype=object)
     splits = np.asarray(manifest.splits)
     readable = np.all([np.isfinite(x).all(1) for x in embedded.values()], axis=0)
@@ -80,12 +119,13 @@ def curve_of(
     y = np.array([number.get(label, -1) for label in labels], dtype=int)
     groups = np.asarray(manifest.groups, dtype=str)
     data = {
-        name: tuple(Labelled(x[rows], y[rows], groups[rows]) for rows in (train, test))
+        name: (
+            LabelledEmbeddings(x[train], y[train], groups[train]),
+            LabelledEmbeddings(x[test], y[test], groups[test]),
+        )
         for name, x in embedded.items()
     }
-    sheets, last = curve_sheets(
-        dataset, data, classes, n_parts=n_parts, n_draws=n_draws, seed=seed, reference=reference
-    )
+    sheets, last = curve_sheets(dataset, data, classes, resampling, n_subsets=n_subsets)
     names = manifest.column("image")
     predictions = {
         name: Predictions(

@@ -1,8 +1,8 @@
-"""Image–caption retrieval both ways over the whole set, in blocks.
+"""Image–caption retrieval in both directions over the whole set, in blocks.
 
-The gallery is every row, as published, so a caption that stands twice is there twice. An image counts
-as found when any image's caption of the same text is (`found`); `strict` asks for the row itself,
-among equal captions by chance. Ties with another caption count against the model: one that gives all
+The gallery is every row, as published, so a repeated caption occurs repeatedly. An image counts as
+found when a caption of the same text is found (`found`); `strict` asks for the caption of the same row,
+by chance among equal captions. Ties with another caption count against the model: one that gives all
 pairs the same score finds nothing.
 """
 
@@ -13,29 +13,63 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from dermaudit.stats.intervals import GroupBootstrap
+from dermaudit.errors import UserInputError
 from dermaudit.stats.paired import Figures, bootstrap_figures
 
+from .inputs.captions import captions_of
+from .options import BenchOptions, Resampling
 from .output.render import Sheet, cell, comparison_sheet
+from .session import BenchSession, check_enough, split_rows
 
-WAYS = ("image → text", "text → image")
+DIRECTIONS = ("image → text", "text → image")
 _BLOCK = 1024
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """(n,) for each row as a query, from 1. `strict_low` … `strict_high`: the places that the row
-    itself shares with equal captions; the same number where it shares none."""
+    """Ranks (n,) of each row as a query, counted from 1.
+
+    `strict_low` … `strict_high`: the places that the row itself shares with equal captions; equal numbers
+    if it shares none.
+    """
 
     found: np.ndarray
     strict_low: np.ndarray
     strict_high: np.ndarray
 
 
+def run_retrieval(shared: BenchOptions, *, ks: Sequence[int], column: str) -> dict[str, Any]:
+    """Rank captions and images of a split with every model; return what `--json` prints."""
+    ks = sorted(set(ks))
+    if ks[0] < 1:
+        raise UserInputError(
+            f"--k {ks[0]} must be at least 1", "--k 1 asks how often the first answer is right"
+        )
+    session = BenchSession(shared, "retrieval")
+    manifest = session.manifest()
+    captions = captions_of(manifest, column)
+    rows = split_rows(manifest, shared.split)
+    captioned = rows[[bool(captions[i]) for i in rows]]
+    check_enough(len(captioned), f"{shared.data}, split {shared.split}, with a {column}")
+    models: dict[str, tuple[Ranks, Ranks]] = {}
+    which = np.zeros(0, dtype=int)
+    for name, tower, embedded in session.embed(manifest, captioned):
+        vectors, which = encode_captions(tower, [captions[i] for i in embedded.rows])
+        models[name] = ranks(embedded.x, vectors, which)
+    groups = [manifest.groups[i] for i in session.scored]
+    sheets = retrieval_sheets(session.dataset, models, which, groups, ks, session.resampling)
+    return {
+        **session.description(),
+        "n_without_caption": len(rows) - len(captioned),
+        **session.finish(sheets),
+    }
+
+
 def encode_captions(tower: Any, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(unit vectors (u, d) of the distinct captions, (n,) which of them each row has)."""
+    """Return (unit vectors (u, d) of the distinct captions, (n,) which of them each row has)."""
+    import torch
+
     distinct, which = np.unique(np.asarray(captions, dtype=object).astype(str), return_inverse=True)
     with torch.no_grad():
         vectors = tower.encode_text(distinct.tolist()).cpu().numpy()
@@ -43,7 +77,10 @@ def encode_captions(tower: Any, captions: Sequence[str]) -> tuple[np.ndarray, np
 
 
 def ranks(x: np.ndarray, captions: np.ndarray, which: np.ndarray) -> tuple[Ranks, Ranks]:
-    """Ranks image → text and text → image. x (n, d) and captions (u, d) unit rows, which (n,)."""
+    """Return the ranks image → text and text → image.
+
+    x (n, d) and captions (u, d) are unit rows, which (n,) the caption of each image.
+    """
     n = len(x)
     copies = np.bincount(which, minlength=len(captions))
     found, low = np.empty(n), np.empty(n)
@@ -51,7 +88,7 @@ def ranks(x: np.ndarray, captions: np.ndarray, which: np.ndarray) -> tuple[Ranks
         rows = np.arange(start, min(n, start + _BLOCK))
         scores = x[rows] @ captions.T
         own = scores[np.arange(len(rows)), which[rows]]
-        # Other captions that score at least as much, as often as they stand in the gallery.
+        # Other captions that score at least as much, as often as they occur in the gallery.
         above = (scores >= own[:, None]) @ copies - copies[which[rows]]
         found[rows], low[rows] = 1 + above, 1 + above
     to_text = Ranks(found, low, low + copies[which] - 1)
@@ -72,13 +109,13 @@ def ranks(x: np.ndarray, captions: np.ndarray, which: np.ndarray) -> tuple[Ranks
 
 
 def recall_at(r: Ranks, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(found, strict) of each query within the first k: 0 or 1, strict a chance between them."""
+    """Return (found, strict) of each query within the first k: 0 or 1, strict a probability."""
     span = r.strict_high - r.strict_low + 1
     return (r.found <= k).astype(float), np.clip((k - r.strict_low + 1) / span, 0.0, 1.0)
 
 
 def chance(which: np.ndarray, k: int) -> tuple[float, float]:
-    """(found, strict) recall at k of a random order of the gallery."""
+    """Return (found, strict) recall at k of a random order of the gallery."""
     n = len(which)
     k = min(k, n)
     copies = np.bincount(which)[which]
@@ -93,33 +130,32 @@ def retrieval_figures(
     models: dict[str, tuple[Ranks, Ranks]],
     groups: Sequence[str],
     ks: Sequence[int],
-    *,
-    n_draws: int = 1000,
-    seed: int = 0,
+    resampling: Resampling,
 ) -> Figures:
-    """Per way: R@k, strict R@k, median and mean rank of the first match. Queries are resampled by
-    group; the gallery stays whole."""
+    """Return per direction R@k, strict R@k, median and mean rank of the first match.
+
+    Queries are resampled by group; the gallery stays whole.
+    """
     names: list[str] = []
-    for way in WAYS:
-        names += [f"{way} R@{k}" for k in ks] + [f"{way} strict R@{k}" for k in ks]
-        names += [f"{way} median rank", f"{way} mean rank"]
+    for direction in DIRECTIONS:
+        names += [f"{direction} R@{k}" for k in ks] + [f"{direction} strict R@{k}" for k in ks]
+        names += [f"{direction} median rank", f"{direction} mean rank"]
 
     def statistic(pair: tuple[Ranks, Ranks], weights: np.ndarray) -> np.ndarray:
         total = weights.sum(1, keepdims=True)
-        parts = []
+        blocks = []
         for r in pair:
             hits = [recall_at(r, k) for k in ks]
             columns = [h[0] for h in hits] + [h[1] for h in hits]
-            parts.append(weights @ np.stack(columns, axis=1) / total)
+            blocks.append(weights @ np.stack(columns, axis=1) / total)
             order = np.argsort(r.found, kind="stable")
             middle = (weights[:, order].cumsum(1) >= total / 2).argmax(1)
-            parts.append(r.found[order][middle][:, None])
-            parts.append(weights @ r.found[:, None] / total)
-        return np.concatenate(parts, axis=1)
+            blocks.append(r.found[order][middle][:, None])
+            blocks.append(weights @ r.found[:, None] / total)
+        return np.concatenate(blocks, axis=1)
 
     statistics = {name: lambda w, p=p: statistic(p, w) for name, p in models.items()}
-    bootstrap = GroupBootstrap(groups, n_draws, seed)
-    return bootstrap_figures(statistics, names, len(groups), bootstrap)
+    return bootstrap_figures(statistics, names, len(groups), resampling.bootstrap(groups))
 
 
 def retrieval_sheets(
@@ -128,19 +164,16 @@ def retrieval_sheets(
     which: np.ndarray,
     groups: Sequence[str],
     ks: Sequence[int],
-    *,
-    n_draws: int,
-    seed: int,
-    reference: str | None,
+    resampling: Resampling,
 ) -> list[Sheet]:
-    """A sheet for each way, with the chance level as its last row, and the paired differences."""
+    """Return a sheet for each direction, with chance as its last row, and the paired differences."""
     n = len(which)
-    figures = retrieval_figures(models, groups, ks, n_draws=n_draws, seed=seed)
+    figures = retrieval_figures(models, groups, ks, resampling)
     distinct = int(which.max()) + 1
     sheets = []
     records = figures.records(table="retrieval", dataset=dataset, n=n)
-    for way in WAYS:
-        shown = [m for m in figures.metrics if m.startswith(way)]
+    for direction in DIRECTIONS:
+        shown = [m for m in figures.metrics if m.startswith(direction)]
         picked = [figures.metrics.index(m) for m in shown]
         rows = []
         for m, model in enumerate(figures.models):
@@ -152,9 +185,9 @@ def retrieval_sheets(
         levels = [chance(which, k) for k in ks]
         by_chance = [f"{v:.3f}" for v, _ in levels] + [f"{v:.3f}" for _, v in levels] + ["–", "–"]
         rows.append(("(chance)", *by_chance))
-        header = ("model", *(m.removeprefix(f"{way} ") for m in shown))
+        header = ("model", *(m.removeprefix(f"{direction} ") for m in shown))
         mine = [r for r in records if r["metric"] in shown]
-        title = f"{dataset}, {way}: {n} pairs, {distinct} distinct captions"
+        title = f"{dataset}, {direction}: {n} pairs, {distinct} distinct captions"
         sheets.append(Sheet(title, header, rows, [], mine))
     sheets[-1].notes.append(
         "R@k: a caption of the same text counts as found; strict: the image's own row. Ranks are "
@@ -164,7 +197,7 @@ def retrieval_sheets(
     if large:
         sheets[-1].notes.append(f"R@{large[0]} of {n} pairs is 1 by construction")
     if len(models) > 1:
-        tested = [f"{way} R@{k}" for way in WAYS for k in ks if k < n]
-        comparisons = figures.compare(tested, reference)
+        tested = [f"{direction} R@{k}" for direction in DIRECTIONS for k in ks if k < n]
+        comparisons = figures.compare(tested, resampling.reference)
         sheets.append(comparison_sheet(figures, comparisons, dataset=dataset))
     return sheets

@@ -1,16 +1,16 @@
-"""`bench table`: the figures of saved predictions, stated honestly or in the published way."""
+"""`bench table`: the figures of saved predictions, by our bootstrap or by the published one."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dermaudit.console import say
-from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.errors import EvidenceError, unknown
 from dermaudit.stats.intervals import MIN_CELL
-from dermaudit.stats.paired import Figures
 
 from .inputs.saved_predictions import Predictions
 from .measures.legacy import (
@@ -23,37 +23,26 @@ from .measures.legacy import (
     read_published,
 )
 from .measures.metrics import METRICS, SHOWN, TESTED, columns, recall_figures, score_predictions
+from .options import Resampling
 from .output.render import WORDS, Sheet, cell, comparison_sheet, figure_sheet
 
-MIN_DRAWS = 100  # below, the 2.5 percentile rests on two draws
 
-
-def honest_sheets(
+def classification_sheets(
     dataset: str,
     models: dict[str, Predictions],
+    resampling: Resampling,
     *,
-    n_draws: int,
-    seed: int,
-    reference: str | None = None,
     by_class: bool = False,
     digits: int = 4,
-    **extra: Any,
-) -> tuple[list[Sheet], Figures]:
-    """The full-sample values with bootstrap intervals, paired differences, recall by class."""
+) -> list[Sheet]:
+    """Return the full-sample values with bootstrap intervals, paired differences, recall by class."""
     first = next(iter(models.values()))
-    figures = score_predictions(models, n_draws=n_draws, seed=seed)
+    figures = score_predictions(models, resampling)
     title = f"{dataset}: {first.n} images, {len(first.classes)} classes"
     sheet = figure_sheet(
-        title,
-        figures,
-        SHOWN,
-        first.n,
-        digits=digits,
-        what="classification",
-        dataset=dataset,
-        **extra,
+        title, figures, SHOWN, first.n, digits=digits, what="classification", dataset=dataset
     )
-    sheet.notes.append(_units(first, n_draws))
+    sheet.notes.append(_units(first, resampling.n_draws))
     counts = np.bincount(first.truth, minlength=len(first.classes))
     rare = [f"{c} {k}" for c, k in zip(first.classes, counts, strict=True) if 0 < k < MIN_CELL]
     absent = [c for c, k in zip(first.classes, counts, strict=True) if k == 0]
@@ -65,22 +54,22 @@ def honest_sheets(
     if absent:
         sheet.notes.append(f"classes without an image, left out of the means: {', '.join(absent)}")
     for name, found in models.items():
-        odd = int((found.probs.max(1) > found.probs[np.arange(found.n), found.predicted]).sum())
-        if odd:
+        n_differing = int(
+            (found.probs.max(1) > found.probs[np.arange(found.n), found.predicted]).sum()
+        )
+        if n_differing:
             sheet.notes.append(
-                f"{name}: in {odd} rows predicted_label is not the most probable class; "
+                f"{name}: in {n_differing} rows predicted_label is not the most probable class; "
                 "predicted_label is what is scored"
             )
     sheets = [sheet]
     if len(models) > 1 and first.n >= MIN_CELL:
         tested = columns(figures, TESTED)
-        comparisons = tested.compare(reference=reference)
-        sheets.append(
-            comparison_sheet(tested, comparisons, digits=digits, dataset=dataset, **extra)
-        )
+        comparisons = tested.compare(reference=resampling.reference)
+        sheets.append(comparison_sheet(tested, comparisons, digits=digits, dataset=dataset))
     if by_class:
-        sheets.append(_class_sheet(dataset, models, n_draws, seed, digits))
-    return sheets, figures
+        sheets.append(_class_sheet(dataset, models, resampling, digits))
+    return sheets
 
 
 def _units(first: Predictions, n_draws: int) -> str:
@@ -90,9 +79,9 @@ def _units(first: Predictions, n_draws: int) -> str:
 
 
 def _class_sheet(
-    dataset: str, models: dict[str, Predictions], n_draws: int, seed: int, digits: int
+    dataset: str, models: dict[str, Predictions], resampling: Resampling, digits: int
 ) -> Sheet:
-    figures, counts = recall_figures(models, n_draws=n_draws, seed=seed)
+    figures, counts = recall_figures(models, resampling)
     rows = [
         (
             name,
@@ -117,7 +106,7 @@ def _class_sheet(
 def legacy_sheets(
     found: dict[str, dict[str, Predictions]], folder: Path
 ) -> tuple[list[Sheet], dict[str, Any]]:
-    """The published table again, and how many of its cells come out."""
+    """Return the published table computed again, and how many of its cells agree."""
     cells: dict[tuple[str, str], dict[str, LegacyCell]] = {}
     sheets = []
     for dataset, models in found.items():
@@ -129,8 +118,8 @@ def legacy_sheets(
         rows = [
             (
                 name,
-                *(cells[dataset, name][m].said() for m in METRICS),
-                cells[dataset, name]["accuracy"].said_p(),
+                *(cells[dataset, name][m].text() for m in METRICS),
+                cells[dataset, name]["accuracy"].p_text(),
             )
             for name in models
         ]
@@ -194,24 +183,24 @@ def _agreement_notes(checked: Agreement, path: Path) -> list[str]:
         f"{path.name}: {checked.equal} of {checked.cells} cells (mean and both bounds) agree to all "
         f"4 printed digits; {checked.p_equal} of {checked.p_cells} p-values agree as printed"
     ]
-    return notes + [f"differs: {said}" for said in checked.differing[:5]]
+    return notes + [f"differs: {line}" for line in checked.differing[:5]]
 
 
 def tabulate(
     found: dict[str, dict[str, Predictions]],
     folder: Path,
+    resampling: Resampling,
     *,
-    legacy: bool,
-    n_draws: int,
-    seed: int,
-    reference: str | None,
-    by_class: bool,
+    legacy: bool = False,
+    by_class: bool = False,
 ) -> tuple[list[Sheet], dict[str, Any]]:
-    """(sheets, what --json adds to their records). Errors: EvidenceError when no data set has 30
-    images, UserInputError for a reference that no data set has."""
-    if reference and not any(reference in models for models in found.values()):
-        from dermaudit.errors import unknown
+    """Return (sheets, what `--json` adds to their records).
 
+    Errors: EvidenceError when no data set has 30 images, UserInputError for a reference that no data
+    set has.
+    """
+    reference = resampling.reference
+    if reference and not any(reference in models for models in found.values()):
         raise unknown(
             "reference model", reference, sorted({m for ms in found.values() for m in ms})
         )
@@ -219,30 +208,17 @@ def tabulate(
         return legacy_sheets(found, folder)
     sizes = {dataset: next(iter(models.values())).n for dataset, models in found.items()}
     if max(sizes.values()) < MIN_CELL:
+        listed = ", ".join(f"{dataset} {n}" for dataset, n in sizes.items())
         raise EvidenceError(
-            f"{folder}: no data set has {MIN_CELL} images ({', '.join(f'{d} {n}' for d, n in sizes.items())})",
-            "a figure of fewer says nothing",
+            f"{folder}: no data set has {MIN_CELL} images ({listed})",
+            f"predict at least {MIN_CELL} images with every model",
             {"n": sizes},
         )
     sheets: list[Sheet] = []
     for dataset, models in found.items():
+        here = resampling
         if reference and reference not in models:
             say(f"  {dataset} has no {reference}: every pair is compared there")
-        more, _ = honest_sheets(
-            dataset,
-            models,
-            n_draws=n_draws,
-            seed=seed,
-            reference=reference if reference in models else None,
-            by_class=by_class,
-        )
-        sheets.extend(more)
+            here = replace(resampling, reference=None)
+        sheets += classification_sheets(dataset, models, here, by_class=by_class)
     return sheets, {}
-
-
-def check_draws(n_draws: int) -> None:
-    if n_draws < MIN_DRAWS:
-        raise UserInputError(
-            f"--draws {n_draws} is too few for an interval",
-            f"at least {MIN_DRAWS} are needed, 1000 are usual",
-        )

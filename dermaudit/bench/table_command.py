@@ -1,4 +1,4 @@
-"""The verb `bench table`. Input is validated before anything heavy is imported."""
+"""The command `bench table`. Input is validated before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def bench_table(
     from dermaudit.console import say
 
     from .inputs.saved_predictions import read_predictions
+    from .options import Resampling, check_draws
     from .output.paths import check_place
     from .output.render import check_output, save, show
-    from .table import check_draws, tabulate
+    from .table import tabulate
 
     form = check_output(form, out)
     check_draws(draws)
@@ -44,10 +45,8 @@ def bench_table(
     sheets, more = tabulate(
         found,
         predictions,
+        Resampling(draws, seed, reference),
         legacy=legacy_bootstrap,
-        n_draws=draws,
-        seed=seed,
-        reference=reference,
         by_class=by_class,
     )
     if out is not None:

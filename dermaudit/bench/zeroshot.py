@@ -2,23 +2,87 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from dermaudit.data import Manifest
+from dermaudit.data.captions.ontology import Ontology
+from dermaudit.errors import UserInputError
 from dermaudit.stats.intervals import MIN_CELL
-from dermaudit.towers import ZeroShot
-from dermaudit.towers.embedding import Embedded
 
-from .inputs.prompts import Classes
-from .inputs.saved_predictions import Predictions
+from .inputs.prompts import Classes, load_classes, load_templates, named_classes, truth_numbers
+from .inputs.saved_predictions import Predictions, write_predictions
 from .measures.hierarchy import class_nodes, hierarchy_figures
 from .measures.metrics import confusion
+from .options import BenchOptions, Resampling
 from .output.render import TOO_SMALL, Sheet, cell
-from .table import honest_sheets
+from .session import BenchSession, check_enough, split_rows
+from .table import classification_sheets
+
+if TYPE_CHECKING:
+    from dermaudit.towers.embedding import Embedded
+
+
+@dataclass(frozen=True)
+class ZeroShotOptions:
+    """The options of `bench zeroshot` alone; the fields are flags of the command."""
+
+    classes: str | None = None
+    templates: str = "dermfm"
+    ontology: Path | None = None
+    by_class: bool = False
+
+
+def run_zeroshot(shared: BenchOptions, options: ZeroShotOptions) -> dict[str, Any]:
+    """Classify the images of a split with every model; return what `--json` prints."""
+    templates = load_templates(options.templates)
+    if options.classes is not None:
+        named_classes(options.classes)
+    ontology = None if options.ontology is None else _load_ontology(options.ontology)
+    session = BenchSession(shared, "zeroshot", saves_predictions=True)
+    manifest = session.manifest()
+    rows = split_rows(manifest, shared.split)
+    in_split = set(rows.tolist())
+    # Labels of the other splits need not be among the classes.
+    labels = [label if row in in_split else None for row, label in enumerate(manifest.labels)]
+    classes = load_classes(options.classes, labels, shared.data)
+    truth = truth_numbers(labels, classes, shared.data)
+    labelled = rows[truth[rows] >= 0]
+    check_enough(len(labelled), f"{shared.data}, split {shared.split}, with a label")
+    predictions = {
+        name: predict(tower, embedded, manifest, truth, classes, templates)
+        for name, tower, embedded in session.embed(manifest, labelled)
+    }
+    sheets, details = zeroshot_sheets(
+        session.dataset,
+        predictions,
+        classes,
+        session.resampling,
+        ontology=ontology,
+        by_class=options.by_class,
+    )
+    if shared.out is not None:
+        paths = write_predictions(shared.out, session.dataset, predictions)
+        details["predictions"] = [str(path) for path in paths]
+    return {
+        **session.description(),
+        "n_unlabelled": len(rows) - len(labelled),
+        "templates": templates,
+        **details,
+        **session.finish(sheets),
+    }
+
+
+def _load_ontology(path: Path) -> Ontology:
+    if not path.exists():
+        raise UserInputError(
+            f"ontology {path} does not exist",
+            'give nested JSON, {"nail diseases": {"onycholysis": {}}}, or leave --ontology out',
+        )
+    return Ontology.load(path)
 
 
 def predict(
@@ -29,27 +93,23 @@ def predict(
     classes: Classes,
     templates: list[str],
 ) -> Predictions:
-    """Zero-shot predictions of the embedded rows; `truth` (n rows of the manifest,) class numbers."""
+    """Return zero-shot predictions of the embedded rows; `truth` (n rows of the manifest,)."""
+    import torch
+
+    from dermaudit.towers import ZeroShot
+
     head = ZeroShot(tower, classes, templates)
     logits = head.logits(torch.from_numpy(embedded.x).to(head.weight.device))
-    # The softmax in float64: a float32 one need not sum to 1 to the last printed digit.
-    return as_predictions(
-        logits.double().softmax(1).cpu().numpy(), embedded, manifest, truth, list(classes)
-    )
-
-
-def as_predictions(
-    probs: np.ndarray, embedded: Embedded, manifest: Manifest, truth: np.ndarray, classes: list[str]
-) -> Predictions:
-    """Probabilities (k, classes) of the embedded rows, with the names and groups of the manifest."""
-    names, groups = manifest.column("image"), manifest.groups
+    # Computed in float64: a softmax in float32 need not sum to 1 to the last printed digit.
+    probs = logits.double().softmax(1).cpu().numpy()
+    names, groups, rows = manifest.column("image"), manifest.groups, embedded.rows
     return Predictions(
-        [names[i] for i in embedded.rows],
-        truth[embedded.rows],
+        [names[i] for i in rows],
+        truth[rows],
         probs.argmax(1),
         probs,
-        classes,
-        [groups[i] for i in embedded.rows],
+        list(classes),
+        [groups[i] for i in rows],
         True,
     )
 
@@ -58,23 +118,13 @@ def zeroshot_sheets(
     dataset: str,
     models: dict[str, Predictions],
     classes: Classes,
+    resampling: Resampling,
     *,
-    ontology: Any = None,
-    n_draws: int,
-    seed: int,
-    reference: str | None,
-    by_class: bool,
+    ontology: Ontology | None = None,
+    by_class: bool = False,
 ) -> tuple[list[Sheet], dict[str, Any]]:
-    """(sheets, what --json adds: the confusion of each model and the nodes of the classes)."""
-    sheets, _ = honest_sheets(
-        dataset,
-        models,
-        n_draws=n_draws,
-        seed=seed,
-        reference=reference,
-        by_class=by_class,
-        digits=3,
-    )
+    """Return (sheets, what `--json` adds: the confusion of each model and the nodes of the classes)."""
+    sheets = classification_sheets(dataset, models, resampling, by_class=by_class, digits=3)
     first = next(iter(models.values()))
     counts = np.bincount(first.truth, minlength=len(first.classes))
     common = int(counts.argmax())
@@ -82,34 +132,33 @@ def zeroshot_sheets(
         f"control: always {first.classes[common]} has accuracy {counts[common] / first.n:.3f}, "
         f"balanced accuracy {1 / (counts > 0).sum():.3f}"
     )
-    more: dict[str, Any] = {
+    details: dict[str, Any] = {
         "classes": classes,
         "confusion": {name: confusion(p).tolist() for name, p in models.items()},
     }
     if ontology is not None:
         nodes = class_nodes(ontology, classes)
-        sheets.append(_hierarchy_sheet(dataset, models, ontology, nodes, n_draws, seed))
-        more["nodes"] = {
+        sheets.append(_hierarchy_sheet(dataset, models, ontology, nodes, resampling))
+        details["nodes"] = {
             code: None if node is None else ontology.path(node)
             for code, node in zip(classes, nodes, strict=True)
         }
-    return sheets, more
+    return sheets, details
 
 
 def _hierarchy_sheet(
     dataset: str,
     models: dict[str, Predictions],
-    ontology: Any,
-    nodes: list,
-    n_draws: int,
-    seed: int,
+    ontology: Ontology,
+    nodes: list[int | None],
+    resampling: Resampling,
 ) -> Sheet:
-    figures, counts = hierarchy_figures(models, ontology, nodes, n_draws=n_draws, seed=seed)
+    figures, counts = hierarchy_figures(models, ontology, nodes, resampling)
     first = next(iter(models.values()))
-    # Most classes of a task share the upper nodes: how much is right there without looking?
+    # Most classes of a task share the upper nodes: this is what the most common class reaches there.
     common = int(np.bincount(first.truth).argmax())
-    blind = {"blind": replace(first, predicted=np.full(first.n, common))}
-    control, _ = hierarchy_figures(blind, ontology, nodes, n_draws=1, seed=seed)
+    constant = {"constant": replace(first, predicted=np.full(first.n, common))}
+    control, _ = hierarchy_figures(constant, ontology, nodes, Resampling(1, resampling.seed))
     rows = [
         (
             name,

@@ -1,7 +1,8 @@
-"""The table of verbs: "verb" or "group verb" -> (where its function is, one line of help).
+"""The table of commands, in the sections in which `dermaudit --help` lists them.
 
-Design §5: each stage owns its verbs in its own folder; nothing is imported until a verb is used.
-A verb's function takes typer-annotated arguments and returns a JSON-able dict.
+A command is a function that takes typer-annotated arguments and returns a JSON-able dict. It lies in
+the folder that it belongs to and is imported when it is used. The commands of stages are generated
+from the stage registry (dermaudit/run/stages.py).
 """
 
 from __future__ import annotations
@@ -11,85 +12,124 @@ from collections.abc import Callable
 from typing import Any
 
 from dermaudit.errors import unknown
+from dermaudit.run.stages import stages
 
-VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("dermaudit.cli.audit:demo", "render phantoms and run the whole audit on them"),
-    "audit": ("dermaudit.cli.audit:audit", "the whole chain on a folder or manifest of images"),
-    "data convert": (
-        "dermaudit.data.manifest.commands:convert",
-        "make a manifest with one split, by group",
-    ),
-    "data check": (
-        "dermaudit.data.manifest.commands:check",
-        "what is wrong with a data set, row by row",
-    ),
-    "data locate": ("dermaudit.run.locate:locate", "point a moved run at its images"),
-    "data shard": ("dermaudit.data.shards.command:shard", "webdataset shards, for many images"),
-    "data dedup": (
-        "dermaudit.data.duplicates.command:dedup",
-        "near-duplicates across two image sets",
-    ),
-    "data subcaptions": (
-        "dermaudit.data.captions.command:subcaptions",
-        "write the text views that MAKE trains on",
-    ),
-    "data phantom": ("dermaudit.phantom.commands:phantom", "render phantoms with exact truth"),
-    "data render": ("dermaudit.phantom.commands:render", "draw an artifact onto any images"),
-    "pretrain": ("dermaudit.pretrain.commands:pretrain", "train a foundation model by a recipe"),
-    "bench zeroshot": (
-        "dermaudit.bench.commands:bench_zeroshot",
-        "labels by prompts alone, models side by side",
-    ),
-    "bench retrieval": (
-        "dermaudit.bench.commands:bench_retrieval",
-        "captions of images and images of captions",
-    ),
-    "bench probe": (
-        "dermaudit.bench.commands:bench_probe",
-        "probes of models, on few labels and many",
-    ),
-    "bench annotate": (
-        "dermaudit.bench.commands:bench_annotate",
-        "concepts by their words alone",
-    ),
-    "bench table": (
-        "dermaudit.bench.table_command:bench_table",
-        "tables from saved predictions",
-    ),
-    "models": ("dermaudit.towers.commands:models", "models that can be opened by name"),
-    "embed": ("dermaudit.sae.embed.command:embed", "activations of the images at the run's sites"),
-    "fit": ("dermaudit.sae.training.command:fit", "sparse autoencoders on the stored activations"),
-    "sae show": ("dermaudit.sae.formats.command:show", "what a sparse autoencoder on disk is"),
-    "sae import": ("dermaudit.sae.formats.command:import_", "another program's checkpoint as ours"),
-    "sae measure": (
-        "dermaudit.sae.evaluation.command:measure",
-        "all figures of a run's autoencoders, on test images",
-    ),
-    "annotate": ("dermaudit.concepts.commands:annotate", "latents against labels: lift share"),
-    "name": ("dermaudit.concepts.commands:name", "name the latents, or leave them unnamed"),
-    "concepts": ("dermaudit.concepts.commands:concepts", "list the named and labelled concepts"),
-    "compare": ("dermaudit.concepts.commands:compare", "bottlenecks: codes, vocabulary, random"),
-    "heads": ("dermaudit.concepts.commands:heads", "linear heads on the run's train split"),
-    "recipe make": ("dermaudit.concepts.commands:recipe_make", "choose and measure a suppression"),
-    "recipe show": (
-        "dermaudit.concepts.commands:recipe_show",
-        "what a recipe does, and its effect",
-    ),
-    "suppress": ("dermaudit.concepts.commands:suppress", "predictions with a concept suppressed"),
-    "explore": ("dermaudit.dashboards.commands:explore", "open the web explorer of a run"),
-    "report": ("dermaudit.dashboards.commands:report", "write the self-contained HTML report"),
-    "doctor": ("dermaudit.cli.doctor:doctor", "versions, device, disk, and what is broken"),
+from .stage_command import command_of
+
+#: section -> {command: ("module:function", one line of help)}
+FUNCTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "The whole audit": {
+        "demo": (
+            "dermaudit.audit.commands:demo",
+            "render phantoms and run the whole audit on them",
+        ),
+        "audit": (
+            "dermaudit.audit.commands:audit",
+            "the whole chain on a folder or manifest of images",
+        ),
+    },
+    "Data": {
+        "data convert": (
+            "dermaudit.data.manifest.commands:convert",
+            "make a manifest with one split, by group",
+        ),
+        "data check": (
+            "dermaudit.data.manifest.commands:check",
+            "what is wrong with a data set, row by row",
+        ),
+        "data locate": ("dermaudit.run.locate:locate", "point a moved run at its images"),
+        "data shard": ("dermaudit.data.shards.command:shard", "webdataset shards, for many images"),
+        "data dedup": (
+            "dermaudit.data.duplicates.command:dedup",
+            "near-duplicates across two image sets",
+        ),
+        "data subcaptions": (
+            "dermaudit.data.captions.command:subcaptions",
+            "write the text views that MAKE trains on",
+        ),
+        "data phantom": ("dermaudit.phantom.commands:phantom", "render phantoms with exact truth"),
+        "data render": ("dermaudit.phantom.commands:render", "draw an artifact onto any images"),
+    },
+    "Models": {
+        "models": ("dermaudit.towers.commands:models", "models that can be opened by name"),
+        "pretrain": (
+            "dermaudit.pretrain.commands:pretrain",
+            "train a foundation model by a recipe",
+        ),
+        "bench zeroshot": (
+            "dermaudit.bench.commands:bench_zeroshot",
+            "labels by prompts alone, models side by side",
+        ),
+        "bench retrieval": (
+            "dermaudit.bench.commands:bench_retrieval",
+            "captions of images and images of captions",
+        ),
+        "bench probe": (
+            "dermaudit.bench.commands:bench_probe",
+            "probes of models, on few labels and many",
+        ),
+        "bench annotate": (
+            "dermaudit.bench.commands:bench_annotate",
+            "concepts by their words alone",
+        ),
+        "bench table": (
+            "dermaudit.bench.table_command:bench_table",
+            "tables from saved predictions",
+        ),
+    },
+    "Results": {
+        "concepts": (
+            "dermaudit.concepts.commands:concepts",
+            "list the named and labelled concepts",
+        ),
+        "recipe show": (
+            "dermaudit.concepts.commands:recipe_show",
+            "what a recipe does, and its effect",
+        ),
+        "suppress": (
+            "dermaudit.concepts.commands:suppress",
+            "predictions with a concept suppressed",
+        ),
+        "explore": ("dermaudit.dashboards.commands:explore", "open the web explorer of a run"),
+        "sae show": ("dermaudit.sae.formats.command:show", "what a sparse autoencoder on disk is"),
+        "sae import": (
+            "dermaudit.sae.formats.command:import_",
+            "another program's checkpoint as ours",
+        ),
+        "doctor": ("dermaudit.cli.doctor:doctor", "versions, device, disk, and what is broken"),
+    },
 }
+STAGES_SECTION = "The stages of a run, in their order"
 
 
-def load(verb: str) -> Callable[..., dict[str, Any]]:
-    """The function of a verb. UserInputError offers the nearest verb for an unknown one."""
-    if verb not in VERBS:
-        raise unknown("command", verb, VERBS)
-    return load_function(VERBS[verb][0])
+def sections() -> dict[str, dict[str, str]]:
+    """Return {section: {command: one line of help}} in the order of the help."""
+    listed = {
+        title: {command: text for command, (_, text) in functions.items()}
+        for title, functions in FUNCTIONS.items()
+    }
+    made = {stage.command: stage.help for stage in stages()}
+    first = "The whole audit"
+    return {first: listed.pop(first), STAGES_SECTION: made, **listed}
+
+
+def all_commands() -> dict[str, str]:
+    """Return {command: one line of help} of every command."""
+    return {command: text for section in sections().values() for command, text in section.items()}
+
+
+def function_of(command: str) -> Callable[..., dict[str, Any]]:
+    """Return the function of a command. UserInputError offers the nearest one if it does not exist."""
+    for functions in FUNCTIONS.values():
+        if command in functions:
+            return load_function(functions[command][0])
+    for stage in stages():
+        if stage.command == command:
+            return command_of(stage)
+    raise unknown("command", command, all_commands())
 
 
 def load_function(target: str) -> Callable[..., Any]:
-    """The object named by "module:name", imported now."""
+    """Return the object named by "module:name", imported now."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -84,7 +84,8 @@ def doctor(
     )
     if run:
         stages = [(name, "intact" if ok else "broken") for name, ok in run["stages"].items()]
-        table(f"Newest run: {run['path']}", ("stage", "state"), stages or [("none yet", "")])
+        stages += [(command, "not made yet") for command in run["missing"]]
+        table(f"Newest run: {run['path']}", ("stage", "state"), stages)
     else:
         say(f"\nNo run in {runs}/ yet: dermaudit demo makes one.")
     say(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}")
@@ -294,12 +295,13 @@ def _newest_run(root: Path, problems: list[Problem]) -> dict[str, Any] | None:
     except DermauditError as error:
         problems.append(Problem(error.message, error.hint or "remove it, or make it again"))
         return None
-    stages = {}
-    for stage in run.meta["stages"]:
+    intact = {}
+    for record in run.meta["stages"]:
         try:
-            run.require(stage)
-            stages[stage] = True
+            run.require(record)
+            intact[record] = True
         except DermauditError as error:
-            stages[stage] = False
-            problems.append(Problem(error.message, error.hint or run.remake_command(stage)))
-    return {"path": str(run.path), "stages": stages}
+            intact[record] = False
+            problems.append(Problem(error.message, error.hint or run.remake_command(record)))
+    missing = [stage.command for stage in run.missing_stages()]
+    return {"path": str(run.path), "stages": intact, "missing": missing}

@@ -1,7 +1,7 @@
-"""Run one verb: parse, call, print, exit.
+"""Run one command: parse, call, print, exit.
 
-Results go to stdout (`--json`: exactly one object), everything said to people goes to stderr.
-`--json` and `--quiet` are taken off the line here, so that every verb has them.
+Results go to stdout (`--json`: exactly one object), messages for people go to stderr.
+`--json` and `--quiet` are removed from the arguments here, so that every command has them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from dermaudit.errors import DermauditError, UserInputError, unknown
 
-from .commands import VERBS, load
+from .commands import all_commands, function_of, sections
 
 SCHEMA_VERSION = 1
 _EPILOG = "Every command also takes --json (one object on stdout) and --quiet."
@@ -27,15 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = _take(args, "--json")
     if _take(args, "--quiet"):
         os.environ["DERMAUDIT_QUIET"] = "1"
-    from dermaudit.run.directory import COMMAND
+    from dermaudit.run.records import COMMAND
 
     COMMAND.set(tuple(args))
     try:
         result = _run(args)
         if isinstance(result, int):
-            # typer turns Ctrl-C into the plain exit code; it is told and printed as any error.
+            # typer turns Ctrl-C into an exit code; it is printed like any other error.
             return _fail(_Interrupted(), as_json) if result == _Interrupted.exit_code else result
-        # Under torchrun one process speaks for all.
+        # Under torchrun only the first process prints the result.
         if as_json and os.environ.get("RANK", "0") == "0":
             print(json.dumps({"schema_version": SCHEMA_VERSION, **result}, allow_nan=False))
         return 0
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         # typer's usage errors carry their own message; its base class is not a public name.
-        if hasattr(error, "format_message"):
-            return _fail(UserInputError(error.format_message(), "see --help"), as_json)
+        if (usage := getattr(error, "format_message", None)) is not None:
+            return _fail(UserInputError(usage(), "see --help"), as_json)
         if isinstance(error, MemoryError):
             return _fail(UserInputError("not enough memory", "use fewer images at once"), as_json)
         traceback.print_exc()
@@ -78,34 +78,38 @@ def _take(args: list[str], flag: str) -> bool:
 
 def _run(args: list[str]) -> dict[str, Any] | int:
     if not args or args[0] in ("--help", "-h", "help"):
-        _print_help(VERBS)
-        return 0
-    members = {verb: said for verb, said in VERBS.items() if verb.split()[0] == args[0]}
-    if args[0] not in VERBS and members and args[1:] in (["--help"], ["-h"]):
-        _print_help(members)
+        _print_help(sections())
         return 0
     if args[0] in ("--version", "version"):
         from dermaudit import __version__
 
         print(f"dermaudit {__version__}")
         return 0
-    verb, rest = _split_verb(args)
+    commands = all_commands()
+    group = {name: text for name, text in commands.items() if name.startswith(args[0] + " ")}
+    if args[0] not in commands and group and args[1:] in (["--help"], ["-h"]):
+        _print_help({"": group})
+        return 0
+    command, rest = _split(args, commands, group)
     import typer
 
-    function = load(verb)
+    function = function_of(command)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(help=function.__doc__, epilog=_EPILOG)(function)
     return typer.main.get_command(app).main(
-        rest, prog_name=f"dermaudit {verb}", standalone_mode=False
+        rest, prog_name=f"dermaudit {command}", standalone_mode=False
     )
 
 
-def _split_verb(args: list[str]) -> tuple[str, list[str]]:
-    if len(args) > 1 and f"{args[0]} {args[1]}" in VERBS:
+def _split(
+    args: list[str], commands: dict[str, str], group: dict[str, str]
+) -> tuple[str, list[str]]:
+    """Return the command that the arguments start with, of one word or two, and the other arguments."""
+    if len(args) > 1 and f"{args[0]} {args[1]}" in commands:
         return f"{args[0]} {args[1]}", args[2:]
-    if args[0] in VERBS:
+    if args[0] in commands:
         return args[0], args[1:]
-    members = [verb.split()[1] for verb in VERBS if verb.startswith(args[0] + " ")]
+    members = [name.split()[1] for name in group]
     if members and len(args) > 1 and args[1] not in ("--help", "-h"):
         raise unknown(f"command of {args[0]}", args[1], members)
     if members:
@@ -113,15 +117,18 @@ def _split_verb(args: list[str]) -> tuple[str, list[str]]:
             f"'{args[0]}' needs one of: {', '.join(members)}",
             f"for example: dermaudit {args[0]} {members[0]}",
         )
-    raise unknown("command", args[0], VERBS)
+    raise unknown("command", args[0], commands)
 
 
-def _print_help(verbs: dict[str, tuple[str, str]]) -> None:
-    width = max(map(len, verbs))
-    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in verbs.items()]
+def _print_help(shown: dict[str, dict[str, str]]) -> None:
+    width = max(len(command) for section in shown.values() for command in section)
+    lines = []
+    for title, section in shown.items():
+        lines += ["", f"{title or 'Commands'}:"]
+        lines += [f"  {command:<{width}}  {text}" for command, text in section.items()]
     print(
         "Usage: dermaudit COMMAND [OPTIONS]\n\n"
-        "Opens dermatology vision-language models and shows what they look at.\n\nCommands:\n"
+        "Opens dermatology vision-language models and shows what they look at.\n"
         + "\n".join(lines)
         + f"\n\n{_EPILOG}\n`dermaudit COMMAND --help` says more. Research use, not a medical device."
     )

@@ -1,18 +1,19 @@
 """A folder of phantoms: lossless images, masks, clean twins, and the manifest's rows.
 
 Each file is written whole (temporary name, then rename), so that a killed run leaves only finished
-files and the same call goes on where it stopped. `split` is not ours: the data layer assigns it.
+files and the same call continues where it stopped. The caller adds the column `split`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dermaudit.console import track
 from dermaudit.errors import UserInputError, unknown
 from dermaudit.failpoints import hit
 from dermaudit.files import read_json, sha256_json, whole_file, write_json
@@ -29,18 +30,18 @@ RENDERER_VERSION = 1
 
 
 def image_name(index: int) -> str:
-    """Path of an image relative to the manifest."""
+    """Return the path of an image relative to the manifest."""
     return f"images/{index:06d}.png"
 
 
 def rows(n: int, seed: int, table: BiasTable | None = None) -> list[dict[str, Any]]:
-    """The manifest's rows of phantoms 0 .. n-1 of `seed`, without `split` and without pixels."""
+    """Return the manifest's rows of phantoms 0 .. n-1 of `seed`, without `split` and without pixels."""
     table = load_bias_table(None) if table is None else table
     return [row_of(sample(seed, index, table)) for index in range(n)]
 
 
 def row_of(scene: Scene) -> dict[str, Any]:
-    """One row of the manifest (design §4); unused sub-captions are None."""
+    """Return one row of the manifest (design §4); unused sub-captions are None."""
     sentences = subcaptions(scene)
     name = f"phantom-{scene.seed}-{scene.index}"
     row: dict[str, Any] = {
@@ -67,15 +68,13 @@ def write_phantoms(
     table: BiasTable | None = None,
     masks: bool = False,
     without: Sequence[str] = (),
-    progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Write phantoms 0 .. n-1 of `seed` under `out` and return `out`.
 
     `images/000000.png`; with `masks`, `masks/<name>/000000.png` (grey, 255 = alpha 1) for the
     lesion and every concept and artifact that is present; for each artifact in `without`,
     `without/<artifact>/000000.png` for the images that show it. Images that are there already are
-    kept. `progress` is called with the number of finished images.
-    Errors: UserInputError for a folder of other settings; NoSpaceError for a full disk.
+    kept. Errors: UserInputError for a folder of other settings; NoSpaceError for a full disk.
     """
     out = Path(out)
     table = load_bias_table(None) if table is None else table
@@ -85,11 +84,9 @@ def write_phantoms(
     if n < 1:
         raise UserInputError(f"--n {n}: at least one phantom is needed")
     _claim(out, seed, size, table)
-    for index in range(n):
+    for index in track(range(n), "phantoms"):
         _write_one(out, sample(seed, index, table), size, masks, without)
         hit("phantom.image")
-        if progress is not None:
-            progress(index + 1)
     return out
 
 

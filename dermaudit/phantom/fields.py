@@ -15,7 +15,7 @@ Array = np.ndarray
 
 @lru_cache(maxsize=32)
 def coordinates(height: int, width: int) -> tuple[Array, Array]:
-    """x and y of the pixel centres; ±1 at the ends of the shorter side, 0 in the middle."""
+    """X and y of the pixel centres; ±1 at the ends of the shorter side, 0 in the middle."""
     half = min(height, width) / 2
     x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / half
     y = (np.arange(height, dtype=np.float32) + 0.5 - height / 2) / half
@@ -65,13 +65,9 @@ def fractal(
 
 def ramp(field: Array, low: float | Array, high: float | Array) -> Array:
     """Smooth step: 0 below `low`, 1 above `high` (or the reverse when low > high)."""
-    t = np.clip(
-        (field - low) / np.float32(high - low)
-        if np.isscalar(low) and np.isscalar(high)
-        else (field - low) / (high - low),
-        0,
-        1,
-    )
+    span = high - low
+    # A span of plain numbers is float64; float32 keeps the field's own type.
+    t = np.clip((field - low) / (span if isinstance(span, np.ndarray) else np.float32(span)), 0, 1)
     return (t * t * (3 - 2 * t)).astype(np.float32, copy=False)
 
 

@@ -35,9 +35,7 @@ def make_data_set(
     """Images, `manifest.parquet` and `data.json` of phantoms 0 … n−1. Finished images are kept."""
     import pyarrow as pa
 
-    bar = iter(track(range(n), "phantoms", n))
-    next(bar, None)
-    write_phantoms(out, n, seed, size, table, masks, without, progress=lambda _: next(bar, None))
+    write_phantoms(out, n, seed, size, table, masks, without)
     entries = rows(n, seed, table)
     for entry, split in zip(entries, assign(entry["group"] for entry in entries), strict=True):
         entry["split"] = split
@@ -70,7 +68,8 @@ def render_onto(
 ) -> tuple[int, list[dict[str, str]]]:
     """Draw `artifact` onto every image; `out/images/<name>.png` and `out/alpha/<name>.png`.
 
-    Returns (images written, [{image, reason}] skipped). UserInputError when none can be read."""
+    Returns (images written, [{image, reason}] skipped). UserInputError when none can be read.
+    """
     from PIL import Image
 
     from dermaudit.data import BadImage, read_image

@@ -1,4 +1,4 @@
-"""Contact sheet of phantoms, beside photographs if a folder of them is given.
+"""Contact sheet of phantoms, next to photographs if a folder of them is given.
 
     python -m dermaudit.phantom.sheet /tmp/sheet.png --by artifact
     python -m dermaudit.phantom.sheet /tmp/sheet.png --beside $DERMAUDIT_DATA/dermoscopy/images
@@ -50,17 +50,20 @@ def tiles(by: str, columns: int, size: int, seed: int) -> list[list[np.ndarray]]
 
 
 def photographs(folder: Path, n: int, size: int, seed: int) -> list[np.ndarray]:
-    """n images of a folder, squeezed to a square of `size`."""
+    """N images of a folder, squeezed to a square of `size`."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".png"))
     chosen = np.random.default_rng(seed).choice(len(paths), min(n, len(paths)), replace=False)
     found = []
     for k in chosen:
         with Image.open(paths[k]) as image:
-            found.append(np.asarray(image.convert("RGB").resize((size, size), Image.BICUBIC)))
+            found.append(
+                np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+            )
     return found
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Write a contact sheet; the arguments are those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m dermaudit.phantom.sheet", description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--by", choices=("diagnosis", "artifact", "concept"), default="diagnosis")
@@ -79,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     sheet = Image.new("RGB", (max(map(len, grid)) * step, len(grid) * step))
     for y, row in enumerate(grid):
         for x, tile in enumerate(row):
-            image = Image.fromarray(tile).resize((TILE, TILE), Image.BICUBIC)
+            image = Image.fromarray(tile).resize((TILE, TILE), Image.Resampling.BICUBIC)
             sheet.paste(image, (x * step, y * step))
     with whole_file(options.out) as temporary:
         sheet.save(temporary, format="PNG")

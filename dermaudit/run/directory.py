@@ -1,49 +1,24 @@
-"""The run directory: which stage made which file from which inputs (docs/formats.md).
-
-A stage is recorded in `run.json` with the hashes of its inputs (other stages, columns of the images,
-options) and of every file it wrote. A stage whose inputs and files are unchanged is not done again.
-Reading verifies a stage together with everything it was made from, and refuses what has changed.
-"""
+"""The run directory: one audit on disk (docs/formats.md)."""
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
-import json
-import os
 import platform
 import shlex
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from dermaudit.errors import (
-    AlteredArtifactError,
-    ForeignArtifactError,
-    StaleArtifactError,
-    UserInputError,
-)
-from dermaudit.files import read_json, sha256_file, sha256_json, write_json
+from dermaudit.errors import ForeignArtifactError, UserInputError
+from dermaudit.files import read_json
 
-from .hashes import FileHashes
-from .lock import run_lock
+from .records import RunRecords, now
 
 FORMAT_VERSION = 1
-#: The arguments of the `dermaudit` command that runs now; () when Python code uses the package.
-COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())
 _PACKAGES = ("torch", "open_clip_torch", "sae-lens", "transformer-lens", "numpy", "scikit-learn")
 
 
-class Run:
-    """One audit on disk. `path` is its folder, `meta` the content of run.json."""
-
-    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
-        self.path = path
-        self.meta = meta
-        self._hashes = FileHashes(path)
+class Run(RunRecords):
+    """One audit on disk. `path` is its folder, `meta` the content of run.json, `files` its paths."""
 
     @classmethod
     def create(
@@ -69,7 +44,7 @@ class Run:
             "name": path.name,
             "seed": seed,
             "threads": threads,
-            "created": _now(),
+            "created": now(),
             "versions": _versions(),
             "model": None,
             "data": None,
@@ -80,231 +55,9 @@ class Run:
         run.save()
         return run
 
-    def save(self) -> None:
-        write_json(self.path / "run.json", self.meta)
-
-    def file(self, *parts: str) -> Path:
-        return self.path.joinpath(*parts)
-
-    def log(self, event: str, **fields: Any) -> None:
-        """Append one line to log.jsonl (never hashed; the only place with times beside run.json)."""
-        line = json.dumps({"time": _now(), "event": event, **fields}, default=str)
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
-
-    # ---- verified reading
-
-    def is_done(self, stage: str, inputs: dict[str, Any]) -> bool:
-        """Return whether `stage` was made from exactly these inputs and its files are unchanged."""
-        record = self.meta["stages"].get(stage)
-        return bool(
-            record
-            and record["inputs"] == sha256_json(inputs)
-            and self._changed_file(record["outputs"]) is None
-        )
-
-    def require(self, stage: str, command: str = "") -> dict[str, Any]:
-        """Return the record of a finished stage, verified with every stage that it was made from.
-
-        `command` is the command that makes the stage, by default the one of `remake_command`. Raises
-        UserInputError if the run lacks the stage; StaleArtifactError if a file of the stage, or of a
-        stage it was made from, was changed or removed, or if such a stage, or a column of the images
-        that it was made from, changed later.
-        """
-        if stage not in self.meta["stages"]:
-            made_by = (
-                f"dermaudit {command} --run {self.path}" if command else self.remake_command(stage)
-            )
-            raise UserInputError(f"the run {self.path} has no {stage} yet", f"run: {made_by}")
-        waiting, verified = [stage], set()
-        while waiting:
-            name = waiting.pop()
-            if name not in verified:
-                verified.add(name)
-                record = self._verified(name, command if name == stage else "")
-                waiting += record["upstream"]
-        self._hashes.save()
-        return self.meta["stages"][stage]
-
-    def _verified(self, stage: str, command: str) -> dict[str, Any]:
-        """Return the record of one stage after comparing its files and its inputs with run.json."""
-        record = self.meta["stages"][stage]
-        again = f"run: {f'dermaudit {command} --run {self.path}' if command else self.remake_command(stage)}"
-        changed = self._changed_file(record["outputs"])
-        if changed:
-            expected = record["outputs"][changed][:12]
-            raise AlteredArtifactError(
-                f"{self.path / changed} is missing or was altered after the {stage} stage "
-                f"(run.json expects sha256 {expected}…)",
-                again,
-            )
-        for upstream, digest in record["upstream"].items():
-            now = self.meta["stages"].get(upstream)
-            if now is None or _digest(now["outputs"]) != digest:
-                raise StaleArtifactError(
-                    f"the {stage} stage of {self.path} is stale: {upstream} was made again after it",
-                    again,
-                )
-        columns = record.get("columns") or {}
-        if columns != self.column_digests(columns):
-            now = self.column_digests(columns)
-            name = next(name for name, digest in columns.items() if now[name] != digest)
-            raise StaleArtifactError(
-                f"the {stage} stage of {self.path} is stale: the column {name} of images.parquet "
-                "changed after it",
-                again,
-            )
-        return record
-
-    def current_stages(self, besides: str) -> list[str]:
-        """Return the stages, `besides` left out, that are not stale.
-
-        Raises AlteredArtifactError for a file that was changed or removed."""
-        current = []
-        for stage in self.meta["stages"].keys() - {besides}:
-            try:
-                self.require(stage)
-            except AlteredArtifactError:
-                raise
-            except StaleArtifactError:
-                continue
-            current.append(stage)
-        return sorted(current)
-
-    def column_digests(self, columns: Iterable[str]) -> dict[str, str]:
-        """Return {column of images.parquet: sha256 of its values}; "absent" for one it lacks."""
-        columns = list(columns)
-        if not columns:
-            return {}
-        import pyarrow.parquet as pq
-
-        table = pq.ParquetFile(self.file("images.parquet")).read()
-        return {
-            name: sha256_json([None if v is None else str(v) for v in table[name].to_pylist()])
-            if name in table.column_names
-            else "absent"
-            for name in columns
-        }
-
-    def remake_command(self, stage: str) -> str:
-        """Return the command line that makes a stage of this run again. It can be pasted."""
-        name, _, key = stage.partition(":")
-        run = shlex.quote(str(self.path))
-        if name in ("images", "embed"):
-            data, model = self.meta.get("data") or {}, self.meta.get("model") or {}
-            if "manifest" in data and "name" in model:
-                manifest = shlex.quote(os.path.relpath(self.data_root() / data["manifest"]))
-                return f"dermaudit embed {manifest} --model {model['name']} --run {run} --force"
-            return f"dermaudit audit IMAGES --model NAME --run {run}"
-        verb = {
-            "seeds": "fit",
-            "sweep": "fit",
-            "measure": "sae measure",
-            "recipe": f"recipe make --concept {shlex.quote(key)}",
-        }.get(name, name)
-        return f"dermaudit {verb} --run {run} --force"
-
-    def _changed_file(self, outputs: dict[str, str]) -> str | None:
-        """Return the first of these files whose sha256 is not the recorded one."""
-        return next((n for n, digest in outputs.items() if self._hashes.digest(n) != digest), None)
-
-    # ---- writing
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the lock of the run, with the stages as they are on disk now."""
-        command = _command_line()
-        with run_lock(self.path, command):
-            if (self.path / "run.json").is_file():
-                on_disk = open_run(self.path).meta
-                self.meta["stages"] = on_disk["stages"]
-                self.meta["commands"] = on_disk.get("commands", [])
-            yield
-
-    def record(
-        self,
-        stage: str,
-        inputs: dict[str, Any],
-        outputs: Iterable[Path],
-        *,
-        upstream: Iterable[str] = (),
-        columns: Iterable[str] = (),
-        seconds: float = 0.0,
-        summary: dict[str, Any] | None = None,
-    ) -> None:
-        """Enter a finished stage; its output files, upstream stages and columns are hashed."""
-        self.meta["stages"][stage] = {
-            "inputs": sha256_json(inputs),
-            "outputs": {
-                path.relative_to(self.path).as_posix(): sha256_file(path) for path in outputs
-            },
-            "upstream": {
-                name: _digest(self.meta["stages"][name]["outputs"])
-                for name in upstream
-                if name in self.meta["stages"]
-            },
-            "columns": self.column_digests(columns),
-            "seconds": round(seconds, 3),
-            "summary": summary or {},
-        }
-        command = _command_line()
-        commands = self.meta["commands"]
-        if command and (not commands or commands[-1]["argv"] != command):
-            commands.append({"argv": command, "started": _now()})
-        self.save()
-        self.log("stage", stage=stage, seconds=round(seconds, 3))
-
-    def stage(
-        self,
-        name: str,
-        inputs: dict[str, Any],
-        make: Callable[[], tuple[list[Path], dict[str, Any]]],
-        *,
-        upstream: Iterable[str] = (),
-        columns: Iterable[str] = (),
-        force: bool = False,
-        lock: bool = True,
-    ) -> dict[str, Any]:
-        """Do a stage unless it is done: `make` writes files and returns (their paths, a summary).
-
-        `upstream` names the stages whose files `make` reads, `columns` the columns of images.parquet.
-        All of them are verified first, and their hashes are part of the inputs, so that the stage is
-        made again when one of them changed. `lock=False` is for a stage that several processes make
-        together. Raises UserInputError for an upstream stage that the run lacks, StaleArtifactError
-        for one that was altered, LockedRunError while another process writes to the run.
-        """
-        with self.writing() if lock else nullcontext():
-            upstream = list(upstream)
-            full = dict(inputs)
-            for up in upstream:
-                self.require(up)
-                full[f"upstream:{up}"] = _digest(self.meta["stages"][up]["outputs"])
-            columns = self.column_digests(columns)
-            full |= {f"column:{column}": digest for column, digest in columns.items()}
-            if not force and self.is_done(name, full):
-                return self.meta["stages"][name]["summary"]
-            started = time.monotonic()
-            outputs, summary = make()
-            self.record(
-                name,
-                full,
-                outputs,
-                upstream=upstream,
-                columns=columns,
-                seconds=time.monotonic() - started,
-                summary=summary,
-            )
-            return summary
-
-    # ---- images
-
-    def data_root(self) -> Path:
-        """Return the folder of the manifest. run.json keeps it relative to the run, so that a run and
-        its data can be moved together; runs of earlier versions kept it relative to where they were
-        made."""
-        root = (self.meta.get("data") or {}).get("root", ".")
-        from_run = self.path / root
-        return Path(root) if not from_run.exists() and Path(root).exists() else from_run
+    def seed(self, given: int | None = None) -> int:
+        """Return the given seed, by default the seed of the run."""
+        return int(self.meta.get("seed", 0)) if given is None else given
 
     def image_file(self, image: str) -> Path:
         """Return the path of an image of the run. UserInputError if it is not there."""
@@ -317,7 +70,7 @@ class Run:
             )
         return path
 
-    # ---- a function of a higher layer, looked up by name and never imported
+    # ---- a function of a higher layer, loaded by name
 
     def suppress(self, concept: str, model: Any, **options: Any) -> Any:
         """Context manager: the model with a concept suppressed (see concepts/suppression/suppressed_model.py).
@@ -326,9 +79,8 @@ class Run:
         """
         from dermaudit.cli.commands import load_function
 
-        return load_function("dermaudit.concepts.suppression.suppressed_model:suppressed")(
-            self, concept, model, **options
-        )
+        suppressed = load_function("dermaudit.concepts.suppression.suppressed_model:suppressed")
+        return suppressed(self, concept, model, **options)
 
     def check_model(self, fingerprint: str) -> None:
         """ForeignArtifactError unless `fingerprint` is the model this run was made with."""
@@ -369,15 +121,6 @@ def newest_run(root: Path | str = "runs") -> Path:
     return found[-1].parent
 
 
-def _digest(outputs: dict[str, str]) -> str:
-    return sha256_json(outputs)
-
-
-def _command_line() -> list[str]:
-    argv = COMMAND.get()
-    return ["dermaudit", *argv] if argv else []
-
-
 def _versions() -> dict[str, str]:
     from dermaudit import __version__
 
@@ -388,18 +131,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
     return versions
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def peak_rss_gb() -> float:
-    """Peak resident memory of this process and its finished children, in GB."""
-    import resource
-
-    kb = max(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
-    )
-    return round(kb * (1 if os.uname().sysname == "Darwin" else 1024) / 1e9, 3)

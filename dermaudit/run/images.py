@@ -16,10 +16,15 @@ from dermaudit.errors import UserInputError
 from dermaudit.failpoints import hit
 from dermaudit.files import sha256_file, write_parquet
 
+from .stages import Record
+
 if TYPE_CHECKING:
     from dermaudit.data import Manifest
 
     from .directory import Run
+
+
+IMAGES = Record("images", reads=(), writes=("images.parquet", "skipped.parquet"))
 
 
 def ingest(
@@ -29,8 +34,8 @@ def ingest(
     `strict` and one does not, or when a labelled test image is a training image of the model."""
     note_origin(run, manifest, tower)
     inputs = {"manifest": manifest.sha256(), "model": tower.fingerprint}
-    summary = run.stage(
-        "images", inputs, lambda: _decode(run, manifest, tower, strict), force=force
+    summary = run.perform(
+        IMAGES, inputs, lambda: _decode(run, manifest, tower, strict), force=force
     )
     run.meta["data"].update(n_images=summary["n"], n_skipped=summary["n_skipped"])
     run.save()
@@ -97,8 +102,8 @@ def _decode(
         if name in table.column_names:
             table = table.drop_columns([name])
         table = table.append_column(name, pa.array(values))
-    write_parquet(run.file("images.parquet"), table)
-    outputs = [run.file("images.parquet"), write_skipped(run, skipped)]
+    write_parquet(run.files.images, table)
+    outputs = [run.files.images, write_skipped(run, skipped)]
     if skipped:
         say(
             f"  {len(skipped)} images cannot be read and are left out (skipped.parquet), the first: "
@@ -111,7 +116,7 @@ def write_skipped(run: Run, skipped: Sequence[tuple[Any, str]]) -> Path:
     """Write `skipped.parquet`: the images that the run leaves out, each with why."""
     import pyarrow as pa
 
-    path = run.file("skipped.parquet")
+    path = run.files.skipped
     table = {
         "image": pa.array([str(image) for image, _ in skipped], pa.string()),
         "reason": pa.array([reason for _, reason in skipped], pa.string()),

@@ -26,7 +26,7 @@ def locate(
     opened.require("images")
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(opened.file("images.parquet")).read(["image", "sha256"])
+    table = pq.ParquetFile(opened.files.images).read(["image", "sha256"])
     pairs = list(zip(table["image"].to_pylist(), table["sha256"].to_pylist(), strict=True))
     for image, digest in track(pairs, "comparing images"):
         path = folder / image

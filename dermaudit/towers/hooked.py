@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,9 +25,10 @@ from dermaudit.errors import UserInputError, unknown
 
 from .loading.cards import Card, read_card, read_training_hashes
 from .loading.fingerprint import tower_fingerprint
-from .preprocess import Preprocess
-from .splice import splice
-from .taps import Tap, text_taps, visual_taps
+from .open_clip_model import OpenClipModel, as_open_clip
+from .preprocess import ImageInput, Preprocess
+from .splice import splice_saes
+from .taps import Tap, register, text_taps, visual_taps
 
 #: prompts encoded at once: 5,000 prompts of a ViT-B text tower in one batch would take gigabytes.
 _TEXT_BATCH = 256
@@ -51,14 +52,13 @@ class HookedTower(HookedRootModule):
         folder: Path | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = as_open_clip(model.eval().requires_grad_(False))
         self.name = name
         self.folder = folder
         self.tokenizer = tokenizer
         self.preprocess = Preprocess(preprocess_cfg)
-        self._visual_taps = visual_taps(model)
+        self._visual_taps = visual_taps(self.model.visual)
         self._text_taps = text_taps(model)
-        self._splices: dict[str, Callable[[Tensor], Tensor]] = {}
         self._points: dict[str, HookPoint] = {}
         self._handles: list[Any] = []
         self._counts: Counter[str] | None = None
@@ -72,7 +72,17 @@ class HookedTower(HookedRootModule):
 
     @property
     def device(self) -> torch.device:
+        """Where the model computes."""
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the images that the model takes: that of its first kernel."""
+        parameters = list(self.model.visual.parameters())
+        kernels = [
+            p for p in parameters if p.ndim == 4
+        ]  # open_clip's fp16 keeps other weights fp32
+        return (kernels or parameters)[0].dtype
 
     @property
     def preprocess_config(self) -> dict[str, Any]:
@@ -119,7 +129,7 @@ class HookedTower(HookedRootModule):
 
     @property
     def logit_scale(self) -> float:
-        """exp of the learned logit scale: 1 / temperature."""
+        """Exp of the learned logit scale: 1 / temperature."""
         return float(self.model.logit_scale.detach().exp())
 
     @cached_property
@@ -153,7 +163,8 @@ class HookedTower(HookedRootModule):
         self.check_site(site)
         if site in self._visual_taps.stages:
             step = self._visual_taps.stages[site][1]
-            return tuple(math.ceil(side / step) for side in self.preprocess.size)
+            height, width = self.preprocess.size
+            return math.ceil(height / step), math.ceil(width / step)
         return self.patch_grid
 
     def check_site(self, site: str) -> None:
@@ -163,13 +174,45 @@ class HookedTower(HookedRootModule):
 
     # ---- encoding ----------------------------------------------------------------------------
 
-    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """Prepared images (n, 3, s, s) float -> (n, d_pooled); unit rows if `normalize`."""
-        features = self.model.encode_image(images.to(self.device), normalize=False)
+    def encode_image(
+        self, images: ImageInput | Sequence[ImageInput], normalize: bool = True
+    ) -> Tensor:
+        """Embed images: unit vectors (n, d_pooled) if `normalize`; (d_pooled,) for one image.
+
+        Floating-point tensors (n, 3, s, s) or (3, s, s) hold prepared images and are converted to
+        the model's dtype; everything else goes through `preprocess` first. Raises UserInputError for
+        images of another shape or with values that are not finite.
+        """
+        pixels = self.preprocess.unless_prepared(images)
+        if pixels.ndim == 3:
+            return self.encode_image(pixels[None], normalize)[0]
+        pixels = pixels.to(self.device, self.dtype)
+        self._check_images(pixels)
+        if not len(pixels):
+            return pixels.new_empty(0, self.d_pooled)
+        features = self.model.encode_image(pixels, normalize=False)
         features = self._fire("visual.embedding", features)
         if not normalize:
             return features
         return self._fire("visual.pooled", F.normalize(features, dim=-1))
+
+    def _check_images(self, images: Tensor) -> None:
+        height, width = self.preprocess.size
+        # A convolutional trunk takes any size: its taps know no grid of patches.
+        sizes = (height, width) if self._visual_taps.grid else images.shape[2:]
+        if images.ndim != 4 or images.shape[1:] != (3, *sizes):
+            raise UserInputError(
+                f"the images have the shape {tuple(images.shape)}; the model '{self.name}' takes "
+                f"(n, 3, {height}, {width})",
+                "prepare them: tower.preprocess(images)",
+            )
+        finite = torch.isfinite(images).flatten(1).all(1)
+        if not finite.all():
+            listed = ", ".join(str(i) for i in (~finite).nonzero()[:8, 0].tolist())
+            raise UserInputError(
+                f"prepared images must be finite; {int((~finite).sum())} of {len(images)} hold NaN "
+                f"or infinity (the first, counted from 0: {listed})"
+            )
 
     def encode_text(self, texts: list[str] | Tensor, normalize: bool = True) -> Tensor:
         """Strings (tokenised as the checkpoint says) or ids (n, context) -> (n, d_pooled)."""
@@ -205,9 +248,9 @@ class HookedTower(HookedRootModule):
         normalize: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Image embeddings, text embeddings, or both as a pair. What `run_with_cache` calls."""
-        if images is None and texts is None:
-            raise UserInputError("give images, texts, or both")
         if images is None:
+            if texts is None:
+                raise UserInputError("give images, texts, or both")
             return self.encode_text(texts, normalize)
         if texts is None:
             return self.encode_image(images, normalize)
@@ -254,44 +297,19 @@ class HookedTower(HookedRootModule):
         for part in path:
             if part not in parent._modules:
                 parent.add_module(part, nn.Module())
-            parent = parent._modules[part]
+            parent = parent.get_submodule(part)
         point = HookPoint()
         parent.add_module(leaf, point)
         self._points[site] = point
 
     def _attach(self, tap: Tap) -> None:
         self._add_point(tap.site)
-
-        def through(value: Any) -> Any:
-            """None when no hook changed anything, so that torch keeps the very same object."""
-            tensor = value[0] if isinstance(value, tuple) else value
-            seen = tensor.transpose(0, 1) if tap.swap else tensor
-            seen = tensor.flatten(2).transpose(1, 2) if tap.cells else seen
-            given = self._fire(tap.site, seen)
-            if given is seen:
-                return None
-            given = given.transpose(0, 1) if tap.swap else given
-            given = given.transpose(1, 2).reshape(tensor.shape) if tap.cells else given
-            return (given, *value[1:]) if isinstance(value, tuple) else given
-
-        def enter(module: nn.Module, args: tuple, kwargs: dict) -> Any:
-            if args:
-                given = through(args[0])
-                return None if given is None else ((given, *args[1:]), kwargs)
-            given = through(kwargs["hidden_states"])
-            return None if given is None else (args, {**kwargs, "hidden_states": given})
-
-        if tap.where == "in":
-            handle = tap.module.register_forward_pre_hook(enter, with_kwargs=True)
-        else:
-            handle = tap.module.register_forward_hook(lambda module, args, output: through(output))
-        self._handles.append(handle)
+        self._handles.append(register(tap, partial(self._fire, tap.site)))
 
     def _fire(self, site: str, value: Tensor) -> Tensor:
         if self._counts is not None:
             self._counts[site] += 1
-        stand_in = self._splices.get(site)
-        return self._points[site](value) if stand_in is None else stand_in(value)
+        return self._points[site](value)
 
     @torch.no_grad()
     def assert_taps_fire(self) -> None:
@@ -321,8 +339,8 @@ class HookedTower(HookedRootModule):
     def saes(
         self, saes: Sequence[Any], *, use_error_term: bool = True, positions: str = "all"
     ) -> Iterator[HookedTower]:
-        """Within the block each SAE stands at its `cfg.metadata.hook_name`; see splice.py."""
-        with splice(self, saes, use_error_term, positions):
+        """Within the block each sae-lens SAE runs at its `cfg.metadata.hook_name`; see splice.py."""
+        with splice_saes(self, saes, use_error_term, positions):
             yield self
 
     def run_with_saes(
@@ -333,13 +351,13 @@ class HookedTower(HookedRootModule):
         positions: str = "all",
         **kwargs: Any,
     ) -> Any:
-        """One forward with the SAEs in the path (the error term kept unless said otherwise)."""
+        """Run one forward pass with the SAEs in it; the error term is kept by default."""
         with self.saes(saes, use_error_term=use_error_term, positions=positions):
             return self(*args, **kwargs)
 
     # ---- copies ------------------------------------------------------------------------------
 
-    def release(self) -> nn.Module:
+    def release(self) -> OpenClipModel:
         """The open_clip model without its taps, to be trained or copied; the tower is of no more use."""
         for handle in self._handles:
             handle.remove()

@@ -21,16 +21,21 @@ are presented as (image or text, token, d) whatever the layout inside.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .open_clip_model import ImageTower
 
 
 @dataclass(frozen=True)
 class Tap:
     """One hook point. `swap`: the module runs (token, item, d), the hook sees (item, token, d).
-    `cells`: the module gives a map (item, d, rows, columns), the hook sees (item, cell, d)."""
+    `cells`: the module gives a map (item, d, rows, columns), the hook sees (item, cell, d).
+    """
 
     site: str
     module: nn.Module
@@ -53,9 +58,37 @@ class TowerTaps:
     stages: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def visual_taps(model: nn.Module) -> TowerTaps:
-    """The taps of `model.visual`; a kind that is not known has none: only embedding and pooled."""
-    visual = model.visual
+def register(tap: Tap, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Call `change` with the activation at a tap in every forward pass, as (item, token, d).
+
+    What it returns replaces the activation. If it returns None or the very tensor that it was given,
+    the module's own value stays, so that its strides and the bits of what follows do too.
+    """
+
+    def changed(value: Any) -> Any:
+        tensor = value[0] if isinstance(value, tuple) else value
+        seen = tensor.transpose(0, 1) if tap.swap else tensor
+        seen = tensor.flatten(2).transpose(1, 2) if tap.cells else seen
+        given = change(seen)
+        if given is None or given is seen:
+            return None
+        given = given.transpose(0, 1) if tap.swap else given
+        given = given.transpose(1, 2).reshape(tensor.shape) if tap.cells else given
+        return (given, *value[1:]) if isinstance(value, tuple) else given
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = changed(args[0] if args else kwargs["hidden_states"])
+        if given is None:
+            return None
+        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
+
+    if tap.where == "in":
+        return tap.module.register_forward_pre_hook(enter, with_kwargs=True)
+    return tap.module.register_forward_hook(lambda module, args, output: changed(output))
+
+
+def visual_taps(visual: ImageTower) -> TowerTaps:
+    """Return the taps of an image tower; a kind that is not known has none."""
     if hasattr(visual, "scaled_tokens"):
         return _panderm(visual)
     if hasattr(visual, "trunk"):
@@ -66,9 +99,9 @@ def visual_taps(model: nn.Module) -> TowerTaps:
 
 
 def text_taps(model: nn.Module) -> TowerTaps:
-    """The taps of the text side: `model.text`, or the parts that a plain CLIP holds itself."""
-    text = getattr(model, "text", model)
-    transformer = getattr(text, "transformer", None)
+    """Return the taps of the text side: `model.text`, or the parts that a plain CLIP holds itself."""
+    text: Any = getattr(model, "text", model)
+    transformer: Any = getattr(text, "transformer", None)
     if hasattr(transformer, "resblocks"):
         final = [Tap("text.ln_final", text.ln_final)] if hasattr(text, "ln_final") else []
         return TowerTaps(
@@ -111,13 +144,13 @@ def _branches(
     return taps
 
 
-def _native_blocks(side: str, transformer: nn.Module) -> list[Tap]:
+def _native_blocks(side: str, transformer: Any) -> list[Tap]:
     swap = not transformer.batch_first
     blocks = transformer.resblocks
     return _in_and_out(side, blocks, swap) + _branches(side, blocks, [("ls_1", "ls_2")], swap)
 
 
-def _native_visual(visual: nn.Module) -> TowerTaps:
+def _native_visual(visual: ImageTower) -> TowerTaps:
     return TowerTaps(
         "open_clip ViT",
         [
@@ -132,7 +165,7 @@ def _native_visual(visual: nn.Module) -> TowerTaps:
     )
 
 
-def _timm(trunk: nn.Module, size: int | tuple[int, int] | None = None) -> TowerTaps:
+def _timm(trunk: Any, size: int | tuple[int, int] | None = None) -> TowerTaps:
     blocks = getattr(trunk, "blocks", None)
     if blocks is None or not hasattr(trunk, "patch_embed") or not hasattr(trunk, "embed_dim"):
         return _convolutional(trunk)
@@ -155,24 +188,25 @@ def _timm(trunk: nn.Module, size: int | tuple[int, int] | None = None) -> TowerT
     )
 
 
-def _grid(patch_embed: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
+def _grid(patch_embed: Any, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Rows and columns of patches. The convolutional stem of XCiT takes any size and only knows the
-    one that its weights were first made for: there the tower's own image size counts."""
+    one that its weights were first made for: there the tower's own image size counts.
+    """
     if hasattr(patch_embed, "grid_size"):
         return tuple(patch_embed.grid_size)
-    sides = _pair(size if size is not None else patch_embed.img_size)
-    return tuple(
-        side // step for side, step in zip(sides, _pair(patch_embed.patch_size), strict=True)
-    )
+    height, width = _pair(size if size is not None else patch_embed.img_size)
+    rows, columns = _pair(patch_embed.patch_size)
+    return height // rows, width // columns
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _convolutional(trunk: nn.Module) -> TowerTaps:
+def _convolutional(trunk: Any) -> TowerTaps:
     """A timm trunk of stages (RegNet, ResNet): each stage of `feature_info` after the stem is a
-    block, its map presented as one token a cell, row by row."""
+    block, its map presented as one token a cell, row by row.
+    """
     stages = [
         (trunk.get_submodule(info["module"]), info["num_chs"], info["reduction"])
         for info in getattr(trunk, "feature_info", [])
@@ -191,7 +225,7 @@ def _convolutional(trunk: nn.Module) -> TowerTaps:
     )
 
 
-def _panderm(visual: nn.Module) -> TowerTaps:
+def _panderm(visual: ImageTower) -> TowerTaps:
     return TowerTaps(
         "PanDerm",
         [
@@ -207,7 +241,7 @@ def _panderm(visual: nn.Module) -> TowerTaps:
     )
 
 
-def _hf_layers(transformer: nn.Module | None) -> nn.ModuleList | None:
+def _hf_layers(transformer: Any) -> nn.ModuleList | None:
     encoder = getattr(transformer, "encoder", None)
     layers = getattr(encoder, "layer", None)
     known = isinstance(layers, nn.ModuleList) and hasattr(transformer, "embeddings")

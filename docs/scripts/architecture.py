@@ -20,7 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 STAGE_FOLDERS = ("pretrain", "sae", "concepts", "dashboards")
 #: Lower number: lower layer. `sae` does not import `pretrain`, and neither imports upwards.
-LAYERS = {"core": 1, "pretrain": 2, "sae": 3, "concepts": 4, "dashboards": 5, "bench": 6}
+LAYERS = {
+    "core": 1,
+    "pretrain": 2,
+    "sae": 3,
+    "concepts": 4,
+    "dashboards": 5,
+    "bench": 6,
+    "audit": 6,
+}
 
 
 def source_files() -> dict[str, Path]:

@@ -23,8 +23,18 @@ from dermaudit.files import sha256_file, sha256_json
 from dermaudit.run.directory import Run, open_run
 
 from ..store.activation_store import ITEM_BYTES, ActivationStore, Identity
-from ..store.shard_plan import Images, Part, Plan, Site, finish, forget, plan_parts, read_note
-from ..store.work_share import Share
+from ..store.shard_plan import (
+    ImageList,
+    ShardPart,
+    ShardPlan,
+    StoreTarget,
+    finish_store,
+    plan_shards,
+    read_shard_note,
+    remove_store,
+)
+from ..store.worker_rank import WorkerRank
+from .options import EMBED
 from .shard import BATCH, POOLED, Batch, Values, batches_ahead, n_batches, shard_values
 from .shard import activations as activations
 
@@ -33,12 +43,12 @@ SHARD_BYTES = 256 << 20  # a shard of patch tokens holds fewer images
 _ONE_ROW_SITES = (POOLED, "visual.embedding")
 
 #: one part, and the sites at which it is still to be made
-Job = tuple[Part, list[Site]]
+Job = tuple[ShardPart, list[StoreTarget]]
 Engine = Callable[[list[Job]], None]
 
 
 @dataclass(frozen=True)
-class Order:
+class EmbedSettings:
     """What is asked for. `tokens`: patch or cls, of the sites that have tokens; `dtype` None: float32
     for one row an image, float16 for patch tokens; `strict`: a number that is not finite is fatal;
     `shard`, `batch`: images a shard at most, and images a forward (None: SHARD, BATCH)."""
@@ -47,7 +57,7 @@ class Order:
     tokens: str = "patch"
     dtype: str | None = None
     strict: bool = False
-    share: Share = Share()
+    share: WorkerRank = WorkerRank()
     shard: int | None = None
     batch: int | None = None
 
@@ -133,14 +143,14 @@ def site_of(
     return identity, facts
 
 
-def bytes_per_image(site: Site) -> int:
+def bytes_per_image(site: StoreTarget) -> int:
     return site.facts["d"] * site.facts["tokens"] * ITEM_BYTES[site.identity.dtype]
 
 
 def embed_sites(
-    sites: list[Site],
-    images: Images,
-    order: Order,
+    sites: list[StoreTarget],
+    images: ImageList,
+    settings: EmbedSettings,
     engine: Engine,
     *,
     force: bool = False,
@@ -152,31 +162,31 @@ def embed_sites(
     """
     if force:
         for site in sites:
-            forget(site.folder)
+            remove_store(site.folder)
     most = SHARD_BYTES // max(map(bytes_per_image, sites))
-    least = min(order.batch or BATCH, order.shard or SHARD)
-    per_shard = min(order.shard or SHARD, max(least, 1 << max(most, 1).bit_length() - 1))
-    plans = {site.name: plan_parts(site, images, per_shard) for site in sites}
-    jobs = _jobs(sites, plans, order.share)
+    least = min(settings.batch or BATCH, settings.shard or SHARD)
+    per_shard = min(settings.shard or SHARD, max(least, 1 << max(most, 1).bit_length() - 1))
+    plans = {site.name: plan_shards(site, images, per_shard) for site in sites}
+    jobs = _jobs(sites, plans, settings.share)
     _check_space(jobs)
     if jobs:
         engine(jobs)
-    stores = [finish(site, images, plans[site.name]) for site in sites]
+    stores = [finish_store(site, images, plans[site.name]) for site in sites]
     done = [store for store in stores if store is not None]
     if len(done) < len(stores):
         return None
-    if order.share.size == 1:  # nobody else writes: what is left over is of killed workers
+    if settings.share.size == 1:  # nobody else writes: what is left over is of killed workers
         for leftover in (file for site in sites for file in site.folder.glob(".s*.tmp")):
             leftover.unlink(missing_ok=True)
     return done
 
 
-def _jobs(sites: list[Site], plans: dict[str, Plan], share: Share) -> list[Job]:
+def _jobs(sites: list[StoreTarget], plans: dict[str, ShardPlan], share: WorkerRank) -> list[Job]:
     """What this worker has to make; a part that several sites need goes through the tower once."""
     jobs: dict[tuple[int, str], Job] = {}
     for site in sites:
         for part in plans[site.name].parts:
-            if part.index % share.size == share.rank and read_note(site, part) is None:
+            if part.index % share.size == share.rank and read_shard_note(site, part) is None:
                 jobs.setdefault((part.index, part.digest()), (part, []))[1].append(site)
     return [jobs[name] for name in sorted(jobs)]
 
@@ -237,24 +247,24 @@ class _OthersAreAtWork(Exception):
 def embed_into(
     root: Path,
     tower: Any,
-    images: Images,
-    order: Order,
+    images: ImageList,
+    settings: EmbedSettings,
     *,
     engine: Engine | None = None,
     force: bool = False,
 ) -> list[ActivationStore] | None:
     """The stores of `order` below `root`, each in the folder of its content; None when other workers
     are still at it. Images that cannot be read are left out and listed in the store (`skipped`)."""
-    wanted = [order.site(tower, name) for name in order.sites]
-    sites = [Site(identity.folder(root), identity, facts) for identity, facts in wanted]
-    return embed_sites(sites, images, order, engine or order.engine(tower), force=force)
+    wanted = [settings.site(tower, name) for name in settings.sites]
+    sites = [StoreTarget(identity.folder(root), identity, facts) for identity, facts in wanted]
+    return embed_sites(sites, images, settings, engine or settings.engine(tower), force=force)
 
 
 def embed_run(
     run: Run,
     tower: Any,
-    images: Images,
-    order: Order,
+    images: ImageList,
+    settings: EmbedSettings,
     *,
     engine: Engine | None = None,
     force: bool = False,
@@ -266,41 +276,42 @@ def embed_run(
     """
     inputs: dict[str, Any] = {
         "model_fingerprint": tower.fingerprint,
-        "images_sha256": sha256_file(run.file("images.parquet")),
-        "sites": order.sites,
+        "images_sha256": sha256_file(run.files.images),
+        "sites": settings.sites,
     }
-    if order.tokens != "patch" or order.dtype is not None:
-        inputs |= {"tokens": order.tokens, "dtype": order.dtype}
+    if settings.tokens != "patch" or settings.dtype is not None:
+        inputs |= {"tokens": settings.tokens, "dtype": settings.dtype}
 
     def make() -> tuple[list[Path], dict[str, Any]]:
         sites = [
-            Site(run.file("embeddings", name), *order.site(tower, name)) for name in order.sites
+            StoreTarget(run.files.embeddings(name), *settings.site(tower, name))
+            for name in settings.sites
         ]
-        work = engine or order.engine(tower, strict=True)
-        stores = embed_sites(sites, images, order, work, force=force)
+        work = engine or settings.engine(tower, strict=True)
+        stores = embed_sites(sites, images, settings, work, force=force)
         if stores is None:
             raise _OthersAreAtWork
         run.meta = open_run(run.path).meta  # other workers may have written to it meanwhile
         summary = {
-            "sites": order.sites,
+            "sites": settings.sites,
             "n": images.n,
-            "not_finite": order.report_not_finite(stores),
+            "not_finite": settings.report_not_finite(stores),
         }
         return [file for store in stores for file in store.files()], summary
 
     try:
         # Several workers make the stage together; each writes shards of its own.
-        alone = order.share.size == 1
-        return run.stage("embed", inputs, make, upstream=["images"], force=force, lock=alone)
+        alone = settings.share.size == 1
+        return run.perform(EMBED, inputs, make, force=force, lock=alone)
     except _OthersAreAtWork:
-        return {"sites": order.sites, "n": images.n, "not_finite": {}, "unfinished": True}
+        return {"sites": settings.sites, "n": images.n, "not_finite": {}, "unfinished": True}
 
 
-def images_of_run(run: Run) -> Images:
+def images_of_run(run: Run) -> ImageList:
     """The images of a run whose `images` stage is done."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(run.file("images.parquet"))
+    table = pq.read_table(run.files.images)
     root = run.data_root()
 
     def column(name: str) -> list[str]:
@@ -309,4 +320,4 @@ def images_of_run(run: Run) -> Images:
 
     hashes = column("sha256") if "sha256" in table.column_names else None
     paths = [str(root / image) for image in column("image")]
-    return Images(column("image_id"), column("group"), paths, hashes)
+    return ImageList(column("image_id"), column("group"), paths, hashes)

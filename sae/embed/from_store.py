@@ -23,51 +23,68 @@ from dermaudit.files import (
     write_npy,
     write_parquet,
 )
-from dermaudit.run.images import has_labels, note_origin, refuse_training_images, write_skipped
+from dermaudit.run.images import (
+    IMAGES,
+    has_labels,
+    note_origin,
+    refuse_training_images,
+    write_skipped,
+)
 
 from ..store.activation_store import ActivationStore, group_number, read_shard_header
+from .options import EMBED
 
 if TYPE_CHECKING:
     from dermaudit.data import Manifest
     from dermaudit.run.directory import Run
 
-    from .embed import Order
+    from .embed import EmbedSettings
 
 
 def take_stores(
-    run: Run, tower: Any, manifest: Manifest, root: Path, order: Order, *, force: bool = False
+    run: Run,
+    tower: Any,
+    manifest: Manifest,
+    root: Path,
+    settings: EmbedSettings,
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """Fill the stages `images` and `embed` of a run from the stores of `order.sites` below `root`.
+    """Fill the stages `images` and `embed` of a run from the stores of `settings.sites` below `root`.
 
-    The run has the rows of the manifest that every store holds, in the order of the manifest; the others
+    The run has the rows of the manifest that every store holds, in the settings of the manifest; the others
     are listed in `skipped.parquet`. Returns {"sites", "n", "n_skipped", "not_finite"}. Errors:
     UserInputError for a site without a store, a store with images that the manifest has not, and test
     images that the model was trained on; ForeignArtifactError when the groups are not the manifest's.
     """
-    stores = {site: _open(root, tower, site, order) for site in order.sites}
+    stores = {site: _open(root, tower, site, settings) for site in settings.sites}
     made_of = {site: sha256_file(store.folder / "store.json") for site, store in stores.items()}
     known = _Known(manifest, stores)
     note_origin(run, manifest, tower)
     inputs = {"manifest": manifest.sha256(), "model": tower.fingerprint, "stores": made_of}
-    seen = run.stage("images", inputs, lambda: known.write_tables(run, tower), force=force)
+    seen = run.perform(IMAGES, inputs, lambda: known.write_tables(run, tower), force=force)
     run.meta["data"].update(n_images=seen["n"], n_skipped=seen["n_skipped"])
     run.save()
 
     def link() -> tuple[list[Path], dict[str, Any]]:
         own = [
-            _link(store, run.file("embeddings", site), known.place, known.images_sha256)
+            _link(store, run.files.embeddings(site), known.place, known.images_sha256)
             for site, store in stores.items()
         ]
-        summary = {"sites": order.sites, "n": seen["n"], "not_finite": order.report_not_finite(own)}
+        summary = {
+            "sites": settings.sites,
+            "n": seen["n"],
+            "not_finite": settings.report_not_finite(own),
+        }
         return [file for store in own for file in store.files()], summary
 
-    inputs = {"model_fingerprint": tower.fingerprint, "sites": order.sites, "stores": made_of}
-    done = run.stage("embed", inputs, link, upstream=["images"], force=force)
+    inputs = {"model_fingerprint": tower.fingerprint, "sites": settings.sites, "stores": made_of}
+    done = run.perform(EMBED, inputs, link, force=force)
     return {**done, "n_skipped": seen["n_skipped"]}
 
 
-def _open(root: Path, tower: Any, site: str, order: Order) -> ActivationStore:
-    identity, _ = order.site(tower, site)
+def _open(root: Path, tower: Any, site: str, settings: EmbedSettings) -> ActivationStore:
+    identity, _ = settings.site(tower, site)
     folder = identity.folder(root)
     if not (folder / "store.json").is_file():
         there = sorted(path.parent.name for path in root.glob("*/store.json"))
@@ -131,7 +148,7 @@ class _Known:
         if "sha256" in table.column_names:
             table = table.drop_columns(["sha256"])
         table = table.append_column("sha256", pa.array(hashes, pa.string()))
-        write_parquet(run.file("images.parquet"), table)
+        write_parquet(run.files.images, table)
         why = {
             image: reason
             for store in self.stores.values()
@@ -140,7 +157,7 @@ class _Known:
         lost = [row for row, image in enumerate(self.manifest.ids) if image not in self.place]
         ids, names = self.manifest.ids, self.manifest.column("image")
         skipped = [(names[row], why.get(ids[row], "it is not in the store")) for row in lost]
-        outputs = [run.file("images.parquet"), write_skipped(run, skipped)]
+        outputs = [run.files.images, write_skipped(run, skipped)]
         if lost:
             say(
                 f"  {len(lost)} images of the manifest are not in the stores (skipped.parquet), the first: "

@@ -1,301 +1,272 @@
-"""Every figure of a run's SAEs on its test images: what there is data for, one stage a site.
+"""Every figure of a run's SAEs on its test images: what there is data for, one record a site.
 
-`fit` and `sae measure` print it. What it needs of the run are the stored activations, the codes, the
-labels, and the run's model, whose zero-shot classifier is asked where the labels are known classes.
+`fit` and `sae measure` print it. It reads the stored activations, the codes, the labels, and the
+run's model, whose zero-shot classifier is used where the labels are known classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dermaudit.console import say
-from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
+from dermaudit.errors import (
+    EvidenceError,
+    ForeignArtifactError,
+    StaleArtifactError,
+    UserInputError,
+    unknown,
+)
 from dermaudit.files import read_json, sha256_file, write_json
 from dermaudit.run.directory import Run
+from dermaudit.run.paths import RunFiles
 
-from ..embed.shard import POOLED
-from ..inference.codes import Codes
 from ..inference.model import load_sae
+from ..run_data import POOLED, RunData
 from ..store.activation_store import ActivationStore
-from ..store.loader import Chosen, some_of, take_all
-from ..store.rows import Rows
-from .measured import FORMAT_VERSION, TRAIN_ROWS, Images, measure, metrics_table, summary
-from .recovered import recovered_report
+from ..store.loader import RowSubset, random_subset, read_rows
+from .images import EvaluationImages
+from .measured import (
+    FORMAT_VERSION,
+    TRAIN_ROWS,
+    MeasurementData,
+    measure,
+    metrics_table,
+    summary,
+)
+from .options import MEASURE, MeasureOptions
+from .recovered import Ablation, recovered_report
 
-#: Beginnings of the names of the columns that a measurement reads.
-COLUMNS = ("split", "group", "label", "artifact:", "concept:")
 SPLICED = 1000  # test images at most that go through the model again, four times
 IMAGES = 50_000  # of a split at most, for what needs a code and an embedding of each in memory
 
 
-def measure_run(
-    run: Run,
-    sites: Sequence[str],
-    *,
-    against: Sequence[Path] = (),
-    embeddings_of: str | None = None,
-    zero_shot: bool = True,
-    draws: int = 1000,
-    seed: int = 0,
-    force: bool = False,
-) -> dict[str, Any]:
-    """Measure the SAEs of `sites`, print a table of each, write sae/<site>/measured.json, and return
-    {site: its summary}. `against`: folders of other SAEs of the same site, or runs; without, latents are
-    compared with the other seeds of the run, if it has some. `embeddings_of`: see `sae measure`.
+def measure_run(run: Run, options: MeasureOptions) -> dict[str, Any]:
+    """Measure the SAEs of the sites, print a table of each, write sae/<site>/measured.json, and return
+    {site: its summary}. Without `options.against`, latents are compared with the other seeds of the run.
 
-    Errors: those of the files it reads; EvidenceError without test images. A model that cannot be
-    opened costs the zero-shot figures alone.
+    Errors: those of the files it reads; EvidenceError without test images. If the model cannot be
+    opened, only the zero-shot figures are left out.
     """
     import torch
 
-    data = _RunImages(run)
-    zero_shot_by = why_not = None
-    if zero_shot and data.zero_shot_labels():
-        zero_shot_by, why_not = _zero_shot_of(run, data)
-    judge = _Judge(embeddings_of) if embeddings_of else None
-    options = {
-        "against": _digests(against, sites),
+    torch.set_num_threads(options.threads)
+    sites = _sites(run, options)
+    data = RunData(run)
+    zero_shot = _zero_shot_of(data) if options.zero_shot and _has_known_labels(data) else None
+    judge = IndependentModel(options.embeddings_of) if options.embeddings_of else None
+    seed = run.seed(options.seed)
+    inputs = {
+        "against": _digests(options.against, sites),
         "embeddings_of": judge.tower.fingerprint if judge else None,
-        "zero_shot": zero_shot_by is not None,
-        "draws": draws,
+        "zero_shot": isinstance(zero_shot, _ZeroShotModel),
+        "draws": options.draws,
         "seed": seed,
         "threads": torch.get_num_threads(),
         "format": FORMAT_VERSION,
     }
     found: dict[str, Any] = {}
     for site in sites:
+        path = run.files.measured(site)
 
-        def make(site: str = site) -> tuple[list[Path], dict[str, Any]]:
+        def make(site: str = site, path: Path = path) -> tuple[list[Path], dict[str, Any]]:
             say(f"  measuring {site} on test images")
-            measured = _measure_site(run, site, data, zero_shot_by, judge, against, draws, seed)
-            if why_not:
-                measured["zero_shot"] = {"why": why_not}
-            path = run.file("sae", site, "measured.json")
+            measured = SiteMeasurement(data, site, options, seed).measure(zero_shot, judge)
             write_json(path, measured)
             return [path], summary(measured)
 
-        run.stage(
-            f"measure:{site}",
-            {"site": site, **options},
+        run.perform(
+            MEASURE,
+            {"site": site, **inputs},
             make,
-            upstream=[
-                "embed",
-                f"fit:{site}",
-                *_fresh_seeds(run, site),
-            ],
-            columns=[name for name in data.table.column_names if name.startswith(COLUMNS)],
-            force=force,
+            key=site,
+            reads=["embed", f"fit:{site}", *_current_seeds(run, site)],
+            force=options.force,
         )
-        measured = read_json(run.file("sae", site, "measured.json"), "measured figures")
+        measured = read_json(path, "measured figures")
         metrics_table(measured, f"{site}: held-out test images")
         found[site] = summary(measured)
     return found
 
 
-class _RunImages:
-    """The table of a run: splits, groups, labels, and what is known of each image."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.table = pq.read_table(run.file("images.parquet"))
-        n = self.table.num_rows
-
-        def words(name: str) -> np.ndarray:
-            values = self.table[name].to_pylist() if name in self.table.column_names else [""] * n
-            return np.array(["" if v is None else str(v) for v in values], dtype=object)
-
-        self.splits, self.groups, self.labels = words("split"), words("group"), words("label")
-        if not (self.groups != "").any():
-            self.groups = np.arange(n).astype(str)
-
-    def truth(self) -> dict[str, np.ndarray]:
-        """`artifact:*` and `concept:*` columns (.5 and up is present, blank is unknown), then each
-        label against the others: {name: (n,) of 1, 0, nan}."""
-        found: dict[str, np.ndarray] = {}
-        for column in self.table.column_names:
-            kind, _, name = column.partition(":")
-            if kind in ("artifact", "concept") and name:
-                raw = self.table[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
-                found[name] = np.where(np.isfinite(raw), (raw >= 0.5).astype(float), np.nan)
-        for label in sorted(set(self.labels) - {""}):
-            if label not in found:
-                known = self.labels != ""
-                found[label] = np.where(known, (self.labels == label).astype(float), np.nan)
-        return found
-
-    def zero_shot_labels(self) -> bool:
-        """Whether the labels are codes that the toolkit knows names for."""
-        from dermaudit.towers.prompts import ham_classes
-
-        known = set(self.labels) - {""}
-        return len(known) > 1 and known <= set(ham_classes())
-
-    def of(self, images: np.ndarray, codes: Any, pooled: np.ndarray | None) -> Images:
-        """The images of these row numbers; `codes` and `pooled` are theirs already."""
-        truth = {name: values[images] for name, values in self.truth().items()}
-        return Images(codes, self.groups[images], truth, pooled)
-
-
-def _measure_site(
-    run: Run,
-    site: str,
-    data: _RunImages,
-    zero_shot_by: tuple[Any, Any] | None,
-    judge: _Judge | None,
-    against: Sequence[Path],
-    draws: int,
-    seed: int,
-) -> dict[str, Any]:
-    sae = load_sae(run.file("sae", site))
-    store = ActivationStore.open(run.file("embeddings", site), check=True)
-    rows = store.rows()
-    is_test, is_train = (data.splits == split for split in ("test", "train"))
-    test_rows = rows.of_images(is_test)
-    if not len(test_rows):
-        raise EvidenceError(
-            f"the run {run.path} has no test images to measure on",
-            "give more images, or a split column",
-            {"test": 0},
+def _sites(run: Run, options: MeasureOptions) -> list[str]:
+    """Return the sites to measure. UserInputError for one that was not fitted."""
+    fitted = sorted(record.partition(":")[2] for record in run.finished("fit"))
+    for name in options.site:
+        if name not in fitted:
+            raise unknown("site", name, fitted)
+    sites = list(dict.fromkeys(options.site or fitted))
+    single = any((folder / "cfg.json").is_file() for folder in options.against)
+    if single and len(sites) > 1:
+        raise UserInputError(
+            f"--against names one SAE, and the run has {len(sites)} sites", f"add --site {sites[0]}"
         )
-    images_of_rows = rows.image_rows[test_rows // rows.tokens]
-    codes = Codes(run.file("codes", site)).csr()
-    # The codes stand in the order of the table, rows in that of the store.
-    stored = np.sort(rows.image_rows)
-    test, train = (
-        some_of(np.flatnonzero(mask[stored]), IMAGES, [seed, 9]) for mask in (is_test, is_train)
-    )
-    pooled_rows = rows if site == POOLED else _pooled_rows(run)
-    pooled = None if pooled_rows is None else _of_images(pooled_rows, stored[test])
-    beside = site == POOLED  # probes of embeddings stand beside codes of embeddings
-    embeddings = pooled if judge is None else judge.embed(run, stored[test])
-    tower, classifier = zero_shot_by if zero_shot_by is not None else (None, None)
-    at_end = classifier if site == POOLED else None
-    of_train = some_of(rows.of_images(is_train), TRAIN_ROWS, [seed, 8])
-    train_rows = take_all(rows, of_train)
-    measured = measure(
-        sae,
-        Chosen(rows, test_rows),
-        data.groups[images_of_rows],
-        train=train_rows if len(of_train) else None,
-        images=data.of(stored[test], codes[test], pooled if beside else None),
-        fitted=data.of(
-            stored[train], codes[train], _of_images(rows, stored[train]) if beside else None
-        ),
-        embeddings=embeddings,
-        same_model=judge is None,
-        others=[_load_other(folder, site) for folder in against],
-        names=[run.path.name, *(folder.name for folder in against)],
-        classifier=at_end,
-        labels=[label or None for label in data.labels[images_of_rows]] if at_end else None,
-        n_draws=draws,
-        seed=seed,
-    )
-    if classifier is not None and at_end is None and len(of_train):
-        some = some_of(stored[test], SPLICED, [seed, 10])
-        mean = train_rows[np.isfinite(train_rows).all(1)].mean(0, dtype=np.float64)
-        measured["zero_shot"] = _spliced(
-            run, store, sae, tower, classifier, data, some, mean, draws, seed
-        )
-    if not against and (report := _over_seeds(run, site)):
-        measured["stability"] = report
-    return measured
+    return sites
 
 
-def _spliced(
-    run: Run,
-    store: ActivationStore,
-    sae: Any,
-    tower: Any,
-    classifier: Any,
-    data: _RunImages,
-    images: np.ndarray,
-    mean: np.ndarray,
-    draws: int,
-    seed: int,
-) -> dict[str, Any]:
-    """What the classifier keeps when the tokens of the site are reconstructions, or why that cannot be
-    said: the images have to be where the run has them."""
-    from dermaudit.data import BadImage
+def _has_known_labels(data: RunData) -> bool:
+    """Whether the labels are codes whose names the toolkit knows."""
+    from dermaudit.towers.prompts import ham_classes
 
-    from ..embed.embed import images_of_run
-    from ..inference.spliced import spliced_embeddings
+    known = set(data.labels) - {""}
+    return len(known) > 1 and known <= set(ham_classes())
 
-    paths = images_of_run(run).paths
-    kind = store.meta.get("token_kind", "patch")
+
+@dataclass(frozen=True)
+class _ZeroShotModel:
+    """The model of the run, and its zero-shot classifier of the labels in use."""
+
+    tower: Any
+    classifier: Any
+
+
+def _zero_shot_of(data: RunData) -> _ZeroShotModel | str:
+    """Return the zero-shot classifier of the run's model, or why there is none."""
+    from dermaudit.towers import ZeroShot, load_model
+    from dermaudit.towers.prompts import ham_classes
+
     try:
-        seen = spliced_embeddings(
-            tower, store.meta["site"], kind, sae, [paths[i] for i in images], mean
-        )
-    except BadImage as error:
-        return {"why": f"the run's images are needed again: {error.message}"}
-    labels = [label or None for label in data.labels[images]]
-    try:
-        return recovered_report(
-            classifier,
-            seen["clean"],
-            seen["sae"],
-            labels,
-            data.groups[images],
-            mean=seen["ablated"],
-            zero=seen["zero"],
-            ablated_is="mean token",
-            n_draws=draws,
-            seed=seed,
-        )
-    except EvidenceError as error:
-        return {"why": error.message}
+        tower = load_model(data.run.meta["model"]["name"])
+        data.run.check_model(tower.fingerprint)
+    except (UserInputError, ForeignArtifactError) as error:
+        return error.message
+    used = set(data.labels) - {""}
+    classes = {code: names for code, names in ham_classes().items() if code in used}
+    return _ZeroShotModel(tower, ZeroShot(tower, classes))
 
 
-def _fresh_seeds(run: Run, site: str) -> list[str]:
-    """Return the stage of the other seeds, if the run has it and it belongs to the run's present SAE."""
-    stage = f"seeds:{site}"
-    if stage not in run.meta["stages"]:
+class SiteMeasurement:
+    """The data of one site from which its SAE is measured: held-out rows, images, and train rows."""
+
+    def __init__(self, data: RunData, site: str, options: MeasureOptions, seed: int) -> None:
+        self.data, self.site, self.options, self.seed = data, site, options, seed
+        self.sae = data.sae(site)
+        self.store = ActivationStore.open(data.run.files.embeddings(site), check=True)
+        self.rows = rows = self.store.rows()
+        is_test, is_train = data.rows("test"), data.rows("train")
+        self.test_rows = rows.of_images(is_test)
+        if not len(self.test_rows):
+            raise EvidenceError(
+                f"the run {data.run.path} has no test images to measure on",
+                "give more images, or a split column",
+                {"test": 0},
+            )
+        # Codes are in the order of the table of images, rows in that of the store.
+        self.stored = np.sort(rows.image_rows)
+        self.test, self.train = (
+            random_subset(np.flatnonzero(mask[self.stored]), IMAGES, [seed, 9])
+            for mask in (is_test, is_train)
+        )
+        self.train_rows = read_rows(
+            rows, random_subset(rows.of_images(is_train), TRAIN_ROWS, [seed, 8])
+        )
+
+    def measure(
+        self, zero_shot: _ZeroShotModel | str | None, judge: IndependentModel | None
+    ) -> dict[str, Any]:
+        """Return every figure of the SAE (see `measured.measure`)."""
+        data, options, pooled_site = self.data, self.options, self.site == POOLED
+        images_of_rows = self.rows.image_rows[self.test_rows // self.rows.tokens]
+        model = zero_shot if isinstance(zero_shot, _ZeroShotModel) else None
+        classifier = model.classifier if model is not None and pooled_site else None
+        test_images = self.stored[self.test]
+        pooled = _pooled_of(data, test_images)
+        held_out = MeasurementData(
+            RowSubset(self.rows, self.test_rows),
+            data.groups[images_of_rows],
+            train=self.train_rows if len(self.train_rows) else None,
+            images=self._images(self.test, pooled if pooled_site else None),
+            fitted=self._images(
+                self.train, _pooled_of(data, self.stored[self.train]) if pooled_site else None
+            ),
+            embeddings=pooled if judge is None else judge.embed(data, test_images),
+            same_model=judge is None,
+            others=[_load_other(folder, self.site) for folder in options.against],
+            names=[data.run.path.name, *(folder.name for folder in options.against)],
+            classifier=classifier,
+            labels=[label or None for label in data.labels[images_of_rows]] if classifier else None,
+        )
+        measured = measure(self.sae, held_out, n_draws=options.draws, seed=self.seed)
+        if model is not None and not pooled_site and len(self.train_rows):
+            measured["zero_shot"] = self._with_reconstructions(model)
+        if isinstance(zero_shot, str):
+            measured["zero_shot"] = {"reason": zero_shot}
+        if not options.against and (report := data.stability(self.site)):
+            measured["stability"] = report
+        return measured
+
+    def _images(self, index: np.ndarray, pooled: np.ndarray | None) -> EvaluationImages:
+        """Return stored images by their place `index`, with codes, groups and labels."""
+        rows = self.stored[index]
+        truth = {name: truth.values[rows] for name, truth in self.data.truth.items()}
+        codes = self.data.codes(self.site).csr()[index]
+        return EvaluationImages(codes, self.data.groups[rows], truth, pooled)
+
+    def _with_reconstructions(self, model: _ZeroShotModel) -> dict[str, Any]:
+        """Return what the classifier keeps when the tokens of the site are reconstructions, or why this
+        cannot be measured: the images are read again."""
+        from dermaudit.data import BadImage
+
+        from ..inference.spliced import spliced_embeddings
+
+        data, images = self.data, random_subset(self.stored[self.test], SPLICED, [self.seed, 10])
+        mean = self.train_rows[np.isfinite(self.train_rows).all(1)].mean(0, dtype=np.float64)
+        root = data.run.data_root()
+        paths = [str(root / data.images["image"][int(row)].as_py()) for row in images]
+        kind = self.store.meta.get("token_kind", "patch")
+        try:
+            seen = spliced_embeddings(
+                model.tower, self.store.meta["site"], kind, self.sae, paths, mean
+            )
+        except BadImage as error:
+            return {"reason": f"the run's images are needed again: {error.message}"}
+        try:
+            return recovered_report(
+                model.classifier,
+                seen["clean"],
+                seen["sae"],
+                [label or None for label in data.labels[images]],
+                data.groups[images],
+                Ablation(seen["ablated"], seen["zero"], "mean token"),
+                n_draws=self.options.draws,
+                seed=self.seed,
+            )
+        except EvidenceError as error:
+            return {"reason": error.message}
+
+
+def _current_seeds(run: Run, site: str) -> list[str]:
+    """Return the record of the other seeds, if the run has it and it belongs to the present SAE."""
+    record = f"seeds:{site}"
+    if record not in run.meta["stages"]:
         return []
     try:
-        run.require(stage)
+        run.require(record)
     except StaleArtifactError:
         return []
-    return [stage]
+    return [record]
 
 
-def _over_seeds(run: Run, site: str) -> dict[str, Any] | None:
-    """How the run's SAE compares with its other seeds, or why not; None where there never were any."""
-    stage, path = f"seeds:{site}", run.file("sae", site, "stability.json")
-    if stage not in run.meta["stages"]:
+def _pooled_of(data: RunData, images: np.ndarray) -> np.ndarray | None:
+    """Return the pooled embeddings (n, d) of images by row number, nan where none is stored; None
+    in a run without pooled embeddings."""
+    if not data.has_pooled:
         return None
-    try:
-        run.require(stage)
-    except StaleArtifactError:
-        return {"why": "the other seeds are of an earlier fit: give fit --seeds again"}
-    return read_json(path, "stability over seeds")
-
-
-def _pooled_rows(run: Run) -> Rows | None:
-    """The stored pooled embeddings; None without the site."""
-    folder = run.file("embeddings", POOLED)
-    if not (folder / "store.json").is_file():
-        return None
-    return ActivationStore.open(folder, check=True).rows()
-
-
-def _of_images(rows: Rows, images: np.ndarray) -> np.ndarray:
-    """The rows (n, d) of the images with these row numbers, nan where none is stored."""
+    rows = data.store(POOLED).rows()
     place = np.full(max(rows.image_rows.max(initial=-1), images.max(initial=-1)) + 1, -1)
     place[rows.image_rows] = np.arange(rows.n)
     found = place[images]
     out = np.full((len(images), rows.d), np.nan, np.float32)
-    out[found >= 0] = take_all(rows, found[found >= 0])
+    out[found >= 0] = read_rows(rows, found[found >= 0])
     return out
 
 
 def _load_other(folder: Path, site: str) -> Any:
-    inner = folder / "sae" / site if (folder / "run.json").is_file() else folder
+    inner = RunFiles(folder).sae(site) if (folder / "run.json").is_file() else folder
     other = load_sae(inner)
     if other.hook_name and other.hook_name != site:
         raise ForeignArtifactError(
@@ -310,7 +281,7 @@ def _digests(against: Sequence[Path], sites: Sequence[str]) -> list[str]:
     found = []
     for folder in against:
         run = (folder / "run.json").is_file()
-        for inner in [folder / "sae" / site for site in sites] if run else [folder]:
+        for inner in [RunFiles(folder).sae(site) for site in sites] if run else [folder]:
             weights = inner / "sae_weights.safetensors"
             if not weights.is_file():
                 raise UserInputError(
@@ -321,22 +292,8 @@ def _digests(against: Sequence[Path], sites: Sequence[str]) -> list[str]:
     return found
 
 
-def _zero_shot_of(run: Run, data: _RunImages) -> tuple[tuple[Any, Any] | None, str | None]:
-    """((the run's model, its zero-shot classifier of the labels in use), None), or (None, why not)."""
-    from dermaudit.towers import ZeroShot, load_model
-    from dermaudit.towers.prompts import ham_classes
-
-    try:
-        tower = load_model(run.meta["model"]["name"])
-        run.check_model(tower.fingerprint)
-    except (UserInputError, ForeignArtifactError) as error:
-        return None, error.message
-    used = set(data.labels) - {""}
-    return (tower, ZeroShot(tower, {k: v for k, v in ham_classes().items() if k in used})), None
-
-
-class _Judge:
-    """An independent model, and its pooled embeddings of a run's images, made once for all sites."""
+class IndependentModel:
+    """A model other than the run's, and its pooled embeddings of the run's images, made once for all sites."""
 
     def __init__(self, name: str) -> None:
         from dermaudit.towers import load_model
@@ -344,32 +301,30 @@ class _Judge:
         self.tower = load_model(name)
         self._made: dict[bytes, np.ndarray] = {}
 
-    def embed(self, run: Run, rows: np.ndarray) -> np.ndarray:
-        """(n, d) of the images with these row numbers, in the model's own preprocessing.
+    def embed(self, data: RunData, rows: np.ndarray) -> np.ndarray:
+        """Return (n, d) of the images with these row numbers, in the model's own preprocessing.
 
         Errors: UserInputError naming an image that is not where the run says.
         """
         key = rows.tobytes()
         if key not in self._made:
-            self._made[key] = self._embed(run, rows)
+            self._made[key] = self._embed(data, rows)
         return self._made[key]
 
-    def _embed(self, run: Run, rows: np.ndarray) -> np.ndarray:
+    def _embed(self, data: RunData, rows: np.ndarray) -> np.ndarray:
         from dermaudit.console import track
         from dermaudit.data import BadImage, read_image
 
-        from ..embed.embed import images_of_run
         from ..embed.shard import activations
 
-        paths = images_of_run(run).paths
         parts = []
         for start in track(range(0, len(rows), 64), "embed by the independent model"):
             try:
-                pixels = [read_image(Path(paths[row])) for row in rows[start : start + 64]]
+                pixels = [read_image(data.image_path(row)) for row in rows[start : start + 64]]
             except BadImage as error:
                 raise UserInputError(
                     f"--embeddings-of needs the run's images: {error.message}",
-                    "start where the run was made (its images are named from there), or leave the flag out",
+                    "restore the image, or leave the flag out",
                 ) from error
             parts.append(activations(self.tower, pixels, [POOLED])[POOLED])
         return np.concatenate(parts)

@@ -10,28 +10,34 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from dermaudit.errors import UserInputError
 from dermaudit.files import read_json, whole_file, write_json, write_npy
 
-from .model import ThresholdSAE, TopKSAE
+if TYPE_CHECKING:
+    from .model import ThresholdSAE, TopKSAE
 
 _ARRAYS = ("indptr", "indices", "values", "csc_indptr", "csc_indices", "csc_values")
 _CELLS = 1 << 23  # codes that are turned round at a time
 
 
-@torch.no_grad()
-def encode_images(sae: ThresholdSAE | TopKSAE, acts: np.ndarray, chunk: int = 256):
+def encode_images(
+    sae: ThresholdSAE | TopKSAE, acts: np.ndarray, chunk: int = 256
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Yield (dense codes (b, d_sae) float32, argmax token (b, d_sae) or None) for chunks of images."""
+    import torch  # here, because pages read codes without loading torch
+
     for start in range(0, len(acts), chunk):
         part = torch.from_numpy(np.ascontiguousarray(acts[start : start + chunk])).float()
+        with torch.no_grad():
+            codes = sae.encode(part)
         if part.ndim == 2:
-            yield sae.encode(part).numpy(), None
+            yield codes.numpy(), None
         else:
-            value, token = sae.encode(part).max(dim=1)
+            value, token = codes.max(dim=1)
             yield value.numpy(), token.numpy()
 
 
@@ -73,7 +79,8 @@ def write_codes(
 @contextmanager
 def _growing(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], object]]:
     """What appends to a vector on disk, whose bytes are in the end those of `np.save`: the header of
-    an npy file has room for any length, so that it can be written again when the length is known."""
+    an npy file has room for any length, so that it can be written again when the length is known.
+    """
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     with whole_file(path) as temporary, temporary.open("wb") as handle:
 
@@ -84,7 +91,7 @@ def _growing(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], object]
 
         head(0)
         start = handle.tell()
-        yield lambda part: handle.write(np.ascontiguousarray(part, dtype))
+        yield lambda part: handle.write(np.ascontiguousarray(part, dtype).data)
         n = (handle.tell() - start) // np.dtype(dtype).itemsize
         handle.seek(0)
         head(n)

@@ -1,17 +1,17 @@
-"""What the model says when the tokens of a site are replaced by their reconstructions.
+"""Embeddings of images whose tokens at a site are replaced by their reconstructions.
 
-The rest of the tower runs on from there, so that what counts is not how near the tokens are but what
-the embedding, and the zero-shot classifier on it, make of them. The error term is left out: it would
-put back what the dictionary misses. (towers/splice.py does it for sae-lens' modules, which nothing here loads.)
-Ablated is the mean train token at every place, and the zero vector.
+The rest of the tower runs on from there: what counts is not how near the tokens are, but what the
+embedding, and the zero-shot classifier on it, make of them. The error term is left out, because it
+would put back what the dictionary misses. For comparison the tokens are also replaced by the mean train
+token, and by zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,53 +19,52 @@ from torch import Tensor
 
 from dermaudit.console import track
 from dermaudit.data import read_image
+from dermaudit.towers.splice import replace_activation
 
 if TYPE_CHECKING:
-    from .model import LinearSAE
+    from dermaudit.towers import HookedTower
+
+    from .model import ThresholdSAE, TopKSAE
 
 _BATCH = 64
 
 
 @torch.no_grad()
 def spliced_embeddings(
-    tower: Any, site: str, kind: str, sae: LinearSAE, paths: Iterable[str | Path], mean: np.ndarray
+    tower: HookedTower,
+    site: str,
+    kind: str,
+    sae: ThresholdSAE | TopKSAE,
+    paths: Iterable[str | Path],
+    mean: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Unit embeddings (n, d) of the images `clean`, with reconstructed tokens (`sae`), with the `mean`
-    (d_in,) train token for every token (`ablated`), and with zeros (`zero`).
+    """Return unit embeddings (n, d) of the images by what their tokens at `site` are replaced with.
 
-    `kind`: patch (all tokens but the prefix) or cls (the first token). Errors: BadImage for a file that
-    cannot be read.
+    `clean`: nothing; `sae`: their reconstructions; `ablated`: the mean train token `mean` (d_in,);
+    `zero`: zeros. `kind`: patch (all tokens but the prefix) or cls (the first token). Raises BadImage
+    for a file that cannot be read.
     """
     paths = list(paths)
     average = torch.from_numpy(np.asarray(mean, dtype=np.float32))
-    ways = {
+    replacements: dict[str, Callable[[Tensor], Tensor] | None] = {
         "clean": None,
         "sae": lambda x: sae.decode(sae.encode(x)),
-        "ablated": lambda x: average.expand_as(x),
+        "ablated": average.expand_as,
         "zero": torch.zeros_like,
     }
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ways}
+    embeddings: dict[str, list[np.ndarray]] = {name: [] for name in replacements}
     for start in track(range(0, len(paths), _BATCH), f"through {site}"):
         x = tower.preprocess([read_image(Path(path)) for path in paths[start : start + _BATCH]])
-        for name, change in ways.items():
-            with _replaced(tower, site, kind, change):
-                found[name].append(tower.encode_image(x, normalize=True).numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+        for name, replacement in replacements.items():
+            block = (
+                nullcontext()
+                if replacement is None
+                else replace_activation(tower, site, _in_float32(replacement), positions=kind)
+            )
+            with block:
+                embeddings[name].append(tower.encode_image(x, normalize=True).numpy())
+    return {name: np.concatenate(parts) for name, parts in embeddings.items()}
 
 
-@contextmanager
-def _replaced(tower: Any, site: str, kind: str, change: Any) -> Iterator[None]:
-    """Within the block the tokens of `site` are what `change` (…, d) makes of them; None: as they are."""
-    if change is None:
-        yield
-        return
-    first = tower.n_prefix_tokens
-    at = slice(0, 1) if kind == "cls" else slice(first, None)
-
-    def hook(value: Tensor, hook: Any) -> Tensor:
-        out = value.clone()
-        out[:, at] = change(value[:, at].float()).to(value.dtype)
-        return out
-
-    with tower.hooks(fwd_hooks=[(site, hook)]):
-        yield
+def _in_float32(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: change(x.float()).to(x.dtype)

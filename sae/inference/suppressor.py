@@ -11,17 +11,18 @@ import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError, unknown
+from dermaudit.errors import EvidenceError, UserInputError, unknown
+from dermaudit.towers.splice import check_positions, prefix_tokens, replace_activation, token_slice
 
 from .model import ThresholdSAE, TopKSAE, top_k
 from .modes import MODES
 
-POSITIONS = ("all", "patch", "cls", "prefix")
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 #: Below this many artifact-free rows a quantile of their scores is not a level (design §10).
 MIN_FREE = 30
@@ -71,6 +72,17 @@ class LatentSuppressor(nn.Module):
     position that cannot be.
     """
 
+    # The buffers; `index` is there for a TopK only, `threshold` for the others.
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    index: Tensor
+    threshold: Tensor
+    level: Tensor
+    gate_weight: Tensor
+    gate_level: Tensor
+
     def __init__(
         self,
         sae: ThresholdSAE | TopKSAE,
@@ -104,17 +116,16 @@ class LatentSuppressor(nn.Module):
                 "reactive_level gives the quantile of artifact-free rows",
             )
         self.mode, self.renormalise, self.latents = mode, renormalise, latents
-        self.positions, self.n_prefix = positions, n_prefix
+        self.positions, self.n_prefix, self.site = positions, n_prefix, sae.hook_name
         self.k = sae.k if isinstance(sae, TopKSAE) else None
         index, dtype = torch.tensor(latents), sae.W_enc.dtype
-        whole = self.k is not None
-        self.register_buffer(
-            "W_enc", sae.W_enc.clone() if whole else sae.W_enc[:, index].contiguous()
-        )
-        self.register_buffer("b_enc", sae.b_enc.clone() if whole else sae.b_enc[index])
-        if whole:
+        if isinstance(sae, TopKSAE):  # which latents fire depends on all of them
+            self.register_buffer("W_enc", sae.W_enc.clone())
+            self.register_buffer("b_enc", sae.b_enc.clone())
             self.register_buffer("index", index)
         else:
+            self.register_buffer("W_enc", sae.W_enc[:, index].contiguous())
+            self.register_buffer("b_enc", sae.b_enc[index])
             self.register_buffer("threshold", sae.threshold[index])
         self.register_buffer("W_dec", sae.W_dec[index].contiguous())
         self.register_buffer("b_dec", sae.b_dec.clone())
@@ -126,10 +137,14 @@ class LatentSuppressor(nn.Module):
             _per_latent(1.0 if gate_weight is None else gate_weight, latents, "gate_weight", dtype),
         )
         self.register_buffer("gate_level", torch.tensor(gate_level or 0.0, dtype=dtype))
-        _check_positions(positions)
+        if isinstance(positions, Tensor):
+            _check_mask(positions)
+        else:
+            check_positions(positions)
 
     @property
     def d_in(self) -> int:
+        """Width of the activations."""
         return self.W_enc.shape[0]
 
     def encode(self, x: Tensor) -> Tensor:
@@ -141,7 +156,7 @@ class LatentSuppressor(nn.Module):
         return torch.where(z > 0, z, 0.0)
 
     def forward(self, x: Tensor, positions: str | Tensor | None = None) -> Tensor:
-        """x with the latents suppressed; `positions` instead of the module's own."""
+        """X with the latents suppressed; `positions` instead of the module's own."""
         return self.suppress(x, positions).x
 
     @torch.no_grad()
@@ -175,7 +190,7 @@ class LatentSuppressor(nn.Module):
         return torch.where(fired[..., None], edited, x), fired
 
     def change(self, z: Tensor) -> Tensor:
-        """z' − z (…, |S|) of codes z; exactly 0 where a latent does not fire."""
+        """Z' − z (…, |S|) of codes z; exactly 0 where a latent does not fire."""
         if self.mode == "subtract":
             return -z
         if self.mode == "scale":
@@ -190,15 +205,16 @@ class LatentSuppressor(nn.Module):
         return torch.where(z > 0, change, 0.0)
 
     def _mask_of(self, x: Tensor, positions: str | Tensor, n_prefix: int) -> Tensor | None:
-        """True where a row of x may change, broadcastable to x.shape[:-1]; None for everywhere."""
-        _check_positions(positions)
+        """Return where a row of x may change, broadcastable to x.shape[:-1]; None for everywhere."""
         if isinstance(positions, Tensor):
+            _check_mask(positions)
             if positions.shape not in (x.shape[-2:-1], x.shape[:-1]):
                 raise UserInputError(
                     f"the mask of positions has the shape {tuple(positions.shape)}, x {tuple(x.shape)}",
                     "give (tokens,), or one entry for every row of x",
                 )
             return positions.to(x.device)
+        selected = token_slice(positions, n_prefix)
         if positions == "all":
             return None
         if x.ndim < 3:
@@ -206,38 +222,36 @@ class LatentSuppressor(nn.Module):
                 f"positions '{positions}' needs tokens (n, tokens, d); x has the shape {tuple(x.shape)}",
                 "use positions='all' at a pooled site",
             )
-        if positions != "patch" and n_prefix < 1:
-            raise UserInputError(f"positions '{positions}': there is no token before the patches")
-        token = torch.arange(x.shape[-2], device=x.device)
-        if positions == "cls":
-            return token == 0
-        return token < n_prefix if positions == "prefix" else token >= n_prefix
+        mask = torch.zeros(x.shape[-2], dtype=torch.bool, device=x.device)
+        mask[selected] = True
+        return mask
 
-    # ---- in a tower, and in a file ---------------------------------------------------------------
+    # ---- in a model, and in a file ---------------------------------------------------------------
 
     @contextmanager
-    def attach(self, tower: Any, site: str, positions: str | Tensor | None = None) -> Iterator[Any]:
-        """Within the block the tower (a HookedTower) runs with this suppressor at `site`.
+    def attach(
+        self, model: ModelT, site: str | None = None, positions: str | Tensor | None = None
+    ) -> Iterator[ModelT]:
+        """Within the block the model runs with this suppressor at `site`, by default the SAE's own.
 
-        Yields the tower. Where nothing fires, its output is bit for bit what it was. The hook is
-        gone after the block, after an exception too. Errors: UserInputError for an unknown site,
-        ForeignArtifactError when the site has another width.
+        `model` is a HookedTower or a plain open_clip model (CLIP, CustomTextCLIP, CoCa); yields it.
+        Where nothing fires, its output stays bit for bit the same. The hook is removed after the
+        block, also after an exception; weights, training mode and `requires_grad` are not touched.
+        Raises UserInputError for an unknown site, ForeignArtifactError for another width.
         """
-        tower.check_site(site)
-        # A tower knows the widths of its image sites only.
-        if site.startswith("visual.") and tower.site_width(site) != self.d_in:
-            raise ForeignArtifactError(
-                f"the suppressor has d_in {self.d_in}, the tower '{tower.name}' has "
-                f"{tower.site_width(site)} at {site}: it belongs to another model or site"
+        site = site or self.site
+        if not site:
+            raise UserInputError(
+                "the SAE does not name its site", "give it: attach(model, 'visual.pooled')"
             )
+        n_prefix = prefix_tokens(model)
 
-        def hook(value: Tensor, hook: Any) -> Tensor | None:
-            out = self._suppress(value, positions, tower.n_prefix_tokens)
-            # None keeps the very tensor: its strides, and so the bits of what follows, stay.
+        def change(x: Tensor) -> Tensor | None:
+            out = self._suppress(x, positions, n_prefix)
             return out.x if bool(out.fired.any()) else None
 
-        with tower.hooks(fwd_hooks=[(site, hook)]):
-            yield tower
+        with replace_activation(model, site, change, d_in=self.d_in):
+            yield model
 
     def export_onnx(self, path: Path | str, *, tokens: int | None = None) -> Path:
         """Write the module as ONNX: input `x` (n, d), or (n, `tokens`, d); outputs `x_out`, `z`, `fired`.
@@ -266,13 +280,9 @@ def reactive_level(z: Tensor, gate_weight: Tensor | None = None, share: float = 
     return float(torch.quantile(score.double(), share))
 
 
-def _check_positions(positions: str | Tensor) -> None:
-    if isinstance(positions, str) and positions not in POSITIONS:
-        raise UserInputError(
-            f"positions '{positions}': one of {', '.join(POSITIONS)}, or a boolean mask"
-        )
-    if isinstance(positions, Tensor) and positions.dtype != torch.bool:
-        raise UserInputError(f"the mask of positions is of {positions.dtype}, not boolean")
+def _check_mask(mask: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise UserInputError(f"the mask of positions is of {mask.dtype}, not boolean")
 
 
 def _per_latent(value: Tensor | float, latents: list[int], name: str, dtype: torch.dtype) -> Tensor:

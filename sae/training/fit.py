@@ -19,20 +19,20 @@ from dermaudit.distributed import World, barrier, total
 from dermaudit.errors import EvidenceError
 from dermaudit.files import sha256_json, write_json, write_text
 from dermaudit.run.directory import Run
+from dermaudit.run.stages import Record
 
 from ..evaluation.reconstruction import accumulate
 from ..evaluation.stability import stability_report
 from ..inference.codes import write_codes
 from ..inference.model import load_sae
 from ..store.activation_store import ActivationStore
-from ..store.loader import MEMORY, Chosen, read_all
-from ..store.rows import Rows
-from .loop import LOG_FILE, Fitted, Order, fit_saes
+from ..store.loader import MEMORY, RowSubset, read_all
+from ..store.rows import EmbeddingRows
+from .loop import LOG_FILE, FitSession, FittedSAE, fit_saes
+from .options import FIT, SEEDS, SWEEP
 from .recipe import SAERecipe, dermfm_zero
 from .sweep import name_of
 
-#: Columns of images.parquet that a fit reads: which images it may use, and the groups of its intervals.
-COLUMNS = ("split", "group")
 MIN_ROWS = 64
 ROWS_PER_LATENT = 16
 HELD_ROWS = 32_768  # of val that early stopping looks at
@@ -42,7 +42,7 @@ _MEMORISES = 20  # rows a latent below which it is said that it will memorise
 
 
 @dataclass(frozen=True)
-class Plan:
+class FitPlan:
     """What is fitted at every site.
 
     `overrides`: settings of the recipe; `preset`: "" or dermfm-zero; `seeds`: the first one's SAE is the
@@ -134,72 +134,64 @@ def memorising(n_rows: int, d_sae: int) -> str | None:
     )
 
 
-def fit_run(run: Run, splits: np.ndarray, plan: Plan, *, force: bool = False) -> dict[str, Any]:
+def fit_run(run: Run, splits: np.ndarray, plan: FitPlan, *, force: bool = False) -> dict[str, Any]:
     """Fit, calibrate, measure and write `sae/<site>` and `codes/<site>` for every stored site, and with
     several seeds the others and `stability`; with a grid `sweep/<site>` alone. Returns {site: metrics},
     or {site: {"members": [metrics]}}."""
-    sites = run.require("embed", "embed")["summary"]["sites"]
+    sites = run.require("embed")["summary"]["sites"]
 
-    def stage(name: str, site: str, make: _Make, upstream: tuple[str, ...] = ()) -> dict[str, Any]:
+    def stage(record: Record, site: str, make: _Make) -> dict[str, Any]:
         if force:
-            _clear(run, name, site)
+            _clear(run, record.name, site)
         return _together(
-            run,
-            f"{name}:{site}",
             plan,
-            plan.inputs(name, site),
+            lambda made: run.perform(
+                record, plan.inputs(record.name, site), made, key=site, force=force
+            ),
             lambda: make(run, site, splits, plan),
-            {"upstream": ["embed", *upstream], "columns": COLUMNS, "force": force},
         )
 
     found = {}
     for site in sites:
         if plan.grid:
-            found[site] = stage("sweep", site, _sweep_site)
+            found[site] = stage(SWEEP, site, _sweep_site)
             continue
-        found[site] = stage("fit", site, _fit_site)
+        found[site] = stage(FIT, site, _fit_site)
         if len(plan.seeds) > 1:
-            stability = stage("seeds", site, _seeds_site, (f"fit:{site}",))
+            stability = stage(SEEDS, site, _seeds_site)
             found[site] = {**found[site], "stability": stability}
     return found
 
 
-_Make = Callable[[Run, str, np.ndarray, Plan], tuple[list[Path], dict[str, Any]]]
-
-
-def _work(run: Run, stage: str, site: str) -> Path:
-    """Where checkpoints lie until the stage is done."""
-    return run.file(".training", f"{stage}-{site}")
+_Made = tuple[list[Path], dict[str, Any]]
+_Make = Callable[[Run, str, np.ndarray, FitPlan], _Made]
 
 
 def _clear(run: Run, stage: str, site: str) -> None:
-    work = _work(run, stage, site)
+    work = run.files.training(stage, site)
     shutil.rmtree(work, ignore_errors=True)
     with suppress(OSError):  # there are others in it, or it never was
         work.parent.rmdir()
 
 
 def _together(
-    run: Run,
-    name: str,
-    plan: Plan,
-    inputs: dict[str, Any],
-    make: Callable[[], tuple[list[Path], dict[str, Any]]],
-    options: dict[str, Any],
+    plan: FitPlan,
+    perform: Callable[[Callable[[], _Made]], dict[str, Any]],
+    make: Callable[[], _Made],
 ) -> dict[str, Any]:
-    """A stage of the run, to which every process is called if the first finds it is to be done."""
+    """Perform a record of the run; all processes take part if the first finds that it must be made."""
     if plan.world.size == 1:
-        return run.stage(name, inputs, make, **options)
+        return perform(make)
     call = torch.ones(1, device=plan.world.device)
     summary: dict[str, Any] = {}
     if plan.world.leads:
         called = []
 
-        def lead() -> tuple[list[Path], dict[str, Any]]:
+        def lead() -> _Made:
             called.append(total(call))
             return make()
 
-        summary = run.stage(name, inputs, lead, **options)
+        summary = perform(lead)
         if not called:
             total(0 * call)
     elif total(0 * call).item():
@@ -233,27 +225,27 @@ class _Site:
     """The rows of a site by split: of images, and of rows."""
 
     store: ActivationStore
-    rows: Rows
+    rows: EmbeddingRows
     index: dict[str, np.ndarray]
 
     @classmethod
     def open(cls, run: Run, site: str, splits: np.ndarray) -> _Site:
-        store = ActivationStore.open(run.file("embeddings", site), check=True)
+        store = ActivationStore.open(run.files.embeddings(site), check=True)
         rows = store.rows()
         index = {name: rows.of_images(splits == name) for name in ("train", "val", "test")}
         n = {name: len(part) // rows.tokens for name, part in index.items()}
         require_enough_images(n, len(rows.image_rows), f"an SAE at {site}")
         return cls(store, rows, index)
 
-    def part(self, name: str, most: int | None = None) -> Chosen:
+    def part(self, name: str, most: int | None = None) -> RowSubset:
         """The rows of a split; of more than `most`, evenly spread ones."""
         index = self.index[name]
         if most is not None and len(index) > most:
             index = index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
-        return Chosen(self.rows, index)
+        return RowSubset(self.rows, index)
 
 
-def _fit(run: Run, site: str, data: _Site, plan: Plan, stage: str) -> list[Fitted]:
+def _fit(run: Run, site: str, data: _Site, plan: FitPlan, stage: str) -> list[FittedSAE]:
     tokens = data.rows.tokens
     preset = dermfm_zero(data.rows.d) if plan.preset else {}
     base = site_recipe(tokens, len(data.index["train"]) // tokens, plan.overrides, preset)
@@ -267,8 +259,8 @@ def _fit(run: Run, site: str, data: _Site, plan: Plan, stage: str) -> list[Fitte
     ):
         say(f"  warning: at {site} {warning}")
     held_rows = read_all(data.part("val", HELD_ROWS))
-    order = Order(
-        folder=_work(run, stage, site),
+    order = FitSession(
+        folder=run.files.training(stage, site),
         resume=plan.resume,
         memory=plan.memory,
         world=plan.world,
@@ -290,11 +282,11 @@ def _fit(run: Run, site: str, data: _Site, plan: Plan, stage: str) -> list[Fitte
     )
 
 
-def _named(run: Run, rows: Rows, numbers: np.ndarray) -> str:
+def _named(run: Run, rows: EmbeddingRows, numbers: np.ndarray) -> str:
     """The images that some rows belong to: "2 images: a, b"."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(run.file("images.parquet"))
+    table = pq.read_table(run.files.images)
     column = "image_id" if "image_id" in table.column_names else "image"
     images = np.unique(rows.image_rows[numbers // rows.tokens])
     names = [str(table[column][int(row)]) for row in images[:5]]
@@ -303,7 +295,7 @@ def _named(run: Run, rows: Rows, numbers: np.ndarray) -> str:
 
 
 def _fit_site(
-    run: Run, site: str, splits: np.ndarray, plan: Plan
+    run: Run, site: str, splits: np.ndarray, plan: FitPlan
 ) -> tuple[list[Path], dict[str, Any]]:
     data = _Site.open(run, site, splits)
     fitted = _fit(run, site, data, plan, "fit")
@@ -311,18 +303,18 @@ def _fit_site(
         return [], {}
     sae = fitted[0].sae
     metrics = _metrics(site, fitted[0], data.part("test"), "test", len(data.index["train"]))
-    folder = run.file("sae", site)
+    folder = run.files.sae(site)
     files = sae.save(folder)
     write_json(folder / "metrics.json", metrics)
-    write_text(folder / LOG_FILE, _lines(run.file(".training", f"fit-{site}", LOG_FILE)))
+    write_text(folder / LOG_FILE, _lines(run.files.training("fit", site) / LOG_FILE))
     files += [folder / "metrics.json", folder / LOG_FILE]
-    files += write_codes(run.file("codes", site), sae, _Images(data.rows, sae.b_dec.numpy()), site)
+    files += write_codes(run.files.codes(site), sae, _Images(data.rows, sae.b_dec.numpy()), site)
     _clear(run, "fit", site)
     return files, metrics
 
 
 def _seeds_site(
-    run: Run, site: str, splits: np.ndarray, plan: Plan
+    run: Run, site: str, splits: np.ndarray, plan: FitPlan
 ) -> tuple[list[Path], dict[str, Any]]:
     """The other seeds, and how the run's SAE compares with them on test rows."""
     data = _Site.open(run, site, splits)
@@ -331,26 +323,26 @@ def _seeds_site(
         return [], {}
     files = []
     for other in fitted:
-        files += other.sae.save(run.file("seeds", site, f"seed-{other.recipe.seed}"))
+        files += other.sae.save(run.files.other_seed(site, other.recipe.seed))
     rows = read_all(data.part("test", STABILITY_ROWS))
     try:
         report = stability_report(
-            [load_sae(run.file("sae", site)), *(one.sae for one in fitted)],
+            [load_sae(run.files.sae(site)), *(one.sae for one in fitted)],
             rows[np.isfinite(rows).all(1)],
             names=[f"seed {seed}" for seed in plan.seeds],
         )
     except (
         EvidenceError
     ) as error:  # an SAE without a latent that fires: a finding, not a failed fit
-        report = {"why": error.message}
-    path = run.file("sae", site, "stability.json")
+        report = {"reason": error.message}
+    path = run.files.stability(site)
     write_json(path, report)
     _clear(run, "seeds", site)
     return [*files, path], {name: value for name, value in report.items() if name != "per_latent"}
 
 
 def _sweep_site(
-    run: Run, site: str, splits: np.ndarray, plan: Plan
+    run: Run, site: str, splits: np.ndarray, plan: FitPlan
 ) -> tuple[list[Path], dict[str, Any]]:
     """Every recipe of the grid, measured on val: what is chosen by it is not scored by it."""
     data = _Site.open(run, site, splits)
@@ -360,7 +352,7 @@ def _sweep_site(
     files, members = [], []
     for settings, one in zip(plan.members("sweep"), fitted, strict=True):
         name = name_of(settings)
-        folder = run.file("sweep", site, name)
+        folder = run.files.sweep(site, name)
         metrics = {
             "name": name,
             **_metrics(site, one, data.part("val"), "val", len(data.index["train"])),
@@ -372,7 +364,9 @@ def _sweep_site(
     return files, {"members": members}
 
 
-def _metrics(site: str, fitted: Fitted, rows: Chosen, split: str, n_train: int) -> dict[str, Any]:
+def _metrics(
+    site: str, fitted: FittedSAE, rows: RowSubset, split: str, n_train: int
+) -> dict[str, Any]:
     """What is kept of a fit: how it was made, and what it does on rows it has not seen, with intervals
     by bootstrap over the groups of the images (`held_out`)."""
     recipe = fitted.recipe
@@ -403,7 +397,7 @@ class _Images:
     """The activations of all images in the order of the table, read as they are asked for: what
     `write_codes` slices. A row that is not finite is given as `filler` (d,), b_dec: it says nothing."""
 
-    def __init__(self, rows: Rows, filler: np.ndarray) -> None:
+    def __init__(self, rows: EmbeddingRows, filler: np.ndarray) -> None:
         self.rows, self.filler = rows, filler
         self.order = np.argsort(rows.image_rows, kind="stable")
         self.taken = 0

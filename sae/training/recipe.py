@@ -15,11 +15,9 @@ from typing import Any, Literal
 
 from dermaudit.errors import UserInputError, unknown
 
-Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu_l1"]
-ARCHITECTURES: tuple[str, ...] = typing.get_args(Architecture)
+from .architectures.registry import architecture, architectures
 
-#: Architectures that keep the largest k; the others are held sparse by a penalty.
-TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
+ARCHITECTURES = tuple(architectures())
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class SAERecipe:
     over the data.
     """
 
-    architecture: Architecture = "batchtopk"
+    architecture: str = "batchtopk"
     d_sae: int = 512
     k: float = 8.0
     widths: tuple[int, ...] = ()
@@ -67,33 +65,23 @@ class SAERecipe:
         for spec in dataclasses.fields(self):
             _check_type(spec.name, getattr(self, spec.name), _TYPES[spec.name])
         _check_range(self)
-        if self.architecture in TOPK_FAMILY or self.pulls_to_k:
+        if self.has_k:
             _check_k(self)
-        if self.architecture == "matryoshka":
-            widths = self.widths or default_widths(self.d_sae)
-            if widths[-1] != self.d_sae:
-                widths = (*widths, self.d_sae)
-            if widths[0] < 1 or any(a >= b for a, b in zip(widths, widths[1:], strict=False)):
-                raise UserInputError(
-                    f"widths = {_listed(self.widths)} do not rise up to d_sae = {self.d_sae}",
-                    f"for example widths={_listed(default_widths(self.d_sae))}",
-                )
-            object.__setattr__(self, "widths", widths)
-        elif self.widths:
-            raise UserInputError(
-                f"widths belong to the architecture matryoshka, not to {self.architecture}",
-                "choose --arch matryoshka, or leave them out",
-            )
-        if self.export == "topk" and self.architecture != "topk":
-            raise UserInputError(
-                f"export = topk is for the architecture topk, not for {self.architecture}",
-                "leave it out: the others are written with thresholds",
-            )
+        for other in architectures().values():
+            for name in other.own_settings:
+                if other.name != self.architecture and getattr(self, name) != _DEFAULTS[name]:
+                    raise UserInputError(
+                        f"{name} is a setting of the architecture {other.name}, not of "
+                        f"{self.architecture}",
+                        f"leave it out, or choose --arch {other.name}",
+                    )
+        for name, value in architecture(self.architecture).derived_settings(self).items():
+            object.__setattr__(self, name, value)
 
     @property
-    def pulls_to_k(self) -> bool:
-        """Whether a penalty pulls the mean L0 to k."""
-        return self.architecture == "jumprelu" and self.l0_penalty == "quadratic"
+    def has_k(self) -> bool:
+        """Whether `k` is the mean L0 of the fitted SAE."""
+        return architecture(self.architecture).has_k(self)
 
     def steps(self, n: int) -> int:
         """Steps over n rows; an epoch is the whole batches that n rows fill."""
@@ -103,7 +91,22 @@ class SAERecipe:
         return max(1, self.samples // batch)
 
     def batch_of(self, n: int) -> int:
+        """Return the size of a batch of n rows."""
         return min(self.batch, n)
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step: a linear warm-up, then the decay to 0."""
+        warm = max(1, int(steps * self.warmup)) if self.warmup else 0
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        progress = (step - warm) / max(1, steps - warm)
+        if self.decay == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * (1 - progress) if self.decay == "linear" else self.lr
+
+    def penalty_factor(self, progress: float) -> float:
+        """Return the factor of the penalties after the fraction `progress` of the steps."""
+        return 1.0 if self.penalty_warmup == 0 else min(1.0, progress / self.penalty_warmup)
 
     def replaced(self, settings: dict[str, Any]) -> SAERecipe:
         """This recipe with other values: {field: value}. Errors as for a new one; a name that is no
@@ -117,6 +120,7 @@ class SAERecipe:
 
 
 _TYPES = typing.get_type_hints(SAERecipe)
+_DEFAULTS = {spec.name: spec.default for spec in dataclasses.fields(SAERecipe)}
 
 
 def settings_from(texts: list[str]) -> dict[str, Any]:
@@ -140,7 +144,7 @@ def value_of(name: str, text: str) -> Any:
     text, kinds = text.strip(), _kinds(_TYPES[name])
     if type(None) in kinds and text.lower() in ("", "none"):
         return None
-    if typing.get_origin(kinds[0]) is Literal:
+    if kinds[0] is str or typing.get_origin(kinds[0]) is Literal:
         return text
     if kinds[0] is bool:
         if text.lower() not in ("true", "false"):
@@ -161,11 +165,6 @@ def value_of(name: str, text: str) -> Any:
             kinds[0], "whole numbers: 64-128-256"
         )
         raise UserInputError(f"{name}={text}: expected {wanted}") from None
-
-
-def default_widths(d_sae: int) -> tuple[int, ...]:
-    """1/16, 1/8, 1/4, 1/2 and all of the latents, as far as they differ (arXiv 2503.17547 nests so)."""
-    return tuple(sorted({max(1, d_sae // part) for part in (16, 8, 4, 2, 1)}))
 
 
 def dermfm_zero(d_in: int = 768) -> dict[str, Any]:
@@ -200,7 +199,10 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     if typing.get_origin(kinds[0]) is Literal:
         options = typing.get_args(kinds[0])
         if value not in options:
-            raise unknown("architecture" if name == "architecture" else name, str(value), options)
+            raise unknown(name, str(value), options)
+    elif kinds[0] is str:
+        if not isinstance(value, str):
+            raise UserInputError(f"{name} = {value!r} is not a text")
     elif kinds[0] in (int, float):
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (whole or (kinds[0] is float and isinstance(value, float))):
@@ -263,17 +265,8 @@ def _check_k(recipe: SAERecipe) -> None:
             "than there are",
             "choose k well below d_sae",
         )
-    if recipe.architecture == "topk" and recipe.k != int(recipe.k):
-        raise UserInputError(
-            f"k = {recipe.k:g}: topk keeps a whole number of latents in every row",
-            "batchtopk keeps a mean of any size",
-        )
     if int(recipe.k * recipe.batch) < 1:
         raise UserInputError(
             f"k = {recipe.k:g} keeps nothing of a batch of {recipe.batch}",
             "choose a larger k or batch",
         )
-
-
-def _listed(values: tuple[int, ...]) -> str:
-    return "-".join(map(str, values))

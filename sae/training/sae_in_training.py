@@ -13,18 +13,19 @@ from torch import Tensor
 from dermaudit.distributed import World, average_gradients, total
 from dermaudit.errors import UserInputError
 
-from ..store.loader import Survey
+from ..store.loader import RowStatistics
 from .adam import Adam, clip_and_step
-from .architectures import UnitNormReLU, build, held_out_sums, learning_rate, step
+from .architectures.registry import architecture
 from .recipe import SAERecipe
 from .resample import ROWS, UNTIL, resample
+from .sae_lens_model import build, held_out_sums
 
 _LOGGED = 100  # lines of log that a fit writes, about
 _CELLS = 1 << 25  # of the dense codes of held-out rows at a time
 
 
 @dataclass
-class Best:
+class BestWeights:
     """The weights that did best on the held-out rows, at which step, and their FVU there."""
 
     score: float = math.inf
@@ -33,7 +34,7 @@ class Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Trainee:
+class SAEInTraining:
     """`rows` are what it learns from (n, d), `held` (m, d) float32 what early stopping looks at."""
 
     def __init__(
@@ -41,7 +42,7 @@ class Trainee:
         recipe: SAERecipe,
         rows: Any,
         held: Tensor,
-        found: Survey,
+        found: RowStatistics,
         world: World,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -51,6 +52,7 @@ class Trainee:
                 "embed other images, or another site",
             )
         self.recipe, self.rows, self.world, self.dtype = recipe, rows, world, dtype
+        self.architecture = architecture(recipe.architecture)
         self.scale = math.sqrt(rows.d) / found.spread if recipe.scale == "sqrt_d" else 1.0
         mean = torch.from_numpy(found.mean * self.scale).to(dtype)
         self.sae = build(recipe, mean, dtype=dtype, device=world.device)
@@ -64,7 +66,7 @@ class Trainee:
         self.held_variance = float((centred**2).sum()) * self.scale**2
         self.done = 0
         self.stopped = False
-        self.best = Best()
+        self.best = BestWeights()
         self.silent = torch.zeros(recipe.d_sae, dtype=torch.int64, device=world.device)
         self.sums: dict[str, Tensor] = {}
         self.entries: list[dict[str, Any]] = []
@@ -81,19 +83,17 @@ class Trainee:
         """One step on this process's share of a batch, (b, d) float32, as it was stored."""
         recipe, x = self.recipe, self._ready(torch.from_numpy(rows))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, self.done, self.steps)
-        taken = step(self.sae, recipe, x, self.dead, self.done / self.steps)
+            group["lr"] = recipe.learning_rate(self.done, self.steps)
+        taken = self.architecture.step(self.sae, recipe, x, self.dead, self.done / self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         taken.loss.backward()
         average_gradients(self.sae.parameters())
-        if isinstance(self.sae, UnitNormReLU):
-            self.sae.remove_radial_gradient()
+        self.architecture.constrain_gradient(self.sae)
         if recipe.clip:
             clip_and_step(self.optimizer, recipe.clip)
         else:
             self.optimizer.step()
-        if isinstance(self.sae, UnitNormReLU):
-            self.sae.renormalise()
+        self.architecture.constrain_weights(self.sae)
         fired = total(taken.fired.to(torch.int64)) > 0
         self.silent = torch.where(fired, 0, self.silent + self.batch)
         self._add(loss=taken.loss, l0=taken.l0, **taken.losses)
@@ -112,7 +112,7 @@ class Trainee:
             entry |= {"held_fvu": fvu, "held_score": score}
             if score < self.best.score:
                 weights = {name: value.clone() for name, value in self.weights().items()}
-                self.best = Best(score, fvu, self.done, weights)
+                self.best = BestWeights(score, fvu, self.done, weights)
             elif self.done - self.best.step >= self.recipe.patience * self.check_every:
                 self.stopped = True
         self.entries.append(entry)
@@ -170,7 +170,7 @@ class Trainee:
         self.done, self.stopped = progress["done"], progress["stopped"]
         self.entries = progress["entries"]
         if progress["best"]:
-            self.best = Best(*progress["best"], weights=_below(tensors, "best."))
+            self.best = BestWeights(*progress["best"], weights=_below(tensors, "best."))
 
     @torch.no_grad()
     def take_best(self) -> None:
@@ -212,7 +212,7 @@ class Trainee:
         size = min(4096, max(256, _CELLS // self.recipe.d_sae))
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for part in self.held.split(size)[self.world.rank :: self.world.size]:
-            sums += torch.stack(held_out_sums(self.sae, part))
+            sums += torch.stack(held_out_sums(self.sae, part, self.architecture.penalties))
         residual, penalty = total(sums).tolist()
         return residual, penalty
 

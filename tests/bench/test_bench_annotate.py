@@ -12,6 +12,7 @@ from dermaudit.bench.annotation import (
     COUNT,
     MEAN,
     TEMPERATURE,
+    ConceptScores,
     annotation_figures,
     annotation_sheets,
     presence,
@@ -25,6 +26,7 @@ from dermaudit.bench.inputs.concepts import (
     enough,
     read_terms,
 )
+from dermaudit.bench.options import Resampling
 from dermaudit.data import Manifest
 from dermaudit.errors import UserInputError
 
@@ -147,7 +149,7 @@ def test_figures__blank_rows_are_left_out():
     score = rng.normal(size=(200, 2)) + np.nan_to_num(
         np.column_stack([c.truth for c in both]), nan=9
     )
-    figures = annotation_figures({"m": score}, both, [str(i) for i in range(200)], n_draws=50)
+    figures = annotation_figures({"m": score}, both, [str(i) for i in range(200)], Resampling(50))
     seen = np.isfinite(both[0].truth)
     a = roc_auc_score(both[0].truth[seen], score[seen, 0])
     b = roc_auc_score(both[1].truth, score[:, 1])
@@ -155,7 +157,7 @@ def test_figures__blank_rows_are_left_out():
     assert figures.points[0] == pytest.approx([a, b, (a + b) / 2, (a > 0.7) + (b > 0.7)])
     # what stands in the blank rows changes nothing, not even an interval
     score[~seen, 0] = -5
-    again = annotation_figures({"m": score}, both, [str(i) for i in range(200)], n_draws=50)
+    again = annotation_figures({"m": score}, both, [str(i) for i in range(200)], Resampling(50))
     assert np.array_equal(again.draws, figures.draws)
 
 
@@ -168,15 +170,15 @@ def test_random_words__stay_around_one_half_and_the_sheet_shows_them():
     assert not enough(rare.truth)
     sheets = annotation_sheets(
         "toy",
-        {"m": np.column_stack([score, noise[:, 2]])},
-        {"m": noise},
-        [*both, rare],
-        [str(i) for i in range(400)],
-        ["hair"],
+        ConceptScores(
+            {"m": np.column_stack([score, noise[:, 2]])},
+            {"m": noise},
+            [*both, rare],
+            [str(i) for i in range(400)],
+        ),
+        Resampling(50),
+        unmatched=["hair"],
         diagnoses={"b": ["a mole", "nevus"]},
-        n_draws=50,
-        seed=0,
-        reference=None,
     )
     assert any(
         "terms that name a diagnosis" in n and "b: a mole, nevus" in n for n in sheets[0].notes

@@ -21,6 +21,7 @@ from dermaudit.bench.measures.hierarchy import (
     class_table,
     hierarchy_figures,
 )
+from dermaudit.bench.options import Resampling
 from dermaudit.data.captions.ontology import Ontology
 from dermaudit.errors import EvidenceError, UserInputError
 
@@ -39,7 +40,7 @@ def test_templates__from_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("dermoscopy of {}\na nevus\n", "template 2: 'a nevus' must have exactly one {}"),
         ("{} and {}\n", "must have exactly one {}"),
@@ -47,11 +48,11 @@ def test_templates__from_files(tmp_path):
         ("\n", "holds no template"),
     ],
 )
-def test_templates__broken(tmp_path, text, said):
+def test_templates__broken(tmp_path, text, message):
     (tmp_path / "t.txt").write_text(text)
     with pytest.raises(UserInputError) as refused:
         load_templates(str(tmp_path / "t.txt"))
-    assert said in refused.value.message
+    assert message in refused.value.message
 
 
 def test_templates__unknown_set():
@@ -84,7 +85,7 @@ def test_classes__files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("c.toml", "mel = [\n", "is not valid TOML"),
         ("c.json", "{", "is not valid JSON"),
@@ -93,9 +94,9 @@ def test_classes__files(tmp_path):
         ("c.toml", 'mel = 3\nnv = ["nevus"]\n', "class 'mel' needs a list of names"),
     ],
 )
-def test_classes__broken_files(tmp_path, name, text, said):
+def test_classes__broken_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserInputError, match=said):
+    with pytest.raises(UserInputError, match=message):
         load_classes(str(tmp_path / name), ["mel"], "d")
 
 
@@ -126,10 +127,12 @@ TREE = {
 }
 
 
-def predictions(truth, said, classes):
-    truth, said = np.array(truth), np.array(said)
+def predictions(truth, message, classes):
+    truth, message = np.array(truth), np.array(message)
     images = [str(i) for i in range(len(truth))]
-    return Predictions(images, truth, said, np.eye(len(classes))[said], classes, images, False)
+    return Predictions(
+        images, truth, message, np.eye(len(classes))[message], classes, images, False
+    )
 
 
 def test_hierarchy__by_hand():
@@ -147,7 +150,7 @@ def test_hierarchy__by_hand():
     assert np.diag(similarity) == pytest.approx(1)
 
     p = predictions([mel, mel, bcc, nv], [nv, mel, mel, ridge], classes)
-    figures, counts = hierarchy_figures({"m": p}, tree, nodes, n_draws=20)
+    figures, counts = hierarchy_figures({"m": p}, tree, nodes, Resampling(20))
     assert figures.metrics == ("level 1", "level 2", "level 3", SIMILARITY)
     assert counts == [4, 4, 3, 4]
     assert figures.points[0] == pytest.approx([3 / 4, 2 / 4, 1 / 3, (4 / 6 + 1 + 2 / 5 + 0) / 4])
@@ -158,7 +161,7 @@ def test_hierarchy__level_of_leaves_is_plain_accuracy():
     rng = np.random.default_rng(0)
     p = predictions(rng.integers(0, 3, 50), rng.integers(0, 3, 50), ["x", "y", "z"])
     nodes = class_nodes(tree, {c: [c] for c in "xyz"})
-    figures, _ = hierarchy_figures({"m": p}, tree, nodes, n_draws=10)
+    figures, _ = hierarchy_figures({"m": p}, tree, nodes, Resampling(10))
     assert figures.points[0, 1] == pytest.approx(np.mean(p.truth == p.predicted))
 
 
@@ -167,11 +170,11 @@ def test_hierarchy__classes_outside_the_tree():
     nodes = class_nodes(tree, {"mel": ["melanoma"], "nv": ["mole", "nevus"], "x": ["rash"]})
     assert nodes[2] is None and tree.names[nodes[1]] == "nevus"
     p = predictions([0, 2, 1], [2, 0, 1], ["mel", "nv", "x"])
-    figures, counts = hierarchy_figures({"m": p}, tree, nodes, n_draws=10)
+    figures, counts = hierarchy_figures({"m": p}, tree, nodes, Resampling(10))
     assert counts == [2, 2, 2, 2]  # the rash itself is left out, a melanoma called so is wrong
     assert figures.points[0] == pytest.approx([0.5, 0.5, 0.5, 0.5])
     with pytest.raises(EvidenceError):
-        hierarchy_figures({"m": p}, tree, [nodes[0], None, None])
+        hierarchy_figures({"m": p}, tree, [nodes[0], None, None], Resampling(10))
 
 
 def test_hierarchy__the_classes_of_ham_are_in_the_published_tree(data_dir):

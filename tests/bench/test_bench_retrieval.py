@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermaudit.bench import retrieval
+from dermaudit.bench.options import Resampling
 from dermaudit.bench.retrieval import (
     chance,
     encode_captions,
@@ -25,7 +26,7 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def world(n=60, d=8, n_captions=60, seed=0, noise=0.7):
+def synthetic(n=60, d=8, n_captions=60, seed=0, noise=0.7):
     rng = np.random.default_rng(seed)
     captions = unit(rng.normal(size=(n_captions, d)))
     which = np.concatenate([np.arange(n_captions), rng.integers(0, n_captions, n - n_captions)])
@@ -43,7 +44,7 @@ def test_ranks__by_hand():
 
 
 def test_ranks__equal_a_full_sort():
-    x, captions, which = world()
+    x, captions, which = synthetic()
     to_text, to_image = ranks(x, captions, which)
     scores = x @ captions[which].T
     for i in range(len(x)):
@@ -53,7 +54,7 @@ def test_ranks__equal_a_full_sort():
 
 
 def test_ranks__duplicates_are_found_by_any_and_strict_by_chance():
-    x, captions, which = world(n=60, n_captions=20)
+    x, captions, which = synthetic(n=60, n_captions=20)
     to_text, to_image = ranks(x, captions, which)
     scores = x @ captions[which].T
     for i in range(len(x)):
@@ -67,7 +68,7 @@ def test_ranks__duplicates_are_found_by_any_and_strict_by_chance():
 
 
 def test_ranks__blocks_change_nothing(monkeypatch):
-    x, captions, which = world(n=60, n_captions=20)
+    x, captions, which = synthetic(n=60, n_captions=20)
     whole = ranks(x, captions, which)
     monkeypatch.setattr(retrieval, "_BLOCK", 7)
     for a, b in zip(whole, ranks(x, captions, which), strict=True):
@@ -117,24 +118,17 @@ def test_chance__is_what_random_embeddings_reach():
 
 
 def test_figures__the_whole_set_and_paired():
-    x, captions, which = world(n=80, n_captions=40, noise=0.3)
+    x, captions, which = synthetic(n=80, n_captions=40, noise=0.3)
     y = unit(x + 0.8 * np.random.default_rng(1).normal(size=x.shape))
     models = {"a": ranks(x, captions, which), "b": ranks(y, captions, which)}
-    figures = retrieval_figures(models, [str(i) for i in range(80)], (1, 5), n_draws=200)
+    figures = retrieval_figures(models, [str(i) for i in range(80)], (1, 5), Resampling(200))
     k = figures.metrics.index("image → text R@1")
     assert figures.points[0, k] == np.mean(models["a"][0].found <= 1)
     median = figures.metrics.index("text → image median rank")
     assert figures.points[1, median] == np.sort(models["b"][1].found)[39]
     assert figures.compare(["image → text R@1"])[0].p_holm < 0.05
     sheets = retrieval_sheets(
-        "toy",
-        models,
-        which,
-        [str(i) for i in range(80)],
-        (1, 5, 90),
-        n_draws=100,
-        seed=0,
-        reference=None,
+        "toy", models, which, [str(i) for i in range(80)], (1, 5, 90), Resampling(100)
     )
     assert sheets[0].rows[-1][0] == "(chance)"
     assert "R@90 of 80 pairs is 1 by construction" in sheets[1].notes

@@ -27,7 +27,7 @@ from dermaudit.data import Manifest, read_image
 from dermaudit.data.duplicates.embeddings import (
     _BASE,
     _QUERY,
-    Witnesses,
+    Features,
     calibrate,
     find_pairs,
     top1,
@@ -97,7 +97,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def witnesses(images: list[np.ndarray], tower, turned: bool) -> Witnesses:
+def witnesses(images: list[np.ndarray], tower, turned: bool) -> Features:
     """The hashes and embeddings that `data dedup` makes of decoded images."""
     hashes = pack_hashes(np.stack([perceptual_hash(image) for image in images]))
     ways = None
@@ -113,7 +113,7 @@ def witnesses(images: list[np.ndarray], tower, turned: bool) -> Witnesses:
             tower.encode_image(tower.preprocess(images[at : at + 64]), normalize=True).numpy()
             for at in range(0, len(images), 64)
         ]
-    return Witnesses(np.concatenate(rows), hashes, ways)
+    return Features(np.concatenate(rows), hashes, ways)
 
 
 def copies(data: Path, model: str) -> None:

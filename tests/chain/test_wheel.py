@@ -41,7 +41,7 @@ def test_the_wheel_holds_everything_and_runs(tmp_path):
         "dermaudit/concepts/vocabulary/dermoscopy.toml",
         "dermaudit/pretrain/recipes/phantom.toml",
         "dermaudit/phantom/default_bias.toml",
-        "dermaudit/cli/demo_bias.toml",
+        "dermaudit/audit/demo_bias.toml",
         "dermaudit/dashboards/app/app.py",
     ):
         assert needed in names, needed

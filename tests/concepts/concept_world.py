@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import torch
+from activation_stores import write_store
 
 from dermaudit.files import write_json, write_parquet
 from dermaudit.run.directory import Run
-from dermaudit.sae import ActivationStore, ThresholdSAE, TopKSAE
+from dermaudit.sae import ThresholdSAE, TopKSAE
 from dermaudit.sae.embed.embed import POOLED
 from dermaudit.sae.inference.codes import write_codes
 from dermaudit.sae.run_data import RunData, Truth
@@ -86,10 +87,13 @@ class Data:
 
     def __init__(self, x, codes, splits, groups, truth=None, labels=None) -> None:
         self.n, self.pooled, self.splits, self.groups = len(x), x, splits, groups
-        self.codes = {POOLED: DenseCodes(codes)}
+        self._codes = {POOLED: DenseCodes(codes)}
         self.sites = [POOLED]
         self.truth = {k: Truth(k, kind, v) for k, (kind, v) in (truth or {}).items()}
         self.labels = np.full(self.n, "", dtype=object) if labels is None else labels
+
+    def codes(self, site: str) -> DenseCodes:
+        return self._codes[site]
 
     def rows(self, *splits: str) -> np.ndarray:
         return np.isin(self.splits, splits)
@@ -133,11 +137,12 @@ def write_run(
     table = {name: values for name, values in table.items() if values is not None}
     write_parquet(run.file("images.parquet"), pa.table(table))
     run.record("images", {}, [run.file("images.parquet")])
-    store = ActivationStore.create(
+    store = write_store(
         run.file("embeddings", POOLED),
-        {"site": POOLED, "d": w.x.shape[1], "tokens": 1, "grid": None, "dtype": "float32"},
+        [(w.x, np.arange(w.n), np.zeros(w.n))],
+        site=POOLED,
+        dtype="float32",
     )
-    store.write_shard(0, w.x, np.arange(w.n), np.zeros(w.n))
     run.record("embed", {}, store.files(), upstream=["images"], summary={"sites": [POOLED]})
     folder = run.file("sae", POOLED)
     files = sae.save(folder)

@@ -11,7 +11,8 @@ import torch
 from concept_world import POOLED, RULER, basis_sae, open_data, world, write_run
 
 from dermaudit.concepts.results import rounded
-from dermaudit.concepts.suppression.make_recipe import RecipeOptions, make_recipe
+from dermaudit.concepts.suppression.make_recipe import make_recipe
+from dermaudit.concepts.suppression.options import RecipeOptions
 from dermaudit.concepts.suppression.recipe import SuppressionRecipe
 from dermaudit.concepts.suppression.stage import recipe_run
 from dermaudit.concepts.suppression.suppressed_model import load_recipe
@@ -157,7 +158,7 @@ def test_no_evidence__refused_with_numbers_or_said(w, tmp_path):
     with pytest.raises(EvidenceError, match="ruler: n too small for worst groups") as refused:
         recipe_run(run, "ruler", None, WORDS)
     assert min(refused.value.numbers.values()) < 30
-    said = recipe_run(run, "ruler", None, WORDS, refuse=False)
+    said = recipe_run(run, "ruler", None, WORDS, RecipeOptions(refuse=False))
     assert "n too small" in said["reason"]
     assert not run.file("recipes", "ruler.recipe.json").exists()
     assert json.loads(run.file("suppression", "ruler.reason.json").read_text())["numbers"]
@@ -224,7 +225,7 @@ def test_mode__reactive_without_artifact_free_images_is_refused(tmp_path):
 def test_without_labels_and_names__says_what_to_run(w, tmp_path):
     small = world(200)
     run = write_run(tmp_path / "bare", small, label=[None] * 200)
-    with pytest.raises(UserInputError, match="has no names yet"):
+    with pytest.raises(UserInputError, match="has no name stage yet"):
         make_recipe(open_data(run), "ruler", WORDS)
 
 
@@ -248,12 +249,12 @@ def test_refused_later__nothing_of_the_earlier_recipe_is_left(w, tmp_path):
         raise EvidenceError("nothing left", None, {"n": 0})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dermaudit.concepts.suppression.stage.make_recipe", refuse)
-        recipe_run(run, "ruler", None, WORDS, force=True, refuse=False)
+        patch.setattr("dermaudit.concepts.suppression.make_recipe.make_recipe", refuse)
+        recipe_run(run, "ruler", None, WORDS, RecipeOptions(force=True, refuse=False))
     assert reason.is_file() and not any(f.exists() for f in files)
     with pytest.raises(UserInputError, match="has no recipe for 'ruler'"):
         load_recipe(run, "ruler")
-    recipe_run(run, "ruler", None, WORDS, force=True)
+    recipe_run(run, "ruler", None, WORDS, RecipeOptions(force=True))
     assert all(f.is_file() for f in files) and not reason.exists()
 
 

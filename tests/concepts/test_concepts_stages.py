@@ -149,5 +149,5 @@ def test_damaged_or_absent_sae__refused(w, tmp_path):
     ):
         annotate_run(run)
     del run.meta["stages"]["fit:visual.pooled"]
-    with pytest.raises(UserInputError, match="no sparse autoencoder yet"):
+    with pytest.raises(UserInputError, match="has no fit stage yet"):
         annotate_run(run)

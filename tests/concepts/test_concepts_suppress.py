@@ -85,7 +85,8 @@ def run(tower, embedded, tmp_path_factory):
         1.0,
         POOLED,
         80,
-    ).save(run.file("heads", "label.safetensors"))
+    ).save(run.files.head())
+    run.record("heads", {}, [run.files.head()], upstream=["images", "embed"])
     SuppressionRecipe(
         {
             "concept": "ruler",
@@ -119,16 +120,36 @@ def test_predict__equal_where_nothing_fires_and_else_not(run, tower, images, emb
     assert p.classes == head.classes
 
 
-def test_predict__from_paths_is_the_same(run, tower, images, tmp_path):
+def test_predict_takes_images_in_any_form(run, tower, images, tmp_path):
     from PIL import Image
 
     paths = [tmp_path / f"{i}.png" for i in range(5)]
     for path, image in zip(paths, images, strict=False):
         Image.fromarray(image).save(path)
+    prepared = tower.preprocess(images[:5])
     with run.suppress("ruler", tower) as model:
-        np.testing.assert_array_equal(
-            model.predict(paths).p_after, model.predict(images[:5]).p_after
-        )
+        expected = model.predict(images[:5]).p_after
+        mixed = [Image.open(paths[0]), str(paths[1]), *paths[2:]]
+        for given in (paths, mixed, np.stack(images[:5]), prepared, list(prepared)):
+            np.testing.assert_array_equal(model.predict(given).p_after, expected)
+        alone = model.predict(images[:1]).p_after
+        for given in (images[0], paths[0], mixed[0], prepared[0]):
+            np.testing.assert_array_equal(model.predict(given).p_after, alone)
+        assert model.predict([]).p_after.shape == (0, 3)
+        with pytest.raises(UserInputError, match="not NoneType"):
+            model.predict([None])
+
+
+def test_attribution_maps_explain_the_logit_before_and_after_suppression(run, tower, images):
+    with run.suppress("ruler", tower) as model:
+        i = int(model.predict(images).fired.argmax())
+        before = model.attribution_map(images[i], method="occlusion", window=16)
+        after = model.attribution_map(images[i], method="occlusion", window=16, suppressed=True)
+        change = model.predict(images[i])
+        logits = model.head.logits(tower.encode_image(images[i]).detach().numpy()[None])
+    column = change.classes.index("mel")
+    assert before.score == pytest.approx(logits[0, column], abs=1e-3)
+    assert after.score != before.score and before.values.shape == tower.preprocess.size
 
 
 def test_delta_logit__sums_to_the_change_without_renormalising(run, tower, embedded):
@@ -324,6 +345,14 @@ def copied(run, tmp_path):
     return open_run(tmp_path / "copy")
 
 
+def record_again(run) -> None:
+    """Enter every stage of a run again, upstream first, as if it had been made from the present files."""
+    rank = {"images": 0, "embed": 1}
+    for name, record in sorted(run.meta["stages"].items(), key=lambda item: rank.get(item[0], 2)):
+        files = [run.file(output) for output in record["outputs"]]
+        run.record(name, {}, files, upstream=record["upstream"], summary=record["summary"])
+
+
 def test_reactive__too_few_artifact_free_images_are_no_evidence(run, tower, embedded, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -337,6 +366,7 @@ def test_reactive__too_few_artifact_free_images_are_no_evidence(run, tower, embe
             values[i] = 0.0
         at = t.column_names.index("artifact:ruler")
         pq.write_table(t.set_column(at, "artifact:ruler", pa.array(values, pa.float64())), path)
+        record_again(copy)
         recipe = SuppressionRecipe.load(copy.file("recipes", "ruler.recipe.json"))
         with pytest.raises(EvidenceError, match=f"ruler: {n} train images are labelled as") as few:
             build(copy, recipe, tower, mode="reactive")

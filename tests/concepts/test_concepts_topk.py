@@ -118,7 +118,7 @@ def test_every_verb__a_topk_of_the_run(done):
     stages = run.meta["stages"]
     assert {"name", "annotate", "compare", "heads", "recipe:sticker", "report"} <= stages.keys()
     for stage in stages:
-        run.require(stage, stage)
+        run.require(stage)
     codes = Codes(run.file("codes", POOLED)).csr()
     assert codes.getnnz(1).max() == K
     assert (run.path / "report" / "index.html").is_file()

@@ -12,9 +12,9 @@ import pytest
 from concept_world import POOLED, RULER, TextTower, basis, world, write_run
 
 from dermaudit.concepts.heads import fit_heads
-from dermaudit.concepts.inputs import artifacts_of, seed_of, vocabulary_of
+from dermaudit.concepts.inputs import artifacts_of, vocabulary_of
 from dermaudit.concepts.naming.stage import name_run
-from dermaudit.concepts.suppression.make_recipe import RecipeOptions
+from dermaudit.concepts.suppression.options import RecipeOptions
 from dermaudit.concepts.suppression.stage import recipe_run
 from dermaudit.concepts.suppression.suppressed_model import load_recipe, pick_head
 from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
@@ -61,7 +61,7 @@ def test_vocabulary_of_a_run_is_the_one_it_was_named_with(run, tmp_path):
 
 def test_concept_of_the_runs_vocabulary_is_accepted_by_recipe_and_suppress(main, run, monkeypatch):
     tower = SimpleNamespace(fingerprint="f" * 64)
-    monkeypatch.setattr("dermaudit.concepts.inputs.tower_of", lambda *_: tower)
+    monkeypatch.setattr("dermaudit.concepts.suppression.stage.tower_of", lambda *_: tower)
     done = main("recipe", "make", "--run", run.path, "--concept", "sticker", "--json")
     assert "unknown concept" not in done.stdout + done.stderr
     assert "recipe:sticker" in open_run(run.path).meta["stages"]
@@ -73,7 +73,7 @@ def test_concept_of_the_runs_vocabulary_is_accepted_by_recipe_and_suppress(main,
 
 
 def test_default_seed_is_the_runs_and_a_finished_recipe_is_not_made_again(run):
-    assert seed_of(run) == 7 and seed_of(run, 0) == 0
+    assert run.seed() == 7 and run.seed(0) == 0
     recipe = load_recipe(run, "ruler")
     assert recipe.body["protocol"]["seed"] == 7
     before = run.file("recipes", "ruler.recipe.json").stat().st_mtime_ns

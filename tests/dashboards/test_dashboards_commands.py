@@ -16,7 +16,7 @@ def test_a_run_that_is_not_there(main, tmp_path, verb) -> None:
     assert done.rc == 2 and "is not a run" in done.json()["error"]["message"]
     Run.create(tmp_path / "empty")
     done = main(*verb, "--run", tmp_path / "empty", "--json")
-    assert done.rc == 2 and "has no images yet" in done.json()["error"]["message"]
+    assert done.rc == 2 and "has no images stage yet" in done.json()["error"]["message"]
     assert "dermaudit audit" in done.json()["error"]["hint"]
 
 

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from toy_run import PATCHES, POOLED
 
 import dermaudit.dashboards
+from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.dashboards.exhibits import image, latents
 from dermaudit.dashboards.exhibits.run_view import RunView
 from dermaudit.run.directory import Run
@@ -219,7 +220,7 @@ def test_run_without_labels(page, unlabelled_run, name) -> None:
 @pytest.mark.parametrize("name", ["overview", "concepts", "image", "suppression"])
 def test_empty_run_is_a_sentence(page, tmp_path, name) -> None:
     Run.create(tmp_path / "empty")
-    assert "has no images yet" in page(name, tmp_path / "empty").warning[0].value
+    assert "has no images stage yet" in page(name, tmp_path / "empty").warning[0].value
 
 
 def test_no_run_is_a_sentence(page, tmp_path) -> None:
@@ -255,7 +256,7 @@ def test_pages_of_a_topk_run(page, topk_run) -> None:
     row = int(np.argmax((view.codes(POOLED).column(0) > 0) & (view.splits == "test")))
     at = page("image", topk_run, row=str(row))
     assert where in shown(at) and not at.warning
-    recipe = view.recipe("ruler")
+    recipe = load_recipe(view.run, "ruler")
     edited = image.suppressor(view, recipe).apply_to(torch.from_numpy(view.pooled))
     after = view.head().probs(edited.x.numpy())[row]
     found = {c.concept: c for c in image.recipe_changes(view, row)}["ruler"]

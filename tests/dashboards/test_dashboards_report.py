@@ -183,7 +183,7 @@ def test_it_is_a_stage_of_the_run(own_run) -> None:
     path, size = report.write_report(own_run)
     assert path == own_run / "report" / "index.html" and path.stat().st_size == size
     run = open_run(own_run)
-    record = run.require("report", "report")
+    record = run.require("report")
     assert set(record["upstream"]) == set(run.meta["stages"]) - {"report"}
     before = path.stat().st_mtime_ns
     report.write_report(own_run)

@@ -70,4 +70,4 @@ def test_of_an_earlier_fit__is_not_shown(compared):
     files = [run.file(name) for name in run.meta["stages"][f"fit:{POOLED}"]["outputs"]]
     run.record(f"fit:{POOLED}", {}, files, upstream=["embed"])
     view = RunView.open(run.path)
-    assert view.stability(POOLED) is None and view.stable(POOLED, 0) is None
+    assert view.other_seeds(POOLED) is None and view.stable(POOLED, 0) is None

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dermaudit.cli.commands import VERBS
+from dermaudit.cli.commands import all_commands
 
 HEAVY = ("torch", "open_clip", "sae_lens", "transformer_lens", "streamlit", "sklearn", "pandas")
 # Runs main on each argument list and prints the heavy modules that are loaded then.
@@ -21,11 +21,11 @@ for argv in json.loads(sys.argv[1]):
         codes[" ".join(argv)] = main(argv)
 print(json.dumps([codes, [m for m in {HEAVY!r} if m in sys.modules]]))
 """
-# A verb of our own, to see what main does with each kind of end.
-VERB = """
+# A command for the test, to see what main does with each kind of end.
+COMMAND = """
 import sys
 from dermaudit import cli, errors
-from dermaudit.cli.commands import VERBS
+from dermaudit.cli.commands import FUNCTIONS
 def ends(how: str) -> dict:
     if how == "fault":
         raise RuntimeError("boom")
@@ -40,7 +40,7 @@ def ends(how: str) -> dict:
     print("said to people", file=sys.stderr)
     return {"n": 1}
 sys.modules["ends"] = sys.modules["__main__"]
-VERBS["ends"] = ("ends:ends", "")
+FUNCTIONS["Results"]["ends"] = ("ends:ends", "")
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -48,7 +48,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.fixture(scope="module")
 def ends(run_python, tmp_path_factory):
     script = tmp_path_factory.mktemp("ends") / "ends.py"
-    script.write_text(VERB)
+    script.write_text(COMMAND)
     return lambda *argv: run_python(script, "ends", *argv)
 
 
@@ -65,7 +65,7 @@ def test_help_loads_nothing_heavy(run_python):
 
 
 def test_the_help_of_every_verb_loads_nothing_heavy(run_python):
-    codes, heavy = probe(run_python, [[*verb.split(), "--help"] for verb in VERBS])
+    codes, heavy = probe(run_python, [[*command.split(), "--help"] for command in all_commands()])
     assert [verb for verb, code in codes.items() if code] == []
     assert heavy == []
 
@@ -82,13 +82,15 @@ def test_importing_the_package_loads_nothing_heavy(run_python):
 
 def test_help_lists_every_verb(cli):
     shown = cli("--help").stdout
-    assert all(f"  {verb} " in shown for verb in VERBS)
+    assert all(f"  {command} " in shown for command in all_commands())
 
 
 def test_help_of_a_group_lists_its_verbs_only(cli):
     shown = cli("data", "--help")
     assert shown.rc == 0
-    assert [v for v in VERBS if f"  {v} " in shown.stdout] == [v for v in VERBS if v[:5] == "data "]
+    assert [c for c in all_commands() if f"  {c} " in shown.stdout] == [
+        c for c in all_commands() if c.startswith("data ")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,8 @@ def test_the_newest_run_is_looked_at(tmp_path):
         run.stage(stage, {}, lambda path=path: (write_text(path, "x"), ([path], {}))[1])
     problems: list[doctor.Problem] = []
     found = doctor._newest_run(tmp_path / "runs", problems)
-    assert found == {"path": str(run.path), "stages": {"embed": True, "fit": True}}
+    assert found["path"] == str(run.path) and found["stages"] == {"embed": True, "fit": True}
+    assert found["missing"][:2] == ["sae measure", "annotate"] and "fit" not in found["missing"]
     assert problems == []
     run.file("fit", "file").write_text("altered")
     found = doctor._newest_run(tmp_path / "runs", problems)

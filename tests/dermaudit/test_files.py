@@ -121,10 +121,10 @@ def test_a_full_disk_is_one_sentence(kind, tmp_path, run_python):
     script = tmp_path / "full.py"
     script.write_text(
         "import sys\nfrom dermaudit import files\nfrom dermaudit.cli import main\n"
-        "from dermaudit.cli.commands import VERBS\n"
+        "from dermaudit.cli.commands import FUNCTIONS\n"
         f"def write(path: str) -> dict:\n    {WRITERS[kind]}\n    return {{}}\n"
         "sys.modules['full'] = sys.modules['__main__']\n"
-        "VERBS['write'] = ('full:write', '')\n"
+        "FUNCTIONS['Results']['write'] = ('full:write', '')\n"
         "sys.exit(main(['write', sys.argv[1], '--json']))\n"
     )
     path = tmp_path / "out" / "file.bin"

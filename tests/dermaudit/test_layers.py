@@ -17,6 +17,7 @@ import dermaudit
 
 MAY_IMPORT = {
     "bench": {"bench", "dashboards", "concepts", "sae", "pretrain", "core"},
+    "audit": {"audit", "dashboards", "concepts", "sae", "core"},
     "dashboards": {"dashboards", "concepts", "sae", "core"},
     "concepts": {"concepts", "sae", "core"},
     "sae": {"sae", "core"},

@@ -92,9 +92,9 @@ def test_reading_verifies_what_a_stage_was_made_from(run):
 
 
 def test_an_upstream_stage_that_the_run_lacks_is_refused(run):
-    with pytest.raises(UserInputError, match="has no fit:site yet") as error:
+    with pytest.raises(UserInputError, match="has no fit:site stage yet") as error:
         make_stage(run, "name", upstream=["fit:site"])
-    assert error.value.hint == f"run: dermaudit fit --run {run.path} --force"
+    assert error.value.hint == f"run: dermaudit fit --run {run.path}"
 
 
 def test_two_writers_the_second_is_refused_and_the_first_is_not_lost(run):

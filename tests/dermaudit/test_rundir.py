@@ -76,13 +76,22 @@ def test_a_stage_is_done_again_when(run, how):
     inputs = {"seed": 1} if how == "inputs" else None
     assert do(run, make, inputs, force=how == "force") == 2
     assert do(run, make, inputs) == 2
-    assert run.require("embed", "embed")["summary"] == {"times": 2}
+    assert run.require("embed")["summary"] == {"times": 2}
 
 
-def test_a_stage_that_is_not_there_names_the_verb(run):
-    with pytest.raises(UserInputError, match="has no embed yet") as caught:
-        run.require("embed", "embed")
-    assert caught.value.hint == f"run: dermaudit embed --run {run.path}"
+@pytest.mark.parametrize(
+    ("record", "command"),
+    [
+        ("annotate", "annotate"),
+        ("fit:visual.pooled", "fit"),
+        ("measure:visual.pooled", "sae measure"),
+        ("recipe:dark corner", "recipe make --concept 'dark corner'"),
+    ],
+)
+def test_a_stage_that_is_not_there_names_the_command_that_makes_it(run, record, command):
+    with pytest.raises(UserInputError, match=f"has no {record} stage yet") as caught:
+        run.require(record)
+    assert caught.value.hint == f"run: dermaudit {command} --run {run.path}"
 
 
 @pytest.mark.parametrize("how", ["altered", "removed"])
@@ -91,19 +100,19 @@ def test_a_damaged_file_is_refused_by_name(run, how):
     path = run.file("embed", "file")
     path.write_text("y") if how == "altered" else path.unlink()
     with pytest.raises(StaleArtifactError, match="embed/file is missing or was altered"):
-        open_run(run.path).require("embed", "embed")
+        open_run(run.path).require("embed")
 
 
 def test_a_stage_is_stale_when_what_it_stands_on_was_made_again(run):
     do(run, Maker(run, "embed"))
     fit = Maker(run, "fit")
     do(run, fit, upstream=["embed"])
-    run.require("fit", "fit")
+    run.require("fit")
     do(run, Maker(run, "embed", "other"), {"seed": 1})
     with pytest.raises(StaleArtifactError, match="the fit stage .* is stale: embed was made again"):
-        run.require("fit", "fit")
+        run.require("fit")
     assert do(run, fit, upstream=["embed"]) == 2
-    run.require("fit", "fit")
+    run.require("fit")
 
 
 def test_a_stage_stays_fresh_when_what_it_stands_on_comes_out_the_same(run):
@@ -111,7 +120,7 @@ def test_a_stage_stays_fresh_when_what_it_stands_on_comes_out_the_same(run):
     fit = Maker(run, "fit")
     do(run, fit, upstream=["embed"])
     do(run, Maker(run, "embed"), force=True)
-    run.require("fit", "fit")
+    run.require("fit")
     assert do(run, fit, upstream=["embed"]) == 1
 
 
@@ -126,7 +135,7 @@ def test_a_stage_that_fails_is_not_recorded_and_keeps_the_others(run):
         run.stage("fit", {}, fails)
     reopened = open_run(run.path)
     assert list(reopened.meta["stages"]) == ["embed"]
-    reopened.require("embed", "embed")
+    reopened.require("embed")
 
 
 def test_killed_between_two_files_the_run_stays_usable(tmp_path, run_python):
@@ -136,8 +145,8 @@ def test_killed_between_two_files_the_run_stays_usable(tmp_path, run_python):
     killed = run_python(script, path, env={"DERMAUDIT_FAILPOINT": "between:1"})
     assert killed.rc == 137, killed.stderr
     assert (path / "stage" / "one").exists() and not (path / "stage" / "two").exists()
-    with pytest.raises(UserInputError, match="has no stage yet"):
-        open_run(path).require("stage", "stage")
+    with pytest.raises(UserInputError, match="has no stage stage yet"):
+        open_run(path).require("stage")
     assert run_python(script, path).stdout.split() == ["made", "2"]
     assert run_python(script, path).stdout.split() == ["2"], "done once, it is not done again"
     assert [p.name for p in path.rglob("*.tmp")] == []

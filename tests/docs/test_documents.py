@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import typing
 from pathlib import Path
 
 import pytest
 import typer
 
-from dermaudit.cli.commands import VERBS, load
+from dermaudit.cli.commands import all_commands, function_of
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,20 +62,14 @@ def command_lines() -> list[tuple[str, str]]:
     return found
 
 
-def flags_of(verb: str) -> set[str]:
+def flags_of(command: str) -> set[str]:
     """The flags of a command, as typer derives them from its function."""
-    function = load(verb)
-    hints = typing.get_type_hints(function, include_extras=True)
-    flags = set(COMMON)
-    for name in inspect.signature(function).parameters:
-        metadata = getattr(hints[name], "__metadata__", ())
-        declared = [d for m in metadata for d in (getattr(m, "param_decls", None) or ())]
-        if any(isinstance(m, typer.models.ArgumentInfo) for m in metadata):
-            continue
-        flags |= {part for d in declared for part in d.split("/")} or {
-            "--" + name.replace("_", "-")
-        }
-    return flags
+    app = typer.Typer()
+    app.command()(function_of(command))
+    options = (
+        flag for p in typer.main.get_command(app).params for flag in [*p.opts, *p.secondary_opts]
+    )
+    return set(COMMON) | {flag for flag in options if flag.startswith("-")}
 
 
 def test_some_commands_are_documented():
@@ -87,7 +79,7 @@ def test_some_commands_are_documented():
 @pytest.mark.parametrize(("document", "line"), command_lines())
 def test_documented_commands_and_flags_exist(document, line):
     words = shlex.split(line)[1:]
-    verb = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
-    assert verb in VERBS, f"{document}: {line}"
+    command = " ".join(words[:2]) if " ".join(words[:2]) in all_commands() else words[0]
+    assert command in all_commands(), f"{document}: {line}"
     flags = {word.split("=")[0] for word in words if word.startswith("--") and len(word) > 2}
-    assert flags <= flags_of(verb), f"{document}: {line}: {sorted(flags - flags_of(verb))}"
+    assert flags <= flags_of(command), f"{document}: {line}: {sorted(flags - flags_of(command))}"

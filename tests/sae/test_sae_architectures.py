@@ -8,18 +8,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from sae_rows import planted
+from sae_rows import held_out, planted
 
 from dermaudit.errors import UserInputError
-from dermaudit.sae.evaluation import held_out_metrics
 from dermaudit.sae.inference.model import ThresholdSAE, load_sae
-from dermaudit.sae.store.rows import Rows
-from dermaudit.sae.training.architectures import build, dense_step, held_out_sums, learning_rate
-from dermaudit.sae.training.architectures import step as train_step
+from dermaudit.sae.store.rows import EmbeddingRows
+from dermaudit.sae.training.architectures.registry import architecture
 from dermaudit.sae.training.calibrate import fold
 from dermaudit.sae.training.loop import fit_sae, fit_saes
-from dermaudit.sae.training.recipe import ARCHITECTURES, TOPK_FAMILY, SAERecipe, dermfm_zero
+from dermaudit.sae.training.recipe import ARCHITECTURES, SAERecipe, dermfm_zero
 from dermaudit.sae.training.resample import resample
+from dermaudit.sae.training.sae_lens_model import build, dense_step, held_out_sums
 
 BASE = SAERecipe(d_sae=48, k=4, samples=40_000, batch=200, lr=5e-3, dead_window=2000)
 KINDS = {
@@ -35,7 +34,7 @@ KINDS = {
 def fits(rows):
     torch.set_num_threads(1)
     found = fit_saes(
-        Rows.of(rows["train"]),
+        EmbeddingRows.of(rows["train"]),
         rows["val"],
         list(KINDS.values()),
         site="visual.pooled",
@@ -71,9 +70,9 @@ def test_sae_lens__opens_it_and_gives_the_same_codes(fits, rows, tmp_path, kind)
 def test_l0_of_what_is_written__is_that_of_training(fits, rows, kind):
     """The TopK family and jumprelu: k. Held by a penalty without one: what the last steps had."""
     fitted = fits[kind]
-    measured = held_out_metrics(fitted.sae, torch.from_numpy(rows["train"]))["l0"]
+    measured = held_out(fitted.sae, torch.from_numpy(rows["train"]))["l0"]
     end = [line["l0"] for line in fitted.log if line["step"] <= fitted.summary["best_step"]][-1]
-    if kind == "jumprelu" or fitted.recipe.architecture in TOPK_FAMILY:
+    if fitted.recipe.has_k:
         # A topk row has k, but for one with fewer positive pre-activations.
         assert measured == pytest.approx(fitted.recipe.k, rel=0.02)
         assert kind != "jumprelu" or end > 1.1 * fitted.recipe.k  # the penalty alone was not enough
@@ -90,7 +89,9 @@ def test_jumprelu__thresholds_are_shifted_to_k_or_left_alone(rows, monkeypatch):
         "dermaudit.sae.training.loop.fold", lambda *a: learned.append(fold(*a)) or fold(*a)
     )
     both = [
-        fit_saes(Rows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t")[0].sae
+        fit_saes(EmbeddingRows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t")[
+            0
+        ].sae
         for recipe in (far, step)
     ]
     before, sae = learned[0].threshold, both[0]
@@ -111,7 +112,7 @@ def test_jumprelu__thresholds_are_shifted_to_k_or_left_alone(rows, monkeypatch):
 def test_decoder_rows_are_unit_and_rows_are_reconstructed(fits, rows, kind):
     sae = fits[kind].sae
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(48), atol=1e-5, rtol=0)
-    measured = held_out_metrics(sae, torch.from_numpy(rows["test"]))
+    measured = held_out(sae, torch.from_numpy(rows["test"]))
     assert measured["fvu"] < (0.9 if kind == "relu_l1-as-published" else 0.5)
     assert fits[kind].summary["held_fvu_training"] < 0.9
 
@@ -128,15 +129,18 @@ def test_matryoshka__first_latents_alone_reconstruct(fits, rows):
     assert fvu_of_first(fits["matryoshka"].sae, 12) < 0.8 * fvu_of_first(fits["batchtopk"].sae, 12)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_step__sparse_or_dense_is_sae_lens_own(architecture):
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_step__sparse_or_dense_is_sae_lens_own(name):
     """Loss, gradients and what fired, AuxK at work."""
-    recipe = dataclasses.replace(BASE, architecture=architecture, penalty_warmup=0.0)
+    recipe = dataclasses.replace(BASE, architecture=name, penalty_warmup=0.0)
     x = torch.from_numpy(planted(64)) * 5
     dead = torch.zeros(48, dtype=torch.bool)
     dead[::3] = True
     sides = []
-    for take in (train_step, lambda sae, recipe, x, dead, _: dense_step(sae, x, dead)):
+    for take in (
+        architecture(name).step,
+        lambda sae, recipe, x, dead, _: dense_step(sae, x, dead),
+    ):
         sae = build(recipe, x.mean(0), dtype=torch.float32, device=torch.device("cpu"))
         taken = take(sae, recipe, x, dead, 0.5)
         taken.loss.backward()
@@ -178,7 +182,7 @@ def test_relu_l1__decoder_stays_unit_in_training(rows):
     dense_step(
         sae, torch.from_numpy(rows["train"][:200]) * 5, torch.zeros(48, dtype=torch.bool)
     ).loss.backward()
-    sae.remove_radial_gradient()
+    architecture("relu_l1").constrain_gradient(sae)
     along = (sae.W_dec.grad * sae.W_dec).sum(1)
     assert along.abs().max() < 1e-5 * sae.W_dec.grad.abs().max()
 
@@ -194,7 +198,7 @@ def test_relu_l1__objective_by_hand():
     published = (squares / 24 + 3e-5 * z.sum(1)).mean()
     taken = dense_step(sae, x, torch.zeros(48, dtype=torch.bool))
     assert taken.loss.item() == pytest.approx(24 * published.item(), rel=1e-9)
-    residual, penalty = held_out_sums(sae, x)
+    residual, penalty = held_out_sums(sae, x, ("l1_loss",))
     assert float(residual + penalty) == pytest.approx(40 * taken.loss.item(), rel=1e-9)
 
 
@@ -203,7 +207,7 @@ def test_penalty__warms_up():
     sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
     x, dead = torch.from_numpy(planted(40)), torch.zeros(48, dtype=torch.bool)
     at = [
-        float(train_step(sae, recipe, x, dead, share).losses["l1_loss"])
+        float(architecture("relu_l1").step(sae, recipe, x, dead, share).losses["l1_loss"])
         for share in (0.0, 0.25, 0.5, 1.0)
     ]
     assert (
@@ -216,7 +220,9 @@ def test_early_stop__of_a_penalty_goes_by_the_whole_objective(rows):
     recipe = dataclasses.replace(
         BASE, architecture="relu_l1", l1_coefficient=4.0, penalty_warmup=1.0, lr=1e-2
     )
-    fitted = fit_saes(Rows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t")[0]
+    fitted = fit_saes(
+        EmbeddingRows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t"
+    )[0]
     checks = [line for line in fitted.log if "held_fvu" in line]
     assert min(checks, key=lambda line: line["held_fvu"])["step"] < fitted.summary["best_step"]
     assert min(checks, key=lambda line: line["held_score"])["step"] == fitted.summary["best_step"]
@@ -224,7 +230,7 @@ def test_early_stop__of_a_penalty_goes_by_the_whole_objective(rows):
 
 def test_learning_rate__by_hand():
     recipe = dataclasses.replace(BASE, lr=1.0, warmup=0.1, decay="linear")
-    assert [round(learning_rate(recipe, at, 100), 6) for at in (0, 4, 9, 10, 55, 99)] == [
+    assert [round(recipe.learning_rate(at, 100), 6) for at in (0, 4, 9, 10, 55, 99)] == [
         0.1,
         0.5,
         1.0,
@@ -233,9 +239,9 @@ def test_learning_rate__by_hand():
         round(1 / 90, 6),
     ]
     flat = dataclasses.replace(recipe, decay="none", warmup=0.0)
-    assert {learning_rate(flat, at, 100) for at in range(100)} == {1.0}
+    assert {flat.learning_rate(at, 100) for at in range(100)} == {1.0}
     cosine = dataclasses.replace(recipe, decay="cosine")
-    assert learning_rate(cosine, 55, 100) == pytest.approx(0.5)
+    assert cosine.learning_rate(55, 100) == pytest.approx(0.5)
 
 
 # ---- resampling
@@ -249,7 +255,7 @@ def test_resample__by_hand():
     x[17] = torch.arange(24.0)  # the only row that is badly explained
     dense_step(sae, x, torch.zeros(48, dtype=torch.bool)).loss.backward()
     optimizer.step()
-    sae.renormalise()
+    architecture("relu_l1").constrain_weights(sae)
     dead = torch.zeros(48, dtype=torch.bool)
     dead[[3, 40]] = True
     before = {name: value.clone() for name, value in sae.named_parameters()}
@@ -303,7 +309,9 @@ def test_resample__fewer_are_dead_at_the_end(rows):
     ends = []
     for every in (0, 4000):
         one = dataclasses.replace(recipe, resample_every=every)
-        log = fit_saes(Rows.of(rows["train"]), rows["val"], [one], site="s", model_name="t")[0].log
+        log = fit_saes(
+            EmbeddingRows.of(rows["train"]), rows["val"], [one], site="s", model_name="t"
+        )[0].log
         ends.append(log[-1]["dead"])
     assert ends[0] > 0.2 and ends[1] < 0.8 * ends[0]
 
@@ -312,26 +320,30 @@ def test_resample__fewer_are_dead_at_the_end(rows):
 
 
 def test_bad_rows__left_out_and_named_or_fatal(rows, capsys):
-    from dermaudit.sae.training.loop import Order
+    from dermaudit.sae.training.loop import FitSession
 
     train = rows["train"].copy()
     train[[5, 1999]] = np.nan
     short = dataclasses.replace(BASE, samples=2000)
-    fit = fit_saes(Rows.of(train), rows["val"], [short], site="s", model_name="t")[0]
+    fit = fit_saes(EmbeddingRows.of(train), rows["val"], [short], site="s", model_name="t")[0]
     assert "2 of 2000 rows at s are not finite (row 5, 1999): left out" in capsys.readouterr().err
     assert fit.summary["n_train"] == 1998 and fit.summary["n_not_finite"] == 2
     clean = fit_saes(
-        Rows.of(np.delete(train, [5, 1999], 0)), rows["val"], [short], site="s", model_name="t"
+        EmbeddingRows.of(np.delete(train, [5, 1999], 0)),
+        rows["val"],
+        [short],
+        site="s",
+        model_name="t",
     )[0]
     assert torch.equal(fit.sae.W_enc, clean.sae.W_enc)
     with pytest.raises(UserInputError, match=r"2 of 2000 rows at s are not finite \(row 5, 1999\)"):
         fit_saes(
-            Rows.of(train),
+            EmbeddingRows.of(train),
             rows["val"],
             [short],
             site="s",
             model_name="t",
-            order=Order(drop_bad=False),
+            order=FitSession(drop_bad=False),
         )
 
 

@@ -77,7 +77,7 @@ def test_fit__writes_sae_codes_metrics_and_log(main, run):
         z = sae.encode(acts)
         expected = z if tokens == 1 else z.amax(1)
         np.testing.assert_allclose(codes.toarray(), expected.numpy(), atol=1e-5)
-        open_run(run).require(f"fit:{site}", "fit")
+        open_run(run).require(f"fit:{site}")
     # Nothing to do a second time; --force does it again, to the same bytes.
     before = sha256_file(run / "sae" / POOLED / WEIGHTS)
     log = (run / "log.jsonl").read_text()
@@ -143,7 +143,7 @@ def test_defaults__three_seeds_and_every_figure(main, run):
         "FVU (around the mean)",
         "… above chance",
         "latents shared",
-        "latents by the share of rows",
+        "latents by the fraction of rows",
     ):
         assert line in done.stderr
     written = json.loads((run / "sae" / PATCHES / "measured.json").read_text())
@@ -151,7 +151,7 @@ def test_defaults__three_seeds_and_every_figure(main, run):
     # Fitted anew, the old comparison is not shown.
     again = main("fit", "--run", run, *SHORT, "--set", "clip=2", "--seeds", "0", "--json")
     assert again.rc == 0 and "no stability: the other seeds are of an earlier fit" in again.stderr
-    assert again.json()["measured"][PATCHES]["stability"].keys() == {"why"}
+    assert again.json()["measured"][PATCHES]["stability"].keys() == {"reason"}
 
 
 @pytest.mark.parametrize("arch", ["topk", "matryoshka", "jumprelu", "relu_l1"])
@@ -208,13 +208,13 @@ def test_killed_among_the_other_seeds__gone_on_with_the_same_bytes(cli, main, ru
         (["--sweep", "d_sae=10;k=8,20"], "k = 20 is larger than d_sae = 10"),
         (["--arch", "topk", "--k", "2.5"], "topk keeps a whole number"),
         (["--arch", "topp"], "did you mean 'topk'"),
-        (["--arch", "relu_l1", "--k", "4"], "says nothing to relu_l1"),
+        (["--arch", "relu_l1", "--k", "4"], "has no effect on relu_l1"),
         (["--samples", "10", "--epochs", "2"], "--samples and --epochs"),
         (["--epochs", "-1"], "epochs = -1 must be above 0"),
         (["--set", "d_sae=4", "--d-sae", "8"], "d_sae is given twice"),
         (["--seeds", "1,1"], "one seed twice"),
         (["--preset", "dermfm"], "did you mean 'dermfm-zero'"),
-        (["--bad-rows", "keep"], "--bad-rows keep is neither drop nor fatal"),
+        (["--bad-rows", "keep"], "unknown --bad-rows 'keep'"),
         (["--resume", "--force"], "contradict"),
         (["--device", "gpu"], "--device gpu is no device"),
     ],

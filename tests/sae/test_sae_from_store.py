@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sae_tower import BLOCK, SITES, Tower, write_pictures
 
 from dermaudit.data import Manifest
@@ -14,10 +15,10 @@ from dermaudit.data.splits import assign
 from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.run.directory import Run
 from dermaudit.sae import ActivationStore
-from dermaudit.sae.embed.embed import POOLED, Order, embed_into
+from dermaudit.sae.embed.embed import POOLED, EmbedSettings, embed_into
 from dermaudit.sae.embed.from_store import take_stores
-from dermaudit.sae.store.activation_store import read_shard_header
-from dermaudit.sae.store.shard_plan import Images
+from dermaudit.sae.store.activation_store import read_shard_header, write_shard_file
+from dermaudit.sae.store.shard_plan import ImageList
 
 
 class Known(Tower):
@@ -42,8 +43,8 @@ def write_manifest(folder, n: int = 20, first: int = 0, group: str = "p"):
 
 
 def store(manifest, root, order=None):
-    images = Images(manifest.ids, manifest.groups, [str(path) for path in manifest.paths()])
-    return embed_into(root, Known(), images, order or Order(SITES, shard=6))
+    images = ImageList(manifest.ids, manifest.groups, [str(path) for path in manifest.paths()])
+    return embed_into(root, Known(), images, order or EmbedSettings(SITES, shard=6))
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_run__has_the_rows_of_the_store_and_the_table_of_the_manifest(made, tmp_
     manifest, root = made
     run = Run.create(tmp_path / "run")
     seen = Tower.seen
-    done = take_stores(run, Known(), manifest, root, Order(SITES))
+    done = take_stores(run, Known(), manifest, root, EmbedSettings(SITES))
     assert Tower.seen == seen and (done["n"], done["n_skipped"]) == (20, 0)
     for site in SITES:
         (folder,) = root.glob(f"{site}-*")
@@ -71,17 +72,14 @@ def test_run__has_the_rows_of_the_store_and_the_table_of_the_manifest(made, tmp_
     table = pq.read_table(run.file("images.parquet"))
     assert table["split"].to_pylist() == assign(f"p{i // 2}" for i in range(20))
     assert table["label"].to_pylist() == manifest.labels and len(table["sha256"][0].as_py()) == 64
-    assert (
-        run.meta["model"]["name"] == "toy" and run.require("embed", "embed")["summary"]["n"] == 20
-    )
+    assert run.meta["model"]["name"] == "toy" and run.require("embed")["summary"]["n"] == 20
     log = run.file("log.jsonl").read_text()
-    take_stores(run, Known(), manifest, root, Order(SITES))
+    take_stores(run, Known(), manifest, root, EmbedSettings(SITES))
     assert run.file("log.jsonl").read_text() == log  # done already
     # The run's own files are its own: making a shard again leaves the store's as it was.
     (folder,) = root.glob(f"{POOLED}-*")
-    ActivationStore.open(run.file("embeddings", POOLED)).write_shard(
-        0, np.zeros((6, 3), np.float32), np.arange(6), np.arange(6)
-    )
+    shard = run.file("embeddings", POOLED) / "shard-000000.safetensors"
+    write_shard_file(shard, torch.zeros(6, 3), np.arange(6), np.arange(6))
     ActivationStore.open(folder, check=True)
 
 
@@ -92,7 +90,7 @@ def test_rows__are_numbered_by_the_run_where_images_are_missing_or_stand_otherwi
     larger = write_manifest(tmp_path / "data", 24)  # 03 is a picture again, and four are new
     run = Run.create(tmp_path / "run")
     order = np.random.default_rng(0).permutation(24).tolist()
-    done = take_stores(run, Known(), larger.take(order), tmp_path / "gap", Order(SITES))
+    done = take_stores(run, Known(), larger.take(order), tmp_path / "gap", EmbedSettings(SITES))
     assert (done["n"], done["n_skipped"]) == (19, 5)
     ids = pq.read_table(run.file("images.parquet"))["image_id"].to_pylist()
     assert ids == [f"ISIC_{i:02d}" for i in order if i < 20 and i != 3]
@@ -114,7 +112,7 @@ def test_another_disk__the_shards_are_copied(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", link)
     run = Run.create(tmp_path / "run")
-    take_stores(run, Known(), manifest, root, Order(SITES))
+    take_stores(run, Known(), manifest, root, EmbedSettings(SITES))
     ours = ActivationStore.open(run.file("embeddings", BLOCK), check=True)
     (folder,) = root.glob(f"{BLOCK}-*")
     assert not ours.shard_paths()[0].samefile(folder / ours.shard_paths()[0].name)
@@ -126,11 +124,11 @@ def test_refusals(made, tmp_path):
 
     def fails(error, match, manifest=manifest, tower=None, order=None):
         with pytest.raises(error, match=match):
-            take_stores(run, tower or Known(), manifest, root, order or Order(SITES))
+            take_stores(run, tower or Known(), manifest, root, order or EmbedSettings(SITES))
 
     with pytest.raises(UserInputError, match="has no store of visual.pooled made with this model"):
-        take_stores(run, Known(), manifest, tmp_path, Order(SITES))
-    fails(UserInputError, "no store of visual.blocks.1", order=Order(SITES, tokens="cls"))
+        take_stores(run, Known(), manifest, tmp_path, EmbedSettings(SITES))
+    fails(UserInputError, "no store of visual.blocks.1", order=EmbedSettings(SITES, tokens="cls"))
     other = Known()
     other.fingerprint = "e" * 64
     fails(UserInputError, "made with this model", tower=other)
@@ -155,11 +153,11 @@ def test_refusals(made, tmp_path):
     ]
     knows.trained_on = frozenset({hashes[test][:16]})
     fails(UserInputError, "1 test images .* were training images of toy", tower=knows)
-    store(manifest.take(range(12)), root, order=Order([BLOCK], shard=6))
+    store(manifest.take(range(12)), root, order=EmbedSettings([BLOCK], shard=6))
     fails(UserInputError, "do not hold the same images")
     shard = folder / "shard-000000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-4] + b"\0\0\0\1")
-    fails(StaleArtifactError, "its checksum", order=Order([POOLED]))
+    fails(StaleArtifactError, "its checksum", order=EmbedSettings([POOLED]))
     assert not run.file("embeddings").exists() and "embed" not in run.meta["stages"]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dermaudit.errors import UserInputError
-from dermaudit.sae.training.recipe import SAERecipe, default_widths, dermfm_zero, settings_from
+from dermaudit.sae.training.architectures.matryoshka import default_widths
+from dermaudit.sae.training.recipe import SAERecipe, dermfm_zero, settings_from
 from dermaudit.sae.training.sweep import MOST, name_of, parse_grid, parse_seeds
 
 
@@ -36,15 +37,19 @@ def test_defaults__are_those_of_today():
         ({"warmup": 1.5}, "warmup = 1.5 must be a share"),
         ({"d_sae": 12.5}, "d_sae = 12.5 is not a whole number"),
         ({"batch": True}, "batch = True is not a whole number"),
+        ({"architecture": 3}, "architecture = 3 is not a text"),
         ({"architecture": "batchtok"}, "unknown architecture 'batchtok': did you mean 'batchtopk'"),
         ({"decay": "cosin"}, "did you mean 'cosine'"),
-        ({"widths": (8, 512)}, "widths belong to the architecture matryoshka, not to batchtopk"),
+        (
+            {"widths": (8, 512)},
+            "widths is a setting of the architecture matryoshka, not of batchtopk",
+        ),
         (
             {"architecture": "matryoshka", "widths": (64, 32)},
             "widths = 64-32 do not rise up to d_sae = 512",
         ),
         ({"architecture": "matryoshka", "widths": (64, 600)}, "do not rise"),
-        ({"export": "topk"}, "export = topk is for the architecture topk, not for batchtopk"),
+        ({"export": "topk"}, "export is a setting of the architecture topk, not of batchtopk"),
     ],
 )
 def test_refused__in_a_sentence(settings, said):

@@ -301,7 +301,18 @@ def test_forward__the_gradient_of_a_row_taken_off_whole_is_finite():
     assert torch.isfinite(x.grad).all()
 
 
-# ---- in a tower
+# ---- in a model
+
+BLOCK = "visual.blocks.1.hook_resid_post"
+PREPROCESS = {
+    "size": 32,
+    "mode": "RGB",
+    "mean": [0.5] * 3,
+    "std": [0.2] * 3,
+    "interpolation": "bicubic",
+    "resize_mode": "squash",
+    "fill_color": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -323,19 +334,7 @@ def tower():
         },
         text_cfg={"width": 16, "heads": 2, "layers": 1, "vocab_size": 20, "context_length": 4},
     )
-    preprocess = {
-        "size": 32,
-        "mode": "RGB",
-        "mean": [0.5] * 3,
-        "std": [0.2] * 3,
-        "interpolation": "bicubic",
-        "resize_mode": "squash",
-        "fill_color": 0,
-    }
-    return HookedTower(model, tokenizer=None, preprocess_cfg=preprocess, name="tiny")
-
-
-BLOCK = "visual.blocks.1.hook_resid_post"
+    return HookedTower(model, tokenizer=None, preprocess_cfg=PREPROCESS, name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -405,6 +404,88 @@ def test_attach__another_site_or_model(tower):
         pytest.raises(ForeignArtifactError, match="d_in 8.*'tiny' has 16"),
         module.attach(tower, BLOCK),
     ):
+        pass
+
+
+def plain_model(kind: str):
+    import open_clip
+
+    vision = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 3, "head_width": 8}
+    text = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 20, "context_length": 4}
+    torch.manual_seed(0)
+    if kind == "CLIP":
+        return open_clip.CLIP(8, vision, text)
+    if kind == "CoCa":
+        pool = {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+        own_text = {**text, "embed_cls": True, "output_tokens": True}
+        return open_clip.CoCa(8, text, own_text, {**vision, **pool})
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "linear", "image_size": 224}
+    return open_clip.CustomTextCLIP(8, vision, text)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "CoCa", "timm"])
+@pytest.mark.parametrize("site", [BLOCK, "visual.embedding", "visual.pooled"])
+def test_attach__to_a_plain_model_is_attach_to_a_tower_and_leaves_the_model(kind, site, images):
+    model = plain_model(kind)
+    size = 224 if kind == "timm" else 32
+    images = torch.nn.functional.interpolate(images, size)
+    model.eval().visual.train()  # a mixture of modes and of frozen parameters, to be restored
+    next(model.visual.parameters()).requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    grads = [p.requires_grad for p in model.parameters()]
+    width = 8 if site != BLOCK else 192 if kind == "timm" else 16
+    module = suppressor(random_sae(width, 12), renormalise=site == "visual.pooled")
+    with torch.no_grad():
+        before = model.encode_image(images, normalize=True)
+        with module.attach(model, site, "patch" if site == BLOCK else None) as inside:
+            assert inside is model
+            after = model.encode_image(images, normalize=True)
+        again = model.encode_image(images, normalize=True)
+        silent = suppressor(random_sae(width, 12, threshold=1e6))
+        with silent.attach(model, site):
+            assert torch.equal(model.encode_image(images, normalize=True), before)
+    assert torch.equal(again, before) and (after - before).abs().max() > 1e-3
+    assert [module.training for module in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == grads
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+    from dermaudit.towers.hooked import HookedTower
+
+    wrapped = HookedTower(model, tokenizer=None, preprocess_cfg={**PREPROCESS, "size": size})
+    with module.attach(wrapped, site, "patch" if site == BLOCK else None), torch.no_grad():
+        torch.testing.assert_close(wrapped.encode_image(images), after, atol=1e-6, rtol=0)
+
+
+def test_attach__to_a_plain_model_at_the_site_of_the_sae(images):
+    model = plain_model("CLIP")
+    module = suppressor(random_sae(8, 12))  # its metadata name visual.pooled
+    with torch.no_grad():
+        expected = module(model.encode_image(images, normalize=True))
+        with module.attach(model):
+            edited = model.encode_image(images, normalize=True)
+            assert torch.equal(model(images)[0], edited)
+    torch.testing.assert_close(edited, expected, atol=1e-6, rtol=0)
+
+
+def test_attach__refuses_what_is_no_model_and_what_does_not_fit(images):
+    model = plain_model("CLIP")
+    cases = [
+        (
+            torch.nn.Linear(2, 2),
+            "visual.pooled",
+            "Linear is neither a HookedTower nor an open_clip",
+        ),
+        (model, "visual.poled", "did you mean 'visual.pooled'"),
+        (model, BLOCK, "the SAE has d_in 8, the model has 16"),
+    ]
+    for plain, site, message in cases:
+        with (
+            pytest.raises(UserInputError, match=message),
+            suppressor(random_sae()).attach(plain, site),
+        ):
+            model.encode_image(images)
+    nameless = suppressor(replace(random_sae(), metadata={}))
+    with pytest.raises(UserInputError, match="does not name its site"), nameless.attach(model):
         pass
 
 

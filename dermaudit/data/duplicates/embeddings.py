@@ -1,13 +1,13 @@
-"""Near-duplicates across two image sets, or within one, at millions of rows.
+"""Near-duplicates across two image sets, or within one, for millions of rows.
 
-Two witnesses: the top-1 cosine of image embeddings (DermFM-Zero's leak check does it with SSCD at
-.75, arXiv 2602.10624), and the perceptual hash (duplicates.py). How near unrelated images come
-depends on the model and on how many there are, so the threshold is not a constant: it is a quantile
-of the top-1 cosine of images with those of *other groups* of the same set.
+Two criteria: the top-1 cosine of image embeddings (DermFM-Zero's leak check uses SSCD at .75,
+arXiv 2602.10624), and the perceptual hash (hashes.py). How similar unrelated images are depends on the
+model and on their number, so the threshold is a quantile of the top-1 cosine of images with those of
+*other groups* of the same set.
 
-A small CLIP is no copy detector: it finds copies at half size and as JPEG, few that are mirrored,
-turned or cropped; the hash finds all but crops (tests/benchmarks/bench_dedup.py). For crops give the
-embeddings of a copy detector.
+A small CLIP is no copy detector: it finds copies at half size and as JPEG, but few that are mirrored,
+rotated or cropped; the hash finds all except crops (tests/benchmarks/bench_dedup.py). For crops, give
+the embeddings of a copy detector.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Rows of (n, d) as float32 of length 1. Errors: UserInputError for a row that has none."""
+    """Return rows of (n, d) as float32 of length 1. Errors: UserInputError for a zero or infinite row."""
     x = np.ascontiguousarray(x, dtype=np.float32)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     if not np.isfinite(length).all() or (length == 0).any():
@@ -52,12 +52,12 @@ def top1(
     base_groups: np.ndarray | None = None,
     what: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest base row of each query row by cosine: (row int64, cosine float32), both (n_query,).
+    """Return the nearest base row of each query row by cosine: (row int64, cosine float32), both (n_query,).
 
-    `query` (n, d) and `base` (m, d) of any float type, memory-mapped or not; they are brought to
-    unit float32 a block at a time. With groups (integers), base rows of the query's own group do
-    not count (a row's own number as its group leaves out only itself). -1 and -inf where nothing
-    is left. `what`: name of the progress bar, none without.
+    `query` (n, d) and `base` (m, d) have any float type and may be memory-mapped; they are normalised a
+    block at a time. With groups (integers), base rows of the query's own group do not count (with row
+    numbers as groups, only the row itself). -1 and -inf if nothing is left. `what`: name of the progress
+    bar, none without.
     """
     if query.ndim != 2 or base.ndim != 2 or query.shape[1] != base.shape[1]:
         raise UserInputError(
@@ -87,8 +87,10 @@ def top1(
 
 
 class Calibration(NamedTuple):
-    """What is usual between unrelated images: `n` of them were looked up, `quantiles` of their top-1
-    cosine, and the `threshold` that the share `false_share` of them passes."""
+    """The top-1 cosine of `n` unrelated images.
+
+    `quantiles` of it, and the `threshold` that the share `false_share` of them passes.
+    """
 
     n: int
     quantiles: dict[str, float]
@@ -99,12 +101,11 @@ class Calibration(NamedTuple):
 def calibrate(
     base: np.ndarray, groups: np.ndarray, false_share: float = 0.01, seed: int = 0
 ) -> Calibration:
-    """The threshold of a set from its own unrelated images, `groups` integers (n,).
+    """Return the threshold of a set from its own unrelated images; `groups` integers (n,).
 
-    Each of up to `N_NULL` images is looked up among all images of other groups: as many candidates
-    as an image of another set meets. Duplicates that hide under two groups raise the threshold;
-    where they are more than `false_share`, find them first (`data dedup A`). Errors: EvidenceError
-    when fewer than 5 images are expected above the threshold.
+    Each of up to `N_NULL` images is compared with all images of other groups. Duplicates in two groups raise
+    the threshold; if they are more than `false_share`, find them first (`data dedup A`). Errors:
+    EvidenceError when fewer than 5 images are expected above the threshold.
     """
     n = min(len(base), N_NULL)
     require_evidence(n, len(np.unique(groups)), false_share)
@@ -126,18 +127,30 @@ def require_evidence(n: int, n_groups: int, false_share: float) -> None:
         )
 
 
-class Witnesses(NamedTuple):
-    """What is known of n images: embeddings (n, d), packed hashes (n, 4), and those of each image
-    mirrored and turned (n, 7, 4); None where it was not asked for."""
+class Features(NamedTuple):
+    """Features of n images that are compared; None where they were not computed.
+
+    Embeddings (n, d), packed hashes (n, 4), and hashes of each image mirrored and rotated (n, 7, 4).
+    """
 
     embeddings: np.ndarray | None = None
     hashes: np.ndarray | None = None
     turned: np.ndarray | None = None
 
+    def orientations(self) -> np.ndarray | None:
+        """Return all hashes of each image, (n, 1 or 8, 4), or None without hashes."""
+        if self.hashes is None:
+            return None
+        upright = self.hashes[:, None]
+        return upright if self.turned is None else np.concatenate([upright, self.turned], axis=1)
+
 
 class Pairs(NamedTuple):
-    """Suspected duplicates, arrays of one length: rows of A and of B, the cosine (nan without
-    embeddings), the bits that differ (-1 without hashes), and what found them."""
+    """Suspected duplicates, arrays of equal length: rows of A and of B, and their similarity.
+
+    `cosine` is nan without embeddings, `bits` (that differ) -1 without hashes; `by_cosine` and `by_hash` say
+    which criterion found the pair.
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -148,27 +161,26 @@ class Pairs(NamedTuple):
 
 
 def find_pairs(
-    a: Witnesses, b: Witnesses | None, threshold: float, max_bits: int = MAX_DISTANCE
+    a: Features, b: Features | None, threshold: float, max_bits: int = MAX_DISTANCE
 ) -> Pairs:
-    """Each row of B with its nearest of A by either witness, where it is near enough.
+    """Return each row of B with its nearest row of A by cosine or hash, if it is near enough.
 
-    `b` None: within `a`, each pair once with the smaller row as A. Where B has `turned` hashes, a
-    mirrored or turned copy is found as any other. Nearest pairs first: by bits, then by cosine.
+    `b` None: within `a`, each pair once with the smaller row as A. If B has `turned` hashes, mirrored
+    and rotated copies are found too. The nearest pairs come first: by bits, then by cosine.
     """
     within = b is None
     b = a if b is None else b
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    embedded = a.embeddings is not None and b.embeddings is not None
-    hashed = a.hashes is not None and b.hashes is not None
-    if embedded:
+    if a.embeddings is not None and b.embeddings is not None:
         own = (
             (np.arange(len(b.embeddings)), np.arange(len(a.embeddings))) if within else (None, None)
         )
-        row, cosine = top1(b.embeddings, a.embeddings, *own, what="comparing embeddings")
-        near = np.flatnonzero(cosine >= threshold)
+        row, nearest = top1(b.embeddings, a.embeddings, *own, what="comparing embeddings")
+        near = np.flatnonzero(nearest >= threshold)
         found.append((row[near], near))
-    if hashed:
-        row = _nearest_of_ways(a.hashes, _ways(b), max_bits, within)
+    orientations = b.orientations()
+    if a.hashes is not None and orientations is not None:
+        row = _nearest_orientation(a.hashes, orientations, max_bits, within)
         near = np.flatnonzero(row >= 0)
         found.append((row[near], near))
     pairs = np.concatenate([np.stack(pair, axis=1) for pair in found])
@@ -177,15 +189,14 @@ def find_pairs(
     pairs = np.unique(pairs, axis=0)
     rows_a, rows_b = pairs[:, 0], pairs[:, 1]
     cosine = np.full(len(pairs), np.nan)
-    if embedded:
-        for part in np.array_split(np.arange(len(pairs)), 1 + len(pairs) // _BASE):
-            left, right = (
-                unit_rows(x) for x in (a.embeddings[rows_a[part]], b.embeddings[rows_b[part]])
-            )
-            cosine[part] = (left * right).sum(axis=1)
+    if a.embeddings is not None and b.embeddings is not None:
+        for block in np.array_split(np.arange(len(pairs)), 1 + len(pairs) // _BASE):
+            left = unit_rows(a.embeddings[rows_a[block]])
+            right = unit_rows(b.embeddings[rows_b[block]])
+            cosine[block] = (left * right).sum(axis=1)
     bits = np.full(len(pairs), -1)
-    if hashed:
-        differ = np.bitwise_count(_ways(b)[rows_b] ^ a.hashes[rows_a][:, None])
+    if a.hashes is not None and orientations is not None:
+        differ = np.bitwise_count(orientations[rows_b] ^ a.hashes[rows_a][:, None])
         bits = differ.sum(axis=2, dtype=np.int64).min(axis=1)
     order = np.lexsort((rows_b, rows_a, -np.nan_to_num(cosine), bits))
     return Pairs(
@@ -204,28 +215,25 @@ def find_pairs(
     )
 
 
-def _ways(side: Witnesses) -> np.ndarray:
-    """All hashes of each image: (n, 1 or 8, 4)."""
-    upright = side.hashes[:, None]
-    return upright if side.turned is None else np.concatenate([upright, side.turned], axis=1)
-
-
-def _nearest_of_ways(base: np.ndarray, ways: np.ndarray, max_bits: int, within: bool) -> np.ndarray:
-    """The nearest base row over all ways to lay down an image; -1 where none is near."""
-    own = np.arange(len(ways)) if within else None
-    row, bits = np.full(len(ways), -1), np.full(len(ways), max_bits + 1)
-    for way in range(ways.shape[1]):
-        other, apart = nearest_hash(np.ascontiguousarray(ways[:, way]), base, max_bits, own)
+def _nearest_orientation(
+    base: np.ndarray, orientations: np.ndarray, max_bits: int, within: bool
+) -> np.ndarray:
+    """Return the nearest base row over all orientations of an image; -1 where none is near."""
+    n = len(orientations)
+    own = np.arange(n) if within else None
+    row, bits = np.full(n, -1), np.full(n, max_bits + 1)
+    for k in range(orientations.shape[1]):
+        other, apart = nearest_hash(np.ascontiguousarray(orientations[:, k]), base, max_bits, own)
         nearer = (other >= 0) & (apart < bits)
         row[nearer], bits[nearer] = other[nearer], apart[nearer]
     return row
 
 
 def share(rows: np.ndarray, groups: Sequence[str], seed: int = 0) -> dict[str, float]:
-    """Share of all images that are in `rows`, with its 95 % interval by bootstrap over groups.
+    """Return the share of all images that are in `rows`, with its 95 % interval by bootstrap over groups.
 
-    With none or all of them every draw is the same and would claim certainty: there the exact
-    binomial bound over the groups stands (none of G groups: up to 1 - .025 ** (1 / G)).
+    With none or all of them every draw is equal, so the exact binomial bound over the groups is used (none
+    of G groups: up to 1 - .025 ** (1 / G)).
     """
     hit = np.zeros(len(groups))
     hit[np.unique(rows)] = 1

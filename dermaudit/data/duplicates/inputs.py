@@ -1,10 +1,10 @@
-"""One side of a comparison: its rows, embeddings and perceptual hashes, from images or from files."""
+"""An image set to compare: its rows, embeddings and perceptual hashes, from images or from files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,140 +13,159 @@ import numpy as np
 from dermaudit.console import say, track
 from dermaudit.errors import UserInputError
 
-from ..images.decode import BadImage, Mode, read_image
+from ..images.decode import BadImage, Mode, no_readable_image, read_image
 from ..manifest.manifest import Manifest
 from ..manifest.missing_path import missing
 from ..manifest.tables import SHARDS_FILE
 from ..shards.read import Shards
-from .embeddings import Witnesses
+from .embeddings import Features
 from .hashes import pack_hashes, perceptual_hash, turns
+from .options import DedupOptions, GivenEmbeddings
 
-Read = Callable[[int, int, Mode], np.ndarray]
-#: the side to which an image is decoded at least: four times what the hash looks at.
+#: the side to which an image is decoded at least: four times the side that the hash uses.
 _SIDE = 128
 _BATCH = 64
 
 
 @dataclass(frozen=True)
-class Side:
-    """`rows` of `manifest` that take part, and what the witnesses know of each, in their order.
-    `read(row, size, mode)` decodes one; `skipped` [(row, image, reason)]."""
+class ImageSource:
+    """A data set at `path`: its manifest, and `read(row, size, mode)`, which decodes one image."""
 
     path: Path
     manifest: Manifest
-    read: Read
+    read: Callable[[int, int, Mode], np.ndarray]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The `rows` of `images` that are compared with their features; `skipped` [(row, image, reason)]."""
+
+    images: ImageSource
     rows: np.ndarray
-    known: Witnesses
+    features: Features
     skipped: list[tuple[int, str, str]]
 
     def column(self, name: str) -> list[Any]:
-        values = self.manifest.column(name)
+        """Return the values of a manifest column for `rows`, all None if it is absent."""
+        values = self.images.manifest.column(name)
         return [None] * len(self.rows) if values is None else [values[i] for i in self.rows]
 
+    def without_embeddings(self) -> ImageSet:
+        """Return the set with its hashes only."""
+        return replace(self, features=self.features._replace(embeddings=None))
 
-def open_images(path: Path, *, skip_lost: bool = False) -> tuple[Manifest, Read]:
-    """A data set or a folder of shards: its manifest, and how one image of it is decoded. With
-    `skip_lost` shards that are missing or cut off are told and left out."""
+
+def open_images(path: Path, *, skip_lost: bool = False) -> ImageSource:
+    """Open a data set or a folder of shards.
+
+    With `skip_lost`, shards that are missing or cut off are reported and left out.
+    """
     if (path / SHARDS_FILE).is_file():
         shards = Shards.load(path, strict=not skip_lost)
         for one in shards.lost:
             say(f"  {path / one['file']}: {one['reason']}; its {one['n']} images are left out")
-        return shards.manifest, lambda row, size, mode: shards.decode(row, size, mode)
+        return ImageSource(path, shards.manifest, shards.decode)
     manifest = Manifest.load(path)
     paths = manifest.paths()
-    return manifest, lambda row, size, mode: read_image(paths[row], size, mode)
+    return ImageSource(path, manifest, lambda row, size, mode: read_image(paths[row], size, mode))
 
 
-def read_side(
-    path: Path,
-    images: tuple[Manifest, Read],
-    *,
-    tower: Any = None,
-    hashes: bool = True,
-    turned: bool = False,
-    embeddings: Path | None = None,
-    ids: Path | None = None,
-    threads: int = 1,
-) -> Side:
-    """Read the `images` of `path` (`open_images`) with what is asked for: hashes of its images, and of
-    each mirrored and `turned`; embeddings by `tower` (a HookedTower), or those of a file, a row for
-    each of the manifest or for each of `ids`.
-
-    Images that cannot be read are skipped and listed. Errors: UserInputError when none can be.
-    """
-    manifest, read = images
-    given, rows = None, np.arange(manifest.n)
-    if embeddings is not None:
-        given = load_embeddings(embeddings)
-        rows = _rows_of(manifest, given, embeddings, ids)
-    if not hashes and tower is None:
-        return Side(path, manifest, read, rows, Witnesses(given), [])
-    hashed, made, kept, skipped = _pass(manifest, read, rows, tower, (hashes, turned), threads)
-    if not kept:
-        first = f": {skipped[0][1]}: {skipped[0][2]}" if skipped else ""
-        raise UserInputError(
-            f"none of the {len(rows)} images of {path} could be read{first}",
-            f"see what is wrong with: dermaudit data check {path}",
-        )
-    if skipped:
-        say(f"  {path}: {len(skipped)} images skipped, the first: {skipped[0][1]}: {skipped[0][2]}")
-    if given is not None:
-        # A file that is used whole stays on disk.
-        made = given if len(kept) == len(rows) else given[kept]
-    known = Witnesses(made)
-    if hashed is not None:
-        known = Witnesses(made, hashed[:, 0].copy(), hashed[:, 1:] if turned else None)
-    return Side(path, manifest, read, rows[kept], known, skipped)
-
-
-def _pass(
-    manifest: Manifest,
-    read: Read,
-    rows: np.ndarray,
+def read_images(
+    images: ImageSource,
+    options: DedupOptions,
     tower: Any,
-    hashes: tuple[bool, bool],
-    threads: int,
-) -> tuple[np.ndarray | None, np.ndarray | None, list[int], list[tuple[int, str, str]]]:
-    """Every image once: (hashes (n, 1 or 8, 4), embeddings, positions in `rows` that were read, skipped)."""
+    given: GivenEmbeddings | None,
+    *,
+    turned: bool,
+) -> ImageSet:
+    """Compute the features that are compared.
+
+    Hashes of the images, with `turned` also of each mirrored and rotated; embeddings by `tower` (a
+    HookedTower) or from a file. Images that cannot be read are skipped and listed. Errors: UserInputError
+    when none can be read.
+    """
+    manifest = images.manifest
+    array, rows = None, np.arange(manifest.n)
+    if given is not None:
+        array = load_embeddings(given.file)
+        rows = _rows_of(manifest, array, given)
+    if not options.use_hash and tower is None:
+        return ImageSet(images, rows, Features(array), [])
     side = max(_SIDE, tower.image_size if tower is not None else 0)
-    names = manifest.column("image")
-    kept: list[int] = []
-    skipped: list[tuple[int, str, str]] = []
-    found: list[np.ndarray] = []
-    vectors: list[np.ndarray] = []
-    waiting: list[np.ndarray] = []
-    for position, pixels in enumerate(
-        track(_decoded(read, rows, side, threads), f"reading {manifest.path}", total=len(rows))
-    ):
-        row = int(rows[position])
-        if isinstance(pixels, BadImage):
-            skipped.append((row, names[row], pixels.reason))
-            continue
-        kept.append(position)
-        if hashes[0]:
-            ways = [pixels, *(turns(pixels) if hashes[1] else ())]
-            found.append(pack_hashes(np.stack([perceptual_hash(way) for way in ways])))
-        if tower is not None:
-            waiting.append(pixels)
-            if len(waiting) == _BATCH:
-                vectors.append(_embed(tower, waiting))
-                waiting = []
-    if waiting:
-        vectors.append(_embed(tower, waiting))
-    return (
-        np.stack(found) if found else None,
-        np.concatenate(vectors) if vectors else None,
-        kept,
-        skipped,
+    decoded = track(
+        _decoded(images, rows, side, options.threads), f"reading {manifest.path}", total=len(rows)
     )
+    collected = _Collected(tower, options.use_hash, turned)
+    for position, pixels in enumerate(decoded):
+        collected.add(position, pixels)
+    hashes, embeddings = collected.finish()
+    names = manifest.column("image")
+    skipped = [(int(rows[at]), names[rows[at]], reason) for at, reason in collected.failed]
+    kept = collected.kept
+    if not kept:
+        raise no_readable_image(len(rows), images.path, *skipped[0][1:])
+    if skipped:
+        say(
+            f"  {images.path}: {len(skipped)} images skipped, the first: {skipped[0][1]}: {skipped[0][2]}"
+        )
+    if array is not None:
+        # An array that is used whole stays memory-mapped.
+        embeddings = array if len(kept) == len(rows) else array[kept]
+    features = Features(embeddings)
+    if hashes is not None:
+        features = Features(embeddings, hashes[:, 0].copy(), hashes[:, 1:] if turned else None)
+    return ImageSet(images, rows[kept], features, skipped)
+
+
+class _Collected:
+    """The features of decoded images, added one at a time."""
+
+    def __init__(self, tower: Any, use_hash: bool, turned: bool) -> None:
+        self.tower, self.use_hash, self.turned = tower, use_hash, turned
+        self.kept: list[int] = []
+        self.failed: list[tuple[int, str]] = []
+        self._hashes: list[np.ndarray] = []
+        self._embeddings: list[np.ndarray] = []
+        self._batch: list[np.ndarray] = []
+
+    def add(self, position: int, pixels: np.ndarray | BadImage) -> None:
+        """Hash an image and put it into the next batch, or note why it cannot be read."""
+        if isinstance(pixels, BadImage):
+            self.failed.append((position, pixels.reason))
+            return
+        self.kept.append(position)
+        if self.use_hash:
+            orientations = [pixels, *(turns(pixels) if self.turned else ())]
+            self._hashes.append(pack_hashes(np.stack([perceptual_hash(o) for o in orientations])))
+        if self.tower is not None:
+            self._batch.append(pixels)
+            if len(self._batch) == _BATCH:
+                self._embed()
+
+    def finish(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return (hashes (n, 1 or 8, 4), embeddings (n, d)); None where not asked for."""
+        if self._batch:
+            self._embed()
+        return (
+            np.stack(self._hashes) if self._hashes else None,
+            np.concatenate(self._embeddings) if self._embeddings else None,
+        )
+
+    def _embed(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            x = self.tower.encode_image(self.tower.preprocess(self._batch))
+        self._embeddings.append(x.cpu().numpy())
+        self._batch = []
 
 
 def _decoded(
-    read: Read, rows: np.ndarray, side: int, threads: int
+    images: ImageSource, rows: np.ndarray, side: int, threads: int
 ) -> Iterator[np.ndarray | BadImage]:
     def one(row: int) -> np.ndarray | BadImage:
         try:
-            return read(int(row), side, "squash")
+            return images.read(int(row), side, "squash")
         except BadImage as error:
             return error
 
@@ -155,15 +174,8 @@ def _decoded(
             yield from pool.map(one, rows[start : start + _BATCH])
 
 
-def _embed(tower: Any, images: list[np.ndarray]) -> np.ndarray:
-    import torch
-
-    with torch.no_grad():
-        return tower.encode_image(tower.preprocess(images)).cpu().numpy()
-
-
 def load_embeddings(path: Path) -> np.ndarray:
-    """(n, d) floats from .npy (memory-mapped) or .safetensors (`embeddings`, or its only tensor).
+    """Return (n, d) floats from .npy (memory-mapped) or .safetensors (`embeddings`, or its only tensor).
 
     Errors: UserInputError naming the file and what is wrong with it.
     """
@@ -175,7 +187,7 @@ def load_embeddings(path: Path) -> np.ndarray:
         elif path.suffix == ".safetensors":
             array = _one_tensor(path)
         else:
-            raise UserInputError(f"{path} is no file of embeddings", "use .npy or .safetensors")
+            raise UserInputError(f"{path} is not a file of embeddings", "use .npy or .safetensors")
     except UserInputError:
         raise
     except Exception as error:  # numpy and safetensors raise classes of their own
@@ -201,47 +213,51 @@ def _one_tensor(path: Path) -> np.ndarray:
 
 
 def embedded_rows(
-    manifest_a: Manifest,
-    manifest_b: Manifest | None,
-    a: Path,
-    b: Path | None,
-    ids_a: Path | None = None,
-    ids_b: Path | None = None,
+    images_a: ImageSource,
+    images_b: ImageSource | None,
+    given_a: GivenEmbeddings,
+    given_b: GivenEmbeddings | None,
 ) -> np.ndarray:
-    """The manifest rows of the embeddings of A. Errors: UserInputError for files of embeddings that
-    do not fit their images or each other, before an image is read."""
-    given = load_embeddings(a)
-    rows = _rows_of(manifest_a, given, a, ids_a)
-    if manifest_b is not None and b is not None:
-        other = load_embeddings(b)
-        _rows_of(manifest_b, other, b, ids_b)
-        if given.shape[1] != other.shape[1]:
+    """Return the manifest rows of the embeddings of A; no image is read.
+
+    Errors: UserInputError for files of embeddings that do not fit their images or each other.
+    """
+    array = load_embeddings(given_a.file)
+    rows = _rows_of(images_a.manifest, array, given_a)
+    if images_b is not None and given_b is not None:
+        other = load_embeddings(given_b.file)
+        _rows_of(images_b.manifest, other, given_b)
+        if array.shape[1] != other.shape[1]:
             raise UserInputError(
-                f"{a} has embeddings of {given.shape[1]} numbers, {b} of {other.shape[1]}",
+                f"{given_a.file} has embeddings of {array.shape[1]} numbers, {given_b.file} of "
+                f"{other.shape[1]}",
                 "both sides need the same model",
             )
     return rows
 
 
-def _rows_of(manifest: Manifest, array: np.ndarray, file: Path, ids: Path | None) -> np.ndarray:
-    """The manifest row of each embedding."""
-    if ids is None:
+def _rows_of(manifest: Manifest, array: np.ndarray, given: GivenEmbeddings) -> np.ndarray:
+    """Return the manifest row of each embedding."""
+    if given.ids is None:
         if len(array) != manifest.n:
             raise UserInputError(
-                f"{file} has {len(array)} rows, {manifest.path} has {manifest.n} images",
+                f"{given.file} has {len(array)} rows, {manifest.path} has {manifest.n} images",
                 "give the image_id of each row: --ids-a / --ids-b, a text file with one a line",
             )
         return np.arange(manifest.n)
-    if not ids.is_file():
-        raise missing(ids)
-    names = ids.read_text(encoding="utf-8").splitlines()
+    if not given.ids.is_file():
+        raise missing(given.ids)
+    names = given.ids.read_text(encoding="utf-8").splitlines()
     if len(names) != len(array):
-        raise UserInputError(f"{ids} has {len(names)} lines, {file} has {len(array)} rows")
+        raise UserInputError(
+            f"{given.ids} has {len(names)} lines, {given.file} has {len(array)} rows",
+            "write one image_id a line, in the order of the embeddings",
+        )
     row_of = {name: row for row, name in enumerate(manifest.ids)}
     for line, name in enumerate(names, start=1):
         if name not in row_of:
             raise UserInputError(
-                f"{ids}, line {line}: '{name}' is no image_id of {manifest.path}",
-                "one image_id a line, in the order of the embeddings",
+                f"{given.ids}, line {line}: '{name}' is no image_id of {manifest.path}",
+                "write one image_id a line, in the order of the embeddings",
             )
     return np.array([row_of[name] for name in names], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""All images of a manifest as one array. Bad files are listed and left out; the run goes on."""
+"""All images of a manifest as one array. Bad files are listed and left out; the run continues."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from dermaudit.console import say, track
-from dermaudit.errors import UserInputError
 from dermaudit.failpoints import hit
 
 from ..manifest.manifest import Manifest
-from .decode import DEFAULT_LIMITS, BadImage, ImageLimits, Mode, read_image
+from .decode import DEFAULT_LIMITS, BadImage, ImageLimits, Mode, no_readable_image, read_image
 
-Skipped = tuple[int, str, str]
+SkippedImage = tuple[int, str, str]
 _AHEAD = 64  # images in flight with several threads: bounds memory, whatever the data set's size
 
 
@@ -28,7 +27,7 @@ def decode_all(
     threads: int = 1,
     limits: ImageLimits = DEFAULT_LIMITS,
     what: str = "decoding images",
-) -> tuple[np.ndarray, np.ndarray, list[Skipped]]:
+) -> tuple[np.ndarray, np.ndarray, list[SkippedImage]]:
     """Decode every image to a square: (pixels, kept, skipped).
 
     `pixels` uint8 (n_kept, size, size, 3); `kept` int64 (n_kept,), the manifest rows of `pixels`,
@@ -37,7 +36,7 @@ def decode_all(
     """
     pixels = np.empty((manifest.n, size, size, 3), dtype=np.uint8)
     kept: list[int] = []
-    skipped: list[Skipped] = []
+    skipped: list[SkippedImage] = []
     names = manifest.column("image")
     results = _each(manifest.paths(), size, mode, limits, threads)
     for row, found in enumerate(track(results, what, total=manifest.n)):
@@ -50,11 +49,7 @@ def decode_all(
             kept.append(row)
         hit("decode")
     if not kept:
-        first = f": {skipped[0][1]}: {skipped[0][2]}" if skipped else ""
-        raise UserInputError(
-            f"none of the {manifest.n} images of {manifest.path} could be read{first}",
-            f"see what is wrong with: dermaudit data check {manifest.path}",
-        )
+        raise no_readable_image(manifest.n, manifest.path, *(skipped[0][1:] if skipped else ()))
     if skipped:
         say(
             f"  {len(skipped)} of {manifest.n} images skipped, the first: "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .csv_rows import Rows
+from .csv_rows import CsvRows
 from .public_table import Columns, PublicTable, binary
 
 
-def _malignant(rows: Rows) -> Columns:
+def _malignant(rows: CsvRows) -> Columns:
     return {"malignant": binary(rows.get("malignant"), ("true", "1"))}
 
 

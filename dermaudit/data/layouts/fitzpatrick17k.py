@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .csv_rows import Rows
+from .csv_rows import CsvRows
 from .public_table import Columns, PublicTable, binary
 
 
-def _derived(rows: Rows) -> Columns:
+def _derived(rows: CsvRows) -> Columns:
     # The published file has been called both ways; -1 is unknown.
     tone = next((n for n in ("fitzpatrick_scale", "fitzpatrick") if n in rows.columns), "")
     return {

@@ -1,22 +1,21 @@
 """A plain folder of images: subfolders are classes; train/, val/, test/ above them are splits.
 
-Archives put derived files beside the photographs: masks, superpixels, thumbnails. They are left out and
+Archives put derived files into the folders of the photographs: masks, superpixels, thumbnails. They are left out and
 listed as skipped; the layout `folder-all` takes every image file.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
 from dermaudit.errors import UserInputError
 
-from ..manifest.tables import IMAGE_SUFFIXES, RawTable, Skipped
+from ..manifest.tables import IMAGE_SUFFIXES, RawTable, SkippedRow
 from ..splits import SPLITS
+from .image_names import walk_images
 from .registry import Layout
 
 _SPLIT_FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
@@ -31,8 +30,11 @@ _DERIVED = re.compile(
 
 
 def derived_from(images: list[PurePosixPath]) -> dict[PurePosixPath, PurePosixPath]:
-    """Return {derived file: its image} for files whose stem is that of an image of the same folder
-    with the name of a derived product behind it, such as `_segmentation`."""
+    """Return {derived file: its image}.
+
+    A derived file has the stem of an image of the same folder, followed by the name of a derived product
+    such as `_segmentation`.
+    """
     stems = {(image.parent, image.stem.casefold()): image for image in images}
     found = {}
     for image in images:
@@ -45,17 +47,9 @@ def derived_from(images: list[PurePosixPath]) -> dict[PurePosixPath, PurePosixPa
     return found
 
 
-def _images(root: Path) -> Iterator[PurePosixPath]:
-    """Paths below `root` of files named as images, hidden ones left out, sorted within folders."""
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
-                yield PurePosixPath(Path(folder, name).relative_to(root).as_posix())
-
-
 def matches(path: Path) -> bool:
-    return path.is_dir() and next(_images(path), None) is not None
+    """Return whether `path` is a folder with an image in it."""
+    return path.is_dir() and next(walk_images(path, path), None) is not None
 
 
 def read(path: Path) -> RawTable:
@@ -71,7 +65,7 @@ def read_all(path: Path) -> RawTable:
 def _read(path: Path, *, take_derived: bool) -> RawTable:
     if not path.is_dir():
         raise UserInputError(f"{path} is not a folder", "name the folder that holds the images")
-    images = sorted(_images(path))
+    images = sorted(map(PurePosixPath, walk_images(path, path)))
     if not images:
         raise UserInputError(
             f"{path} holds no image", f"names must end in {', '.join(IMAGE_SUFFIXES)}"
@@ -81,15 +75,15 @@ def _read(path: Path, *, take_derived: bool) -> RawTable:
     folders = [image.parts[:-1] for image in images]
     # Only when every image is below a split's folder do these words mean splits.
     split = all(parts and parts[0].lower() in _SPLIT_FOLDERS for parts in folders)
-    columns = {"image": [str(image) for image in images]}
+    columns: dict[str, list[str | None]] = {"image": [str(image) for image in images]}
     if split:
         columns["split"] = [_SPLIT_FOLDERS[parts[0].lower()] for parts in folders]
         folders = [parts[1:] for parts in folders]
     if any(folders):
         columns["label"] = [parts[0] if parts else None for parts in folders]
-    table = pa.table({name: pa.array(v, pa.string()) for name, v in columns.items()})
+    table = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
     skipped = tuple(
-        Skipped(
+        SkippedRow(
             "derived_file",
             f"{image} was made from {original.name} (a mask, thumbnail or the like)",
             image=str(image),

@@ -1,11 +1,36 @@
-"""Images by name: ids in a table, files in a folder with any suffix and letter case."""
+"""Images by name: ids in a table, files in a folder with any suffix, letter case and Unicode form."""
 
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..manifest.tables import IMAGE_SUFFIXES
+
+
+def walk_images(folder: Path, root: Path) -> Iterator[str]:
+    """Yield the images below `folder` as paths relative to `root`, sorted within each folder.
+
+    Hidden files and folders are left out. Links to folders are followed, each folder once.
+    """
+    seen: set[str] = set()
+    for where, subfolders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
+                yield Path(where, name).relative_to(root).as_posix()
+
+
+def _nfc(name: str) -> str:
+    """Return a name in one Unicode normal form: macOS writes the accents of file names in NFD."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 class ImageNames:
@@ -15,25 +40,22 @@ class ImageNames:
         self.folder = folder
         self._exact: dict[str, list[str]] = {}
         self._folded: dict[str, list[str]] = {}
-        for where, subfolders, files in os.walk(folder):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for file in sorted(files):
-                stem, suffix = os.path.splitext(file)  # noqa: PTH122 (a million names)
-                if suffix.lower() not in IMAGE_SUFFIXES or file.startswith("."):
-                    continue
-                path = Path(where, file).relative_to(root).as_posix()
-                for name in (file, stem):
-                    self._exact.setdefault(name, []).append(path)
-                    self._folded.setdefault(name.lower(), []).append(path)
+        for path in walk_images(folder, root):
+            file = path.rpartition("/")[2]
+            for name in (file, file.rpartition(".")[0]):
+                self._exact.setdefault(_nfc(name), []).append(path)
+                self._folded.setdefault(_nfc(name).lower(), []).append(path)
 
     def find(self, name: str) -> tuple[str | None, str]:
-        """(path, "") or (None, why not). The name as it is written comes before other letter cases;
-        its folder, if it names one, counts too."""
-        name = name.replace("\\", "/")
+        """Return (path, "") or (None, why there is none).
+
+        The exact name is preferred to other letter cases, and a folder in the name is respected.
+        """
+        name = _nfc(name.replace("\\", "/"))
         folder, _, base = name.rpartition("/")
         for found in (self._exact.get(base, []), self._folded.get(base.lower(), [])):
             if folder:
-                within = [path for path in found if path.rpartition("/")[0].endswith(folder)]
+                within = [path for path in found if _nfc(path.rpartition("/")[0]).endswith(folder)]
                 found = within or found
             if len(found) == 1:
                 return found[0], ""

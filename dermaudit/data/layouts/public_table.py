@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..manifest.tables import RawTable
 from .concept_meta import images_of
-from .csv_rows import Column, Rows, header_of, one_file, raw_table, read_rows
+from .csv_rows import Column, CsvRows, header_of, one_file, raw_table, read_rows
 from .image_names import ImageNames
 
 Columns = dict[str, Column]
@@ -30,7 +30,7 @@ class PublicTable:
     image: str
     needed: tuple[str, ...]
     columns: Mapping[str, str] = field(default_factory=dict)
-    derive: Callable[[Rows], Columns] | None = None
+    derive: Callable[[CsvRows], Columns] | None = None
     order: int = 50
 
     def matches(self, path: Path) -> bool:
@@ -38,12 +38,15 @@ class PublicTable:
         return set(header_of(path)) >= {self.image, *self.needed}
 
     def read(self, path: Path) -> RawTable:
-        """Read the table at `path`, or the only one in that folder. Rows without an image are set
-        aside. Errors: UserInputError for a file that is missing, unreadable or lacks a column."""
+        """Read the table at `path`, or the only one in that folder. Rows without an image are skipped.
+
+        Errors: UserInputError for a file that is missing, unreadable or lacks a column.
+        """
         file = one_file(path, self.matches, self.name, self.usual_file)
         rows = read_rows(file)
         rows.need([self.image, *self.needed], self.name)
-        images, bad = images_of(rows, self.image, ImageNames(file.parent, file.parent))
+        root = _images_root(file)
+        images, bad = images_of(rows, self.image, ImageNames(root, root))
         columns: Columns = {"image": images, "image_id": list(images)}
         for name, source in self.columns.items():
             if source in rows.columns:
@@ -54,7 +57,19 @@ class PublicTable:
             *self.columns.values(),
             *(n for n in rows.columns if n.startswith("unnamed_")),
         }
-        return raw_table(rows, self.name, columns, used, bad, file.parent)
+        if "split" not in columns and not set(rows.get("split")) >= {"train", "test"}:
+            used.add("split")  # such as "train" in every row: the split is then made by group
+        return raw_table(rows, self.name, columns, used, bad, root)
+
+
+def _images_root(file: Path) -> Path:
+    """Return the folder that holds the images: that of the table, or the one above `meta/`.
+
+    derm7pt has release_v0/meta/meta.csv and release_v0/images.
+    """
+    folder = file.absolute().parent
+    above = folder.parent / "images"
+    return file.parent.parent if folder.name == "meta" and above.is_dir() else file.parent
 
 
 def indicator(cells: Column, present: Callable[[str], bool]) -> Column:

@@ -1,6 +1,6 @@
 """SCIN (Ward et al., arXiv 2402.18545): one case has up to three photographs.
 
-`scin_labels.csv` beside `scin_cases.csv` gives the diagnoses; the one with the largest weight is the
+`scin_labels.csv` in the folder of `scin_cases.csv` gives the diagnoses; the one with the largest weight is the
 label. Every photograph of a case is one row, and the case is the group.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..manifest.tables import RawTable
 from .concept_meta import images_of
-from .csv_rows import Column, Rows, header_of, one_file, raw_table, read_rows
+from .csv_rows import Column, CsvRows, header_of, one_file, raw_table, read_rows
 from .image_names import ImageNames
 from .public_table import Columns, indicator
 from .registry import Layout
@@ -28,8 +28,10 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> RawTable:
-    """Read the cases and their labels. Errors: UserInputError for a file that is missing,
-    unreadable or lacks a column."""
+    """Read the cases and their labels.
+
+    Errors: UserInputError for a file that is missing, unreadable or lacks a column.
+    """
     file = one_file(path, matches, NAME, "scin_cases.csv")
     cases = read_rows(file)
     cases.need(["case_id", "image_1_path"], NAME)
@@ -56,11 +58,11 @@ def read(path: Path) -> RawTable:
     return raw_table(rows, NAME, columns, used, bad, file.parent)
 
 
-def _labels(file: Path, cases: Rows) -> Columns:
-    beside = file.with_name(file.name.replace("cases", "labels"))
-    if beside == file or not beside.is_file():
+def _labels(file: Path, cases: CsvRows) -> Columns:
+    labels_file = file.with_name(file.name.replace("cases", "labels"))
+    if labels_file == file or not labels_file.is_file():
         return {}
-    labels = read_rows(beside)
+    labels = read_rows(labels_file)
     row_of = {case: row for row, case in enumerate(labels.get("case_id"))}
     rows = [row_of.get(case) for case in cases.get("case_id")]
     return {
@@ -69,7 +71,7 @@ def _labels(file: Path, cases: Rows) -> Columns:
     }
 
 
-def _one_row_an_image(cases: Rows) -> Rows:
+def _one_row_an_image(cases: CsvRows) -> CsvRows:
     """Return the table with one row per photograph; a case without any keeps one blank row."""
     at = [
         (row, cases.get(name)[row])
@@ -95,13 +97,13 @@ def _heaviest(cell: str | None) -> str | None:
         return None
 
 
-def _first_known(rows: Rows, names: tuple[str, ...]) -> Column:
+def _first_known(rows: CsvRows, names: tuple[str, ...]) -> Column:
     unknown = (None, "NONE_SELECTED", "NONE_IDENTIFIED")
     both = zip(*(rows.get(name) for name in names), strict=True)
     return [next((cell for cell in cells if cell not in unknown), None) for cells in both]
 
 
-def _sites(rows: Rows) -> Column:
+def _sites(rows: CsvRows) -> Column:
     names = [name for name in rows.columns if name.startswith("body_parts_")]
     parts = (
         [n.removeprefix("body_parts_") for n in names if rows.get(n)[row] == "YES"]

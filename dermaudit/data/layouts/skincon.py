@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from .csv_rows import Rows
+import re
+
+from .csv_rows import CsvRows
 from .public_table import Columns, PublicTable
 
 _EXCLUDED = "Do not consider this image"
 _ZERO_ONE = {"0", "1", "0.0", "1.0", None}
 
 
-def _concepts(rows: Rows) -> Columns:
+def _concepts(rows: CsvRows) -> Columns:
     made: Columns = {}
     excluded = [cell in ("1", "1.0") for cell in rows.get(_EXCLUDED)]
     for name, cells in rows.columns.items():
         if name in ("ImageID", _EXCLUDED) or name.startswith("unnamed_"):
             continue
         if set(cells) <= _ZERO_ONE:
-            concept = "_".join(name.lower().replace("/", " ").replace("-", " ").split())
-            # What the annotators said of an image that they rejected is unknown.
+            # "Brown(Hyperpigmentation)" is brown_hyperpigmentation.
+            concept = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+            # The concepts of an image that the annotators rejected are unknown.
             known = zip(cells, excluded, strict=True)
             made[f"concept:{concept}"] = [None if out else cell for cell, out in known]
     return made

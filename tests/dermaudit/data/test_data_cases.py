@@ -1,4 +1,4 @@
-"""Inputs that failed in practice: derived files beside images, one class under several spellings."""
+"""Inputs that failed in practice: derived files among images, one class under several spellings."""
 
 from __future__ import annotations
 
@@ -94,6 +94,41 @@ def test_a_merge_that_cannot_be_done_is_refused(main, spelled, tmp_path, merge, 
     done = main("data", "convert", spelled, "--out", tmp_path / "out", "--merge-labels", merge)
     assert done.rc == 2 and message in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("argv", [["convert"], ["check"]])
+def test_a_small_set_has_every_split_and_a_warning(main, image_folder, tmp_path, argv):
+    """Ten patients with three images each, without a column `split`."""
+    folder = image_folder(*[f"{i}.png" for i in range(30)])
+    rows = "".join(f"{i}.png,P{i // 3}\n" for i in range(30))
+    (folder / "table.csv").write_text("image,group\n" + rows)
+    out = tmp_path / "out"
+    done = main(
+        "data", *argv, folder / "table.csv", *(["--out", out] if argv == ["convert"] else [])
+    )
+    assert done.rc == 0
+    assert "warning: too few images (21 in train, 3 in val, 6 in test)" in done.stderr
+    assert "a column 'split'" in done.stderr
+    if argv == ["convert"]:
+        table = pq.read_table(out / "manifest.parquet").to_pydict()
+        split_of_group = dict(zip(table["group"], table["split"], strict=True))
+        assert sorted(split_of_group.values()) == ["test"] * 2 + ["train"] * 7 + ["val"]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("case", "table", "n"),
+    [("01-pad-ufes-20", "metadata.csv", 30), ("02-ddi", "ddi_metadata.csv", 24)],
+)
+def test_public_tables_are_converted_as_they_are_downloaded(
+    main, data_dir, tmp_path, case, table, n
+):
+    source = data_dir / "cases" / case / table
+    done = main("data", "convert", source, "--out", tmp_path / "out", "--json")
+    assert done.rc == 0, done.stderr
+    assert (done.json()["n_images"], done.json()["n_skipped"]) == (n, 0)
+    columns = pq.read_table(tmp_path / "out" / "manifest.parquet").column_names
+    assert {"label", "skin_tone", "group"} <= set(columns)
 
 
 @pytest.mark.data

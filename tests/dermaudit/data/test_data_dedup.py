@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dermaudit.data.duplicates import embeddings as dedup
-from dermaudit.data.duplicates.embeddings import Witnesses
+from dermaudit.data.duplicates.embeddings import Features
 from dermaudit.data.duplicates.hashes import (
     near_pairs,
     nearest_hash,
@@ -179,7 +179,7 @@ def test_turns__are_the_seven_other_ways_and_their_hashes_find_each_other():
     assert len({way.tobytes() for way in ways}) == 8
     assert all(np.array_equal(np.sort(way, axis=None), np.sort(pixels, axis=None)) for way in ways)
     known = [
-        Witnesses(None, pack_hashes(np.stack([perceptual_hash(np.asarray(i)) for i in images])))
+        Features(None, pack_hashes(np.stack([perceptual_hash(np.asarray(i)) for i in images])))
         for images in ([picture(1), picture(0), picture(2)], [Image.fromarray(ways[6])])
     ]
     assert not len(dedup.find_pairs(*known, np.inf).a)
@@ -192,27 +192,27 @@ def test_turns__are_the_seven_other_ways_and_their_hashes_find_each_other():
         pack_hashes(perceptual_hash(w)[None])
         for w in (even.astype(np.uint8), *turns(even.astype(np.uint8)))
     ]
-    alone = Witnesses(None, own[0], np.stack(own[1:], axis=1))
+    alone = Features(None, own[0], np.stack(own[1:], axis=1))
     assert not len(dedup.find_pairs(alone, None, np.inf).a)
 
 
-# ---- both, and the verb --------------------------------------------------------------------------
+# ---- both, and the command --------------------------------------------------------------------------
 
 
-def test_find_pairs__keeps_both_scores_and_says_what_found_them():
+def test_find_pairs__keeps_both_scores_and_which_criterion_found_them():
     rng = np.random.default_rng(3)
     a, hashes_a = rng.standard_normal((50, 16)), random_hashes(rng, 50)
     b, hashes_b = rng.standard_normal((4, 16)), random_hashes(rng, 4)
     b[0], hashes_b[1] = a[7] * 2, flip_bits(rng, hashes_a[9], 5)
     b[2], hashes_b[2] = a[11], hashes_a[11]
-    pairs = dedup.find_pairs(Witnesses(a, hashes_a), Witnesses(b, hashes_b), 0.99)
+    pairs = dedup.find_pairs(Features(a, hashes_a), Features(b, hashes_b), 0.99)
     assert list(zip(pairs.a, pairs.b, strict=True)) == [(11, 2), (9, 1), (7, 0)], "nearest first"
     assert pairs.by_cosine.tolist() == [True, False, True]
     assert pairs.by_hash.tolist() == [True, True, False]
     assert pairs.cosine[[0, 2]] == pytest.approx(1) and pairs.bits[:2].tolist() == [0, 5]
     assert pairs.cosine[1] < 0.9 and pairs.bits[2] > 60
     both = np.concatenate([a, a[3:4]])
-    within = dedup.find_pairs(Witnesses(both), None, 0.999)
+    within = dedup.find_pairs(Features(both), None, 0.999)
     assert (within.a.tolist(), within.b.tolist(), within.bits.tolist()) == ([3], [50], [-1])
 
 
@@ -359,7 +359,7 @@ def test_a_lost_shard__is_refused_or_left_out(main, tmp_path):
     assert "shard-000000.tar: the file does not exist; its 4 images are left out" in done.stderr
 
 
-def test_what_was_not_looked_at__is_not_reported(main, tmp_path):
+def test_a_criterion_that_was_not_used__is_not_reported(main, tmp_path):
     a = folder(tmp_path / "a", range(4))
     done = main("data", "dedup", a, "--by", "hash", "--json")
     assert set(done.json()["duplicates"]) == {"either", "hash"}
@@ -367,7 +367,7 @@ def test_what_was_not_looked_at__is_not_reported(main, tmp_path):
     assert rows == ["hash"]
 
 
-def test_too_few_for_a_threshold__the_hash_is_told_alone(main, tmp_path):
+def test_too_few_for_a_threshold__only_the_hash_is_reported(main, tmp_path):
     a, b = folder(tmp_path / "a", range(8)), folder(tmp_path / "b", [3, 30], smaller)
     done = main("data", "dedup", a, b, "--json")
     answer = done.json()
@@ -384,7 +384,7 @@ def test_wrong_names_and_shapes__come_before_too_few_images(main, tmp_path):
     done = main("data", "dedup", a, b, "--model", "dermoscopy-smal")
     assert done.rc == 2 and "did you mean 'dermoscopy-small'" in done.stderr
     np.save(tmp_path / "a.npy", np.ones((4, 6), np.float32))
-    for shape, said in (((3, 5), "of 6 numbers"), ((2, 6), "has 2 rows")):
+    for shape, message in (((3, 5), "of 6 numbers"), ((2, 6), "has 2 rows")):
         np.save(tmp_path / "b.npy", np.ones(shape, np.float32))
         done = main(
             "data",
@@ -396,26 +396,26 @@ def test_wrong_names_and_shapes__come_before_too_few_images(main, tmp_path):
             "--embeddings-b",
             tmp_path / "b.npy",
         )
-        assert done.rc == 2 and said in done.stderr
+        assert done.rc == 2 and message in done.stderr
     missing = main("data", "dedup", a, "--embeddings-a", tmp_path / "aa.npy")
     assert missing.rc == 2 and f"did you mean {tmp_path / 'a.npy'}?" in missing.stderr
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--by", "cosin"), "did you mean 'cosine'"),
-        (("--threshold", 2), "--threshold 2.0 is no cosine"),
+        (("--threshold", 2), "--threshold 2.0 is not a cosine"),
         (("--false-share", 0), "--false-share 0.0"),
         (("--bits", 100), "--bits 100"),
         (("--html",), "give --out"),
-        (("--embeddings-b", "x.npy"), "one side only"),
+        (("--embeddings-b", "x.npy"), "one set only"),
         (("--ids-a", "x.txt"), "--ids-a belongs to a file"),
     ],
 )
-def test_flags_that_cannot_be__are_named(main, tmp_path, flags, said):
+def test_flags_that_cannot_be_used__are_named(main, tmp_path, flags, message):
     done = main("data", "dedup", tmp_path, tmp_path, *flags)
-    assert done.rc == 2 and said in done.stderr
+    assert done.rc == 2 and message in done.stderr
 
 
 @pytest.mark.data

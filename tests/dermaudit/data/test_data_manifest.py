@@ -1,4 +1,4 @@
-"""The manifest: the same table from every format, and every fault named with file, line and mend."""
+"""The manifest: the same table from every format, and every fault named with file, line and fix."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ from dermaudit.data.splits import split_of
 from dermaudit.errors import UserInputError
 
 HEADER = "image,image_id,label,group,artifact:ruler,concept:globules,age"
-ROWS = [
-    "a.jpg,001,mel,G1,1,0.25,50",
-    "b.jpg,002,nv,G1,0,,60",
-    "c.jpg,003,,G2,,1,",
-]
+ROWS = ["a.jpg,001,mel,G1,1,0.25,50", "b.jpg,002,nv,G1,0,,60", "c.jpg,003,,G2,,1,"]
 
 
 def write(folder, *rows: str, header: str = HEADER, name: str = "manifest.csv"):
@@ -147,7 +143,7 @@ def test_where(tmp_path, expression, ids):
 
 
 @pytest.mark.parametrize(
-    ("expression", "said", "hint"),
+    ("expression", "message", "hint"),
     [
         ("lable = 'mel'", "lable", "did you mean label?"),
         ("rular = 1", "rular", 'did you mean "artifact:ruler"?'),
@@ -155,7 +151,7 @@ def test_where(tmp_path, expression, ids):
         ("label = ", "cannot be used: a part is missing", "columns: image"),
         ("label = = 'mel'", "cannot be used: it cannot be read from '=' on", "columns"),
         ("label = 'mel", "cannot be used: a quote is not closed", "columns"),
-        ("age > 'old'", "the text 'old' stands where a number is needed", "columns"),
+        ("age > 'old'", "the text 'old' is where a number is needed", "columns"),
         ("lenth(label) = 3", "there is no function lenth", "columns"),
         ("label + 1 = 2", "it is no condition on one row", "columns"),
         ("max(age) = 3", "for each row by itself", "columns"),
@@ -164,12 +160,12 @@ def test_where(tmp_path, expression, ids):
         ("1=1); COPY manifest TO 'stolen.csv'; SELECT (1", "cannot be used", "columns"),
     ],
 )
-def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, said, hint):
+def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, message, hint):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, *ROWS)
     with pytest.raises(UserInputError) as caught:
         Manifest.load(tmp_path).where(expression)
-    assert said in caught.value.message and hint in caught.value.hint
+    assert message in caught.value.message and hint in caught.value.hint
     assert "Error" not in caught.value.message, "DuckDB's own words are left out"
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.csv"]
 
@@ -178,7 +174,7 @@ def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, said, hint
 
 
 @pytest.mark.parametrize(
-    ("header", "rows", "said", "hint"),
+    ("header", "rows", "message", "hint"),
     [
         ("imgae,label", ["a.jpg,mel"], "has no column 'image'", "rename the column 'imgae'"),
         ("image_path,label", ["a.jpg,mel"], "has no column 'image'", "'image_path' to 'image'"),
@@ -191,6 +187,24 @@ def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, said, hint
         ("image", ["..\\a.jpg"], "is a path outside the data folder", "inside"),
         ("image", ["/etc/a.jpg"], "'/etc/a.jpg' is an absolute path", "relative to"),
         ("image", ["C:\\a.jpg"], "is an absolute path", "relative to"),
+        (
+            "image",
+            ["https://x.org/a.jpg?w=9"],
+            "line 2: column 'image': 'https:",
+            "download the images",
+        ),
+        (
+            "image",
+            ["a.jpg", "s3://b/a.jpg"],
+            "line 3: column 'image': 's3://b/a.jpg' is a URL",
+            "download",
+        ),
+        (
+            "image,label,Label",
+            ["a.jpg,mel,1"],
+            "the columns 'label' and 'Label' differ in letter case alone",
+            "rename or remove one",
+        ),
         ("image", ["a.txt"], "'a.txt' is not the name of an image (jpg", "relative"),
         (
             "image",
@@ -243,11 +257,11 @@ def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, said, hint
         ),
     ],
 )
-def test_a_fault_is_named_with_its_place_and_mend(tmp_path, header, rows, said, hint):
+def test_a_fault_is_reported_with_its_place_and_fix(tmp_path, header, rows, message, hint):
     path = write(tmp_path, *rows, header=header)
     with pytest.raises(UserInputError) as caught:
         Manifest.load(tmp_path)
-    assert said in caught.value.message and str(path) in caught.value.message
+    assert message in caught.value.message and str(path) in caught.value.message
     assert hint in caught.value.hint
 
 
@@ -268,7 +282,7 @@ def test_rows_are_counted_where_lines_are_not_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("manifest.csv", b"", "is empty"),
         ("manifest.csv", b"image\n\xff\xfe.jpg\n", "cannot be read as CSV"),
@@ -277,9 +291,9 @@ def test_rows_are_counted_where_lines_are_not_rows(tmp_path):
         ("manifest.parquet", b"PAR1 and no more", "cannot be read as PARQUET"),
     ],
 )
-def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, said):
+def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserInputError, match=said) as caught:
+    with pytest.raises(UserInputError, match=message) as caught:
         Manifest.load(tmp_path)
     assert name in caught.value.message and caught.value.hint
 
@@ -287,7 +301,7 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, said):
 def test_a_place_without_images_is_named(tmp_path):
     with pytest.raises(UserInputError, match="nothing-here does not exist") as caught:
         Manifest.load(tmp_path / "nothing-here")
-    assert caught.value.hint == f"nothing in {tmp_path} is called so: see the spelling"
+    assert caught.value.hint == f"{tmp_path} has no such file or folder: check the spelling"
     with pytest.raises(UserInputError) as caught:
         Manifest.load(tmp_path / "no" / "such" / "place")
     assert caught.value.hint.startswith(f"there is no {tmp_path / 'no'} either")
@@ -308,7 +322,7 @@ def test_a_place_without_images_is_named(tmp_path):
     ],
 )
 @pytest.mark.parametrize("layout", ["auto", "native", "isic"])
-def test_a_file_that_is_no_table_says_how_to_save_it(tmp_path, suffix, hint, layout):
+def test_the_hint_for_a_file_that_is_no_table_is_how_to_save_it(tmp_path, suffix, hint, layout):
     file = tmp_path / f"a{suffix}"
     file.write_bytes(b"image\tlabel\n")
     with pytest.raises(UserInputError, match="is not a table that can be read") as caught:
@@ -316,7 +330,7 @@ def test_a_file_that_is_no_table_says_how_to_save_it(tmp_path, suffix, hint, lay
     assert caught.value.hint == hint
 
 
-def test_images_may_be_links_but_paths_never_climb(tmp_path, image_folder):
+def test_images_may_be_links_but_paths_may_not_leave_the_folder(tmp_path, image_folder):
     """`data convert --link` makes links that point outside; a path in a table may not."""
     source = image_folder("a.png", name="elsewhere")
     data = tmp_path / "data"
@@ -327,6 +341,71 @@ def test_images_may_be_links_but_paths_never_climb(tmp_path, image_folder):
     write(data, "../elsewhere/a.png", header="image")
     with pytest.raises(UserInputError, match="outside the data folder"):
         Manifest.load(data)
+
+
+def test_a_linked_folder_of_images_is_read_and_a_loop_ends(tmp_path, image_folder):
+    source = image_folder("a.png", "b.png", name="elsewhere")
+    data = tmp_path / "data"
+    (data / "nv").mkdir(parents=True)
+    (data / "mel").symlink_to(source)
+    (data / "nv" / "up").symlink_to(data)
+    manifest = Manifest.load(data)
+    assert list(zip(manifest.column("image"), manifest.labels, strict=True)) == [
+        ("mel/a.png", "mel"),
+        ("mel/b.png", "mel"),
+    ]
+
+
+@pytest.mark.parametrize("value", [["mel", "nv"], {"name": "mel"}, []])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_list_or_object_in_a_plain_column_is_refused(tmp_path, main, value, suffix):
+    rows = [{"image": "a.jpg", "label": value}, {"image": "b.jpg", "label": value}]
+    path = tmp_path / f"manifest.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in [{"image": "c.jpg"}, *rows]))
+    else:
+        pq.write_table(pa.Table.from_pylist([*rows, {"image": "c.jpg"}]), path)
+    where = "line 2" if suffix == "jsonl" else "row 0"
+    for argv in (["convert", path, "--out", tmp_path / "out"], ["check", path]):
+        done = main("data", *argv)
+        assert done.rc == 2 and f"{where}: column 'label' holds" in done.stderr
+        assert "write one value per image" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "file"),
+    [
+        ("mel\\a.png", "mel/a.png"),
+        ("L\u00e9sion.png", "Le\u0301sion.png"),  # composed in the table, decomposed on the disk
+        ("Le\u0301sion.png", "L\u00e9sion.png"),
+        ("mel\\L\u00e9sion.png", "mel/Le\u0301sion.png"),
+        ("a\\b.png", "a\\b.png"),  # a file whose name holds a backslash
+    ],
+)
+def test_paths_that_another_system_wrote_are_found(tmp_path, image_folder, written, file):
+    folder = image_folder(file)
+    write(folder, written, header="image")
+    assert Manifest.load(folder).column("image") == [file]
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("image,Label", "no column 'label'; if 'Label' is meant, rename it to 'label'"),
+        ("image,diagnosis", "if 'diagnosis' is meant, rename it to 'label'"),
+        ("image,patient_id", "if 'patient_id' is meant, rename it to 'group'"),
+        ("image,label", ""),
+    ],
+)
+def test_an_optional_column_under_another_name_is_reported(
+    tmp_path, image_folder, main, header, expected
+):
+    folder = image_folder("a.png")
+    write(folder, "a.png,x", header=header)
+    for argv in (["convert", folder, "--out", tmp_path / "out"], ["check", folder]):
+        done = main("data", *argv)
+        assert done.rc == 0 and expected in done.stderr
+        assert ("is meant" in done.stderr) == bool(expected)
 
 
 @given(st.floats(0, 1) | st.integers(0, 1) | st.booleans())

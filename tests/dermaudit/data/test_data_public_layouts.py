@@ -72,12 +72,16 @@ def test_bcn20000_groups_by_lesion(tmp_path):
     layout, got = read(
         tmp_path / "bcn",
         "bcn_20k_train.csv",
-        "bcn_filename,age_approx,anatom_site_general,diagnosis,lesion_id,sex\n"
-        "BCN_1.jpg,55,anterior torso,MEL,BCN_L1,male\n",
-        "BCN_20k_train/BCN_1.jpg",
+        "bcn_filename,age_approx,anatom_site_general,diagnosis,lesion_id,capture_date,sex,split\n"
+        "BCN_0000000001.jpg,55.0,anterior torso,MEL,BCN_0003884,2012-05-16,male,train\n"
+        "BCN_0000000003.jpg,,,NV,BCN_0000019,2015-07-09,female,train\n"
+        "BCN_0000000004.jpg,60.0,head/neck,SCC,BCN_0003499,2016-06-23,male,train\n",
+        *(f"BCN_20k_train/bcn_20k_train/BCN_000000000{i}.jpg" for i in (1, 3, 4)),
     )
-    assert layout == "bcn20000" and got["label"] == ["MEL"] and got["group"] == ["BCN_L1"]
-    assert got["site"] == ["anterior torso"] and got["sex"] == ["male"]
+    assert layout == "bcn20000" and got["label"] == ["MEL", "NV", "SCC"]
+    assert got["group"] == ["BCN_0003884", "BCN_0000019", "BCN_0003499"]
+    assert got["site"] == ["anterior torso", None, "head/neck"] and got["age"] == [55, None, 60]
+    assert set(got["split"]) == {"train", "val", "test"}, "'train' in every row is not a split"
 
 
 def test_derm7pt_attributes_become_concepts(tmp_path):
@@ -96,6 +100,26 @@ def test_derm7pt_attributes_become_concepts(tmp_path):
     assert got["concept:atypical_pigment_network"] == [1, 0]
     assert got["concept:streaks"] == [0, 1] and got["concept:blue_whitish_veil"] == [1, 0]
     assert got["group"] == ["1", "2"]
+
+
+def test_derm7pt_release_folder_keeps_its_published_split(tmp_path):
+    meta = tmp_path / "release_v0" / "meta"
+    meta.mkdir(parents=True)
+    for name, indexes in (("train", "0\n3"), ("valid", "1"), ("test", "2")):
+        (meta / f"{name}_indexes.csv").write_text(f"indexes\n{indexes}\n")
+    rows = [f"{i},nevus,absent,NEL/C{i}.jpg,NEL/D{i}.jpg\n" for i in range(1, 5)]
+    layout, got = read(
+        meta,
+        "meta.csv",
+        "case_num,diagnosis,pigment_network,clinic,derm\n" + "".join(rows),
+        *(f"../images/NEL/{letter}{i}.jpg" for i in range(1, 5) for letter in "CD"),
+    )
+    assert layout == "derm7pt" and got["split"] == ["train", "val", "test", "train"]
+    assert got["image"] == [f"images/NEL/D{i}.jpg" for i in range(1, 5)]
+    by_folder = read_layout(tmp_path / "release_v0")
+    assert by_folder.layout == "derm7pt" and complete(by_folder).to_pydict() == got
+    (meta / "test_indexes.csv").write_text("indexes\n")
+    assert "split" not in read_layout(meta / "meta.csv").table.column_names
 
 
 def test_scin_has_one_row_per_photograph_and_the_heaviest_label(tmp_path):
@@ -122,13 +146,14 @@ def test_skincon_concepts_of_rejected_images_are_unknown(tmp_path):
     layout, got = read(
         tmp_path / "skincon",
         "annotations_ddi.csv",
-        ",ImageID,Vesicle,Dome-shaped,Do not consider this image\n0,000001.png,1,0,0\n"
-        "1,000002.png,0,0,1\n",
+        ",ImageID,Vesicle,Dome-shaped,Brown(Hyperpigmentation),Do not consider this image\n"
+        "0,000001.png,1,0,1,0\n1,000002.png,0,0,1,1\n",
         "images/000001.png",
         "images/000002.png",
     )
     assert layout == "skincon" and got["concept:vesicle"] == [1, None]
     assert got["concept:dome_shaped"] == [0, None]
+    assert got["concept:brown_hyperpigmentation"] == [1, None]
 
 
 @pytest.mark.data

@@ -52,13 +52,46 @@ def test_none__an_empty_batch(preprocess_cfg):
     assert Preprocess(preprocess_cfg)([]).shape == (0, 3, 64, 64)
 
 
-@pytest.mark.parametrize(
-    "wrong", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)]
-)
-def test_not_an_image__refused_alone_and_among_others(preprocess_cfg, wrong):
+def test_one_image_in_any_form_is_what_the_stock_transform_gives(preprocess_cfg, tmp_path):
     own = Preprocess(preprocess_cfg)
-    with pytest.raises(UserInputError, match="an image must be uint8 of shape"):
-        own([images()[0], wrong])
+    stock = image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False)
+    pixels = images()[1]
+    photo, path = Image.fromarray(pixels), tmp_path / "photo.png"
+    photo.save(path)
+    expected = stock(photo)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    forms = [photo, path, str(path), pixels, tensor]
+    for form in forms:
+        assert torch.equal(own(form), expected)
+    assert torch.equal(own(forms), expected.expand(5, -1, -1, -1))
+    assert torch.equal(own(tuple(forms[:2])), own(forms[:2]))
+    assert torch.equal(own(tensor[None]), expected[None])
+    for mode in ("L", "RGBA", "P"):
+        assert torch.equal(own(photo.convert(mode)), stock(photo.convert(mode)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.zeros((8, 8, 3)), r"an image must be uint8 .* not float64 \(8, 8, 3\)"),
+        (np.zeros((8, 8), np.uint8), r"an image must be uint8 of shape"),
+        (np.zeros((8, 8, 4), np.uint8), r"an image must be uint8 of shape"),
+        (np.zeros((0, 8, 3), np.uint8), r"not uint8 \(0, 8, 3\)"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"not torch.uint8 \(8, 8, 3\)"),
+        (torch.zeros(3, 8, 8), r"not torch.float32 \(3, 8, 8\)"),
+        (None, "not NoneType"),
+        (7, "not int"),
+        (Image.new("I;16", (8, 8)), "mode I;16 has more than 8 bits"),
+        (Image.new("RGB", (0, 8)), "empty: 0 x 8 pixels"),
+        ("missing.png", "missing.png: the file does not exist"),
+    ],
+)
+def test_what_is_not_an_image_is_refused_alone_and_among_others(preprocess_cfg, wrong, message):
+    own = Preprocess(preprocess_cfg)
+    for given in (wrong, [images()[0], wrong]):
+        with pytest.raises(UserInputError, match=message) as refused:
+            own(given)
+        assert refused.value.exit_code == 2 and "\n" not in refused.value.message
 
 
 def test_a_spread_of_zero__refused_as_torchvision_does(preprocess_cfg):

@@ -82,10 +82,12 @@ def test_zeroing_a_latent_in_a_block_is_the_closed_form_there(tower, images, blo
 
 
 def test_cache_holds_the_codes_under_the_sites_name(tower, images, pooled_sae):
+    plain = tower.encode_image(images)
     with tower.saes([pooled_sae]):
         _, cache = tower.run_with_cache(images)
-    codes = cache["visual.pooled.hook_sae_acts_post"]
-    assert torch.equal(codes, pooled_sae.encode(cache["visual.pooled"]))
+    assert torch.equal(cache["visual.pooled.hook_sae_input"], plain)
+    assert torch.equal(cache["visual.pooled.hook_sae_acts_post"], pooled_sae.encode(plain))
+    assert torch.equal(cache["visual.pooled.hook_sae_output"], cache["visual.pooled"])
     _, after = tower.run_with_cache(images)
     assert not any("hook_sae" in site for site in after)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dermaudit.console import say, table
@@ -21,6 +23,32 @@ SUPPRESSION_KEYS = (
     "n",
 )
 REASON_KEYS = ("reason", "clean_auroc_delta_reason", "insertion_residual_reason")
+SAE_KEYS = ("d_in", "d_sae", "l0", "fvu", "dead")
+
+
+def audit_result(
+    run: Path, target: str, results: Mapping[str, Mapping[str, Any]], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Return the object of `--json`, from what each stage returned (by its command)."""
+    embedded, labels = results["embed"], results["annotate"]["labels"]
+    suppressed = results["recipe make"]["suppression"]
+    saes = results["fit"]["sae"]
+    result = {
+        "run": str(run),
+        "n_images": embedded["n_images"],
+        "n_skipped": embedded["n_skipped"],
+        "peak_rss_gb": peak_rss_gb(),
+        "seconds": seconds,
+        "sae": {site: {key: figures[key] for key in SAE_KEYS} for site, figures in saes.items()},
+        "concepts": concept_summary(labels),
+        "naming": naming_summary(results["name"]),
+        "bottleneck": bottleneck_summary(results["compare"], target),
+        "suppression": {name: suppression_summary(f) for name, f in suppressed.items()},
+        "report": str(results["report"]["report"]),
+    }
+    if not labels:
+        result["concepts_reason"] = "no labels: not measured"
+    return result
 
 
 def bottleneck_summary(compared: Mapping[str, Any], target: str) -> dict[str, Any]:
@@ -34,7 +62,7 @@ def suppression_summary(figures: Mapping[str, Any]) -> dict[str, Any]:
     return row | {key: figures[key] for key in REASON_KEYS if figures.get(key)}
 
 
-def concept_summary(labels: dict[str, Any]) -> dict[str, Any]:
+def concept_summary(labels: Mapping[str, Any]) -> dict[str, Any]:
     out = {}
     for name, row in labels.items():
         out[name] = {
@@ -61,7 +89,7 @@ def _pair(row: dict[str, Any], key: str) -> list[float] | None:
     return None if row[f"{key}_lo"] is None else [row[f"{key}_lo"], row[f"{key}_hi"]]
 
 
-def naming_summary(naming: dict[str, Any]) -> dict[str, Any]:
+def naming_summary(naming: Mapping[str, Any]) -> dict[str, Any]:
     keys = (
         "named",
         "unnamed",
@@ -78,7 +106,8 @@ def naming_summary(naming: dict[str, Any]) -> dict[str, Any]:
 
 def peak_rss_gb() -> float:
     """Peak resident memory of this process in GB (`make bench` measures the whole process tree)."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
 def print_summary(result: dict[str, Any]) -> None:

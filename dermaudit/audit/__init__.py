@@ -1,0 +1,1 @@
+"""The commands `audit` and `demo`: every stage of a run, one after the other."""

@@ -1,0 +1,104 @@
+"""An audit: every stage of a run, one after the other, each with the options that the audit gives it."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dermaudit.concepts.bottlenecks.stage import CompareOptions
+from dermaudit.concepts.naming.stage import NameOptions
+from dermaudit.concepts.suppression.options import RecipeOptions
+from dermaudit.console import say
+from dermaudit.dashboards.report.stage import ReportOptions
+from dermaudit.run.directory import open_run
+from dermaudit.run.stages import Stage, StageOptions, stages
+from dermaudit.sae.embed.options import EmbedOptions
+from dermaudit.sae.training.options import FitOptions
+
+from .summary import audit_result, print_summary
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """What an audit does: `concepts` to suppress (empty: every artifact that is labelled or named),
+    `target` the label whose prediction is audited, `where` an SQL condition on the manifest,
+    `seeds` of the SAEs (empty: `seed` alone)."""
+
+    data: Path
+    model: str
+    run: Path
+    concepts: tuple[str, ...] = ()
+    target: str = "mel"
+    where: str | None = None
+    vocabulary: str = "dermoscopy"
+    strict: bool = False
+    seed: int = 0
+    seeds: tuple[int, ...] = ()
+    threads: int = 1
+    force: bool = False
+
+    def stage_options(self) -> dict[str, StageOptions]:
+        """Return the options of every stage by its command; a stage that is not here has none."""
+        seed: dict[str, Any] = {"seed": self.seed, "force": self.force}
+        threads: dict[str, Any] = {**seed, "threads": self.threads}
+        words: dict[str, Any] = {**threads, "vocabulary": self.vocabulary}
+        return {
+            "embed": EmbedOptions(
+                data=self.data, model=self.model, where=self.where, strict=self.strict, **threads
+            ),
+            # One SAE at each site unless more are asked for; its figures: `dermaudit sae measure`.
+            "fit": FitOptions(seeds=self.seeds or (self.seed,), metrics=False, **threads),
+            "name": NameOptions(**words),
+            "compare": CompareOptions(task=self.target, **words),
+            "recipe make": RecipeOptions(
+                concept=self.concepts, target=self.target, refuse=False, **words
+            ),
+            "report": ReportOptions(force=True),
+        }
+
+
+def audit_stages() -> list[Stage[Any]]:
+    """Return the stages of an audit, in their order."""
+    return [stage for stage in stages() if stage.in_audit]
+
+
+def perform_audit(config: AuditConfig, seconds: dict[str, float] | None = None) -> dict[str, Any]:
+    """Make every stage of the run, print the summary, and return the object of `--json`.
+
+    `seconds`: what was done before, by name; its total is the total of the audit."""
+    seconds = dict(seconds or {})
+    require_enough_images(config)
+    options = config.stage_options()
+    default = StageOptions(seed=config.seed, force=config.force)
+    results: dict[str, dict[str, Any]] = {}
+    for stage in audit_stages():
+        title = "suppress" if stage.command == "recipe make" else stage.command
+        say(f"{title} …")
+        started = time.monotonic()
+        target = config.run if stage.opens == "path" else open_run(config.run)
+        results[stage.command] = stage.run(target, options.get(stage.command, default))
+        seconds[title] = round(time.monotonic() - started, 2)
+    seconds["total"] = round(sum(seconds.values()), 2)
+    result = audit_result(config.run, config.target, results, seconds)
+    print_summary(result)
+    say(f"\nnext: dermaudit explore --run {shlex.quote(str(config.run))}")
+    return result
+
+
+def require_enough_images(config: AuditConfig) -> None:
+    """Refuse a data set that is too small for an SAE before its images are embedded; an unknown model
+    is refused first."""
+    from dermaudit.data import Manifest
+    from dermaudit.sae.training.fit import require_enough_images
+    from dermaudit.towers import resolve
+
+    resolve(config.model)
+    manifest = Manifest.load(config.data)
+    if config.where:
+        manifest = manifest.where(config.where)
+    counts = {name: manifest.splits.count(name) for name in ("train", "val", "test")}
+    if manifest.n:  # `embed` names the condition that left no image
+        require_enough_images(counts, manifest.n)

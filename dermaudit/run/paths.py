@@ -1,0 +1,116 @@
+"""Where a run keeps its files (docs/formats.md). Their names are written here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The paths of the files of the run in the folder `root`."""
+
+    root: Path
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images.parquet"
+
+    @property
+    def skipped(self) -> Path:
+        return self.root / "skipped.parquet"
+
+    def embeddings(self, site: str) -> Path:
+        """The folder of the activation store of a site."""
+        return self.root / "embeddings" / site
+
+    # ---- sparse autoencoders
+
+    def sae(self, site: str) -> Path:
+        """The folder of the SAE of a site."""
+        return self.root / "sae" / site
+
+    def sae_config(self, site: str) -> Path:
+        return self.sae(site) / "cfg.json"
+
+    def sae_weights(self, site: str) -> Path:
+        return self.sae(site) / "sae_weights.safetensors"
+
+    def sae_metrics(self, site: str) -> Path:
+        return self.sae(site) / "metrics.json"
+
+    def measured(self, site: str) -> Path:
+        """The figures of `sae measure`."""
+        return self.sae(site) / "measured.json"
+
+    def stability(self, site: str) -> Path:
+        """How the SAE of a site compares with those of other seeds."""
+        return self.sae(site) / "stability.json"
+
+    def other_seed(self, site: str, seed: int) -> Path:
+        """The folder of an SAE of another seed."""
+        return self.root / "seeds" / site / f"seed-{seed}"
+
+    def sweep(self, site: str, member: str) -> Path:
+        """The folder of one SAE of a sweep."""
+        return self.root / "sweep" / site / member
+
+    def training(self, record: str, site: str) -> Path:
+        """The folder of the checkpoints of a fit, until it is done."""
+        return self.root / ".training" / f"{record}-{site}"
+
+    def codes(self, site: str) -> Path:
+        """The folder of the codes of all images at a site."""
+        return self.root / "codes" / site
+
+    # ---- concepts
+
+    @property
+    def labels(self) -> Path:
+        return self.root / "labels.parquet"
+
+    @property
+    def concepts(self) -> Path:
+        return self.root / "concepts.parquet"
+
+    @property
+    def naming(self) -> Path:
+        return self.root / "naming.json"
+
+    @property
+    def vocabulary(self) -> Path:
+        return self.root / "vocabulary.json"
+
+    @property
+    def bottlenecks(self) -> Path:
+        return self.root / "bottlenecks.parquet"
+
+    @property
+    def bottlenecks_reason(self) -> Path:
+        return self.root / "bottlenecks.reason.json"
+
+    def head(self, name: str = "label") -> Path:
+        return self.root / "heads" / f"{name}.safetensors"
+
+    def head_reason(self, name: str = "label") -> Path:
+        return self.root / "heads" / f"{name}.reason.json"
+
+    # ---- suppression
+
+    def recipe(self, concept: str) -> Path:
+        return self.root / "recipes" / f"{concept}.recipe.json"
+
+    def effects(self, concept: str) -> Path:
+        """The figures of a suppression."""
+        return self.root / "suppression" / f"{concept}.json"
+
+    def suppressed_images(self, concept: str) -> Path:
+        """A row for each test image, before and after suppression."""
+        return self.root / "suppression" / f"{concept}.parquet"
+
+    def suppression_reason(self, concept: str) -> Path:
+        return self.root / "suppression" / f"{concept}.reason.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report" / "index.html"
