@@ -1,11 +1,7 @@
 """The run as the explorer and the report show it: `RunData`, and what pages ask for more than once.
 
 A damaged, stale or missing part raises an error with one sentence; the parts that do not need it are
-<<<<<<< HEAD
-shown. torch is not loaded, and no model is run.
-=======
 shown. torch is loaded only when the weights of an SAE are asked for, and no model is run.
->>>>>>> explorer
 """
 
 from __future__ import annotations
