@@ -41,7 +41,8 @@ def folder(tmp_path):
 
 def rewrite(path, change):
     """Let `change` edit the rows (header first) of a file of predictions."""
-    rows = list(csv.reader(path.open()))
+    with path.open(newline="") as handle:
+        rows = list(csv.reader(handle))
     change(rows)
     with path.open("w", newline="") as handle:
         csv.writer(handle).writerows(rows)
@@ -159,10 +160,11 @@ def test_saved__without_groups_each_image_is_its_own(folder, main):
 
 
 def test_saved__groups_of_one_file_hold_for_all(folder, main):
-    for row in (rows := list(csv.reader((folder / "toy" / "good.csv").open()))):
-        del row[1]
-    with (folder / "toy" / "good.csv").open("w", newline="") as handle:
-        csv.writer(handle).writerows(rows)
+    def drop(rows):
+        for row in rows:
+            del row[1]
+
+    rewrite(folder / "toy" / "good.csv", drop)
     found = read_predictions(folder)["toy"]
     assert found["good"].groups == found["poor"].groups == predictions().groups
     assert "30 groups" in main("bench", "table", "--predictions", folder).stderr

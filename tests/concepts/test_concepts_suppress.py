@@ -231,8 +231,10 @@ def table(run, tower, tmp_path, mode=None, dry_run=False, level=None):
     out = tmp_path / "predictions.csv"
     options = SuppressOptions(out, mode=mode, level=level, dry_run=dry_run)
     summary = suppress_images(run, ["ruler"], tower, Vocabulary.load(), options)
-    rows = list(csv.DictReader(out.open())) if out.exists() else None
-    return summary, rows
+    if not out.exists():
+        return summary, None
+    with out.open(newline="") as handle:
+        return summary, list(csv.DictReader(handle))
 
 
 def test_csv__documented_columns_and_the_summary_agree(run, tower, tmp_path):

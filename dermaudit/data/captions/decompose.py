@@ -186,6 +186,7 @@ class Decomposer:
                 with self._opener.open(request, timeout=self.timeout) as response:
                     return _content(response.read(_ANSWER_BYTES))
             except urllib.error.HTTPError as error:
+                error.close()
                 last_error = f"HTTP {error.code} {error.reason}"
                 if error.code not in _RETRIED:
                     raise UserInputError(

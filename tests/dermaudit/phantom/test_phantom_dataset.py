@@ -164,4 +164,5 @@ def test_contact_sheet(tmp_path):
             str(tmp_path / "p" / "images"),
         ]
     )
-    assert Image.open(out).size == (4 * 162, 7 * 162)
+    with Image.open(out) as sheet:
+        assert sheet.size == (4 * 162, 7 * 162)
