@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
-    """One file; `classes` are the names in the order of its columns, numbers where None."""
+    """Read one file; `classes` are the names in the order of its columns, None for numbers."""
     table, first_line = read_table(path)
     names = table.column_names
     if not table.num_rows:
@@ -123,20 +123,7 @@ def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
     def at(row: int) -> str:
         return f"{path}, " + (f"row {row}" if first_line is None else f"line {row + first_line}")
 
-    probs = np.stack([_numbers(table, name, at) for name in probability], axis=1)
-    outside = np.flatnonzero(((probs < -1e-6) | (probs > 1 + 1e-6)).any(1))
-    if len(outside):
-        raise UserInputError(
-            f"{at(outside[0])}: a probability outside 0 … 1", "write probabilities, not logits"
-        )
-    total = probs.sum(1)
-    wrong = np.flatnonzero(np.abs(total - 1) > _SUM_TOLERANCE)
-    if len(wrong):
-        raise UserInputError(
-            f"{at(wrong[0])}: the probabilities sum to {total[wrong[0]]:.4g}, not 1 "
-            f"({len(wrong)} of {len(total)} rows)",
-            "write the softmax over all classes",
-        )
+    probs = _probabilities(table, probability, at)
     labels = {name: _labels(table, name, classes, at) for name in ("true_label", "predicted_label")}
     images = [str(v) for v in table.column("image_path").to_pylist()]
     seen: dict[str, int] = {}
@@ -162,6 +149,25 @@ def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
     )
 
 
+def _probabilities(table: Any, columns: list[str], at: Callable[[int], str]) -> np.ndarray:
+    """Return the probabilities (n, classes). Errors: UserInputError for rows that are no softmax."""
+    probs = np.stack([_numbers(table, name, at) for name in columns], axis=1)
+    outside = np.flatnonzero(((probs < -1e-6) | (probs > 1 + 1e-6)).any(1))
+    if len(outside):
+        raise UserInputError(
+            f"{at(outside[0])}: a probability outside 0 … 1", "write probabilities, not logits"
+        )
+    total = probs.sum(1)
+    wrong = np.flatnonzero(np.abs(total - 1) > _SUM_TOLERANCE)
+    if len(wrong):
+        raise UserInputError(
+            f"{at(wrong[0])}: the probabilities sum to {total[wrong[0]]:.4g}, not 1 "
+            f"({len(wrong)} of {len(total)} rows)",
+            "write the softmax over all classes",
+        )
+    return probs
+
+
 def _probability_columns(path: Path, names: list[str]) -> list[str]:
     numbers = sorted(int(m[1]) for name in names if (m := _PROBABILITY.fullmatch(name)))
     if not numbers:
@@ -179,7 +185,7 @@ def _probability_columns(path: Path, names: list[str]) -> list[str]:
     return [f"probability_class_{number}" for number in numbers]
 
 
-def _numbers(table: Any, name: str, at: Any) -> np.ndarray:
+def _numbers(table: Any, name: str, at: Callable[[int], str]) -> np.ndarray:
     values = np.empty(table.num_rows)
     for row, value in enumerate(table.column(name).to_pylist()):
         try:
@@ -191,7 +197,7 @@ def _numbers(table: Any, name: str, at: Any) -> np.ndarray:
     return values
 
 
-def _labels(table: Any, name: str, classes: list[str], at: Any) -> np.ndarray:
+def _labels(table: Any, name: str, classes: list[str], at: Callable[[int], str]) -> np.ndarray:
     values = np.empty(table.num_rows, dtype=int)
     for row, value in enumerate(table.column(name).to_pylist()):
         try:

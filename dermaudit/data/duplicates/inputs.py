@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dermaudit.console import say, track
 from dermaudit.errors import UserInputError
 
 from ..images.decode import BadImage, Mode, no_readable_image, read_image
+from ..images.parallel import map_images
 from ..manifest.manifest import Manifest
 from ..manifest.missing_path import missing
 from ..manifest.tables import SHARDS_FILE
@@ -92,9 +92,10 @@ def read_images(
     if not options.use_hash and tower is None:
         return ImageSet(images, rows, Features(array), [])
     side = max(_SIDE, tower.image_size if tower is not None else 0)
-    decoded = track(
-        _decoded(images, rows, side, options.threads), f"reading {manifest.path}", total=len(rows)
+    pixels_of = map_images(
+        lambda row: images.read(row, side, "squash"), rows.tolist(), options.threads
     )
+    decoded = track(pixels_of, f"reading {manifest.path}", total=len(rows))
     collected = _Collected(tower, options.use_hash, turned)
     for position, pixels in enumerate(decoded):
         collected.add(position, pixels)
@@ -158,20 +159,6 @@ class _Collected:
             x = self.tower.encode_image(self.tower.preprocess(self._batch))
         self._embeddings.append(x.cpu().numpy())
         self._batch = []
-
-
-def _decoded(
-    images: ImageSource, rows: np.ndarray, side: int, threads: int
-) -> Iterator[np.ndarray | BadImage]:
-    def one(row: int) -> np.ndarray | BadImage:
-        try:
-            return images.read(int(row), side, "squash")
-        except BadImage as error:
-            return error
-
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        for start in range(0, len(rows), _BATCH):
-            yield from pool.map(one, rows[start : start + _BATCH])
 
 
 def load_embeddings(path: Path) -> np.ndarray:

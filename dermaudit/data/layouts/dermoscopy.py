@@ -13,6 +13,7 @@ import pyarrow as pa
 from dermaudit.errors import UserInputError
 
 from ..manifest.tables import RawTable, read_table
+from .csv_rows import header_of
 from .registry import Layout
 
 ARTIFACTS = {
@@ -67,12 +68,7 @@ def _file(path: Path) -> Path:
 
 def matches(path: Path) -> bool:
     """Return whether `path` is in this layout."""
-    file = _file(path)
-    if not file.is_file():
-        return False
-    with file.open(encoding="utf-8-sig", errors="replace") as handle:
-        header = handle.readline().rstrip("\n").split(",")
-    return set(header) >= _NEEDED
+    return set(header_of(_file(path))) >= _NEEDED
 
 
 def read(path: Path) -> RawTable:

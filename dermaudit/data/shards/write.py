@@ -12,7 +12,6 @@ import math
 import shutil
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +32,7 @@ from dermaudit.files import (
 )
 
 from ..images.decode import BadImage, decode_image, no_readable_image, read_header
+from ..images.parallel import map_images
 from ..manifest.manifest import Manifest
 from ..manifest.tables import INDEX_FILE, SHARDS_FILE, UNFINISHED_SHARDS
 from ..output_folder import check_output_folder
@@ -42,7 +42,6 @@ SKIPPED_FILE = "skipped.parquet"
 _PARTS = ".parts"
 #: formats whose bytes are kept as they are; webdataset decodes them by these suffixes.
 _KEPT = {"JPEG": "jpg", "PNG": "png"}
-_AHEAD = 64  # images in flight: bounds memory, whatever the data set's size
 
 
 @dataclass(frozen=True)
@@ -154,22 +153,12 @@ def _samples(
     manifest: Manifest, start: int, packing: Packing, threads: int, strict: bool
 ) -> Iterator[tuple[int, tuple[str, bytes] | BadImage]]:
     """Yield (row, (suffix, bytes) or the error), in the order of the rows from `start` on."""
-    paths = manifest.paths()
-
-    def one(row: int) -> tuple[str, bytes] | BadImage:
-        try:
-            return _prepare(paths[row], packing)
-        except BadImage as error:
-            return error
-
-    rows = range(start, manifest.n)
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        blocks = (rows[i : i + _AHEAD] for i in range(0, len(rows), _AHEAD))
-        found = (pair for block in blocks for pair in zip(block, pool.map(one, block), strict=True))
-        for row, sample in track(found, "packing images", total=len(rows)):
-            if strict and isinstance(sample, BadImage):
-                raise sample
-            yield row, sample
+    paths = manifest.paths()[start:]
+    samples = map_images(lambda path: _prepare(path, packing), paths, threads)
+    for row, sample in enumerate(track(samples, "packing images", total=len(paths)), start):
+        if strict and isinstance(sample, BadImage):
+            raise sample
+        yield row, sample
 
 
 def _prepare(path: Path, packing: Packing) -> tuple[str, bytes]:
