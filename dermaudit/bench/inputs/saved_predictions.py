@@ -135,7 +135,7 @@ def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
             )
         seen[image] = row
     stated = table.column("group").to_pylist() if "group" in names else [None] * len(images)
-    # An image of no known group is its own; the mark keeps it from meeting a group of that name.
+    # An image without a group is its own group; the prefix avoids equal names of real groups.
     groups = [str(g) if g is not None else f"image:{images[i]}" for i, g in enumerate(stated)]
     return Predictions(
         images,

@@ -21,7 +21,7 @@ from .registry import Layout
 NAME = "concept-meta"
 NEEDS = "ImageID, a 0/1 column a concept (images in final_images/)"
 _ZERO_ONE = {"0", "1", "0.0", "1.0"}
-_NEARLY = 0.95  # of a column's cells: below it, the column is none of zeros and ones
+_NEARLY = 0.95  # share of 0/1 cells from which a column is a concept
 _PLAIN = {"image_id", "label", "group", "split", "caption", "ontology", "skin_tone"}
 # Names of artifacts in such tables; "purple pen" is MONET's word (Kim et al., 2024).
 ARTIFACTS = {
@@ -88,7 +88,7 @@ def read(path: Path) -> RawTable:
     columns |= {name: rows.get(name) for name in ("label", "group") if name in rows.columns}
     used = {"ImageID", *names_by_column}
     if not {cell for cell in rows.get("split") if cell} <= set(SPLITS):
-        used.add("split")  # a split of other names is not ours; it is made by group
+        used.add("split")  # other values than train, val, test: the split is made by group
     raw = raw_table(rows, NAME, {**columns, **truth}, used, bad, file.parent)
     artifacts = [
         f"'{n}' as {c}" for n, c in names_by_column.items() if c.startswith("artifact:") and n != c

@@ -100,7 +100,7 @@ def read(path: Path) -> RawTable:
     for k in range(1, max(map(len, captions), default=1)):
         columns[f"subcaption_{k}"] = [s[k] if k < len(s) else None for s in captions]
     table = pa.table(columns)
-    # The source's own split says `dev` everywhere: ours is made from the group.
+    # The split of the source is `dev` in every row, so it is made from the group.
     left_out = {"split", "image_id", *ARTIFACTS, *(f"attr_{word}" for word in CONCEPTS)}
     for name in source.column_names:
         if name not in left_out:

@@ -42,7 +42,7 @@ def matches(path: Path) -> bool:
         return False
     if sum(code in header for code in _CODES) < 2 and not set(_DIAGNOSES) & set(header):
         return False
-    # A table with the suffixes of its images is our own.
+    # A table whose images have suffixes is native.
     return id_ != "image" or not _first(path, header.index("image")).endswith(IMAGE_SUFFIXES)
 
 

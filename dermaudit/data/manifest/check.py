@@ -27,7 +27,7 @@ from .labels import describe, merge_labels, spellings
 from .tables import IMAGE_SUFFIXES, RawTable
 from .validate import Finding, findings, skipped_findings, texts
 
-TINY = 32  # a short side below this many pixels: nothing is left to see
+TINY = 32  # a short side below this many pixels shows nothing
 # What each level means for a run, in the order in which findings are reported.
 LEVELS = {
     "leak": "the same lesion or picture on both sides of a split",
@@ -122,7 +122,7 @@ def _images(raw: RawTable, limits: ImageLimits, seen: list[ReadImage]) -> Iterat
     names: set[str] = set()
     for row, image in enumerate(track(images, "checking images")):
         if image is None or path_problem(image) or image in names:
-            continue  # the table's findings name it
+            continue  # reported with the table
         names.add(image)
         path = raw.root / image
         try:
@@ -158,7 +158,7 @@ def _duplicates(raw: RawTable, seen: list[ReadImage]) -> Iterator[Finding]:
     by_phash = _first_rows({one.row: one.phash.tobytes() for one in seen}, splits)
     near = _near(list(by_phash))
     for one in seen:
-        # (same split, bits, row): the least of them is the one that matters most.
+        # (same split, bits, row): the smallest is the most serious.
         like = [(splits[row] == splits[one.row], -1, row) for row in by_bytes[one.sha256]]
         for phash, bits in near[one.phash.tobytes()]:
             like += [(splits[row] == splits[one.row], bits, row) for row in by_phash[phash]]

@@ -104,7 +104,7 @@ def pack(
         stale.unlink()
     parts = _parts_done(out)
     start = parts[-1]["next_row"] if parts else 0
-    # From the last whole shard on: what had been skipped behind it was not noted, it is met again.
+    # From the last complete shard on: images skipped after it were not recorded and are tried again.
     samples = _samples(manifest, start, packing, threads, strict)
     row_text = _row_texts(manifest)
     n_done = sum(len(part["rows"]) for part in parts)
@@ -176,13 +176,13 @@ def _prepare(path: Path, packing: Packing) -> tuple[str, bytes]:
     if packing.size is not None and short > packing.size:
         size = packing.size
         shape = max(1, round(height * size / short)), max(1, round(width * size / short))
-    # Decoded in any case: what a trainer could not read must not get into a shard.
+    # Decoded in any case: an image that cannot be read must not get into a shard.
     pixels = decode_image(data, shape, name=str(path))
     if header.format in _KEPT and shape is None:
         return _KEPT[header.format], data
     buffer = BytesIO()
     if header.format == "JPEG":
-        # No chroma subsampling: colour is a sign here, and quality already loses enough.
+        # No chroma subsampling: colour is diagnostic, and the quality setting already loses enough.
         Image.fromarray(pixels).save(buffer, "JPEG", quality=packing.quality, subsampling=0)
         return "jpg", buffer.getvalue()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -217,7 +217,7 @@ def _write_shard(
                 continue
             suffix, data = sample
             key = f"{first_key + len(part['rows']):09d}"
-            # Where the image's own bytes begin: behind its header of one block.
+            # The bytes of the image begin after its header of one block.
             part["offsets"].append(tar.offset + tarfile.BLOCKSIZE)
             _add(tar, f"{key}.{suffix}", data)
             _add(tar, f"{key}.json", row_text(row))
