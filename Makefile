@@ -6,7 +6,7 @@ PEERS ?= .peers
 DERMAUDIT_DATA ?= $(wildcard ../shared)
 export DERMAUDIT_DATA
 
-.PHONY: install demo test lint results bench bench-sae bench-peers clean
+.PHONY: install demo test test-fast lint docs coverage results bench bench-sae bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,11 @@ lint: install
 # Runs both audits (minutes) and writes every page with figures.
 results: install
 	$(BIN)/python docs/scripts/results.py
+
+# The documentation as a site, in the folder site.
+docs: install
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install
 	$(BIN)/python tests/benchmarks/bench_phantom.py

@@ -231,7 +231,7 @@ class RunData:
         return self._json(self.run.files.sae_metrics(site), f"fit:{site}")
 
     def stability(self, site: str) -> dict[str, Any] | None:
-        """Return how the SAE of a site compares with other seeds, or {"why": …}; None where this was
+        """Return how the SAE of a site compares with other seeds, or {"reason": …}; None where this was
         never measured."""
         stage = f"seeds:{site}"
         if stage not in self.stages:
@@ -239,7 +239,7 @@ class RunData:
         try:
             return self._json(self.run.files.stability(site), stage)
         except StaleArtifactError:
-            return {"why": "the other seeds are of an earlier fit: give fit --seeds again"}
+            return {"reason": "the other seeds are of an earlier fit: give fit --seeds again"}
 
     # ---- concepts
 
