@@ -14,8 +14,6 @@ from dermaudit.errors import UserInputError
 from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import POOLED, RunData, Truth
 
-from .edit import Weights
-
 __all__ = ["POOLED", "RunView", "Truth", "latent_title", "rivals_of"]
 
 
@@ -24,7 +22,6 @@ class RunView(RunData):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        self._weights: dict[str, Weights] = {}
         self.memo: dict[str, Any] = {}  # what takes long to compute and is asked for more than once
 
     def image_file(self, row: int) -> Path | None:
@@ -42,13 +39,6 @@ class RunView(RunData):
         """Whether every other seed has a latent like it; None where that is not known."""
         report = self.other_seeds(site)
         return None if report is None else report["per_latent"]["stable"][latent]
-
-    def sae_weights(self, site: str) -> Weights:
-        """Return the weights of a site's SAE."""
-        if site not in self._weights:
-            path = self.verified(self.run.files.sae_weights(site), f"fit:{site}")
-            self._weights[site] = Weights.load(path)
-        return self._weights[site]
 
 
 def latent_title(row: dict[str, Any]) -> str:

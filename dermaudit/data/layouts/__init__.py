@@ -18,13 +18,8 @@ from .registry import DatasetLayout as DatasetLayout
 from .registry import Layout as Layout
 from .registry import layouts
 
-<<<<<<< HEAD
 _PROBED = 200  # rows of a table whose images are searched
-LAYOUTS = discover()  # in the order in which they are tried
-=======
-_PROBED = 200  # rows of a table whose images are looked for
 LAYOUTS = layouts()  # in the order in which they are tried
->>>>>>> main
 # Layouts that are recognised by the columns of a table.
 FOREIGN = {
     name: one
