@@ -28,7 +28,7 @@ _BATCH = 64
 
 
 @dataclass(frozen=True)
-class ImageSource:
+class ReadableImages:
     """A data set at `path`: its manifest, and `read(row, size, mode)`, which decodes one image."""
 
     path: Path
@@ -37,10 +37,10 @@ class ImageSource:
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ComparedImages:
     """The `rows` of `images` that are compared with their features; `skipped` [(row, image, reason)]."""
 
-    images: ImageSource
+    images: ReadableImages
     rows: np.ndarray
     features: Features
     skipped: list[tuple[int, str, str]]
@@ -50,12 +50,12 @@ class ImageSet:
         values = self.images.manifest.column(name)
         return [None] * len(self.rows) if values is None else [values[i] for i in self.rows]
 
-    def without_embeddings(self) -> ImageSet:
+    def without_embeddings(self) -> ComparedImages:
         """Return the set with its hashes only."""
         return replace(self, features=self.features._replace(embeddings=None))
 
 
-def open_images(path: Path, *, skip_lost: bool = False) -> ImageSource:
+def open_images(path: Path, *, skip_lost: bool = False) -> ReadableImages:
     """Open a data set or a folder of shards.
 
     With `skip_lost`, shards that are missing or cut off are reported and left out.
@@ -64,20 +64,22 @@ def open_images(path: Path, *, skip_lost: bool = False) -> ImageSource:
         shards = Shards.load(path, strict=not skip_lost)
         for one in shards.lost:
             say(f"  {path / one['file']}: {one['reason']}; its {one['n']} images are left out")
-        return ImageSource(path, shards.manifest, shards.decode)
+        return ReadableImages(path, shards.manifest, shards.decode)
     manifest = Manifest.load(path)
     paths = manifest.paths()
-    return ImageSource(path, manifest, lambda row, size, mode: read_image(paths[row], size, mode))
+    return ReadableImages(
+        path, manifest, lambda row, size, mode: read_image(paths[row], size, mode)
+    )
 
 
 def read_images(
-    images: ImageSource,
+    images: ReadableImages,
     options: DedupOptions,
     tower: Any,
     given: GivenEmbeddings | None,
     *,
     turned: bool,
-) -> ImageSet:
+) -> ComparedImages:
     """Compute the features that are compared.
 
     Hashes of the images, with `turned` also of each mirrored and rotated; embeddings by `tower` (a
@@ -90,7 +92,7 @@ def read_images(
         array = load_embeddings(given.file)
         rows = _rows_of(manifest, array, given)
     if not options.use_hash and tower is None:
-        return ImageSet(images, rows, Features(array), [])
+        return ComparedImages(images, rows, Features(array), [])
     side = max(_SIDE, tower.image_size if tower is not None else 0)
     pixels_of = map_images(
         lambda row: images.read(row, side, "squash"), rows.tolist(), options.threads
@@ -115,7 +117,7 @@ def read_images(
     features = Features(embeddings)
     if hashes is not None:
         features = Features(embeddings, hashes[:, 0].copy(), hashes[:, 1:] if turned else None)
-    return ImageSet(images, rows[kept], features, skipped)
+    return ComparedImages(images, rows[kept], features, skipped)
 
 
 class _Collected:
@@ -200,8 +202,8 @@ def _one_tensor(path: Path) -> np.ndarray:
 
 
 def embedded_rows(
-    images_a: ImageSource,
-    images_b: ImageSource | None,
+    images_a: ReadableImages,
+    images_b: ReadableImages | None,
     given_a: GivenEmbeddings,
     given_b: GivenEmbeddings | None,
 ) -> np.ndarray:

@@ -53,7 +53,7 @@ class Unusable(UserInputError):
 
 
 @dataclass(frozen=True)
-class ReadImage:
+class HashedImage:
     """One image that was read: the hash of its bytes and its perceptual hash, bool (256,)."""
 
     row: int
@@ -77,7 +77,7 @@ def check_data(
     found = [*refused, *skipped_findings(raw)]
     n_usable = 0
     if "image" in raw.table.column_names:
-        seen: list[ReadImage] = []
+        seen: list[HashedImage] = []
         found += _images(raw, limits, seen)
         n_usable = len(seen)
         found += _duplicates(raw, seen)
@@ -117,7 +117,7 @@ def _finding(raw: RawTable, kind: str, level: str, row: int, image: str, problem
     )
 
 
-def _images(raw: RawTable, limits: ImageLimits, seen: list[ReadImage]) -> Iterator[Finding]:
+def _images(raw: RawTable, limits: ImageLimits, seen: list[HashedImage]) -> Iterator[Finding]:
     images = texts(raw.table, "image")
     names: set[str] = set()
     for row, image in enumerate(track(images, "checking images")):
@@ -131,7 +131,7 @@ def _images(raw: RawTable, limits: ImageLimits, seen: list[ReadImage]) -> Iterat
         except BadImage as error:
             yield _finding(raw, error.kind, "skip", row, image, error.reason)
             continue
-        seen.append(ReadImage(row, sha256_file(path), perceptual_hash(pixels)))
+        seen.append(HashedImage(row, sha256_file(path), perceptual_hash(pixels)))
         for kind, problem in _oddities(header):
             yield _finding(raw, kind, "warning", row, image, problem)
 
@@ -147,7 +147,7 @@ def _oddities(header: Header) -> Iterator[tuple[str, str]]:
         yield "many_frames", f"{header.frames} pictures in one file; the first is used"
 
 
-def _duplicates(raw: RawTable, seen: list[ReadImage]) -> Iterator[Finding]:
+def _duplicates(raw: RawTable, seen: list[HashedImage]) -> Iterator[Finding]:
     """Yield at most one finding per row: its earlier twin, one in another split if there is any."""
     images = texts(raw.table, "image")
     splits = _splits(raw)
