@@ -72,7 +72,8 @@ def find_duplicates(options: DedupOptions) -> Duplicates:
             refusal, use_cosine = _report_hash_only(error, options.by), False
     if not use_cosine:
         threshold = None
-        a, b = (side.without_embeddings() for side in (a, b))
+        a = a.without_embeddings()
+        b = a if options.within else b.without_embeddings()
     pairs = find_pairs(
         a.features,
         None if options.within else b.features,

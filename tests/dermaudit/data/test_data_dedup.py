@@ -282,6 +282,12 @@ def test_within_one_set__pairs_across_splits_are_counted(main, tmp_path):
     ]
     assert (answer["n_across_splits"], answer["duplicates"]["either"]["n"]) == (1, 2)
     assert "1 across splits" in done.stderr
+    assert answer["n_same_group"] == 0
+    (root / "manifest.csv").write_text("image,group\n002.png,g2\ncopy.png,g2\n")
+    within = main("data", "dedup", root, "--by", "hash", "--json").json()
+    across = main("data", "dedup", root, root, "--by", "hash", "--json").json()
+    assert (within["n_same_group"], within["n_pairs"]) == (1, 1)
+    assert across["n_same_group"] == 0, "groups of two tables are not compared"
 
 
 def test_a_mirrored_copy__is_found_unless_it_is_not_asked_for(main, tmp_path):
