@@ -106,7 +106,7 @@ def read_images(
     skipped = [(int(rows[at]), names[rows[at]], reason) for at, reason in collected.failed]
     kept = collected.kept
     if not kept:
-        raise no_readable_image(len(rows), images.path, *skipped[0][1:])
+        raise no_readable_image(len(rows), images.path, *(skipped[0][1:] if skipped else ()))
     if skipped:
         say(
             f"  {images.path}: {len(skipped)} images skipped, the first: {skipped[0][1]}: {skipped[0][2]}"

@@ -69,7 +69,7 @@ def _images_root(file: Path) -> Path:
     """
     folder = file.absolute().parent
     above = folder.parent / "images"
-    return file.parent.parent if folder.name == "meta" and above.is_dir() else file.parent
+    return folder.parent if folder.name == "meta" and above.is_dir() else file.parent
 
 
 def indicator(cells: Column, present: Callable[[str], bool]) -> Column:
