@@ -90,19 +90,7 @@ def subcaptions(
     dry_run: Annotated[bool, typer.Option(help="show what would be written, ask no model")] = False,
 ) -> dict[str, Any]:
     """Write the texts that MAKE trains on: sub-captions, ontology and visual-concept captions."""
-    options = SubcaptionOptions(
-        data=data,
-        out=out,
-        ontology=ontology,
-        vocabulary=vocabulary,
-        max=max,
-        llm=llm,
-        llm_cache=llm_cache,
-        replace=replace,
-        link=link,
-        force=force,
-        dry_run=dry_run,
-    )
+    options = SubcaptionOptions(**locals())  # the fields are the flags
     options.check()
     return write_subcaptions(options)
 

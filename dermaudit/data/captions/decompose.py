@@ -37,40 +37,11 @@ _LONGEST_WAIT = 60.0  # seconds
 _ANSWER_BYTES = 1 << 20
 _GROUNDED = 0.7  # share of a sentence's words that the caption must have
 _GRAMMAR = {
-    "there",
-    "this",
-    "that",
-    "these",
-    "those",
-    "with",
-    "have",
-    "has",
-    "had",
-    "seen",
-    "shows",
-    "shown",
-    "show",
-    "image",
-    "photo",
-    "patient",
-    "skin",
-    "lesion",
-    "from",
-    "into",
-    "which",
-    "were",
-    "been",
-    "located",
-    "present",
-    "diagnosis",
-    "diagnosed",
-    "appears",
-    "visible",
-    "the",
-    "are",
-    "and",
-    "its",
-}
+    "there", "this", "that", "these", "those", "with", "have", "has", "had", "seen", "shows",
+    "shown", "show", "image", "photo", "patient", "skin", "lesion", "from", "into", "which",
+    "were", "been", "located", "present", "diagnosis", "diagnosed", "appears", "visible", "the",
+    "are", "and", "its",
+}  # fmt: skip
 _WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
 
 

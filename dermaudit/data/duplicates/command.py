@@ -52,27 +52,7 @@ def dedup(
     force: Annotated[bool, typer.Option(help="replace the pairs in --out")] = False,
 ) -> dict[str, Any]:
     """Find pictures that are in both sets (or twice in one): what training may have seen of a test."""
-    options = DedupOptions(
-        a=a,
-        b=b,
-        out=out,
-        model=model,
-        by=by,
-        threshold=threshold,
-        false_share=false_share,
-        bits=bits,
-        turned=turned,
-        embeddings_a=embeddings_a,
-        embeddings_b=embeddings_b,
-        ids_a=ids_a,
-        ids_b=ids_b,
-        html=html,
-        html_max=html_max,
-        threads=threads,
-        device=device,
-        skip_lost=skip_lost,
-        force=force,
-    )
+    options = DedupOptions(**locals())  # the fields are the flags
     options.check()
     from .output import print_summary, rows_of, summary, write
     from .search import find_duplicates

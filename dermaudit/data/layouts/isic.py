@@ -12,9 +12,8 @@ from dermaudit.errors import UserInputError
 
 from ..manifest.blank_cells import known
 from ..manifest.tables import IMAGE_SUFFIXES, RawTable, SkippedRow
-from .concept_meta import images_of
 from .csv_rows import Column, CsvRows, columns_hint, header_of, one_file, raw_table, read_rows
-from .image_names import ImageNames
+from .image_names import ImageNames, images_of
 from .registry import Layout
 
 NAME = "isic"

@@ -86,7 +86,7 @@ def check_data(
         found += _unlisted(raw)
         sizes = Counter(split for split in _splits(raw) if split in SPLITS)
         warning = split_warning({name: sizes[name] for name in SPLITS})
-        if warning:
+        if warning and not refused:
             raw.remark(f"warning: {warning}")
     found = [_as_leak(finding) for finding in found]
     order = list(LEVELS)

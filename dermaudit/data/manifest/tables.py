@@ -33,24 +33,9 @@ UNFINISHED = "unfinished.json"  # what a stopped conversion leaves in its folder
 PLAIN_COLUMNS = ("image", "image_id", "label", "group", "split")
 NESTED_HINT = "write one value per image; for several findings use columns such as concept:scale"
 _TEXT = {
-    "image",
-    "image_id",
-    "split",
-    "label",
-    "group",
-    "caption",
-    "ontology",
-    "skin_tone",
-    "ontology_caption",
-    "concept_caption",
-    "truncated_caption",
-    "lesion_id",
-    "patient_id",
-    "group_id",
-    "licence",
-    "license",
-    "sha256",
-}
+    *PLAIN_COLUMNS, "caption", "ontology", "skin_tone", "ontology_caption", "concept_caption",
+    "truncated_caption", "lesion_id", "patient_id", "group_id", "licence", "license", "sha256",
+}  # fmt: skip
 _BLANK = ["", "NA", "N/A", "NaN", "nan", "NULL", "null"]
 
 
