@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +54,7 @@ class RunData:
         self._saes: dict[str, ThresholdSAE | TopKSAE] = {}
 
     @classmethod
-    def open(cls, path: Path | str) -> RunData:
+    def open(cls, path: Path | str) -> Self:
         """Open a run whose images have been read. UserInputError if they have not."""
         data = cls(open_run(path))
         data.run.require("images")

@@ -1,7 +1,7 @@
 """The run as the explorer and the report show it: `RunData`, and what pages ask for more than once.
 
 A damaged, stale or missing part raises an error with one sentence; the parts that do not need it are
-shown. torch is not loaded, and no model is run.
+shown. torch is loaded only when the weights of an SAE are asked for, and no model is run.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ class RunView(RunData):
         return path if path.is_file() else None
 
     def other_seeds(self, site: str) -> dict[str, Any] | None:
-        """Return how the site's SAE compares with other seeds: `against`, and `per_latent` {`stable`,
-        `agreement`}. None where it was not measured, or no latent is active, or the SAE is newer."""
+        """Return how the site's SAE compares with other seeds: `against` and `per_latent`.
+
+        None where it was not measured, or no latent is active, or the SAE is newer.
+        """
         found = self.stability(site) or {}
         return found if "per_latent" in found else None
 
@@ -42,15 +44,14 @@ class RunView(RunData):
 
 
 def latent_title(row: dict[str, Any]) -> str:
-    """Return what a page calls a latent: its name, marked where labels show that it is wrong on test
-    images, or "unnamed"."""
+    """Return the name of a latent, marked where it is wrong on test images, or "unnamed"."""
     if not row.get("name"):
         return "unnamed"
     return f"{row['name']} ⚠ wrong on test" if row.get("wrong") else str(row["name"])
 
 
 def rivals_of(row: dict[str, Any]) -> list[tuple[str, float]]:
-    """The words that scored best for a latent; words in brackets are distractors."""
+    """Return the words that scored best for a latent; words in brackets are distractors."""
     try:
         return [(str(word), float(score)) for word, score in json.loads(row["rivals"] or "[]")]
     except (ValueError, TypeError) as error:

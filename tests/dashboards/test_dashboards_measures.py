@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy_run import PATCHES, POOLED
 
-from dermaudit.dashboards.exhibits import latents, measures, pictures
+from dermaudit.dashboards.exhibits import figures, latents, measures, overview, pictures
 from dermaudit.dashboards.exhibits.run_view import RunView
 from dermaudit.errors import EvidenceError
 
@@ -34,6 +34,25 @@ def test_prevalence_counts_are_those_of_the_manifest(whole_run) -> None:
     a, y = view.truth["ruler"].values, (view.labels == "mel").astype(float)
     assert ruler.phi == pytest.approx(np.corrcoef(a, y)[0, 1])
     assert ruler.lo < ruler.phi < ruler.hi
+
+
+def test_colours_of_phi_are_fixed_and_tell_small_values_apart() -> None:
+    def shades(phi: list[float]) -> list[float]:
+        text = [[f"{v:+.2f}" for v in phi]]
+        return figures.phi_grid(["ruler"], ["a", "b", "c"], [phi], text)["data"][0]["z"][0]
+
+    weak, strong = shades([0.02, -0.05, 0.1]), shades([0.02, -0.05, 0.9])
+    assert weak[:2] == strong[:2]  # the same colour in every run, whatever the largest value
+    assert weak[0] == pytest.approx(0.02**0.5) and weak[1] == pytest.approx(-(0.05**0.5))
+    assert weak[0] > 0.1 and abs(weak[1]) > 0.2  # of a scale from -1 to 1
+
+
+def test_the_grid_of_phi_shows_n(whole_run) -> None:
+    grid = overview.artifact_prevalence(RunView.open(whole_run)).figure["data"][0]
+    view = RunView.open(whole_run)
+    ruler = int((view.truth["ruler"].values == 1).sum())
+    assert f"ruler (n {ruler})" in grid["y"]
+    assert f"mel<br>n {(view.labels == 'mel').sum()}" in grid["x"]
 
 
 def test_latent_evidence_shows_labels_with_n_and_interval(whole_run) -> None:
