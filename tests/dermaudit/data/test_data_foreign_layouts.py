@@ -371,7 +371,7 @@ def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_fold
     file = write_csv(
         root / "toy.csv", [{"image_path": "/else/gone.png", "label": "0", "diag": "nevus"}]
     )
-    with pytest.raises(UserInputError, match="line 2.*is an absolute path"):
+    with pytest.raises(UserInputError, match=r"line 2.*is an absolute path"):
         loaded(file)
 
 
@@ -523,7 +523,7 @@ def test_hf_metadata__file_name_and_text(image_folder, kind):
 
 
 def test_hf_metadata__a_folder_without_it(image_folder):
-    with pytest.raises(UserInputError, match="holds no metadata.jsonl"):
+    with pytest.raises(UserInputError, match=r"holds no metadata.jsonl"):
         read_layout(image_folder("a.png"), "hf-metadata")
     (root := image_folder("a.png"))
     (root / "metadata.jsonl").write_text('{"name": "a.png"}\n')
@@ -700,7 +700,7 @@ def test_a_foreign_table_must_be_converted_first(tmp_path):
 def test_a_folder_with_a_foreign_table_must_be_converted_first(image_folder):
     root = image_folder("edu/a.png")
     write_csv(root / "train.csv", [make(filename="edu/a.png")])
-    with pytest.raises(UserInputError, match="holds train.csv in the layout 'make'") as caught:
+    with pytest.raises(UserInputError, match=r"holds train.csv in the layout 'make'") as caught:
         Manifest.load(root)
     assert "data convert" in caught.value.hint
 
@@ -713,14 +713,16 @@ def test_each_layout__reports_the_missing_column_or_table(tmp_path, layout):
     with pytest.raises(UserInputError, match=f"holds no table in the layout '{layout}'"):
         read_layout(tmp_path, layout)
     (tmp_path / "e.csv").write_text("")
-    with pytest.raises(UserInputError, match="e.csv is empty"):
+    with pytest.raises(UserInputError, match=r"e.csv is empty"):
         read_layout(tmp_path / "e.csv", layout)
 
 
 def test_two_tables_in_a_folder__one_must_be_named(tmp_path):
     for name in ("pretrain.csv", "validation.csv"):
         write_csv(tmp_path / name, [derm1m()])
-    with pytest.raises(UserInputError, match="holds 2 tables in the layout 'derm1m': pretrain.csv"):
+    with pytest.raises(
+        UserInputError, match=r"holds 2 tables in the layout 'derm1m': pretrain.csv"
+    ):
         read_layout(tmp_path, "derm1m")
 
 
