@@ -40,7 +40,7 @@ def shard(
         clear(out)
     check_out(out, identity)
     head = pack(manifest, out, packing, threads=threads, strict=strict)
-    n_bytes = sum(part["bytes"] for part in head["shards"])
+    n_bytes = sum(one["bytes"] for one in head["shards"])
     say(f"{out}: {head['n']} images in {len(head['shards'])} shards, {n_bytes / 1e6:.1f} MB")
     if head["n_skipped"]:
         _print_skipped(out)
