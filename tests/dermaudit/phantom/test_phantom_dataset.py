@@ -152,19 +152,8 @@ def test_contact_sheet(tmp_path):
 
     write_phantoms(tmp_path / "p", 3, 1000, 32)
     out = tmp_path / "sheet.png"
-    main(
-        [
-            str(out),
-            "--by",
-            "artifact",
-            "--columns",
-            "2",
-            "--size",
-            "32",
-            "--beside",
-            str(tmp_path / "p" / "images"),
-        ]
-    )
+    flags = ["--by", "artifact", "--columns", "2", "--size", "32"]
+    main([str(out), *flags, "--beside", str(tmp_path / "p" / "images")])
     assert Image.open(out).size == (4 * 162, 7 * 162)
 
 
