@@ -118,6 +118,16 @@ def all_commands() -> dict[str, str]:
     return {command: text for section in sections().values() for command, text in section.items()}
 
 
+def plain_command(args: list[str]) -> tuple[str, list[str]] | None:
+    """Return (command, its arguments) for a command that is no stage, without importing the stages."""
+    plain = {command for functions in FUNCTIONS.values() for command in functions}
+    for n in (2, 1):
+        command = " ".join(args[:n])
+        if command in plain:
+            return command, args[n:]
+    return None
+
+
 def function_of(command: str) -> Callable[..., dict[str, Any]]:
     """Return the function of a command. UserInputError offers the nearest one if it does not exist."""
     for functions in FUNCTIONS.values():
