@@ -227,9 +227,9 @@ class TrainingRecipe(_Section):
 
 
 def load_recipe(name: str | Path, overrides: list[str] | None = None) -> TrainingRecipe:
-    """A bundled recipe by name, or a TOML file, with `key=value` overrides (values in TOML).
+    """Read a bundled recipe by name, or a TOML file, with `key=value` overrides (values in TOML).
 
-    UserInputError names the file, the key and the mend for each thing that is wrong.
+    UserInputError names the file, the key and the fix of each fault.
     """
     path = Path(name)
     if path.suffix != ".toml":

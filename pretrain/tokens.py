@@ -93,7 +93,7 @@ class TokenReader:
         return Tokens(out[:, : self.n_first], out[:, self.n_first :], embedding)
 
     def _end(self, visual: ImageTower) -> nn.Module:
-        """The module whose output is the tokens of the last block."""
+        """Return the module whose output is the tokens of the last block."""
         if self.family == "PanDerm":
             return visual.normed_tokens
         if self.family == "open_clip ViT":

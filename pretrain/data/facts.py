@@ -37,7 +37,7 @@ class Fact:
 
 
 def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
-    """The facts of a manifest: its truth columns, its labels, and the values of `columns`."""
+    """Return the facts of a manifest: its truth columns, its labels, and the values of `columns`."""
     wordings = tomllib.loads(_WORDINGS.read_text(encoding="utf-8"))
     facts = []
     for name, (kind, values) in manifest.truth().items():
@@ -59,7 +59,7 @@ def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
 
 
 def _denied(said: tuple[str, ...]) -> tuple[str, ...]:
-    """ "no …" before the two shortest wordings, without their article."""
+    """Return "no …" before the two shortest wordings, without their article."""
     bare = {word.removeprefix("a ").removeprefix("an ") for word in said}
     return tuple(f"no {word}" for word in sorted(bare, key=lambda word: (len(word), word))[:2])
 
@@ -87,11 +87,11 @@ def corpus(facts: list[Fact], extra: tuple[str, ...] = ()) -> list[str]:
 
 
 def absent_sentence(fact: Fact, rng: random.Random) -> str:
-    """What stands against a fact in the aspect loss: its denial, or the bare frame."""
+    """Return the sentence that contrasts with a fact in the aspect loss: its denial, or the bare frame."""
     return rng.choice(fact.denied) if fact.denied else "a lesion"
 
 
 def lineage(fact: Fact, rng: random.Random) -> str:
-    """A diagnosis with what it is a kind of in front, as an ontology has it."""
+    """Return a diagnosis after the kind that it belongs to, as an ontology orders them."""
     said = rng.choice(fact.said)
     return f"{fact.of}, {said}" if fact.of else said

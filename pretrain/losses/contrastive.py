@@ -34,8 +34,9 @@ class AspectLoss(nn.Module):
     def forward(
         self, images: torch.Tensor, said: torch.Tensor, denied: torch.Tensor, truth: torch.Tensor
     ) -> torch.Tensor:
-        """Images (n, d), or tokens (n, cells, d); said and denied (f, d); unit rows; truth (n, f) 1,
-        0 or nan.
+        """Return the loss. Unit rows: images (n, d), or tokens (n, cells, d); said and denied (f, d).
+
+        truth (n, f) is 1, 0, or nan where it is not known.
         """
         known = torch.isfinite(truth)
         scale = self.log_scale.clamp(max=4.6).exp()

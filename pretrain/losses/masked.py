@@ -40,7 +40,7 @@ class Cells(NamedTuple):
 
 
 def split_cells(mask: Tensor) -> Cells:
-    """Mask (n, cells), as many true in each row."""
+    """Return the cells of a mask (n, cells) that has as many true values in each row."""
     masked = int(mask[0].sum())
     order = mask.int().argsort(dim=1, stable=True)
     return Cells(order[:, : mask.shape[1] - masked], order[:, mask.shape[1] - masked :])
@@ -73,6 +73,7 @@ class Teacher(nn.Module):
             self.d = self.forward(torch.zeros(1, 3, size, size, dtype=p.dtype)).shape[-1]
 
     def train(self, mode: bool = True) -> Teacher:
+        """Stay in eval mode."""
         return super().train(False)
 
     @torch.no_grad()
@@ -132,6 +133,7 @@ class MaskedLatent(nn.Module):
         self._count = 0
 
     def train(self, mode: bool = True) -> MaskedLatent:
+        """Set the mode of the student's parts; the teacher stays in eval mode."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -163,7 +165,7 @@ class MaskedLatent(nn.Module):
 
     @torch.no_grad()
     def targets(self, x: Tensor, cells: Cells) -> Tensor:
-        """The teacher's unit tokens in the order of the predictions."""
+        """Return the teacher's unit tokens in the order of the predictions."""
         if not self.is_ema:
             tokens = self.teacher(x)
         else:

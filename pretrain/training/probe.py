@@ -22,12 +22,12 @@ from ..data.facts import facts_of
 
 
 def embed(tower: Any, paths: list[Path]) -> np.ndarray:
-    """Unit embeddings (n, d) of image files; rows of nan for files that cannot be read."""
+    """Return unit embeddings (n, d) of image files; rows of nan for files that cannot be read."""
     return embed_images(tower, paths)[0]
 
 
 def embed_splits(tower: Any, manifest: Manifest) -> np.ndarray:
-    """Unit embeddings (n, d) of the train and test rows of a manifest; nan for other rows and for
+    """Return unit embeddings (n, d) of the train and test rows of a manifest; nan for other rows and for
     files that cannot be read. Errors: UserInputError when a test image was a training image.
     """
     splits = np.asarray(manifest.splits)

@@ -111,14 +111,17 @@ class MaskedStage:
         self.trained: list[nn.Module] = [model.visual, objective]
 
     def encode(self, part: BatchPart) -> Encoded:
+        """See TrainingStage."""
         x = self.normal(_viewed(self.recipe, part))
         mask = block_masks(part.seeds, self.objective.reader.grid, self.mask).to(x.device)
         return {"distance": self.objective(self.model.visual, x, mask)}
 
     def losses(self, encoded: Encoded, part: BatchPart) -> Losses:
+        """See TrainingStage."""
         return {"loss": encoded["distance"].mean()}
 
     def after(self) -> None:
+        """See TrainingStage."""
         self.objective.update(self.model.visual, self.ema)
 
 
@@ -182,6 +185,7 @@ class ContrastiveStage:
     # ---- rows through the towers
 
     def encode(self, part: BatchPart) -> Encoded:
+        """See TrainingStage."""
         x = self.normal(_viewed(self.recipe, part))
         visual = self.model.visual
         found: Encoded = {}
@@ -231,7 +235,7 @@ class ContrastiveStage:
         return {"known": known, "has_raw": has}
 
     def _encode(self, texts: list[str]) -> Tensor:
-        """Unit rows; a text that stands there twice is encoded once."""
+        """Return unit rows; a text that occurs twice is encoded once."""
         unique = list(dict.fromkeys(texts))
         place = {text: i for i, text in enumerate(unique)}
         device = self.model.logit_scale.device
@@ -241,6 +245,7 @@ class ContrastiveStage:
     # ---- losses over the whole batch
 
     def losses(self, encoded: Encoded, part: BatchPart) -> Losses:
+        """See TrainingStage."""
         parts = self.part
         found: Losses = {}
         scale = self.model.logit_scale.exp()
@@ -297,6 +302,7 @@ class ContrastiveStage:
         return soft_targets(near.masked_fill(~known, torch.nan), beta)
 
     def after(self) -> None:
+        """See TrainingStage."""
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
 

@@ -62,6 +62,7 @@ def make_initial_model(recipe: TrainingRecipe, corpus: Sequence[str], work: Path
 
 
 def preprocess_of(recipe: TrainingRecipe) -> dict[str, Any]:
+    """Return open_clip's preprocessing configuration of a recipe."""
     return {
         "size": recipe.image_size,
         "mean": list(recipe.model.mean),
@@ -97,7 +98,7 @@ def _fresh(recipe: TrainingRecipe, corpus: Sequence[str], work: Path) -> Initial
 
 
 def _with_hf_text(recipe: TrainingRecipe) -> InitialModel:
-    """A Hugging Face text tower with its own weights and tokenizer, from a folder or the hub."""
+    """Build a model around a Hugging Face text tower with its own weights and tokenizer, from a folder or the hub."""
     import open_clip
 
     from dermaudit.towers.loading.hub import fetch_text
@@ -126,7 +127,7 @@ def _with_hf_text(recipe: TrainingRecipe) -> InitialModel:
 
 
 def _bare(name: str) -> str:
-    """A hub id as it is, a folder by its last name."""
+    """Return a hub id as it is, and the last name of a folder."""
     return Path(name).name if Path(name).is_dir() else name
 
 

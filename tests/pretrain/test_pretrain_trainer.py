@@ -16,23 +16,17 @@ from dermaudit.distributed import World
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.pretrain.recipe import load_recipe
-from dermaudit.pretrain.training.build import build_and_train
+from dermaudit.pretrain.training.build import TrainingJob, build_and_train
 from dermaudit.pretrain.training.card import licence_of
 from dermaudit.pretrain.training.probe import embed, measure
 from dermaudit.towers import load_model
 
 
 def train(recipe_path, data, out, *overrides, resume=False, **options):
+    data = data if isinstance(data, Manifest) else Manifest.load(data)
     work = out.with_name(f".{out.name}.training")
-    return build_and_train(
-        load_recipe(recipe_path, list(overrides)),
-        Manifest.load(data),
-        out,
-        work,
-        threads=1,
-        resume=resume,
-        **options,
-    )
+    recipe = load_recipe(recipe_path, list(overrides))
+    return build_and_train(TrainingJob(recipe, data, out, work, resume=resume, **options))
 
 
 def weights_of(folder):
@@ -260,14 +254,7 @@ def test_stage_1_alone__and_stage_2_from_its_image_tower(tiny_recipe, sound, tmp
     manifest = Manifest.load(sound)
     bare = manifest.table.select(["image", "image_id", "group", "split"])  # nothing is said of them
     one = tmp_path / "one"
-    build_and_train(
-        load_recipe(tiny_recipe, ["contrastive.epochs=0"]),
-        Manifest(bare, manifest.root, manifest.path),
-        one,
-        tmp_path / "w",
-        threads=1,
-        resume=False,
-    )
+    train(tiny_recipe, Manifest(bare, manifest.root, manifest.path), one, "contrastive.epochs=0")
     assert [e["stage"] for e in log_of(one)] == ["masked", "masked"]
     assert "The text tower was not trained" in (one / "README.md").read_text()
     weights = f"model.vision_init='{one}/open_clip_model.safetensors'"
@@ -299,14 +286,8 @@ def test_stage_1__sees_images_without_a_caption_too(tiny_recipe, sound, tmp_path
     half = Manifest(
         manifest.table.set_column(place, "caption", [captions]), manifest.root, manifest.path
     )
-    build_and_train(
-        load_recipe(tiny_recipe, ["contrastive.captions=columns", "contrastive.local_weight=0"]),
-        half,
-        tmp_path / "o",
-        tmp_path / "w",
-        threads=1,
-        resume=False,
-    )
+    overrides = ["contrastive.captions=columns", "contrastive.local_weight=0"]
+    train(tiny_recipe, half, tmp_path / "o", *overrides)
     steps = {e["stage"]: e["step"] for e in log_of(tmp_path / "o")}
     assert steps["masked"] == 8 and steps["contrastive"] < 6  # 74 images, and about half of them
     assert "have no caption: stage 2 leaves them out" in capsys.readouterr().err
@@ -400,14 +381,19 @@ def test_weights__half_on_disk_and_finite(unbroken):
 
 def test_card__names_the_recipe_and_how_to_reproduce(unbroken):
     card = (unbroken[0] / "README.md").read_text()
-    assert "TrainingRecipe `tiny`, seed 5" in card and "dermaudit pretrain tiny" in card
+    assert "- Recipe `tiny`, seed 5" in card and "dermaudit pretrain tiny" in card
     assert f"Trained on {unbroken[1]['n_train']} images" in card
 
 
 def test_card__says_what_was_overridden(tiny_recipe, sound, tmp_path):
     given = ["tiny.toml", "--set", "model.mean=[0.5, 0.5, 0.5]"]
     train(
-        tiny_recipe, sound, tmp_path / "o", "masked.epochs=0", "contrastive.epochs=0.3", given=given
+        tiny_recipe,
+        sound,
+        tmp_path / "o",
+        "masked.epochs=0",
+        "contrastive.epochs=0.3",
+        command=given,
     )
     card = (tmp_path / "o" / "README.md").read_text()
     assert "pretrain tiny.toml --set 'model.mean=[0.5, 0.5, 0.5]' --data DATA" in card
@@ -543,14 +529,7 @@ def test_no_captions(tiny_recipe, phantoms, tmp_path):
     bare = [c for c in manifest.table.column_names if c in ("image", "image_id", "group", "split")]
     silent = Manifest(manifest.table.select(bare), manifest.root, manifest.path)
     with pytest.raises(EvidenceError, match="says nothing about its images"):
-        build_and_train(
-            load_recipe(tiny_recipe),
-            silent,
-            tmp_path / "o",
-            tmp_path / "w",
-            threads=1,
-            resume=False,
-        )
+        train(tiny_recipe, silent, tmp_path / "o")
 
 
 def test_loss_that_is_not_finite(tiny_recipe, phantoms, tmp_path, monkeypatch):

@@ -145,7 +145,7 @@ def _preprocess(folder: Path, image_size: int) -> dict[str, Any]:
 
 
 def convert_hf_clip(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The state dict of open_clip's CLIP. Errors: ForeignArtifactError naming `path` and the keys
+    """Return the state dict of open_clip's CLIP. Errors: ForeignArtifactError naming `path` and the keys
     that are not CLIP's, or the blocks that lack a part of their attention.
     """
     converted: dict[str, Tensor] = {}

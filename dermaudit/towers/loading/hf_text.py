@@ -73,7 +73,7 @@ def hf_text_from_state(
 
 
 def _config_beside(folder: Path) -> Any:
-    """The configuration of a text encoder in `folder`, or None."""
+    """Return the configuration of a text encoder in `folder`, or None."""
     from open_clip.hf_configs import arch_dict
     from transformers import AutoConfig
 

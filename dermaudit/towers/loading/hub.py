@@ -53,7 +53,7 @@ def offline() -> bool:
 
 
 def fetch_repo(repo: str) -> Path:
-    """The folder of a hub repository with its configuration, tokeniser and one weights file.
+    """Return the folder of a hub repository with its configuration, tokeniser and one weights file.
 
     Errors: UserInputError that says what to fetch and where to put it when it is not in the cache
     and the hub cannot be reached, or when the hub refuses.
@@ -110,7 +110,7 @@ def _require_clip(repo: str, listed: list[str]) -> None:
 
 
 def cached_folder(repo: str) -> Path | None:
-    """The folder of a hub model in the local cache, with configuration and weights; else None."""
+    """Return the folder of a hub model in the local cache, with configuration and weights; else None."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in (CONFIG_FILE, HF_CONFIG):
@@ -124,7 +124,7 @@ def cached_folder(repo: str) -> Path | None:
 
 
 def fetch_text(name: str) -> Path:
-    """The folder of a Hugging Face text encoder: `name` itself, the local cache, or the hub.
+    """Return the folder of a Hugging Face text encoder: `name` itself, the local cache, or the hub.
 
     Errors: UserInputError that says what to fetch and where to put it, or what the folder lacks.
     """

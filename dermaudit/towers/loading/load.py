@@ -22,7 +22,7 @@ from ..open_clip_model import OpenClipModel, as_open_clip
 from .hf_clip import convert_hf_clip, is_hf_clip, read_hf_config
 from .hf_text import hf_text_from_state
 from .hub import fetch_repo, require_weights, tokenizer_source
-from .names import CONFIG_FILE, Source, check_tag, hf_clip_config, resolve
+from .names import CONFIG_FILE, ModelSource, check_tag, hf_clip_config, resolve
 from .panderm import is_panderm, panderm_from_state
 from .weights import below, few, read_state, weights_file
 
@@ -49,7 +49,7 @@ def load_model(name: str | Path, device: str = "cpu") -> HookedTower:
     return tower
 
 
-def _open_folder(source: Source) -> HookedTower:
+def _open_folder(source: ModelSource) -> HookedTower:
     folder = fetch_repo(source.repo) if source.kind == "hub" else source.folder
     assert folder is not None
     config = read_config(folder)
@@ -65,7 +65,7 @@ def _open_folder(source: Source) -> HookedTower:
     )
 
 
-def _open_tag(source: Source) -> HookedTower:
+def _open_tag(source: ModelSource) -> HookedTower:
     import open_clip
 
     check_tag(source)
@@ -81,7 +81,7 @@ def _open_tag(source: Source) -> HookedTower:
     )
 
 
-def tag_quick_gelu(source: Source) -> bool:
+def tag_quick_gelu(source: ModelSource) -> bool:
     """Whether the weights of a tag were trained with QuickGELU: open_clip only warns when the
     architecture's name says otherwise (as of `ViT-B-16/openai`) and computes something else.
     """
@@ -112,7 +112,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def build_model(
     model_cfg: dict[str, Any], state: dict[str, Tensor], folder: Path, path: Path
 ) -> OpenClipModel:
-    """The open_clip model of `model_cfg` with `state` in it.
+    """Build the open_clip model of `model_cfg` with `state` in it.
 
     A PanDerm image tower and a BERT text tower are recognised by their keys and built from their
     shapes: their configurations name sizes that are not theirs, or files of another repository.

@@ -56,7 +56,7 @@ class TokenizerFiles:
         hf_model_name: str = "local",
         pooler: str = "mean_pooler",
     ) -> TokenizerFiles:
-        """The files of a Hugging Face tokeniser in a folder, such as one fetched from the hub.
+        """Read the files of a Hugging Face tokeniser in a folder, such as one fetched from the hub.
 
         A `config.json` of a text encoder in it (BERT's) goes along, so that the saved model says
         what its text tower is; `hf_model_name` and `pooler` are written for stock open_clip.
@@ -86,6 +86,7 @@ class TokenizerFiles:
         return tokenizer
 
     def __call__(self, texts: str | list[str]) -> Tensor:
+        """Return token ids (n, context_length) of texts."""
         from open_clip.tokenizer import get_clean_fn
         from torch import tensor
 
@@ -95,7 +96,7 @@ class TokenizerFiles:
         return tensor([item.ids for item in encoded]).reshape(-1, self.context_length)
 
     def text_cfg(self) -> dict[str, Any]:
-        """The fields of open_clip's `text_cfg` that belong to this tokeniser.
+        """Return the fields of open_clip's `text_cfg` that belong to this tokeniser.
 
         `hf_tokenizer_name` must not be empty (open_clip would silently take its stock BPE), and
         `pool_type` must be "eos" (the default, argmax, would pool the token of the largest id). A

@@ -20,7 +20,7 @@ from dermaudit.towers import TokenizerFiles, load_model, save_local_dir
 from dermaudit.towers.loading.load import build_model
 from dermaudit.towers.loading.panderm import (
     SIZES,
-    LeftOut,
+    KeyDifferences,
     PanDermVisual,
     panderm_visual,
     start_from,
@@ -464,7 +464,7 @@ def test_start__a_head_of_another_width_and_another_grid_are_made_anew(small, tm
     positions = visual.pos_embed.clone()
     left = start_from(visual, tmp_path / "w.safetensors")
     names = ["head.bias", "head.weight", "pos_embed"]
-    assert isinstance(left, LeftOut) and sorted(left.missing) == names == sorted(left.unused)
+    assert isinstance(left, KeyDifferences) and sorted(left.missing) == names == sorted(left.unused)
     assert torch.equal(visual.pos_embed, positions)
     same = PanDermVisual(64, 16, 64, 2, 1, 128, 32)
     assert start_from(same, tmp_path / "w.safetensors") == ([], [])
