@@ -48,7 +48,7 @@ def pretrain(
         bool, typer.Option("--skip-lost", help="go on without shards that are missing or cut off")
     ] = False,
     force: Annotated[bool, typer.Option(help="replace the checkpoint in --out")] = False,
-    dry_run: Annotated[bool, typer.Option(help="say what would be done")] = False,
+    dry_run: Annotated[bool, typer.Option(help="print what would be done")] = False,
 ) -> dict[str, Any]:
     """Train a foundation model: masked latent modelling, then contrastive, on the train split only.
 
@@ -126,7 +126,7 @@ def _check_out(out: Path, resume: bool, force: bool) -> None:
         )
     if resume and not out.with_name(f".{out.name}.training").is_dir():
         raise UserInputError(
-            f"{out} is finished: there is nothing to resume", "use --force to train it anew"
+            f"{out} is finished: there is nothing to resume", "use --force to train it again"
         )
     if not force:
         raise UserInputError(

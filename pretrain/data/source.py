@@ -1,7 +1,7 @@
 """Where training images come from: an array in memory, files, or shards; and batches read ahead.
 
 A batch is a list of rows. An image that cannot be read is counted and replaced by the next row that can,
-so that a batch keeps its size and every process its share; which row stands in does not depend on threads.
+so that a batch keeps its size and every process its share; which row replaces it does not depend on threads.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ImageSource(ABC):
 
 
 class ImagesInMemory(ImageSource):
-    """uint8 images (n, 3, s, s), decoded before; `rows` says which row each of them is."""
+    """uint8 images (n, 3, s, s), decoded before; `rows`: the row of each of them."""
 
     def __init__(self, images: Tensor, rows: Sequence[int] | np.ndarray | None = None) -> None:
         super().__init__(range(len(images)) if rows is None else rows)

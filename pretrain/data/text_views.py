@@ -1,7 +1,7 @@
 """The texts of an image: its raw caption, and the views that MAKE contrasts.
 
-Views stand in the order raw caption, ontology caption, visual-concept caption, sub-captions; one that is
-not there is None. They come from facts (columns of truth, worded anew each time) or from the text columns
+Views have the order raw caption, ontology caption, visual-concept caption, sub-captions; one that is
+absent is None. They come from facts (columns of truth, with a random wording each time) or from the text columns
 of the manifest, as `dermaudit data subcaptions` writes them.
 """
 
@@ -47,9 +47,9 @@ class FactTexts:
         """
         present = [f for f in self.facts if f.values[row] > 0.5]
         diagnosis = next((f for f in present if f.kind == "label"), None)
-        signs = [rng.choice(f.said) for f in present if f.kind == "concept"]
+        signs = [rng.choice(f.wordings) for f in present if f.kind == "concept"]
         rng.shuffle(signs)
-        parts = [rng.choice(f.said) for f in present if f.kind != "label"]
+        parts = [rng.choice(f.wordings) for f in present if f.kind != "label"]
         subs = rng.sample(parts, min(k, len(parts)))
         return [
             self.raw(row, rng),

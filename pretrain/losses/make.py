@@ -157,7 +157,7 @@ def _per_view(
     to_images = (
         to_texts.mT if transposed else scale * torch.einsum("ikd,jd->kij", own.texts, whole.images)
     )
-    # An absent caption is nobody's negative; an image always is one.
+    # An absent caption is no negative; an image always is one.
     absent = _absent(whole.mask, len(own.images), own.first)
     to_texts = to_texts.masked_fill(absent, -torch.inf)
     to_text, to_image = (
@@ -175,7 +175,7 @@ def _both_ways(
 
 
 def _absent(mask: Tensor, b: int, offset: int) -> Tensor:
-    """(N, b, B): texts that are not there. A row's own stays, so that its log-softmax is finite; it is
+    """Return (N, b, B): which texts are absent. A row's own stays, so that its log-softmax is finite; it is
     left out by its weight.
     """
     own = torch.eye(len(mask), dtype=torch.bool, device=mask.device)[offset : offset + b]
@@ -269,7 +269,7 @@ def info_nce(a: Tensor, b: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
 def soft_targets(similarity: Tensor, blend: float, temperature: float = 0.07) -> Tensor:
     """Rows of targets (b, B) from ontology similarities (b, B), nan where a disease is unknown:
     (1 − β) one-hot + β softmax(similarity / 0.07) (O-MAKE, arXiv 2512.03445). An image of unknown disease
-    keeps its one-hot row, and is nobody's neighbour.
+    keeps its one-hot row and has no neighbours.
     """
     b = len(similarity)
     own = torch.zeros_like(similarity)

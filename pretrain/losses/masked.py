@@ -3,7 +3,7 @@
 The student's encoder sees the class token and the visible cells; a latent regressor predicts the latents
 of the masked ones from them; LayerNorm and one linear layer bring all of them to the teacher's width. The
 targets are the teacher's projected, normalised tokens of the whole image, and the loss is the mean of
-1 − cos over class token, visible and masked cells, in that order, weighted as the recipe says.
+1 − cos over class token, visible and masked cells, in that order, with the weights of the recipe.
 
 A tower whose cells cannot be taken out (XCiT, convolutions) sees them painted with the image's mean colour
 instead. An EMA of the student may be the teacher: then tokens are centred by a running mean (as in DINO,
@@ -92,7 +92,7 @@ class Teacher(nn.Module):
 
 
 def _one(seen: Tokens) -> Tensor:
-    """One global token: the class token (registers are nobody's target), or the mean of the cells."""
+    """Return one global token: the class token (registers are no targets), or the mean of the cells."""
     return seen.first[:, :1] if seen.first.shape[1] else seen.cells.mean(1, keepdim=True)
 
 

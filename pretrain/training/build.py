@@ -146,7 +146,7 @@ def _training_texts(recipe: TrainingRecipe, manifest: Manifest) -> TrainingTexts
     if part.captions == "facts":
         if not facts:
             raise EvidenceError(
-                f"{manifest.path} says nothing about its images (no label, artifact: or concept: "
+                f"{manifest.path} has no facts about its images (no label, artifact: or concept: "
                 "column)",
                 "a contrastive stage needs captions: add label columns, or captions with "
                 "--set contrastive.captions=columns",
@@ -217,7 +217,7 @@ def _identity(recipe: TrainingRecipe, texts: TrainingTexts, source: ImageSource)
     )
     facts = hashlib.sha256()
     for fact in texts.facts:
-        facts.update(repr((fact.name, fact.said, fact.denied)).encode())
+        facts.update(repr((fact.name, fact.wordings, fact.denials)).encode())
         facts.update(fact.values.tobytes())
     return {
         **_flat(plan),

@@ -1,4 +1,4 @@
-"""The model card that a training writes beside its weights: what it is, from what, and how well it does."""
+"""The model card that a training writes next to the weights: what it is, its data, and its quality."""
 
 from __future__ import annotations
 

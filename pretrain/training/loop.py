@@ -8,7 +8,7 @@ So all rows of a batch stay negatives of each other, whatever the memory holds.
 What is random depends on the recipe's seed and the step alone (state.py): a killed run that is resumed gives
 the same weights, on the CPU bit for bit at fixed threads on one process. Several processes, and batches in
 parts, give those of one but for rounding where the towers have neither dropout nor batch norm: batch norm
-takes its statistics over the rows that are computed at once, dropout draws for each process anew.
+takes its statistics over the rows that are computed at once, dropout draws independently in each process.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _parts(
     """(step, this process' parts of its batch, images that could not be read) from `first` on."""
     recipe, source = plan.recipe, stage.source
     per_epoch = source.n // recipe.batch
-    # Every process takes its share of each part of the batch, so that a part is a part everywhere.
+    # Every process computes its share of each part, so that all have parts of the same rows.
     size = recipe.batch // recipe.accumulate
     share = plan.world.share(size)
     own = [torch.arange(i * size, (i + 1) * size)[share] for i in range(recipe.accumulate)]

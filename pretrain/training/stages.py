@@ -1,4 +1,4 @@
-"""The two stages: what is computed of a part of a batch, and the losses over the whole of it.
+"""The two stages: what is computed for a part of a batch, and the losses over the whole batch.
 
 `encode` takes images and texts through the towers, row by row; `losses` compares rows of the whole batch.
 The cut between the two lets a batch be computed in parts and by several processes and keep all its negatives
@@ -84,7 +84,7 @@ class TrainingStage(Protocol):
 
 
 class MaskedStage:
-    """Stage 1: `losses` is the mean of what each image lost, so that parts need nothing of each other."""
+    """Stage 1: `losses` is the mean over images, so that the parts of a batch are independent."""
 
     name = "masked"
     separable = True
@@ -207,9 +207,9 @@ class ContrastiveStage:
                 with torch.autocast(x.device.type, enabled=False):
                     found["pooled"] = pool_patches(cells, raw, has_raw, self.switches)
         else:
-            said = [self.texts.raw(int(r), g) for r, g in zip(part.rows, rngs, strict=True)]
-            found["texts"] = self._encode(said)
-            found |= self._known(said)
+            captions = [self.texts.raw(int(r), g) for r, g in zip(part.rows, rngs, strict=True)]
+            found["texts"] = self._encode(captions)
+            found |= self._known(captions)
         return {name: _full(value) for name, value in found.items()}
 
     def _views(self, part: BatchPart, rngs: list[random.Random]) -> Encoded:
@@ -263,9 +263,9 @@ class ContrastiveStage:
                 raw, encoded["known"].to(raw), encoded["has_raw"] > 0, scale
             )
         if self.facts and (parts.aspect_weight or parts.local_weight):
-            said, denied = aspect_sentences(self.facts, random.Random(part.step_seed))
+            present, absent = aspect_sentences(self.facts, random.Random(part.step_seed))
             # Apart from the captions: these are short, and would be padded to the longest caption.
-            sides = self._encode([*said, *denied]).to(images.dtype).split(len(said))
+            sides = self._encode([*present, *absent]).to(images.dtype).split(len(present))
             truth = self.truth[torch.from_numpy(part.rows)].to(images)
             if parts.aspect_weight:
                 found["aspect"] = parts.aspect_weight * self.aspect(images, *sides, truth)
@@ -291,7 +291,7 @@ class ContrastiveStage:
         return found
 
     def _soft(self, part: BatchPart, scale: Tensor) -> Tensor | None:
-        """Soft targets whose share decays to zero along half a cosine, as the stage goes on."""
+        """Return soft targets, whose weight falls to zero along half a cosine during the stage."""
         beta = self.part.knowledge.soft * 0.5 * (1 + math.cos(math.pi * part.progress))
         if not beta or self.similarity is None or self.diseases is None:
             return None

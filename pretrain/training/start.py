@@ -1,7 +1,7 @@
 """The model that a recipe starts from, with what is needed to save it again.
 
-Fresh towers with a tokenizer made from the captions; fresh or PanDerm image towers beside a Hugging Face
-text tower; or a whole model by name. Nothing is fetched but what the recipe names.
+Fresh towers with a tokenizer made from the captions; fresh or PanDerm image towers with a Hugging Face
+text tower; or a complete model by name. Only what the recipe names is downloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dermaudit.towers.open_clip_model import OpenClipModel, as_open_clip
 
 from ..recipe import TrainingRecipe
 
-# Words that a caption of these recipes never says but a user may ask for stay words, not pieces.
+# These words occur in no caption but in prompts of users: they must be one token each.
 _KEPT_WORDS = ("skin", "lesion", "dermoscopic", "image", "no")
 
 
@@ -204,7 +204,7 @@ def _put_visual(model: OpenClipModel, recipe: TrainingRecipe) -> None:
     from dermaudit.towers.loading.weights import few, read_state
 
     state = read_state(path)
-    if any(key.startswith("visual.") for key in state):  # of a whole model the image tower is taken
+    if any(key.startswith("visual.") for key in state):  # a complete model: its image tower is used
         state = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
     mine = model.visual.state_dict()
     fits = {k: v for k, v in state.items() if k in mine and mine[k].shape == v.shape}

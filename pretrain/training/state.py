@@ -63,9 +63,7 @@ def seed_of(seed: int, *words: Any) -> int:
 
 
 def save_state(state: TrainingState, folder: Path, identity: dict[str, Any]) -> None:
-    """Write one file, whole or not at all: the weights of one step never stand beside the optimizer of
-    another.
-    """
+    """Write one file, atomically: weights and optimizer are always of the same step."""
     progress = {**identity, **asdict(state.position)}
     write_safetensors(
         folder / STATE_FILE,

@@ -1,4 +1,4 @@
-"""What teaches beside the captions: stage 1's frozen image tower, KEP's text encoder, an ontology."""
+"""Teachers other than captions: stage 1's frozen image tower, KEP's text encoder, an ontology."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         return cfg, load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise ForeignArtifactError(
-            f"{folder / WEIGHTS} is truncated or not safetensors ({error})"
+            f"{folder / WEIGHTS} is cut off or not safetensors ({error})"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What stands beside a checkpoint's weights: the model card and the list of training images."""
+"""The files next to a checkpoint's weights: the model card and the list of training images."""
 
 from __future__ import annotations
 

@@ -112,16 +112,16 @@ def _checkpoint_folder(folder: Path) -> Path:
 
 
 def hf_clip_config(folder: Path) -> bool:
-    """Whether `folder` is of Hugging Face's CLIPModel: a `config.json` that says so."""
+    """Whether `folder` is of Hugging Face's CLIPModel: by its `config.json`."""
     return _model_type(folder) == "clip"
 
 
 def _model_type(folder: Path) -> str | None:
     try:
-        said = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    kind = said.get("model_type") if isinstance(said, dict) else None
+    kind = config.get("model_type") if isinstance(config, dict) else None
     return kind if isinstance(kind, str) else None
 
 

@@ -219,7 +219,7 @@ def panderm_visual(
     """Build a tower to train, "base" (ViT-B/16) or "large" (ViT-L/16), from scratch or from `weights`.
 
     `weights`: a file of the published image tower, alone or with the rest of a model; what it
-    leaves out (mostly the head) is said on stderr. From scratch: truncated normal of .02, the head
+    leaves out (mostly the head) is reported on stderr. From scratch: truncated normal of .02, the head
     scaled by .001, from torch's global seed. Errors: UserInputError for an unknown size;
     ForeignArtifactError for a file of another tower.
     """
@@ -236,7 +236,7 @@ def panderm_visual(
 
 
 def _by_part(keys: list[str]) -> str:
-    """Keys told by the part of the model that they belong to, with how many there are."""
+    """Return keys grouped by the part of the model that they belong to, with their number."""
     parts = Counter(key.removeprefix("module.").split(".")[0] for key in keys)
     return ", ".join(f"{part}.* ({n})" if n > 1 else part for part, n in parts.items())
 
@@ -244,8 +244,8 @@ def _by_part(keys: list[str]) -> str:
 def start_from(visual: PanDermVisual, path: Path) -> KeyDifferences:
     """Load the weights of `path` into `visual` as far as they are its own.
 
-    The tower is found by its keys, whatever stands before them (`visual.`, `encoder.`, …). A head
-    of another width and positions of another grid are left out, being made anew or computed.
+    The tower is found by its keys, whatever their prefix (`visual.`, `encoder.`, …). A head
+    of another width and positions of another grid are left out: they are initialised or computed.
     Errors: ForeignArtifactError when there is no such tower in the file, or one of another size.
     """
     state = read_state(Path(path))
@@ -266,14 +266,14 @@ def start_from(visual: PanDermVisual, path: Path) -> KeyDifferences:
         for k in target
         if k in found and k not in fits and not k.startswith(("head.", "pos_embed"))
     ]
-    lacking = [k for k in target if k not in found and not k.startswith(_OPTIONAL)]
+    missing = [k for k in target if k not in found and not k.startswith(_OPTIONAL)]
     more = {k.split(".")[1] for k in found if k.startswith("blocks.") and k not in target}
     beyond = sorted(f"blocks.{n}" for n in more if int(n) >= len(visual.blocks))
-    if wrong or lacking or beyond:
-        faults = {"wrong shape": wrong, "missing": lacking, "unexpected": beyond}
-        said = "; ".join(f"{what} {few(keys)}" for what, keys in faults.items() if keys)
+    if wrong or missing or beyond:
+        faults = {"wrong shape": wrong, "missing": missing, "unexpected": beyond}
+        listed = "; ".join(f"{what} {few(keys)}" for what, keys in faults.items() if keys)
         raise ForeignArtifactError(
-            f"{path} holds another tower: {said}", "choose the other size (base or large)"
+            f"{path} holds another tower: {listed}", "choose the other size (base or large)"
         )
     visual.load_state_dict(fits, strict=False)
     unused = [k for k in state if not (k.startswith(prefix) and k[len(prefix) :] in fits)]

@@ -33,7 +33,7 @@ _PREFIX = "##"
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """`files`: name -> text, to be written beside the weights; called, it gives the ids.
+    """`files`: name -> text, to be written next to the weights; a call returns token ids.
 
     `vocab_size` includes the special tokens. `hf_text`: open_clip's fields of a Hugging Face text
     tower (`hf_model_name`, `hf_pooler_type`), empty for its own. `tokenizer(texts)` ->
@@ -204,12 +204,12 @@ def _read_folder(folder: Path) -> tuple[dict[str, str], int, int, int]:
             f"the tokeniser in {folder} has no padding token or none that ends a text",
             "set pad_token and sep_token (or eos_token) in tokenizer_config.json",
         )
-    # Saved again, so that one in an older form (vocab.txt) is written as tokenizer.json too.
+    # Saved again so that one in an older form (vocab.txt) is written as tokenizer.json too.
     with TemporaryDirectory() as saved:
         tokenizer.save_pretrained(saved)
         files = {p.name: p.read_text(encoding="utf-8") for p in sorted(Path(saved).iterdir())}
     config = json.loads(files["tokenizer_config.json"])
-    # How it was opened here says nothing of the tokeniser.
+    # How it was opened here is no property of the tokeniser.
     for key in ("is_local", "local_files_only", "name_or_path"):
         config.pop(key, None)
     files["tokenizer_config.json"] = json.dumps(config, indent=1, sort_keys=True) + "\n"

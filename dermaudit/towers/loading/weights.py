@@ -23,7 +23,7 @@ def weights_file(folder: Path) -> Path:
     if others:
         return others[0]
     raise UserInputError(
-        f"{folder} has a configuration but no weights", f"put {WEIGHTS[0]} beside {CONFIG_FILE}"
+        f"{folder} has a configuration but no weights", f"put {WEIGHTS[0]} next to {CONFIG_FILE}"
     )
 
 

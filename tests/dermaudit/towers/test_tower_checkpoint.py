@@ -57,7 +57,7 @@ def test_half_precision_loads_as_float32_and_keeps_the_temperature(
     assert 0 < difference < 1e-2
 
 
-def test_what_stands_beside_the_weights(tower):
+def test_files_next_to_the_weights(tower):
     assert tower.card.licence == "cc0-1.0"
     assert tower.card.text.endswith("# tiny\n")
     assert tower.training_hashes() == frozenset({"ab" * 8, "cd" * 8})
@@ -85,7 +85,7 @@ def test_fingerprint_sees_weights_names_and_preprocessing_only(tower, tiny_folde
     assert tower_fingerprint(state, {**cfg, "resize_mode": "shortest"}) != tower.fingerprint
 
 
-def test_a_folder_with_something_in_it_is_not_overwritten(
+def test_a_folder_that_is_not_empty_is_not_overwritten(
     tmp_path, tiny_model, tiny_cfg, preprocess_cfg, tokenizer
 ):
     arguments = (tiny_model, tiny_cfg, preprocess_cfg, tokenizer)
@@ -155,7 +155,7 @@ def test_missing_and_broken_configuration(copied):
         load_model(str(copied))
 
 
-def test_missing_cut_off_and_foreign_weights(copied):
+def test_missing_truncated_and_foreign_weights_are_refused(copied):
     weights = copied / "open_clip_model.safetensors"
     data = weights.read_bytes()
     for broken in (data[: len(data) // 2], data[:5], b""):
@@ -206,7 +206,7 @@ def test_plain_torch_weights_open_too(copied, tower, images):
     assert torch.equal(other.encode_image(images), tower.encode_image(images))
 
 
-def test_tokeniser_files_are_asked_for(copied, monkeypatch):
+def test_missing_tokeniser_files_are_reported(copied, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (copied / "tokenizer_config.json").unlink()
     with pytest.raises(UserInputError, match=r"no tokenizer_config\.json"):
@@ -216,7 +216,7 @@ def test_tokeniser_files_are_asked_for(copied, monkeypatch):
         load_model(str(copied))
 
 
-def test_a_device_that_is_not_there(tiny_folder):
+def test_a_missing_device_is_reported(tiny_folder):
     with pytest.raises(UserInputError, match="device 'nowhere'"):
         load_model(str(tiny_folder), device="nowhere")
 
@@ -230,7 +230,7 @@ def test_tokeniser_called_directly_gives_the_ids_of_the_files(tokenizer, tower):
     assert tokenizer("ruler").shape == (1, 16)
 
 
-def test_words_stay_whole_and_unseen_words_stay_apart(tokenizer):
+def test_known_words_are_one_token_and_unseen_words_differ(tokenizer):
     words = json.loads(tokenizer.files["tokenizer.json"])["model"]["vocab"]
     ids = tokenizer(["gel bubble", "quokka", "wombat", "rulers"]).tolist()
     assert ids[0][:4] == [2, words["gel"], words["bubble"], 3]

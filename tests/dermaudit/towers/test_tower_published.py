@@ -115,7 +115,7 @@ def test_monet__agrees_with_transformers(tmp_path, options):
     assert tower.tokenize(["melanoma a"]).tolist() == [[2, 8, 5, 3, 0, 0, 0, 0]]
 
 
-def test_monet__images_are_prepared_as_the_folder_says(tmp_path):
+def test_monet_images_are_prepared_by_the_configuration_of_the_folder(tmp_path):
     clip_folder(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(
         json.dumps(
@@ -127,10 +127,10 @@ def test_monet__images_are_prepared_as_the_folder_says(tmp_path):
             }
         )
     )
-    said = load_model(tmp_path).preprocess_config
-    assert (said["mean"], said["std"]) == (IMAGENET["mean"], IMAGENET["std"])
-    assert (said["size"], said["interpolation"]) == ([32, 32], "bilinear")
-    assert said["resize_mode"] == "shortest"
+    config = load_model(tmp_path).preprocess_config
+    assert (config["mean"], config["std"]) == (IMAGENET["mean"], IMAGENET["std"])
+    assert (config["size"], config["interpolation"]) == ([32, 32], "bilinear")
+    assert config["resize_mode"] == "shortest"
 
 
 def test_monet__opens_from_the_hub_cache(tmp_path, monkeypatch):
@@ -388,7 +388,7 @@ def test_tokenizer_files__of_a_folder_agree_with_transformers(tmp_path):
             TokenizerFiles.from_folder(wrong, 6)
 
 
-def test_what_is_missing_offline__is_said_with_where_to_put_it(saved, monkeypatch):
+def test_files_missing_offline_are_reported_with_their_location(saved, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     folder, _, _ = saved
     config = json.loads((folder / "open_clip_config.json").read_text())
@@ -430,7 +430,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("prefix", ["", "visual.", "module.encoder."])
-def test_start__finds_the_tower_whatever_stands_before_it(small, prefix, tmp_path, capsys):
+def test_start_finds_the_tower_under_any_prefix(small, prefix, tmp_path, capsys):
     state = {
         f"{prefix}{key}": value for key, value in small.state_dict().items() if "head" not in key
     }
@@ -449,16 +449,16 @@ def test_start__finds_the_tower_whatever_stands_before_it(small, prefix, tmp_pat
         if not key.startswith("head."):
             assert torch.equal(visual.state_dict()[key], value), key
     assert visual.head.weight.shape == (24, 64)
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        "head.* (2)" in told
-        and "regressor" in told
-        and ("teacher.* (38)" in told) == ("enc" in prefix)
+        "head.* (2)" in stderr
+        and "regressor" in stderr
+        and ("teacher.* (38)" in stderr) == ("enc" in prefix)
     )
     assert visual(torch.randn(2, 3, 64, 64)).shape == (2, 24)
 
 
-def test_start__a_head_of_another_width_and_another_grid_are_made_anew(small, tmp_path):
+def test_start_initialises_a_head_and_grid_of_another_size(small, tmp_path):
     save_file(small.state_dict(), tmp_path / "w.safetensors")
     visual = PanDermVisual(96, 16, 64, 2, 1, 128, 24)
     positions = visual.pos_embed.clone()
@@ -492,7 +492,7 @@ def test_start__a_file_of_another_tower_is_refused(small, tmp_path):
         panderm_visual("larg", 24)
 
 
-def test_first_values__are_those_of_the_publication(small):
+def test_initial_values_are_those_of_the_paper(small):
     torch.manual_seed(0)
     visual = panderm_visual("large", 24, image_size=64)
     assert float(visual.blocks[1].mlp.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
