@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file go to one worker, so that its fixtures are made once; so do all tests of the
     finished demo, which takes a minute to make."""

@@ -23,8 +23,17 @@ from dermaudit.files import sha256_file, sha256_json
 from dermaudit.run.directory import Run, open_run
 
 from ..store.activation_store import ITEM_BYTES, ActivationStore, Identity
-from ..store.shard_plan import Images, Part, Plan, Site, finish, forget, plan_parts, read_note
-from ..store.work_share import Share
+from ..store.shard_plan import (
+    ImageList,
+    ShardPart,
+    ShardPlan,
+    StoreTarget,
+    finish_store,
+    plan_shards,
+    read_shard_note,
+    remove_store,
+)
+from ..store.worker_rank import WorkerRank
 from .options import EMBED
 from .shard import BATCH, POOLED, Batch, Values, batches_ahead, n_batches, shard_values
 from .shard import activations as activations
@@ -34,7 +43,7 @@ SHARD_BYTES = 256 << 20  # a shard of patch tokens holds fewer images
 _ONE_ROW_SITES = (POOLED, "visual.embedding")
 
 #: one part, and the sites at which it is still to be made
-Job = tuple[Part, list[Site]]
+Job = tuple[ShardPart, list[StoreTarget]]
 Engine = Callable[[list[Job]], None]
 
 
@@ -48,7 +57,7 @@ class EmbedSettings:
     tokens: str = "patch"
     dtype: str | None = None
     strict: bool = False
-    share: Share = Share()
+    share: WorkerRank = WorkerRank()
     shard: int | None = None
     batch: int | None = None
 
@@ -134,13 +143,13 @@ def site_of(
     return identity, facts
 
 
-def bytes_per_image(site: Site) -> int:
+def bytes_per_image(site: StoreTarget) -> int:
     return site.facts["d"] * site.facts["tokens"] * ITEM_BYTES[site.identity.dtype]
 
 
 def embed_sites(
-    sites: list[Site],
-    images: Images,
+    sites: list[StoreTarget],
+    images: ImageList,
     settings: EmbedSettings,
     engine: Engine,
     *,
@@ -153,16 +162,16 @@ def embed_sites(
     """
     if force:
         for site in sites:
-            forget(site.folder)
+            remove_store(site.folder)
     most = SHARD_BYTES // max(map(bytes_per_image, sites))
     least = min(settings.batch or BATCH, settings.shard or SHARD)
     per_shard = min(settings.shard or SHARD, max(least, 1 << max(most, 1).bit_length() - 1))
-    plans = {site.name: plan_parts(site, images, per_shard) for site in sites}
+    plans = {site.name: plan_shards(site, images, per_shard) for site in sites}
     jobs = _jobs(sites, plans, settings.share)
     _check_space(jobs)
     if jobs:
         engine(jobs)
-    stores = [finish(site, images, plans[site.name]) for site in sites]
+    stores = [finish_store(site, images, plans[site.name]) for site in sites]
     done = [store for store in stores if store is not None]
     if len(done) < len(stores):
         return None
@@ -172,12 +181,12 @@ def embed_sites(
     return done
 
 
-def _jobs(sites: list[Site], plans: dict[str, Plan], share: Share) -> list[Job]:
+def _jobs(sites: list[StoreTarget], plans: dict[str, ShardPlan], share: WorkerRank) -> list[Job]:
     """What this worker has to make; a part that several sites need goes through the tower once."""
     jobs: dict[tuple[int, str], Job] = {}
     for site in sites:
         for part in plans[site.name].parts:
-            if part.index % share.size == share.rank and read_note(site, part) is None:
+            if part.index % share.size == share.rank and read_shard_note(site, part) is None:
                 jobs.setdefault((part.index, part.digest()), (part, []))[1].append(site)
     return [jobs[name] for name in sorted(jobs)]
 
@@ -238,7 +247,7 @@ class _OthersAreAtWork(Exception):
 def embed_into(
     root: Path,
     tower: Any,
-    images: Images,
+    images: ImageList,
     settings: EmbedSettings,
     *,
     engine: Engine | None = None,
@@ -247,14 +256,14 @@ def embed_into(
     """The stores of `order` below `root`, each in the folder of its content; None when other workers
     are still at it. Images that cannot be read are left out and listed in the store (`skipped`)."""
     wanted = [settings.site(tower, name) for name in settings.sites]
-    sites = [Site(identity.folder(root), identity, facts) for identity, facts in wanted]
+    sites = [StoreTarget(identity.folder(root), identity, facts) for identity, facts in wanted]
     return embed_sites(sites, images, settings, engine or settings.engine(tower), force=force)
 
 
 def embed_run(
     run: Run,
     tower: Any,
-    images: Images,
+    images: ImageList,
     settings: EmbedSettings,
     *,
     engine: Engine | None = None,
@@ -275,7 +284,8 @@ def embed_run(
 
     def make() -> tuple[list[Path], dict[str, Any]]:
         sites = [
-            Site(run.files.embeddings(name), *settings.site(tower, name)) for name in settings.sites
+            StoreTarget(run.files.embeddings(name), *settings.site(tower, name))
+            for name in settings.sites
         ]
         work = engine or settings.engine(tower, strict=True)
         stores = embed_sites(sites, images, settings, work, force=force)
@@ -297,7 +307,7 @@ def embed_run(
         return {"sites": settings.sites, "n": images.n, "not_finite": {}, "unfinished": True}
 
 
-def images_of_run(run: Run) -> Images:
+def images_of_run(run: Run) -> ImageList:
     """The images of a run whose `images` stage is done."""
     import pyarrow.parquet as pq
 
@@ -310,4 +320,4 @@ def images_of_run(run: Run) -> Images:
 
     hashes = column("sha256") if "sha256" in table.column_names else None
     paths = [str(root / image) for image in column("image")]
-    return Images(column("image_id"), column("group"), paths, hashes)
+    return ImageList(column("image_id"), column("group"), paths, hashes)

@@ -54,12 +54,12 @@ def _as_text(job: Job) -> str:
 
 def _from_text(text: str) -> Job:
     from ..store.activation_store import Identity
-    from ..store.shard_plan import Part, Site
+    from ..store.shard_plan import ShardPart, StoreTarget
 
     part, sites = json.loads(text)
     lists = {name: tuple(v) if isinstance(v, list) else v for name, v in part.items()}
-    return Part(**lists), [
-        Site(Path(folder), Identity(**identity), facts) for folder, identity, facts in sites
+    return ShardPart(**lists), [
+        StoreTarget(Path(folder), Identity(**identity), facts) for folder, identity, facts in sites
     ]
 
 

@@ -25,7 +25,7 @@ from dermaudit.data.images.decode import decode_image
 from dermaudit.errors import UserInputError
 from dermaudit.files import sha256_file
 
-from ..store.shard_plan import Part, Site, write_part
+from ..store.shard_plan import ShardPart, StoreTarget, write_shard
 
 POOLED = "visual.pooled"
 BATCH = 64
@@ -44,7 +44,7 @@ class Batch:
     skipped: dict[str, str]
 
 
-def read_batch(tower: Any, part: Part, at: int, size: int, strict: bool = False) -> Batch:
+def read_batch(tower: Any, part: ShardPart, at: int, size: int, strict: bool = False) -> Batch:
     """Decode and prepare images at … at + size - 1 of a part. Errors: BadImage if `strict`."""
     pixels, kept, digests, skipped = [], [], [], {}
     for i in range(at, min(at + size, len(part.ids))):
@@ -81,12 +81,12 @@ def _read(path: str, known: str | None) -> tuple[np.ndarray, str]:
     return decode_image(data, name=path), hashlib.sha256(data).hexdigest()
 
 
-def n_batches(part: Part, size: int) -> int:
+def n_batches(part: ShardPart, size: int) -> int:
     return -(-len(part.ids) // size)
 
 
 def batches_ahead(
-    tower: Any, parts: Iterable[Part], size: int, *, strict: bool = False, readers: int = 1
+    tower: Any, parts: Iterable[ShardPart], size: int, *, strict: bool = False, readers: int = 1
 ) -> Iterator[Batch]:
     """The batches of all parts, in order, read by `readers` threads while others are computed.
 
@@ -121,7 +121,13 @@ class _Pieces:
     """`read_batch`, some images at a time, by the threads of `pool` and the one that asks for the batch."""
 
     def __init__(
-        self, pool: ThreadPoolExecutor, tower: Any, part: Part, at: int, size: int, strict: bool
+        self,
+        pool: ThreadPoolExecutor,
+        tower: Any,
+        part: ShardPart,
+        at: int,
+        size: int,
+        strict: bool,
     ) -> None:
         end = min(at + size, len(part.ids))
         self.jobs = [
@@ -185,8 +191,8 @@ class Values:
     """What a part's images give at each site, before it is written: `acts` {site: (len(kept), …)};
     `kept`, `sha256`, `skipped` as in `Batch`."""
 
-    part: Part
-    sites: Sequence[Site]
+    part: ShardPart
+    sites: Sequence[StoreTarget]
     acts: dict[str, Tensor]
     kept: list[int]
     sha256: list[str]
@@ -195,14 +201,16 @@ class Values:
     def write(self) -> dict[str, dict[str, Any]]:
         """Write the shard of every site: {site: its note}. Errors: NoSpaceError, nothing half-written."""
         return {
-            site.name: write_part(
+            site.name: write_shard(
                 site, self.part, self.kept, self.acts[site.name], self.sha256, self.skipped
             )
             for site in self.sites
         }
 
 
-def shard_values(tower: Any, part: Part, sites: Sequence[Site], batches: Iterable[Batch]) -> Values:
+def shard_values(
+    tower: Any, part: ShardPart, sites: Sequence[StoreTarget], batches: Iterable[Batch]
+) -> Values:
     """Run the tower over the images of a part, read in `batches`.
 
     Errors: UserInputError for a site whose values are not rows, and those of `batches`.
@@ -231,7 +239,12 @@ def shard_values(tower: Any, part: Part, sites: Sequence[Site], batches: Iterabl
 
 
 def embed_shard(
-    tower: Any, part: Part, sites: Sequence[Site], *, batch: int = BATCH, strict: bool = False
+    tower: Any,
+    part: ShardPart,
+    sites: Sequence[StoreTarget],
+    *,
+    batch: int = BATCH,
+    strict: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Read the images of `part`, and make its shard at each of `sites`; returns {site: its note}.
 
@@ -242,7 +255,7 @@ def embed_shard(
     return shard_values(tower, part, sites, batches).write()
 
 
-def _check_shape(site: Site, value: Tensor) -> None:
+def _check_shape(site: StoreTarget, value: Tensor) -> None:
     d, tokens = site.facts["d"], site.facts["tokens"]
     wanted = (d,) if site.identity.token_kind != "patch" else (tokens, d)
     if value.shape[1:] != wanted:

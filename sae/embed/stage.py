@@ -36,9 +36,9 @@ def embed(run: Path | None, options: EmbedOptions) -> dict[str, Any]:
         manifest = manifest.where(options.where)
     if not manifest.n:
         raise UserInputError(f"{options.data}: no image is left after --where {options.where!r}")
-    from ..store.work_share import Share
+    from ..store.worker_rank import WorkerRank
 
-    share = Share.here()
+    share = WorkerRank.here()
     options.check_workers(share.rank, share.size)
     import torch
 
@@ -209,7 +209,7 @@ def _into_stores(
 ) -> dict[str, Any]:
     from dermaudit.console import say
 
-    from ..store.shard_plan import Images
+    from ..store.shard_plan import ImageList
     from .embed import embed_into
 
     assert options.store is not None  # EmbedOptions.check: a run or a folder of stores
@@ -218,7 +218,7 @@ def _into_stores(
     else:
         folder = options.images_at.rstrip("/")
         paths = [f"{folder}/{image}" for image in manifest.column("image")]
-    images = Images(manifest.ids, manifest.groups, paths)
+    images = ImageList(manifest.ids, manifest.groups, paths)
     stores = embed_into(options.store, tower, images, settings, engine=engine, force=options.force)
     if stores is None:
         return {"store": str(options.store), "sites": settings.sites, "unfinished": True}

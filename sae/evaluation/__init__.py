@@ -1,7 +1,7 @@
-"""How good a dictionary is, on rows and images it was not fitted on.
+"""The quality of an SAE on rows and images that it was not fitted on.
 
-Each figure comes with n, an interval by bootstrap over groups, and a control (figure.py). `measure`
-gathers what there is for one SAE; `metrics_table` prints it.
+Each figure has n, an interval by bootstrap over groups, and a control (figure.py). `measure` computes all
+figures of one SAE; `metrics_table` prints them.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-    "fvu": "reconstruction",
-    "held_out_metrics": "reconstruction",
     "Reconstruction": "reconstruction",
-    "reconstruction_report": "reconstruction",
+    "accumulate": "reconstruction",
     "Monosemanticity": "monosemanticity",
     "monosemanticity_report": "monosemanticity",
     "stability_report": "stability",
     "recovered_report": "recovered",
     "probe_report": "probes",
     "truth_report": "truth",
-    "synthetic_rows": "synthetic",
-    "Images": "measured",
+    "EvaluationImages": "images",
+    "MeasurementData": "measured",
     "measure": "measured",
     "metrics_table": "measured",
 }

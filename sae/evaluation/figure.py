@@ -1,4 +1,4 @@
-"""One figure as it is kept and printed: a value, its interval, its n, and the control beside it."""
+"""One figure as it is stored and printed: a value, its interval, its n, and its control."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 from dermaudit.stats.intervals import GroupBootstrap
 
-#: More groups than this are put together at random: an interval over bunches of whole groups is as
-#: valid as one over groups, and sums for each bunch stay small however many patients there are.
-MAX_BUNCHES = 4096
+#: More groups than this are merged at random. An interval over merged groups is as valid as one over
+#: groups, and the sums for each group stay small however many patients there are.
+MAX_GROUPS = 4096
 
 
-def number(value: float | None) -> float | None:
-    """A JSON number; None for what is undefined."""
+def json_number(value: float | None) -> float | None:
+    """Return a JSON number, rounded to 6 digits; None if it is undefined."""
     return None if value is None or not math.isfinite(value) else round(float(value), 6)
 
 
@@ -29,25 +29,30 @@ def figure(
     control_is: str | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """{value, low, high, n, control, control_is}: what is not known is None, never nan."""
+    """Return {value, low, high, n, control, control_is}; what is not known is None, never nan."""
     low, high = interval if interval is not None else (None, None)
     return {
-        "value": number(value),
-        "low": number(low),
-        "high": number(high),
+        "value": json_number(value),
+        "low": json_number(low),
+        "high": json_number(high),
         "n": int(n),
-        "control": number(control),
+        "control": json_number(control),
         "control_is": control_is,
         **more,
     }
 
 
-def bunches(groups: Sequence[object], most: int = MAX_BUNCHES, seed: int = 0) -> np.ndarray:
-    """A number 0 … for each row (n,) int64; rows of one group share it. At most `most` numbers."""
-    groups = np.asarray(groups)
-    if groups.dtype == object:
-        groups = groups.astype(str)
-    _, member = np.unique(groups, return_inverse=True)
+def group_numbers(
+    groups: Sequence[object] | np.ndarray, most: int = MAX_GROUPS, seed: int = 0
+) -> np.ndarray:
+    """Return a number 0 … for each row (n,) int64; rows of one group share it.
+
+    More than `most` groups are merged at random.
+    """
+    names = np.asarray(groups)
+    if names.dtype == object:
+        names = names.astype(str)
+    _, member = np.unique(names, return_inverse=True)
     count = int(member.max()) + 1 if len(member) else 0
     if count <= most:
         return member.astype(np.int64)
@@ -55,8 +60,8 @@ def bunches(groups: Sequence[object], most: int = MAX_BUNCHES, seed: int = 0) ->
     return dealt[member].astype(np.int64)
 
 
-def draws(n_groups: int, n_draws: int, seed: int) -> np.ndarray:
-    """How often each group is in each bootstrap draw: (n_draws, n_groups) float64."""
+def bootstrap_weights(n_groups: int, n_draws: int, seed: int) -> np.ndarray:
+    """Return how often each group is in each bootstrap draw: (n_draws, n_groups) float64."""
     if not n_draws or not n_groups:
         return np.zeros((0, n_groups))
     return GroupBootstrap(np.arange(n_groups), n_draws, seed).matrix()

@@ -28,10 +28,18 @@ from dermaudit.run.paths import RunFiles
 from ..inference.model import load_sae
 from ..run_data import POOLED, RunData
 from ..store.activation_store import ActivationStore
-from ..store.loader import Chosen, some_of, take_all
-from .measured import FORMAT_VERSION, TRAIN_ROWS, Images, measure, metrics_table, summary
+from ..store.loader import RowSubset, random_subset, read_rows
+from .images import EvaluationImages
+from .measured import (
+    FORMAT_VERSION,
+    TRAIN_ROWS,
+    MeasurementData,
+    measure,
+    metrics_table,
+    summary,
+)
 from .options import MEASURE, MeasureOptions
-from .recovered import recovered_report
+from .recovered import Ablation, recovered_report
 
 SPLICED = 1000  # test images at most that go through the model again, four times
 IMAGES = 50_000  # of a split at most, for what needs a code and an embedding of each in memory
@@ -150,10 +158,12 @@ class SiteMeasurement:
         # Codes are in the order of the table of images, rows in that of the store.
         self.stored = np.sort(rows.image_rows)
         self.test, self.train = (
-            some_of(np.flatnonzero(mask[self.stored]), IMAGES, [seed, 9])
+            random_subset(np.flatnonzero(mask[self.stored]), IMAGES, [seed, 9])
             for mask in (is_test, is_train)
         )
-        self.train_rows = take_all(rows, some_of(rows.of_images(is_train), TRAIN_ROWS, [seed, 8]))
+        self.train_rows = read_rows(
+            rows, random_subset(rows.of_images(is_train), TRAIN_ROWS, [seed, 8])
+        )
 
     def measure(
         self, zero_shot: _ZeroShotModel | str | None, judge: IndependentModel | None
@@ -165,9 +175,8 @@ class SiteMeasurement:
         classifier = model.classifier if model is not None and pooled_site else None
         test_images = self.stored[self.test]
         pooled = _pooled_of(data, test_images)
-        measured = measure(
-            self.sae,
-            Chosen(self.rows, self.test_rows),
+        held_out = MeasurementData(
+            RowSubset(self.rows, self.test_rows),
             data.groups[images_of_rows],
             train=self.train_rows if len(self.train_rows) else None,
             images=self._images(self.test, pooled if pooled_site else None),
@@ -180,23 +189,22 @@ class SiteMeasurement:
             names=[data.run.path.name, *(folder.name for folder in options.against)],
             classifier=classifier,
             labels=[label or None for label in data.labels[images_of_rows]] if classifier else None,
-            n_draws=options.draws,
-            seed=self.seed,
         )
+        measured = measure(self.sae, held_out, n_draws=options.draws, seed=self.seed)
         if model is not None and not pooled_site and len(self.train_rows):
             measured["zero_shot"] = self._with_reconstructions(model)
         if isinstance(zero_shot, str):
-            measured["zero_shot"] = {"why": zero_shot}
+            measured["zero_shot"] = {"reason": zero_shot}
         if not options.against and (report := data.stability(self.site)):
             measured["stability"] = report
         return measured
 
-    def _images(self, index: np.ndarray, pooled: np.ndarray | None) -> Images:
+    def _images(self, index: np.ndarray, pooled: np.ndarray | None) -> EvaluationImages:
         """Return stored images by their place `index`, with codes, groups and labels."""
         rows = self.stored[index]
         truth = {name: truth.values[rows] for name, truth in self.data.truth.items()}
         codes = self.data.codes(self.site).csr()[index]
-        return Images(codes, self.data.groups[rows], truth, pooled)
+        return EvaluationImages(codes, self.data.groups[rows], truth, pooled)
 
     def _with_reconstructions(self, model: _ZeroShotModel) -> dict[str, Any]:
         """Return what the classifier keeps when the tokens of the site are reconstructions, or why this
@@ -205,7 +213,7 @@ class SiteMeasurement:
 
         from ..inference.spliced import spliced_embeddings
 
-        data, images = self.data, some_of(self.stored[self.test], SPLICED, [self.seed, 10])
+        data, images = self.data, random_subset(self.stored[self.test], SPLICED, [self.seed, 10])
         mean = self.train_rows[np.isfinite(self.train_rows).all(1)].mean(0, dtype=np.float64)
         root = data.run.data_root()
         paths = [str(root / data.images["image"][int(row)].as_py()) for row in images]
@@ -215,7 +223,7 @@ class SiteMeasurement:
                 model.tower, self.store.meta["site"], kind, self.sae, paths, mean
             )
         except BadImage as error:
-            return {"why": f"the run's images are needed again: {error.message}"}
+            return {"reason": f"the run's images are needed again: {error.message}"}
         try:
             return recovered_report(
                 model.classifier,
@@ -223,14 +231,12 @@ class SiteMeasurement:
                 seen["sae"],
                 [label or None for label in data.labels[images]],
                 data.groups[images],
-                mean=seen["ablated"],
-                zero=seen["zero"],
-                ablated_is="mean token",
+                Ablation(seen["ablated"], seen["zero"], "mean token"),
                 n_draws=self.options.draws,
                 seed=self.seed,
             )
         except EvidenceError as error:
-            return {"why": error.message}
+            return {"reason": error.message}
 
 
 def _current_seeds(run: Run, site: str) -> list[str]:
@@ -255,7 +261,7 @@ def _pooled_of(data: RunData, images: np.ndarray) -> np.ndarray | None:
     place[rows.image_rows] = np.arange(rows.n)
     found = place[images]
     out = np.full((len(images), rows.d), np.nan, np.float32)
-    out[found >= 0] = take_all(rows, found[found >= 0])
+    out[found >= 0] = read_rows(rows, found[found >= 0])
     return out
 
 

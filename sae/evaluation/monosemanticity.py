@@ -1,13 +1,13 @@
-"""Monosemanticity of latents: are the images on which a latent fires alike (arXiv 2504.02821)?
+"""Monosemanticity: how similar are the images on which a latent is active (arXiv 2504.02821)?
 
 With ã = (a − min a) / (max a − min a) over the images, and unit image embeddings e of an independent
-encoder: MS = Σ_{i<j} ã_i ã_j cos(e_i, e_j) / Σ_{i<j} ã_i ã_j. Written as pairs it costs N² d; exactly
-the same from sums over one pass is MS = (‖v‖² − s₂) / (s₁² − s₂) with v = Σ ã e, s₁ = Σ ã, s₂ = Σ ã².
+encoder: MS = Σ_{i<j} ã_i ã_j cos(e_i, e_j) / Σ_{i<j} ã_i ã_j. Over pairs it costs N² d; sums of one
+pass give exactly the same: MS = (‖v‖² − s₂) / (s₁² − s₂) with v = Σ ã e, s₁ = Σ ã, s₂ = Σ ã².
 min and max need not be known beforehand: Σa, Σa², Σa·e and Σe give v, s₁, s₂ afterwards.
 
-Chance is exact too. Shuffling the images of a latent keeps its denominator, and every pair is as
-likely as any other, so the expected MS is the mean cosine of all pairs: on dermoscopic images, all
-alike, .7 and more. What counts is the lift above it.
+Chance is exact too. Shuffling the images of a latent keeps the denominator, and all pairs are equally
+likely, so the expected MS is the mean cosine of all pairs. For dermoscopic images, which are all similar,
+it is .7 and more, so the result is the difference from it (lift).
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ import numpy as np
 
 from dermaudit.errors import UserInputError
 
-from .figure import draws, figure, number
+from .figure import bootstrap_weights, figure, json_number
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 WINSOR = 0.999
-_TINY = 1e-10  # of s₁²: below, there is only one active image and no pair
+_TINY = 1e-10  # of s₁²: with less there is only one active image and no pair
 
 
 def unit_rows(embeddings: np.ndarray) -> np.ndarray:
-    """Rows (n, d) scaled to length one in float64. UserInputError naming a row that is zero or not
-    finite."""
+    """Return rows (n, d) scaled to unit length, float64. UserInputError for a zero or not finite row."""
     e = np.asarray(embeddings, dtype=np.float64)
     norm = np.linalg.norm(e, axis=1)
     bad = np.flatnonzero(~(np.isfinite(norm) & (norm > 0)))
@@ -42,8 +41,7 @@ def unit_rows(embeddings: np.ndarray) -> np.ndarray:
 
 
 class Monosemanticity:
-    """The sums of one pass, float64, (d_sae · d_e) numbers. `add` chunks in any order and size;
-    `merge` the sums of another worker; `scores` is the same whatever the chunks were."""
+    """The float64 sums of one pass, (d_sae · d_e) numbers; chunks are added in any order and size."""
 
     def __init__(self, d_sae: int, d_e: int) -> None:
         self.n = 0
@@ -56,12 +54,12 @@ class Monosemanticity:
         self._at_min = np.zeros(d_sae, dtype=np.int64)  # images whose code is the minimum
 
     def add(self, codes: csr_matrix | np.ndarray, embeddings: np.ndarray) -> None:
-        """codes (b, d_sae), sparse or dense, of any sign; embeddings (b, d_e), scaled to unit here."""
+        """Add codes (b, d_sae), sparse or dense, of any sign, and embeddings (b, d_e) of any length."""
         e = unit_rows(embeddings)
         n, h = codes.shape
         if n != len(e) or h != len(self._a):
             raise UserInputError(
-                f"codes of shape {codes.shape} do not go with {len(e)} embeddings and {len(self._a)} latents"
+                f"codes of shape {codes.shape} do not match {len(e)} embeddings and {len(self._a)} latents"
             )
         if not n:
             return
@@ -81,36 +79,26 @@ class Monosemanticity:
         self._a2 += squares
         self._ae += a.T @ e
         self._e += e.sum(0)
-        self._lower_minimum(low, at_min)
-        self._max = np.maximum(self._max, high)
-
-    def _lower_minimum(self, low: np.ndarray, at_min: np.ndarray) -> None:
-        """Take in the minimum of more images, and how many of them have it."""
         kept = np.where(self._min <= low, self._at_min, 0)
         self._at_min = kept + np.where(low <= self._min, at_min, 0)
         self._min = np.minimum(self._min, low)
-
-    def merge(self, other: Monosemanticity) -> None:
-        """Add the sums of other images."""
-        self.n += other.n
-        for name in ("_a", "_a2", "_ae", "_e"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self._lower_minimum(other._min, other._at_min)
-        self._max = np.maximum(self._max, other._max)
+        self._max = np.maximum(self._max, high)
 
     def scores(self) -> np.ndarray:
-        """MS of each latent (d_sae,) in [-1, 1]; nan where fewer than two images are above the
-        minimum, or all are equal."""
+        """Return the MS of each latent (d_sae,) in [-1, 1].
+
+        It is nan if fewer than two images are above the minimum, or all are equal.
+        """
         low = np.where(np.isfinite(self._min), self._min, 0.0)
         span = np.where(self._max > low, self._max - low, np.nan)
         s1 = (self._a - self.n * low) / span
         s2 = (self._a2 - 2 * low * self._a + self.n * low**2) / span**2
         v = (self._ae - low[:, None] * self._e) / span[:, None]
-        # Rounding can leave a weight where a single image is above the minimum: images are counted.
+        # Rounding can leave a weight if a single image is above the minimum, so images are counted.
         return np.where(self.n - self._at_min < 2, np.nan, _ratio((v**2).sum(1), s1, s2))
 
     def chance(self) -> float:
-        """The mean cosine of all pairs of images; nan for fewer than two."""
+        """Return the mean cosine of all pairs of images; nan for fewer than two."""
         pairs = self.n * (self.n - 1)
         return float(((self._e**2).sum() - self.n) / pairs) if pairs else float("nan")
 
@@ -130,70 +118,67 @@ def monosemanticity_report(
     n_draws: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """MS of latents with its chance level, from codes (n, d_sae) ≥ 0 and embeddings (n, d_e).
+    """Return the MS of latents and its chance level, from codes (n, d_sae) ≥ 0 and embeddings (n, d_e).
 
-    One image a group: images of one patient are alike whatever the latent. `same_model`: the
-    embeddings are those of the model that the SAE was fitted on, which is circular and is said.
-    Returns figures `mean` (interval by bootstrap over images, control: chance), `lift` (control:
-    random directions through the embeddings, the same way), `above` (share of latents above all of
-    `n_shuffles` shuffled copies of themselves), `winsor` (mean with activations cut at their 99.9 %
-    quantile, for MS leans on the maximum), and lists over latents, None for those never or once
-    active: `per_latent` {ms, lift, winsor}.
+    Give one image of each group: images of one patient are alike whatever the latent. `same_model` records
+    that the embeddings are those of the model on which the SAE was fitted, which is circular.
+
+    Figures: `mean` (interval by bootstrap over images, control: chance), `lift` (control: random directions
+    through the embeddings), `above` (fraction of latents above all of `n_shuffles` shuffled copies),
+    `winsor` (the mean with activations cut at their 99.9 % quantile, because MS depends on the maximum).
+    `per_latent` {ms, lift, winsor} has None for latents that are active at most once.
     """
     from scipy.sparse import csr_matrix as make_csr
 
     e = unit_rows(embeddings)
     a = make_csr(codes).astype(np.float64)
-    sums = Monosemanticity(a.shape[1], e.shape[1])
-    sums.add(a, e)
-    ms, chance = sums.scores(), sums.chance()
-    cut = Monosemanticity(a.shape[1], e.shape[1])
-    cut.add(_winsorised(a), e)
-    winsor = cut.scores()
+    ms, chance = _scores(a, e)
+    winsor, _ = _scores(_winsorised(a), e)
     rng = np.random.default_rng([seed, 2])
     highest = np.full(len(ms), -np.inf)
     for _ in range(n_shuffles):
-        shuffled = Monosemanticity(a.shape[1], e.shape[1])
-        shuffled.add(a, e[rng.permutation(len(e))])
-        highest = np.fmax(highest, shuffled.scores())
+        highest = np.fmax(highest, _scores(a, e[rng.permutation(len(e))])[0])
     defined = np.isfinite(ms)
-    n_latents = int(defined.sum())
+    n, n_latents = a.shape[0], int(defined.sum())
     mean = float(ms[defined].mean()) if n_latents else float("nan")
     above = float((ms > highest)[defined].mean()) if n_latents and n_shuffles else float("nan")
     means, chances = _resampled(a, e, n_draws, seed)
-    directions = _random_directions(e, rng)
-    n = a.shape[0]
+    by_chance = {"control": chance, "control_is": "mean cosine of all pairs"}
     return {
-        "mean": figure(
-            mean, n, _interval(means), control=chance, control_is="mean cosine of all pairs"
-        ),
+        "mean": figure(mean, n, _interval(means), **by_chance),
         "lift": figure(
             mean - chance,
             n,
             _interval(means - chances),
-            control=directions - chance,
+            control=_random_directions(e, rng) - chance,
             control_is="random directions",
         ),
         "above": figure(above, n, control=1 / (n_shuffles + 1), control_is="by chance"),
         "winsor": figure(
-            float(winsor[np.isfinite(winsor)].mean()) if n_latents else None,
-            n,
-            control=chance,
-            control_is="mean cosine of all pairs",
+            float(winsor[np.isfinite(winsor)].mean()) if n_latents else None, n, **by_chance
         ),
         "n_latents": n_latents,
         "same_model": same_model,
         "per_latent": {
-            "ms": [number(value) for value in ms],
-            "lift": [number(value) for value in ms - chance],
-            "winsor": [number(value) for value in winsor],
+            "ms": [json_number(value) for value in ms],
+            "lift": [json_number(value) for value in ms - chance],
+            "winsor": [json_number(value) for value in winsor],
         },
     }
 
 
+def _scores(codes: csr_matrix | np.ndarray, embeddings: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return (MS of each latent, chance)."""
+    sums = Monosemanticity(codes.shape[1], embeddings.shape[1])
+    sums.add(codes, embeddings)
+    return sums.scores(), sums.chance()
+
+
 def _winsorised(a: csr_matrix) -> csr_matrix:
-    """Activations cut at the 99.9 % quantile of those of their latent that are not zero (a rare
-    latent has its 99.9 % quantile over all images at zero)."""
+    """Return activations cut at the 99.9 % quantile of the non-zero activations of their latent.
+
+    Over all images, the quantile of a rare latent would be zero.
+    """
     columns = a.tocsc(copy=True)
     for start, stop in zip(columns.indptr[:-1], columns.indptr[1:], strict=True):
         if stop - start > 1:
@@ -205,15 +190,18 @@ def _winsorised(a: csr_matrix) -> csr_matrix:
 def _resampled(
     a: csr_matrix, e: np.ndarray, n_draws: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mean MS, mean cosine of all pairs) in each bootstrap draw over images; an image drawn twice
-    is no pair with itself. Activations are scaled by min and max of all images, as in the figure."""
+    """Return (mean MS, mean cosine of all pairs) in each bootstrap draw over images.
+
+    An image that is drawn twice forms no pair with itself. Activations are scaled by the minimum and
+    maximum of all images, as in the figure.
+    """
     low, high = a.min(0).toarray().ravel(), a.max(0).toarray().ravel()
     span = np.where(high > low, high - low, np.nan)
     columns = a.T.tocsr()
     squared = columns.copy()
     squared.data **= 2
     means, chances = [], []
-    for weight in draws(len(e), n_draws, seed):
+    for weight in bootstrap_weights(len(e), n_draws, seed):
         twice = weight**2
         v = (columns @ (weight[:, None] * e) - low[:, None] * (weight @ e)) / span[:, None]
         s1 = (columns @ weight - low * weight.sum()) / span
@@ -232,9 +220,7 @@ def _interval(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def _random_directions(e: np.ndarray, rng: np.random.Generator, count: int = 64) -> float:
-    """Mean MS of projections of the embeddings, less their mean, on random directions."""
+    """Return the mean MS of projections of the centred embeddings on random directions."""
     directions = rng.normal(size=(e.shape[1], count))
-    sums = Monosemanticity(count, e.shape[1])
-    sums.add(np.maximum((e - e.mean(0)) @ directions, 0.0), e)
-    scores = sums.scores()
+    scores, _ = _scores(np.maximum((e - e.mean(0)) @ directions, 0.0), e)
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")

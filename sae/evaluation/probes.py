@@ -1,10 +1,10 @@
-"""k-sparse probes: how few latents say a label (arXiv 2305.01610)?
+"""k-sparse probes: how well do k latents predict a label (arXiv 2305.01610)?
 
-On the train rows the k latents with the AUROC farthest from one half are chosen and a logistic head
-is fitted on them (with one latent it only turns the sign); the AUROC is of the test rows. Beside it:
-the same with train labels shuffled (what choosing among thousands gives by chance), with the
-coordinates of the embedding for latents (what a dictionary adds to the neurons), and a probe of the
-whole embedding (what is there to be said).
+On the train rows the k latents whose AUROC is farthest from one half are chosen, and a logistic head is
+fitted on them (with one latent it only decides the sign); the AUROC is measured on the test rows. It is
+compared with the same on shuffled train labels (the result of choosing among thousands by chance), with
+coordinates of the embedding instead of latents (the gain of a dictionary), and with a probe of the whole
+embedding (the most that can be predicted).
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ import numpy as np
 
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import fit_probe, probe_score
-from dermaudit.stats.intervals import MIN_CELL, auroc, auroc_draws, percentile_interval
+from dermaudit.stats.intervals import MIN_CELL, auroc, auroc_draws, auroc_many, percentile_interval
 
-from .figure import bunches, draws, figure, number
+from .figure import bootstrap_weights, figure, group_numbers, json_number
+from .images import EvaluationImages
 
 KS = (1, 2, 5)
-MIN_CLASS = 10  # positives and negatives on the train and on the test rows
+MIN_CLASS = 10  # positives and negatives that train and test rows must have
 
 
 def column_aurocs(codes: Any, truth: np.ndarray) -> np.ndarray:
-    """AUROC of each column of a sparse table (n, h) of codes ≥ 0 for 0/1 truth (n,): (h,). Only what is
-    not zero is sorted; all zeros are one tie. Mann-Whitney by mid-ranks."""
+    """Return the AUROC (h,) of each column of sparse codes (n, h) ≥ 0 for 0/1 truth (n,).
+
+    Mann-Whitney with mid-ranks; only non-zero codes are sorted, all zeros are one tie.
+    """
     from scipy.stats import rankdata
 
     truth = np.asarray(truth).astype(bool)
@@ -48,121 +51,126 @@ def column_aurocs(codes: Any, truth: np.ndarray) -> np.ndarray:
 
 
 def best_columns(codes: Any, truth: np.ndarray, k: int) -> np.ndarray:
-    """The k columns of csr codes whose AUROC lies farthest from one half, the farthest first."""
+    """Return the k columns of csr codes whose AUROC is farthest from one half, the farthest first."""
     distance = np.abs(column_aurocs(codes, truth) - 0.5)
     return np.argsort(-distance, kind="stable")[:k]
 
 
 def probe_report(
-    train_codes: Any,
-    train_truth: dict[str, np.ndarray],
-    train_groups: Sequence[object],
-    test_codes: Any,
-    test_truth: dict[str, np.ndarray],
-    test_groups: Sequence[object],
+    train: EvaluationImages,
+    test: EvaluationImages,
     *,
-    train_x: np.ndarray | None = None,
-    test_x: np.ndarray | None = None,
     ks: Sequence[int] = KS,
     n_shuffles: int = 5,
     n_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """{label: {"k=1": figure, …, "coordinates k=1", "whole embedding"}} and `mean` over labels, with the
-    interval of the mean: every label sees the same draws of groups.
+    """Return {"mean": …, "labels": {label: {"k=1": figure, …, "coordinates k=1", "whole embedding"}}}.
 
-    codes csr (n, h) ≥ 0; truth {label: (n,) of 1, 0, nan = unknown}; groups (n,); x (n, d) the
-    embeddings. Each "k=…" figure: AUROC on test, interval over its groups, control = the mean over
-    shuffled train labels, `latents` chosen. Labels with fewer than 30 known rows, or 10 of either
-    class, in train or test have None and say why.
+    Each "k=…" figure is the AUROC on test with its interval over groups, the mean over shuffled train
+    labels as control, and the chosen `latents`. Coordinates and whole embedding need `x` in both splits.
+    A label with fewer than 30 known rows, or 10 of either class, in train or test has the reason
+    instead. The interval of the mean is over labels with the same draws of groups.
     """
-    train_groups, test_groups = np.asarray(train_groups), np.asarray(test_groups)
-    train_codes, test_codes = train_codes.tocsr(), test_codes.tocsr()
-    member = bunches(test_groups)
-    weights = draws(int(member.max(initial=-1)) + 1, n_draws, seed)[:, member]
+    member = group_numbers(test.groups)
+    weights = bootstrap_weights(int(member.max(initial=-1)) + 1, n_draws, seed)[:, member]
     found: dict[str, Any] = {}
     drawn: dict[str, list[np.ndarray]] = {}
-    for label, values in train_truth.items():
-        fit, seen = (np.flatnonzero(np.isfinite(t)) for t in (values, test_truth[label]))
-        y, truth = values[fit], test_truth[label][seen]
-        short = too_few(y, "train") or too_few(truth, "test")
-        if short:
-            found[label] = {"why": short, "n": len(seen), "n_positive": int(truth.sum())}
-            continue
-        rng = np.random.default_rng([seed, 6])
-        problem = _Problem(y, train_groups[fit], truth, weights[:, seen], seed, drawn)
+    for label, values in train.truth.items():
+        fit, seen = (np.flatnonzero(np.isfinite(t)) for t in (values, test.truth[label]))
+        truth = test.truth[label][seen]
         entry: dict[str, Any] = {"n": len(seen), "n_positive": int(truth.sum())}
-        a, b = train_codes[fit], test_codes[seen]
-        shuffled = [rng.permutation(y) for _ in range(n_shuffles)]
-        by_chance = [best_columns(a, other, max(ks)) for other in shuffled]
-        chosen = best_columns(a, y, max(ks))
+        if short := too_few(values[fit], "train") or too_few(truth, "test"):
+            found[label] = {"reason": short, **entry}
+            continue
+        found[label] = entry
+        probe = _LabelProbe(train.take(fit), values[fit], test.take(seen), truth, seed)
+        columns, controls = probe.chosen_latents(max(ks), n_shuffles)
         for k in ks:
-            control = [
-                problem.score(a, b, columns[:k], other)
-                for columns, other in zip(by_chance, shuffled, strict=True)
-            ]
-            entry[f"k={k}"] = problem.figure(
-                f"k={k}",
-                a,
-                b,
-                chosen[:k],
+            control = [probe.auroc(chosen[:k], y) for chosen, y in controls]
+            entry[f"k={k}"], draws = probe.figure(
+                columns[:k],
+                weights[:, seen],
                 control=float(np.mean(control)) if control else None,
                 control_is="shuffled train labels",
-                latents=chosen[:k].tolist(),
+                latents=columns[:k].tolist(),
             )
-        if train_x is not None and test_x is not None:
-            entry |= _of_embedding(problem, train_x[fit], test_x[seen], ks)
-        found[label] = entry
+            drawn.setdefault(f"k={k}", []).extend(draws)
+        if train.x is not None and test.x is not None:
+            for name, part in probe.embedding_columns(ks).items():
+                entry[name], draws = probe.embedding_figure(part, weights[:, seen])
+                drawn.setdefault(name, []).extend(draws)
     return {"mean": _mean(found, drawn, ks), "labels": found}
 
 
 def too_few(truth: np.ndarray, split: str) -> str | None:
-    """Why a label cannot be probed on these rows; None when it can."""
+    """Return why a label cannot be probed on these rows, or None."""
     positive = int(truth.sum())
     if len(truth) < MIN_CELL or min(positive, len(truth) - positive) < MIN_CLASS:
         return f"n too small in {split}: {positive} of {len(truth)}"
     return None
 
 
-class _Problem:
-    """One label: fit a head on some columns of the train rows, score it on the test rows. `weights`
-    (draws, n) of the test rows; `drawn` {name: [(draws,) of each label]} is added to."""
+class _LabelProbe:
+    """Heads for one label: fitted on some columns of the train rows, measured on the test rows."""
 
     def __init__(
         self,
+        train: EvaluationImages,
         y: np.ndarray,
-        groups: np.ndarray,
+        test: EvaluationImages,
         truth: np.ndarray,
-        weights: np.ndarray,
         seed: int,
-        drawn: dict[str, list[np.ndarray]],
     ) -> None:
-        self.y, self.groups, self.truth, self.weights = y, groups, truth, weights
-        self.seed, self.drawn = seed, drawn
+        self.train, self.y, self.test, self.truth, self.seed = train, y, test, truth, seed
 
-    def score(self, a: Any, b: Any, columns: np.ndarray | None, y: np.ndarray) -> float:
-        """AUROC of a head fitted with the labels y; nan where they are too few to fit."""
-        scores = self._scores(a, b, columns, y)
+    def chosen_latents(
+        self, k: int, n_shuffles: int
+    ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """Return the k best latents, and those of shuffled labels with these labels."""
+        rng = np.random.default_rng([self.seed, 6])
+        shuffled = [rng.permutation(self.y) for _ in range(n_shuffles)]
+        controls = [(best_columns(self.train.codes, y, k), y) for y in shuffled]
+        return best_columns(self.train.codes, self.y, k), controls
+
+    def auroc(self, latents: np.ndarray, y: np.ndarray) -> float:
+        """Return the AUROC of a head fitted with the labels y; nan if they are too few to fit."""
+        scores = self._scores(self.train.codes[:, latents], self.test.codes[:, latents], y)
         return float("nan") if scores is None else auroc(self.truth, scores)
 
     def figure(
-        self, name: str, a: Any, b: Any, columns: np.ndarray | None, **more: Any
-    ) -> dict[str, Any]:
-        scores = self._scores(a, b, columns, self.y)
-        if scores is None:
-            return figure(None, len(self.truth), **more)
-        values = auroc_draws(self.truth, scores, self.weights)
-        self.drawn.setdefault(name, []).append(values)
-        return figure(
-            auroc(self.truth, scores), len(self.truth), percentile_interval(values), **more
-        )
+        self, columns: np.ndarray, weights: np.ndarray, **more: Any
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Return the figure of a head on some latents, and its draws for weights (draws, n)."""
+        scores = self._scores(self.train.codes[:, columns], self.test.codes[:, columns], self.y)
+        return self._figure(scores, weights, **more)
 
-    def _scores(
-        self, a: Any, b: Any, columns: np.ndarray | None, y: np.ndarray
-    ) -> np.ndarray | None:
-        fit, seen = (_dense(table, columns) for table in (a, b))
+    def embedding_columns(self, ks: Sequence[int]) -> dict[str, np.ndarray | None]:
+        """Return the coordinates of the embedding to probe, {name: numbers, or None for all}."""
+        distance = np.abs(auroc_many(self.y, np.asarray(self.train.x)) - 0.5)
+        order = np.argsort(-np.nan_to_num(distance), kind="stable")
+        return {**{f"coordinates k={k}": order[:k] for k in ks}, "whole embedding": None}
+
+    def embedding_figure(
+        self, columns: np.ndarray | None, weights: np.ndarray
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Return the figure of a head on coordinates of the embedding, and its draws."""
+        a, b = np.asarray(self.train.x), np.asarray(self.test.x)
+        a, b = (a, b) if columns is None else (a[:, columns], b[:, columns])
+        return self._figure(self._scores(a, b, self.y), weights)
+
+    def _figure(
+        self, scores: np.ndarray | None, weights: np.ndarray, **more: Any
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        if scores is None:
+            return figure(None, len(self.truth), **more), []
+        draws = auroc_draws(self.truth, scores, weights)
+        interval = percentile_interval(draws)
+        return figure(auroc(self.truth, scores), len(self.truth), interval, **more), [draws]
+
+    def _scores(self, fit: Any, seen: Any, y: np.ndarray) -> np.ndarray | None:
         try:
-            return _score(fit, y, self.groups, seen, self.seed)
+            return _score(_dense(fit), y, np.asarray(self.train.groups), _dense(seen), self.seed)
         except EvidenceError:
             return None
 
@@ -177,38 +185,22 @@ def _score(
         return seen[:, 0] if auroc(y, fit[:, 0]) >= 0.5 else -seen[:, 0]
     if fit.shape[1] > max(KS):
         return probe_score(fit_probe(fit, y, groups, seed=seed), seen)
-    # Of a few numbers: how strongly they are held back decides nothing, and need not be chosen.
+    # With a few columns the strength of the regularisation does not matter, so it is not chosen.
     mean, scale = fit.mean(0), fit.std(0) + 1e-8
     with threadpool_limits(1, "blas"):
         model = LogisticRegression(C=1.0, max_iter=2000).fit((fit - mean) / scale, y > 0.5)
     return ((seen - mean) / scale) @ model.coef_[0]
 
 
-def _dense(table: Any, columns: np.ndarray | None) -> np.ndarray:
-    part = table if columns is None else table[:, columns]
-    return np.asarray(part.toarray() if hasattr(part, "toarray") else part, dtype=np.float64)
-
-
-def _of_embedding(
-    problem: _Problem, a: np.ndarray, b: np.ndarray, ks: Sequence[int]
-) -> dict[str, Any]:
-    from dermaudit.stats.intervals import auroc_many
-
-    distance = np.abs(auroc_many(problem.y, a) - 0.5)
-    order = np.argsort(-np.nan_to_num(distance), kind="stable")
-    found = {
-        name: problem.figure(name, a, b, order[:k])
-        for name, k in ((f"coordinates k={k}", k) for k in ks)
-    }
-    found["whole embedding"] = problem.figure("whole embedding", a, b, None)
-    return found
+def _dense(table: Any) -> np.ndarray:
+    return np.asarray(table.toarray() if hasattr(table, "toarray") else table, dtype=np.float64)
 
 
 def _mean(
     found: dict[str, Any], drawn: dict[str, list[np.ndarray]], ks: Sequence[int]
 ) -> dict[str, Any]:
-    """Means over the labels that could be probed; `n` counts them."""
-    scored = [entry for entry in found.values() if "why" not in entry]
+    """Return means over the labels that could be probed; `n` counts them."""
+    scored = [entry for entry in found.values() if "reason" not in entry]
     out = {}
     names = [*(f"k={k}" for k in ks), *(f"coordinates k={k}" for k in ks), "whole embedding"]
     for name in names:
@@ -220,9 +212,9 @@ def _mean(
             out[name] = figure(
                 float(np.mean(values)),
                 len(values),
-                # A draw may leave a label without a positive: the mean is of the others.
+                # A draw may have no positive of a label; the mean is over the other labels.
                 percentile_interval(np.nanmean(np.stack(drawn[name]), axis=0)),
-                control=number(float(np.mean(controls))) if controls else None,
+                control=json_number(float(np.mean(controls))) if controls else None,
                 control_is="shuffled train labels" if controls else None,
             )
     return out

@@ -1,8 +1,8 @@
-"""What an SAE keeps of held-out rows, and how sparsely: FVU, cosine, shrinkage, L0, dead, density.
+"""Reconstruction and sparsity on held-out rows: FVU, cosine, shrinkage, L0, dead latents, density.
 
-One pass, sums in float64, kept for each group so that intervals need no second pass.
-FVU = Σ‖x − x̂‖² / Σ‖x − x̄‖² with the vector mean x̄ of the same rows: a scalar mean, or none, makes a
-dictionary look good that has learned the mean alone (unit embeddings are mostly mean).
+One pass with float64 sums for each group, so that intervals need no second pass.
+FVU = Σ‖x − x̂‖² / Σ‖x − x̄‖² with the vector mean x̄ of the same rows. With a scalar mean, or none, a
+dictionary that has only learned the mean would look good, because unit embeddings are mostly mean.
 """
 
 from __future__ import annotations
@@ -16,32 +16,25 @@ import torch
 from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.stats.intervals import percentile_interval
 
-from ..store.loader import release
-from .figure import bunches, draws, figure, number
+from ..store.rows import RowSource, as_rows
+from .figure import bootstrap_weights, figure, group_numbers, json_number
 
 if TYPE_CHECKING:
     from ..inference.model import LinearSAE
-    from ..store.rows import Rows
 
-_CELLS = 1 << 23  # of a chunk's dense codes: 32 MB
-_RELEASED = 65_536  # rows after whose reading mapped memory is given back
-_TINY_NORM = 1e-6  # of a row for which the ratio of norms says nothing
-DENSE = 0.1  # a latent that fires on a larger share of the rows is called dense
-#: Edges of the density histogram, log10 of the share of rows a latent fires on.
+RowsLike = RowSource | np.ndarray | torch.Tensor
+_CELLS = 1 << 23  # dense codes of a chunk: 32 MB
+_RELEASED = 65_536  # rows after which mapped memory is released
+_TINY_NORM = 1e-6  # rows with a smaller norm have no ratio of norms
+DENSE = 0.1  # a latent that is active on a larger fraction of the rows is called dense
+#: Edges of the density histogram: log10 of the fraction of rows on which a latent is active.
 DENSITY_EDGES = tuple(float(edge) for edge in np.arange(-6.0, 0.51, 0.5))
 
 
-def fvu(x: torch.Tensor, x_hat: torch.Tensor) -> float:
-    """Fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − x̄‖², with the vector mean of these rows."""
-    x, x_hat = x.double(), x_hat.double()
-    total = ((x - x.mean(0)) ** 2).sum()
-    return float(((x - x_hat) ** 2).sum() / total) if total > 0 else float("nan")
-
-
 class Reconstruction:
-    """Sums over rows, their reconstructions and codes; `add` them in any chunks.
+    """Sums over rows, their reconstructions and codes, which are added in chunks of any size.
 
-    `n_groups`: rows are added with a group number 0 … n_groups - 1. Memory: n_groups · d · 8 bytes.
+    Rows are added with a group number 0 … n_groups - 1. Memory: n_groups · d · 8 bytes.
     """
 
     def __init__(self, d_in: int, d_sae: int, n_groups: int = 1) -> None:
@@ -58,8 +51,10 @@ class Reconstruction:
     def add(
         self, x: torch.Tensor, x_hat: torch.Tensor, z: torch.Tensor, group: np.ndarray | None = None
     ) -> None:
-        """x, x_hat (b, d_in), z (b, d_sae), group (b,) int. Rows that are not finite are counted
-        and left out."""
+        """Add rows x, x_hat (b, d_in), z (b, d_sae) with group (b,) int.
+
+        Rows that are not finite are counted and left out.
+        """
         fine = torch.isfinite(x).all(1) & torch.isfinite(x_hat).all(1)
         group = np.zeros(len(x), dtype=np.int64) if group is None else np.asarray(group)
         if not fine.all():
@@ -97,12 +92,12 @@ class Reconstruction:
         self.l0_counts += np.bincount(l0, minlength=len(self.l0_counts))
 
     def figures(self, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """fvu, l0, cosine, shrinkage (draws,) for each row of `weights` (draws, n_groups)."""
+        """Return fvu, l0, cosine, shrinkage (draws,) for each row of `weights` (draws, n_groups)."""
         w = np.ones((1, len(self._sums))) if weights is None else weights
         n, squares, residual, cosine, shrinkage, with_norm, l0 = (w @ self._sums).T
         with np.errstate(invalid="ignore", divide="ignore"):
             variance = squares - ((w @ self._total) ** 2).sum(1) / n
-            # What is left of equal rows is rounding, not variance.
+            # Equal rows leave a rounding error, not a variance.
             variance = np.where(variance > 1e-12 * np.maximum(squares, 1e-300), variance, np.nan)
             return {
                 "fvu": residual / variance,
@@ -112,7 +107,7 @@ class Reconstruction:
             }
 
     def l0_median(self) -> float:
-        """The median number of active latents; of an even number of rows the mean of the two."""
+        """Return the median number of active latents of a row."""
         ends = self.l0_counts.cumsum()
         low, high = (
             int(np.searchsorted(ends, at, "right")) for at in ((self.n - 1) // 2, self.n // 2)
@@ -120,7 +115,10 @@ class Reconstruction:
         return (low + high) / 2
 
     def density(self) -> dict[str, Any]:
-        """Histogram of log10(share of rows fired on) over `DENSITY_EDGES`; the dead stand apart."""
+        """Return the histogram of log10(fraction of active rows) over `DENSITY_EDGES`.
+
+        Latents that are never active are counted separately.
+        """
         alive = self.fired[self.fired > 0] / max(self.n, 1)
         counts, _ = np.histogram(np.log10(alive), bins=np.array(DENSITY_EDGES))
         return {
@@ -131,7 +129,7 @@ class Reconstruction:
         }
 
     def report(self, *, n_draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-        """Figures with 95 % intervals by bootstrap over groups. EvidenceError without rows."""
+        """Return figures with 95 % intervals by bootstrap over groups. EvidenceError without rows."""
         if not self.n:
             raise EvidenceError(
                 f"none of the {self.n_not_finite} held-out rows is finite",
@@ -139,7 +137,7 @@ class Reconstruction:
                 {"n": 0, "not_finite": self.n_not_finite},
             )
         point = self.figures()
-        resampled = self.figures(draws(len(self._sums), n_draws, seed))
+        resampled = self.figures(bootstrap_weights(len(self._sums), n_draws, seed))
         found: dict[str, Any] = {
             name: figure(float(point[name][0]), self.n, percentile_interval(resampled[name]))
             for name in ("fvu", "cosine", "shrinkage", "l0")
@@ -153,101 +151,70 @@ class Reconstruction:
         return found
 
 
-def chunks(rows: Rows | np.ndarray | torch.Tensor, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, rows (b, d) float32) of an array, a tensor, or `Rows`, read in order."""
-    n = rows.n if hasattr(rows, "read") else len(rows)
-    for start in range(0, n, size):
-        stop = min(start + size, n)
-        if isinstance(rows, torch.Tensor):
-            yield start, rows[start:stop].float()
-        elif isinstance(rows, np.ndarray):
-            yield start, torch.from_numpy(np.ascontiguousarray(rows[start:stop], dtype=np.float32))
-        else:
-            yield start, torch.from_numpy(rows.read(start, stop))
-            if stop // _RELEASED > start // _RELEASED:
-                release(rows)
+def chunks(rows: RowsLike, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first row, rows (b, d) float32), in order."""
+    source = as_rows(rows)
+    for start in range(0, source.n, size):
+        stop = min(start + size, source.n)
+        yield start, torch.from_numpy(source.read(start, stop))
+        if stop // _RELEASED > start // _RELEASED:
+            source.release()
 
 
 def chunk_rows(d_sae: int) -> int:
-    """Rows a chunk, so that its dense codes stay at 32 MB."""
+    """Return the number of rows in a chunk whose dense codes take 32 MB."""
     return max(16, min(4096, _CELLS // max(1, d_sae)))
 
 
-def checked_width(sae: LinearSAE, rows: Any) -> int:
-    """The number of rows. UserInputError when their width is not the SAE's."""
-    n, d = (rows.n, rows.d) if hasattr(rows, "read") else rows.shape
-    if d != sae.d_in:
+def checked_rows(sae: LinearSAE, rows: RowsLike) -> RowSource:
+    """Return the rows as a source of rows. UserInputError if they are not as wide as the SAE."""
+    source = as_rows(rows)
+    if source.d != sae.d_in:
         raise UserInputError(
-            f"the rows are {d} wide, the SAE was fitted on {sae.d_in}",
+            f"the rows are {source.d} wide, the SAE was fitted on {sae.d_in}",
             "give the rows of the site and model that the SAE was fitted on",
         )
-    return int(n)
+    return source
 
 
 @torch.no_grad()
 def accumulate(
-    sae: LinearSAE, rows: Rows | np.ndarray | torch.Tensor, groups: Sequence[object] | None = None
+    sae: LinearSAE, rows: RowsLike, groups: Sequence[object] | np.ndarray | None = None
 ) -> Reconstruction:
-    """The sums of all rows. groups (n,): patient or lesion of each row; without, one group."""
-    n = checked_width(sae, rows)
-    if groups is not None and len(groups) != n:
-        raise UserInputError(f"{len(groups)} groups were given for {n} rows")
-    member = bunches(groups) if groups is not None else np.zeros(n, dtype=np.int64)
-    sums = Reconstruction(sae.d_in, sae.d_sae, int(member.max()) + 1 if n else 1)
-    for start, part in chunks(rows, chunk_rows(sae.d_sae)):
+    """Return the sums over rows (n, d_in); groups (n,) are the patients or lesions, by default one.
+
+    UserInputError for rows of another width, or another number of groups.
+    """
+    source = checked_rows(sae, rows)
+    if groups is not None and len(groups) != source.n:
+        raise UserInputError(f"{len(groups)} groups were given for {source.n} rows")
+    member = np.zeros(source.n, dtype=np.int64) if groups is None else group_numbers(groups)
+    sums = Reconstruction(sae.d_in, sae.d_sae, int(member.max(initial=0)) + 1)
+    for start, part in chunks(source, chunk_rows(sae.d_sae)):
         z = sae.encode(part)
         sums.add(part, sae.decode(z), z, member[start : start + len(part)])
     return sums
 
 
-def reconstruction_report(
-    sae: LinearSAE,
-    rows: Rows | np.ndarray | torch.Tensor,
-    groups: Sequence[object],
-    *,
-    n_draws: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """`Reconstruction.report` of rows (n, d_in) that the SAE was not fitted on.
+def pca_fvu(train: np.ndarray, rows: RowsLike, rank: int) -> float | None:
+    """Return the FVU on `rows` of a PCA of `train` (m, d) with `rank` components.
 
-    Errors: UserInputError for rows of another width; EvidenceError when no row is finite.
+    With as many components as the SAE has active latents, it is what one fixed subspace keeps; a
+    dictionary that chooses its latents for each row must be better.
     """
-    return accumulate(sae, rows, groups).report(n_draws=n_draws, seed=seed)
+    from sklearn.decomposition import PCA
 
-
-def held_out_metrics(sae: LinearSAE, rows: torch.Tensor) -> dict[str, float]:
-    """`l0` (mean active latents a row), `fvu`, `dead` (share of latents that never fire on `rows`),
-    `dense` (share firing in over 10 % of rows), `n`: without intervals, for the log of a fit."""
-    sums = accumulate(sae, rows)
-    point = {name: float(value[0]) for name, value in sums.figures().items()}
-    return {
-        "l0": point["l0"],
-        "fvu": point["fvu"],
-        "dead": float((sums.fired == 0).mean()),
-        "dense": float((sums.fired > DENSE * sums.n).mean()),
-        "n": sums.n,
-    }
-
-
-def pca_fvu(
-    train: np.ndarray, rows: Rows | np.ndarray | torch.Tensor, ranks: Sequence[int]
-) -> list[float | None]:
-    """FVU on `rows` of a PCA of `train` (m, d) with as many components as the SAE has active latents:
-    what one fixed subspace keeps, which a dictionary that picks its own must beat."""
-    mean = train.mean(0, dtype=np.float64)
-    centred = train.astype(np.float64) - mean
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    axes = axes[:, ::-1]
-    kept = np.zeros(axes.shape[1])
-    squares, total, n = 0.0, np.zeros(len(mean)), 0
+    pca = PCA(svd_solver="covariance_eigh").fit(train.astype(np.float64))
+    kept, squares, total, n = 0.0, 0.0, np.zeros(train.shape[1]), 0
     for _, part in chunks(rows, 4096):
         x = part.double().numpy()
-        x = x[np.isfinite(x).all(1)] - mean
-        kept += ((x @ axes) ** 2).sum(0)
-        squares += float((x**2).sum())
-        total += x.sum(0)
+        x = x[np.isfinite(x).all(1)]
+        if not len(x):
+            continue
+        centred = x - pca.mean_
+        kept += float((pca.transform(x)[:, :rank] ** 2).sum())
+        squares += float((centred**2).sum())
+        total += centred.sum(0)
         n += len(x)
     variance = squares - float((total**2).sum()) / max(n, 1)
-    if not variance > 0:
-        return [None for _ in ranks]
-    return [number((squares - kept[: max(0, r)].sum()) / variance) for r in ranks]
+    return json_number((squares - kept) / variance) if variance > 0 else None

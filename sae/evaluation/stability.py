@@ -1,13 +1,13 @@
-"""Would another seed have found the same latents? Dictionaries of the same rows, matched one to one.
+"""Stability over seeds: latents of SAEs that were fitted on the same rows, matched one to one.
 
-Two latents are the same when the best one-to-one matching of the decoders (Hungarian, on the cosine of
-`W_dec`) pairs them, and both their decoder and their encoder directions agree by .7 or more
-(arXiv 2501.16615). Beside it: the mean best cosine without one-to-one (MMCS, an upper bound,
-arXiv 2309.08600) and a matching by correlation of the codes on held-out rows, which sees latents
-that do the same with other weights. Only latents that fire on those rows are matched.
+Two latents are shared if the best one-to-one matching of the decoders (Hungarian, on the cosine of
+`W_dec`) pairs them, and both their decoder and their encoder directions have a cosine of .7 or more
+(arXiv 2501.16615). Also reported: the mean best cosine without one-to-one (MMCS, an upper bound,
+arXiv 2309.08600), and a matching by the correlation of codes on held-out rows, which finds latents that
+do the same with other weights. Only latents that are active on those rows are matched.
 
-Chance is high in few dimensions and many latents: random unit vectors, and random held-out rows less
-their mean, are matched to the same dictionary in the same way.
+With few dimensions and many latents the agreement by chance is high. As controls, random unit vectors and
+random centred held-out rows are matched to the same dictionary in the same way.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ import torch
 
 from dermaudit.errors import EvidenceError, UserInputError
 
-from .figure import figure, number
-from .reconstruction import checked_width, chunk_rows, chunks
+from ..store.rows import RowSource, as_rows
+from .figure import figure, json_number
+from .reconstruction import RowsLike, checked_rows, chunk_rows, chunks
 
 if TYPE_CHECKING:
     from ..inference.model import LinearSAE
-    from ..store.rows import Rows
 
 SHARED = 0.7
 CLOSE = 0.9
-#: The exact matching is cubic: 8,192 latents take about a minute, and its table half a GB.
+#: The exact matching is cubic: 8,192 latents take about a minute, and their table half a GB.
 MAX_EXACT = 8192
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows scaled to length one; rows of nothing stay nothing."""
+    """Return rows scaled to unit length; rows of zeros stay zero."""
     vectors = np.asarray(vectors, dtype=np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def match(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The one-to-one pairs (rows, columns) of the largest total similarity: min(n, m) of them.
+    """Return the one-to-one pairs (rows, columns) of the largest total similarity: min(n, m) of them.
 
-    Where both have more than `MAX_EXACT`, only pairs that are each other's best are kept: fewer pairs,
+    If both have more than `MAX_EXACT`, only pairs that are each other's best are returned: fewer pairs,
     a lower bound.
     """
     from scipy.optimize import linear_sum_assignment
@@ -56,8 +56,8 @@ def match(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass
-class Fired:
-    """Codes of one SAE on held-out rows: `codes` csr (n, d_sae), alive latents, firing mass."""
+class ActiveCodes:
+    """Codes of one SAE on held-out rows: csr (n, d_sae), active latents, and the sums of the codes."""
 
     codes: Any
     alive: np.ndarray
@@ -65,22 +65,24 @@ class Fired:
 
 
 @torch.no_grad()
-def codes_of(sae: LinearSAE, rows: Rows | np.ndarray) -> Fired:
-    """Encode rows (n, d_in) and keep what is not zero, in float32."""
+def active_codes(sae: LinearSAE, rows: RowsLike) -> ActiveCodes:
+    """Encode rows (n, d_in) and keep the non-zero codes as float32."""
     from scipy.sparse import csr_matrix, vstack
 
-    checked_width(sae, rows)
+    source = checked_rows(sae, rows)
     parts = [
-        csr_matrix(sae.encode(part).numpy()) for _, part in chunks(rows, chunk_rows(sae.d_sae))
+        csr_matrix(sae.encode(part).numpy()) for _, part in chunks(source, chunk_rows(sae.d_sae))
     ]
-    codes = vstack(parts, format="csr") if parts else csr_matrix((0, sae.d_sae), dtype=np.float32)
+    codes: Any = vstack(parts, format="csr") if parts else csr_matrix((0, sae.d_sae), dtype="f4")
     mass = np.asarray(codes.sum(0, dtype=np.float64)).ravel()
-    return Fired(codes, np.flatnonzero(codes.getnnz(axis=0)), mass)
+    return ActiveCodes(codes, np.flatnonzero(codes.getnnz(axis=0)), mass)
 
 
 def code_correlation(one: Any, other: Any) -> np.ndarray:
-    """Pearson correlation of the columns of two sparse tables (n, h), (n, m): (h, m) float64; 0 for
-    a column that never changes."""
+    """Return the Pearson correlation (h, m) of the columns of sparse tables (n, h) and (n, m).
+
+    It is 0 for a constant column.
+    """
     n = one.shape[0]
     one, other = one.astype(np.float64), other.astype(np.float64)
     mean, mean_other = (np.asarray(t.mean(0)).ravel() for t in (one, other))
@@ -97,91 +99,106 @@ def code_correlation(one: Any, other: Any) -> np.ndarray:
 
 def stability_report(
     saes: Sequence[LinearSAE],
-    rows: Rows | np.ndarray,
+    rows: RowsLike,
     *,
     names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compare the first of `saes` with each of the others on held-out rows (n, d_in).
 
-    Returns figures (means over the others, `low` and `high` the extremes over them: there is no
-    sampling of seeds to speak of with three) `decoder_cosine`, `encoder_cosine`, `share_decoder_07`,
-    `share_decoder_09`, `shared` (decoder and encoder ≥ .7), `shared_by_mass` (weighted by the firing
-    mass of the latents), `mmcs`, `code_correlation`, `share_code_07`, and for the first SAE
-    `per_latent` {`stable`: shared with every other, None where it never fires; `agreement`: the mean
-    over the others of the smaller of the two cosines}. `n` counts the alive latents of the first.
+    Figures are means over the other SAEs, `low` and `high` the extremes over them, because three seeds
+    are too few for an interval: `decoder_cosine`, `encoder_cosine`, `share_decoder_07`,
+    `share_decoder_09`, `shared` (decoder and encoder ≥ .7), `shared_by_mass` (weighted by the sum of the
+    codes), `mmcs`, `code_correlation`, `share_code_07`. For the first SAE `per_latent` has `stable`
+    (shared with every other; None for a dead latent) and `agreement` (the mean over the others of the
+    smaller of the two cosines). `n` counts the live latents of the first.
 
-    Errors: UserInputError for fewer than two, other widths, or the same weights twice;
-    EvidenceError when nothing fires.
+    Errors: UserInputError for fewer than two SAEs, other widths, or the same weights twice;
+    EvidenceError if no latent of an SAE is active.
     """
     names = list(names) if names is not None else [f"SAE {i}" for i in range(len(saes))]
     _check(saes, names)
-    fired = [codes_of(sae, rows) for sae in saes]
-    for name, one in zip(names, fired, strict=True):
+    active = [active_codes(sae, rows) for sae in saes]
+    for name, one in zip(names, active, strict=True):
         if not len(one.alive):
             raise EvidenceError(
                 f"no latent of {name} fires on the {one.codes.shape[0]} rows", None, {"alive": 0}
             )
-    first = saes[0]
-    alive, mass = fired[0].alive, fired[0].mass[fired[0].alive]
+    first, alive = saes[0], active[0].alive
+    matches = [
+        _compare(first, other, active[0], codes)
+        for other, codes in zip(saes[1:], active[1:], strict=True)
+    ]
     rng = np.random.default_rng(
         [seed, 1]
-    )  # not the stream that made-up rows of the same seed come from
-    pairs = [
-        _compare(first, other, fired[0], theirs)
-        for other, theirs in zip(saes[1:], fired[1:], strict=True)
-    ]
+    )  # another stream than that of synthetic rows of this seed
+    count = len(active[1].alive)
     random, data = (
         _chance(unit(first.W_dec.numpy()[alive]), unit(first.W_enc.numpy().T[alive]), directions)
         for directions in (
-            rng.normal(size=(len(fired[1].alive), first.d_in)),
-            _data_directions(rows, len(fired[1].alive), rng),
+            rng.normal(size=(count, first.d_in)),
+            _data_directions(as_rows(rows), count, rng),
         )
     )
-    agreement = np.minimum(
-        np.stack([pair["decoder"] for pair in pairs]), np.stack([pair["encoder"] for pair in pairs])
-    )
-    shared = agreement >= SHARED
-    weight = mass / mass.sum()
-
-    def over(values: Sequence[float], control: float | None = None, control_is: str | None = None):
-        span = (min(values), max(values))
-        return figure(
-            float(np.mean(values)), len(alive), span, control=control, control_is=control_is
-        )
-
-    per_latent_stable: list[bool | None] = [None] * first.d_sae
-    per_latent: list[float | None] = [None] * first.d_sae
-    for place, latent in enumerate(alive.tolist()):
-        per_latent_stable[latent] = bool(shared[:, place].all())
-        per_latent[latent] = number(float(agreement[:, place].mean()))
-    by_chance = "random unit vectors"
-    exact = all(min(len(alive), len(other.alive)) <= MAX_EXACT for other in fired[1:])
+    agreement = np.stack([np.minimum(one["decoder"], one["encoder"]) for one in matches])
+    exact = all(min(len(alive), len(other.alive)) <= MAX_EXACT for other in active[1:])
     return {
-        "decoder_cosine": over([p["decoder"].mean() for p in pairs], random["mean"], by_chance),
-        "decoder_cosine_of_rows": number(data["mean"]),
-        "encoder_cosine": over([p["encoder"].mean() for p in pairs], random["encoder"], by_chance),
-        "share_decoder_07": over(
-            [(p["decoder"] >= SHARED).mean() for p in pairs], random["decoder_shared"], by_chance
-        ),
-        "share_decoder_09": over(
-            [(p["decoder"] >= CLOSE).mean() for p in pairs], random["close"], by_chance
-        ),
-        "shared": over(shared.mean(1).tolist(), random["shared"], by_chance),
-        "shared_by_mass": over((shared @ weight).tolist(), random["shared"], by_chance),
-        "mmcs": over([p["mmcs"] for p in pairs], random["mmcs"], by_chance),
-        "code_correlation": over(
-            [p["codes"].mean() for p in pairs],
-            float(np.mean([p["codes_chance"] for p in pairs])),
+        **_figures(matches, agreement, active[0].mass[alive], random),
+        "decoder_cosine_of_rows": json_number(data["mean"]),
+        "against": list(names[1:]),
+        "n_rows": int(active[0].codes.shape[0]),
+        "matching": "one to one" if exact else "each other's best",
+        "per_latent": _per_latent(agreement, alive, first.d_sae),
+    }
+
+
+def _figures(
+    matches: list[dict[str, Any]],
+    agreement: np.ndarray,
+    mass: np.ndarray,
+    random: dict[str, float],
+) -> dict[str, Any]:
+    """Return the figures over the other SAEs: agreement (others, n), mass (n,) of live latents."""
+    n = agreement.shape[1]
+    shared = agreement >= SHARED
+
+    def mean(
+        values: Sequence[float], control: float | None = None, control_is: str | None = None
+    ) -> dict[str, Any]:
+        interval = (min(values), max(values))
+        return figure(float(np.mean(values)), n, interval, control=control, control_is=control_is)
+
+    def by_chance(values: Sequence[float], name: str) -> dict[str, Any]:
+        return mean(values, random[name], "random unit vectors")
+
+    decoder = [one["decoder"] for one in matches]
+    codes = [one["codes"] for one in matches]
+    return {
+        "decoder_cosine": by_chance([d.mean() for d in decoder], "mean"),
+        "encoder_cosine": by_chance([one["encoder"].mean() for one in matches], "encoder"),
+        "share_decoder_07": by_chance([(d >= SHARED).mean() for d in decoder], "decoder_shared"),
+        "share_decoder_09": by_chance([(d >= CLOSE).mean() for d in decoder], "close"),
+        "shared": by_chance(shared.mean(1).tolist(), "shared"),
+        "shared_by_mass": by_chance((shared @ (mass / mass.sum())).tolist(), "shared"),
+        "mmcs": by_chance([one["mmcs"] for one in matches], "mmcs"),
+        "code_correlation": mean(
+            [c.mean() for c in codes],
+            float(np.mean([one["codes_chance"] for one in matches])),
             "rows of one shifted against the other",
         ),
-        "share_code_07": over([(p["codes"] >= SHARED).mean() for p in pairs]),
-        "stable": figure(float(shared.all(0).mean()), len(alive)),
-        "against": list(names[1:]),
-        "n_rows": int(fired[0].codes.shape[0]),
-        "matching": "one to one" if exact else "each other's best",
-        "per_latent": {"stable": per_latent_stable, "agreement": per_latent},
+        "share_code_07": mean([(c >= SHARED).mean() for c in codes]),
+        "stable": figure(float(shared.all(0).mean()), n),
     }
+
+
+def _per_latent(agreement: np.ndarray, alive: np.ndarray, d_sae: int) -> dict[str, list[Any]]:
+    """Return `stable` and `agreement` of every latent, None for dead ones."""
+    stable: list[bool | None] = [None] * d_sae
+    mean: list[float | None] = [None] * d_sae
+    for place, latent in enumerate(alive.tolist()):
+        stable[latent] = bool((agreement[:, place] >= SHARED).all())
+        mean[latent] = json_number(float(agreement[:, place].mean()))
+    return {"stable": stable, "agreement": mean}
 
 
 def _check(saes: Sequence[LinearSAE], names: Sequence[str]) -> None:
@@ -205,9 +222,13 @@ def _check(saes: Sequence[LinearSAE], names: Sequence[str]) -> None:
                 )
 
 
-def _compare(first: LinearSAE, other: LinearSAE, ours: Fired, theirs: Fired) -> dict[str, Any]:
-    """`decoder`, `encoder`, `codes`: matched similarity of each alive latent of the first (a latent
-    without a partner has 0); `mmcs`."""
+def _compare(
+    first: LinearSAE, other: LinearSAE, ours: ActiveCodes, theirs: ActiveCodes
+) -> dict[str, Any]:
+    """Return the matched similarity of each live latent of the first: `decoder`, `encoder`, `codes`.
+
+    A latent without a partner has 0. Also `mmcs`, and the `codes_chance` of shifted rows.
+    """
     a, b = ours.alive, theirs.alive
     cosine = unit(first.W_dec.numpy()[a]) @ unit(other.W_dec.numpy()[b]).T
     rows, columns = match(cosine)
@@ -222,7 +243,7 @@ def _compare(first: LinearSAE, other: LinearSAE, ours: Fired, theirs: Fired) -> 
     correlation = code_correlation(one, two)
     rows, columns = match(correlation)
     found["codes"][rows] = correlation[rows, columns]
-    # The same codes, of other rows: half the rows on, so that neighbours of one image part.
+    # The codes of other rows: shifted by half of the rows, so that neighbours of one image part.
     shifted = one[np.roll(np.arange(one.shape[0]), one.shape[0] // 2)]
     chance = code_correlation(shifted, two)
     rows, columns = match(chance)
@@ -234,7 +255,7 @@ def _compare(first: LinearSAE, other: LinearSAE, ours: Fired, theirs: Fired) -> 
 
 
 def _chance(decoder: np.ndarray, encoder: np.ndarray, directions: np.ndarray) -> dict[str, float]:
-    """The same match with directions that were not fitted, each its own encoder and decoder."""
+    """Match directions that were not fitted, each both encoder and decoder."""
     directions = unit(directions)
     cosine = decoder @ directions.T
     rows, columns = match(cosine)
@@ -251,9 +272,7 @@ def _chance(decoder: np.ndarray, encoder: np.ndarray, directions: np.ndarray) ->
     }
 
 
-def _data_directions(rows: Rows | np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    n = rows.n if hasattr(rows, "read") else len(rows)
-    index = np.sort(rng.choice(n, min(count, n), replace=False))
-    picked = rows.take(index) if hasattr(rows, "take") and hasattr(rows, "read") else rows[index]
-    picked = np.asarray(picked, dtype=np.float64)
+def _data_directions(rows: RowSource, count: int, rng: np.random.Generator) -> np.ndarray:
+    index = np.sort(rng.choice(rows.n, min(count, rows.n), replace=False))
+    picked = rows.take(index).astype(np.float64)
     return picked - picked.mean(0)

@@ -45,7 +45,7 @@ def read_foreign(path: Path | str, *, k: int | None = None) -> ThresholdSAE | To
     `k`: the latents a row of a family whose files do not say (overcomplete; 0 for a ReLU SAE).
     Errors: those of `family_of`, and ForeignArtifactError for what cannot be one of the two kinds.
     """
-    from .checkpoint import forget
+    from .checkpoint import clear_cache
 
     path = Path(path)
     try:
@@ -58,7 +58,7 @@ def read_foreign(path: Path | str, *, k: int | None = None) -> ThresholdSAE | To
             )
         return family.read(path)
     finally:
-        forget()
+        clear_cache()
 
 
 def _what(path: Path) -> str:

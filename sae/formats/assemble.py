@@ -13,7 +13,7 @@ from dermaudit.errors import ForeignArtifactError
 from ..inference.model import ReLUSAE, ThresholdSAE, TopKSAE
 
 
-def take(path: Path, state: dict[str, Tensor], *names: str) -> list[Tensor]:
+def tensors_of(path: Path, state: dict[str, Tensor], *names: str) -> list[Tensor]:
     """The tensors of these names in float64; ForeignArtifactError lists those that are missing."""
     missing = [name for name in names if name not in state]
     if missing:
@@ -85,7 +85,7 @@ def assemble(
     return TopKSAE(**single, k=k, metadata={"k": k, **metadata})
 
 
-def flip(path: Path, matrix: Tensor) -> Tensor:
+def transposed(path: Path, matrix: Tensor) -> Tensor:
     """The transpose: torch's linear layers keep (out, in)."""
     if matrix.ndim != 2:
         raise ForeignArtifactError(
@@ -95,7 +95,7 @@ def flip(path: Path, matrix: Tensor) -> Tensor:
     return matrix.T
 
 
-def told_k(path: Path, k: Any) -> Any:
+def required_k(path: Path, k: Any) -> Any:
     """k, which a TopK cannot be without: `assemble` would take None for a threshold SAE."""
     if k is None:
         raise ForeignArtifactError(

@@ -73,7 +73,7 @@ def _load(path: Path, start: int, mtime: int, size: int) -> Any:
         ) from error
 
 
-def forget() -> None:
+def clear_cache() -> None:
     """Let go of the file that was read last."""
     _load.cache_clear()
 

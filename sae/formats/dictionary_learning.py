@@ -26,7 +26,7 @@ from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
 from ..inference.model import ThresholdSAE, TopKSAE
-from .assemble import assemble, flip, take, told_k
+from .assemble import assemble, required_k, tensors_of, transposed
 from .checkpoint import state_of, torch_file
 
 NAME = "dictionary_learning"
@@ -50,19 +50,19 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
     kind = _kind(file, state, config)
     metadata: dict[str, Any] = {"imported_from": NAME, "training_architecture": kind}
     if kind == "AutoEncoder":
-        W_enc, b_enc, W_dec, b_dec = take(
+        W_enc, b_enc, W_dec, b_dec = tensors_of(
             file, state, "encoder.weight", "encoder.bias", "decoder.weight", "bias"
         )
-        W_enc, W_dec = flip(file, W_enc), flip(file, W_dec)
+        W_enc, W_dec = transposed(file, W_enc), transposed(file, W_dec)
         return assemble(file, W_enc, W_dec, b_enc, b_dec, unit_decoder=True, metadata=metadata)
     if kind == "AutoEncoderNew":
-        W_enc, b_enc, W_dec, b_dec = take(
+        W_enc, b_enc, W_dec, b_dec = tensors_of(
             file, state, "encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"
         )
-        W_enc, W_dec = flip(file, W_enc), flip(file, W_dec)
+        W_enc, W_dec = transposed(file, W_enc), transposed(file, W_dec)
         return assemble(file, W_enc, W_dec, b_enc, b_dec, subtract=False, metadata=metadata)
     if kind == "GatedAutoEncoder":
-        W_enc, W_dec, b_dec, r, b_mag, b_gate = take(
+        W_enc, W_dec, b_dec, r, b_mag, b_gate = tensors_of(
             file,
             state,
             "encoder.weight",
@@ -74,15 +74,15 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
         )
         return assemble(
             file,
-            flip(file, W_enc) * r.exp(),
-            flip(file, W_dec),
+            transposed(file, W_enc) * r.exp(),
+            transposed(file, W_dec),
             b_mag,
             b_dec,
             threshold=b_mag - r.exp() * b_gate,
             metadata=metadata,
         )
     if kind == "JumpReluAutoEncoder":
-        W_enc, W_dec, b_enc, b_dec, threshold = take(
+        W_enc, W_dec, b_enc, b_dec, threshold = tensors_of(
             file, state, "W_enc", "W_dec", "b_enc", "b_dec", "threshold"
         )
         return assemble(
@@ -95,16 +95,16 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
             "AutoEncoderTopK, " + ", ".join(_BATCH),
         )
     if "W_enc" in state:
-        W_enc, W_dec, b_enc, b_dec = take(file, state, "W_enc", "W_dec", "b_enc", "b_dec")
+        W_enc, W_dec, b_enc, b_dec = tensors_of(file, state, "W_enc", "W_dec", "b_enc", "b_dec")
     else:
-        W_enc, W_dec, b_enc, b_dec = take(
+        W_enc, W_dec, b_enc, b_dec = tensors_of(
             file, state, "encoder.weight", "decoder.weight", "encoder.bias", "b_dec"
         )
-        W_enc, W_dec = flip(file, W_enc), flip(file, W_dec)
+        W_enc, W_dec = transposed(file, W_enc), transposed(file, W_dec)
     if kind == "AutoEncoderTopK":
         k = int(state["k"]) if "k" in state else (config or {}).get("k")
-        return assemble(file, W_enc, W_dec, b_enc, b_dec, k=told_k(file, k), metadata=metadata)
-    (threshold,) = take(file, state, "threshold")
+        return assemble(file, W_enc, W_dec, b_enc, b_dec, k=required_k(file, k), metadata=metadata)
+    (threshold,) = tensors_of(file, state, "threshold")
     if threshold < 0:
         metadata["notes"] = [
             "the threshold was never set in training (-1): codes are plain relu, as dictionary_learning gives them"

@@ -13,7 +13,7 @@ from pathlib import Path
 from dermaudit.errors import ForeignArtifactError
 
 from ..inference.model import ThresholdSAE
-from .assemble import assemble, flip, take
+from .assemble import assemble, tensors_of, transposed
 from .checkpoint import state_of
 
 NAME = "DermFM-Zero / DN-CBM"
@@ -27,7 +27,7 @@ def matches(path: Path) -> bool:
 
 def read(path: Path) -> ThresholdSAE:
     """The one component of the file. ForeignArtifactError where it holds several."""
-    bias, encoder, encoder_bias, decoder = take(path, state_of(path) or {}, *_KEYS)
+    bias, encoder, encoder_bias, decoder = tensors_of(path, state_of(path) or {}, *_KEYS)
     if encoder.ndim == 3:
         if len(encoder) != 1:
             raise ForeignArtifactError(
@@ -37,8 +37,8 @@ def read(path: Path) -> ThresholdSAE:
         bias, encoder, encoder_bias, decoder = bias[0], encoder[0], encoder_bias[0], decoder[0]
     return assemble(
         path,
-        flip(path, encoder),
-        flip(path, decoder),
+        transposed(path, encoder),
+        transposed(path, decoder),
         encoder_bias,
         bias,
         metadata={"imported_from": NAME, "training_architecture": "relu-l1"},

@@ -19,7 +19,7 @@ from torch import Tensor
 from dermaudit.errors import ForeignArtifactError, UserInputError
 
 from ..inference.model import ThresholdSAE, TopKSAE
-from .assemble import assemble, flip, take
+from .assemble import assemble, tensors_of, transposed
 from .checkpoint import state_of, torch_file
 
 NAME = "overcomplete"
@@ -50,7 +50,7 @@ def read(path: Path, k: int | None = None) -> ThresholdSAE | TopKSAE:
             raise UserInputError(
                 f"--k is not for {file}: it has thresholds (a JumpSAE)", "leave it out"
             )
-        (log_threshold,) = take(file, state, "thresholds")
+        (log_threshold,) = tensors_of(file, state, "thresholds")
         return assemble(
             file, W_enc, D, b_enc, b_dec, threshold=log_threshold.exp(), metadata=metadata
         )
@@ -66,9 +66,9 @@ def read(path: Path, k: int | None = None) -> ThresholdSAE | TopKSAE:
 
 def _dictionary(file: Path, state: dict[str, Tensor]) -> Tensor:
     """D (d_sae, d_in) as the library's eval mode computes it."""
-    (multiplier,) = take(file, state, "dictionary.multiplier")
+    (multiplier,) = tensors_of(file, state, "dictionary.multiplier")
     if "dictionary.C" in state:
-        points, weights, relax = take(
+        points, weights, relax = tensors_of(
             file, state, "dictionary.C", "dictionary.W", "dictionary.Relax"
         )
         weights = torch.relu(weights)
@@ -77,7 +77,7 @@ def _dictionary(file: Path, state: dict[str, Tensor]) -> Tensor:
         if length.max() <= 1 + _NEAR:  # delta is not in the file; 1 is its default
             relax = relax * torch.clamp(1 / length, max=1)
         return (weights @ points + relax) * multiplier.exp()
-    (weights,) = take(file, state, "dictionary._weights")
+    (weights,) = tensors_of(file, state, "dictionary._weights")
     length = weights.norm(dim=1, keepdim=True)
     if ((length - 1).abs() > _NEAR).any():
         raise ForeignArtifactError(
@@ -108,9 +108,11 @@ def _encoder(file: Path, state: dict[str, Tensor], D: Tensor) -> tuple[Tensor, T
                 f"{file} is a dictionary of overcomplete without an encoder (matching pursuit): its codes "
                 "are the result of a search"
             )
-        (weight,) = take(file, state, "encoder.weight")
-        return flip(file, weight), bias
-    weight, bias = take(file, state, "encoder.final_block.0.weight", "encoder.final_block.0.bias")
+        (weight,) = tensors_of(file, state, "encoder.weight")
+        return transposed(file, weight), bias
+    weight, bias = tensors_of(
+        file, state, "encoder.final_block.0.weight", "encoder.final_block.0.bias"
+    )
     others = [
         n for n in deeper if not n.startswith(("encoder.final_block.0.", "encoder.final_block.1."))
     ]
@@ -122,7 +124,7 @@ def _encoder(file: Path, state: dict[str, Tensor], D: Tensor) -> tuple[Tensor, T
             "a linear encoder, with or without a batch norm, can be read",
         )
     if normed:
-        mean, var, gain, shift = take(
+        mean, var, gain, shift = tensors_of(
             file,
             state,
             *(
@@ -132,4 +134,4 @@ def _encoder(file: Path, state: dict[str, Tensor], D: Tensor) -> tuple[Tensor, T
         )
         scale = gain / torch.sqrt(var + _BATCH_NORM_EPS)
         weight, bias = weight * scale[:, None], (bias - mean) * scale + shift
-    return flip(file, weight), bias
+    return transposed(file, weight), bias

@@ -21,7 +21,7 @@ from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
 from ..inference.model import CFG, WEIGHTS, ThresholdSAE, TopKSAE, read_folder
-from .assemble import assemble, fold_norm, take, told_k
+from .assemble import assemble, fold_norm, required_k, tensors_of
 
 NAME = "sae-lens"
 
@@ -53,19 +53,19 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
         )
     where = folder / WEIGHTS
     names = ("W_enc", "W_dec", "b_dec")
-    tensors: dict[str, Tensor] = dict(zip(names, take(where, state, *names), strict=True))
+    tensors: dict[str, Tensor] = dict(zip(names, tensors_of(where, state, *names), strict=True))
     metadata = dict(cfg["metadata"])
     notes: list[str] = []
     _scale_codes(cfg, state, tensors, where)
     if kind == "gated":
-        r, b_mag, b_gate = take(where, state, "r_mag", "b_mag", "b_gate")
+        r, b_mag, b_gate = tensors_of(where, state, "r_mag", "b_mag", "b_gate")
         tensors["W_enc"] = tensors["W_enc"] * r.exp()
         tensors["b_enc"], tensors["threshold"] = b_mag, b_mag - r.exp() * b_gate
     else:
-        (tensors["b_enc"],) = take(where, state, "b_enc")
+        (tensors["b_enc"],) = tensors_of(where, state, "b_enc")
     if kind == "jumprelu":
         log = "log_threshold" in state and "threshold" not in state
-        (threshold,) = take(where, state, "log_threshold" if log else "threshold")
+        (threshold,) = tensors_of(where, state, "log_threshold" if log else "threshold")
         tensors["threshold"] = threshold.exp() if log else threshold
     scale = _input_scale(cfg, folder)
     if scale is not None:
@@ -76,7 +76,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
     if rescale:
         tensors = fold_norm(tensors)
     if kind in _BATCH:
-        (threshold,) = take(where, state, "topk_threshold")
+        (threshold,) = tensors_of(where, state, "topk_threshold")
         # In units of the rescaled codes, which the fold of the input scale has divided by it.
         if rescale and scale is not None:
             threshold = threshold / scale
@@ -90,7 +90,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
     return assemble(
         where,
         **tensors,
-        k=told_k(folder / CFG, cfg.get("k")) if kind == "topk" else None,
+        k=required_k(folder / CFG, cfg.get("k")) if kind == "topk" else None,
         subtract=bool(cfg.get("apply_b_dec_to_input", True)),
         metadata=metadata,
     )

@@ -16,7 +16,7 @@ from typing import Any
 from dermaudit.errors import ForeignArtifactError
 
 from ..inference.model import ThresholdSAE, TopKSAE
-from .assemble import assemble, take, told_k
+from .assemble import assemble, required_k, tensors_of
 from .checkpoint import load_checkpoint, torch_file
 
 NAME = "saev"
@@ -43,7 +43,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
     state = load_checkpoint(file, start)
     if not isinstance(state, dict):
         raise ForeignArtifactError(f"{file} holds no state dict behind its header")
-    W_enc, W_dec, b_enc, b_dec = take(file, state, *_KEYS)
+    W_enc, W_dec, b_enc, b_dec = tensors_of(file, state, *_KEYS)
     metadata: dict[str, Any] = {
         "imported_from": NAME,
         "saev_schema": schema,
@@ -51,7 +51,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
     }
     notes: list[str] = []
     threshold = None
-    k = told_k(file, k) if activation != "Relu" else None
+    k = required_k(file, k) if activation != "Relu" else None
     if schema == 1:
         # The header does not tell which commit wrote it.
         notes.append(

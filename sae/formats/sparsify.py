@@ -13,7 +13,7 @@ from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
 from ..inference.model import TopKSAE
-from .assemble import assemble, flip, take, told_k
+from .assemble import assemble, required_k, tensors_of, transposed
 
 NAME = "sparsify"
 
@@ -51,14 +51,14 @@ def read(path: Path) -> TopKSAE:
         state = load_file(where)
     except SafetensorError as error:
         raise ForeignArtifactError(f"{where} is cut off or not safetensors ({error})") from error
-    encoder, encoder_bias, decoder, bias = take(where, state, *_KEYS)
+    encoder, encoder_bias, decoder, bias = tensors_of(where, state, *_KEYS)
     return assemble(
         where,
-        flip(where, encoder),
+        transposed(where, encoder),
         decoder,
         encoder_bias,
         bias,
-        k=told_k(folder / _CFG, cfg.get("k")),
+        k=required_k(folder / _CFG, cfg.get("k")),
         metadata={"imported_from": NAME, "training_architecture": "topk"},
     )
 

@@ -1,54 +1,59 @@
 """Batches of rows in a seeded order, epoch after epoch, from any position: no DataLoader.
 
-The order of an epoch is drawn from (seed, epoch) alone, so a position is all that has to be kept of it.
+The order of an epoch depends on (seed, epoch) alone, so a checkpoint only needs the position.
 Rows that fit into memory are held there and permuted as a whole. Larger stores are shuffled in chunks:
-blocks of neighbouring rows are drawn in a random order, as many as a bounded buffer holds are read one
-after the other, and the buffer's rows are permuted. Every row comes once an epoch; what does not fill a
-batch at its end is left out, other rows each time.
+blocks of neighbouring rows are drawn in random order, a bounded buffer is filled with as many as it
+holds, and the rows of the buffer are permuted. Every row comes once in each epoch; the last rows that
+do not fill a batch are left out, different ones in each epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dermaudit.errors import UserInputError
 
-if TYPE_CHECKING:
-    from .rows import Rows
+from .rows import EmbeddingRows, RowSource
 
 MEMORY = 2 << 30  # bytes: a larger store is shuffled in chunks
-_PIECE = 4096  # rows that are read at a time: where they lie apart, each maps the 64 KB around it
-_RELEASE = 8  # pieces after which mapped memory is given back
-_BLOCKS = 64  # of a buffer at least: what is shuffled together comes from so many places
+_PIECE = 4096  # rows that are read at a time: rows that lie apart map 64 KB each
+_RELEASE = 8  # pieces after which mapped memory is released
+_BLOCKS = 64  # the least number of blocks in a buffer, so that rows from many places are mixed
 
 
-class Chosen:
-    """Some of the rows, by number (ascending): `n`, `d`, `read`, `take` as `Rows` has them."""
+class RowSubset:
+    """Some of the rows, by number (ascending), read as `EmbeddingRows` is."""
 
-    def __init__(self, rows: Rows, index: np.ndarray) -> None:
+    def __init__(self, rows: EmbeddingRows, index: np.ndarray) -> None:
         self.rows, self.index = rows, index
         self.n, self.d = len(index), rows.d
 
     def read(self, start: int, stop: int) -> np.ndarray:
+        """Return rows start … stop - 1 of the subset: (stop - start, d) float32."""
         if stop > start and self.index[stop - 1] - self.index[start] == stop - 1 - start:
             return self.rows.read(int(self.index[start]), int(self.index[stop - 1]) + 1)
         return self.rows.take(self.index[start:stop])
 
     def take(self, index: np.ndarray) -> np.ndarray:
+        """Return rows of the subset by number: (len(index), d) float32."""
         return self.rows.take(self.index[index])
 
     def release(self) -> None:
+        """Unmap the pages that were read."""
         self.rows.release()
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What one pass over the rows found: `mean` (d,) float64 of the finite ones, `spread` the mean norm
-    of (up to 65,536) rows about it, `bad` the numbers of the rows that are not finite."""
+class RowStatistics:
+    """Statistics of one pass over the rows.
+
+    `n` and `mean` (d,) float64 are of the finite rows, `spread` is the mean distance of (up to
+    65,536) rows from the mean, `bad` are the numbers of the rows that are not finite.
+    """
 
     n: int
     mean: np.ndarray
@@ -57,25 +62,26 @@ class Survey:
 
     @property
     def good(self) -> np.ndarray:
+        """The numbers of the finite rows."""
         return np.setdiff1d(np.arange(self.n + len(self.bad)), self.bad, assume_unique=True)
 
 
-def survey(rows: Any, chunk: int = 16_384, most: int = 65_536) -> Survey:
-    """Read all rows once, in order. Errors: UserInputError when not one of them is finite."""
+def row_statistics(rows: RowSource, chunk: int = 16_384, most: int = 65_536) -> RowStatistics:
+    """Read all rows once, in order. UserInputError if none of them is finite."""
     total, n, bad, sample = np.zeros(rows.d), 0, [], []
     every = max(1, -(-rows.n // most))
     for start in range(0, rows.n, chunk):
         part = rows.read(start, min(start + chunk, rows.n))
-        fine = np.isfinite(part).all(1)
-        if not fine.all():
-            bad.append(start + np.flatnonzero(~fine))
+        finite = np.isfinite(part).all(1)
+        if not finite.all():
+            bad.append(start + np.flatnonzero(~finite))
         picked = np.arange(-start % every, len(part), every)
-        sample.append(part[picked[fine[picked]]])
-        part = part[fine] if not fine.all() else part
+        sample.append(part[picked[finite[picked]]])
+        part = part[finite] if not finite.all() else part
         total += part.sum(0, dtype=np.float64)
         n += len(part)
         if start // chunk % _RELEASE == 0:
-            release(rows)
+            rows.release()
     if not n:
         raise UserInputError(f"none of the {rows.n} rows is finite", "embed the images again")
     mean = total / n
@@ -83,22 +89,17 @@ def survey(rows: Any, chunk: int = 16_384, most: int = 65_536) -> Survey:
     spread = (
         float(np.linalg.norm(kept - mean.astype(np.float32), axis=1).mean()) if len(kept) else 0.0
     )
-    return Survey(n, mean, spread, np.concatenate(bad) if bad else np.empty(0, np.int64))
-
-
-def release(rows: Any) -> None:
-    """Give back the memory of mapped rows that were read, where they are mapped."""
-    if hasattr(rows, "release"):
-        rows.release()
+    return RowStatistics(n, mean, spread, np.concatenate(bad) if bad else np.empty(0, np.int64))
 
 
 class Loader:
-    """Batches of `batch` rows of `rows` (n, d) for as long as they are asked for.
+    """Batches of `batch` rows of `rows` (n, d), without end.
 
-    `memory` (bytes): rows that take more as float32 are shuffled in chunks through a buffer of half of it.
+    Rows that take more than `memory` bytes as float32 are shuffled in chunks, through a buffer of half
+    of that size.
     """
 
-    def __init__(self, rows: Any, batch: int, seed: int, memory: int = MEMORY) -> None:
+    def __init__(self, rows: RowSource, batch: int, seed: int, memory: int = MEMORY) -> None:
         if not 1 <= batch <= rows.n:
             raise UserInputError(f"a batch of {batch} rows cannot be drawn from {rows.n} rows")
         self.rows, self.batch, self.seed = rows, batch, seed
@@ -112,7 +113,7 @@ class Loader:
         self._order: tuple[int, np.ndarray] | None = None
 
     def facts(self) -> dict[str, Any]:
-        """What the order of the rows depends on."""
+        """Return what the order of the rows depends on."""
         return {
             "n_rows": self.rows.n,
             "order_batch": self.batch,
@@ -121,11 +122,11 @@ class Loader:
             "buffer": 0 if self.whole else self.buffer,
         }
 
-    def batch_at(self, step: int, share: slice = slice(None)) -> np.ndarray:
-        """The batch of a step (0 …): (batch, d) float32, or `share` of it."""
+    def batch_at(self, step: int, shard: slice = slice(None)) -> np.ndarray:
+        """Return the batch of a step (0 …), (batch, d) float32, or a `shard` of it."""
         epoch, within = divmod(step, self.per_epoch)
         start = within * self.batch
-        first, stop, _ = share.indices(self.batch)
+        first, stop, _ = shard.indices(self.batch)
         if self.whole:
             if self._held is None:
                 self._held = read_all(self.rows)
@@ -133,7 +134,7 @@ class Loader:
         return self._from_chunks(epoch, start + first, start + stop)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The numbers of all rows, (n,), in the order of an epoch. In chunks: of its blocks' rows."""
+        """Return the numbers of all rows (or of all blocks of rows) in the order of an epoch."""
         if self._order is None or self._order[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
             n = self.rows.n if self.whole else -(-self.rows.n // self.block)
@@ -141,7 +142,7 @@ class Loader:
         return self._order[1]
 
     def _chunk_rows(self, epoch: int, chunk: int) -> np.ndarray:
-        """The row numbers of one buffer, in the order they are handed out."""
+        """Return the row numbers of one buffer, in their order in the batches."""
         per = max(1, self.buffer // self.block)
         blocks = self.order(epoch)[chunk * per : (chunk + 1) * per]
         rows = (blocks[:, None] * self.block + np.arange(self.block)).reshape(-1)
@@ -149,7 +150,7 @@ class Loader:
         return np.random.default_rng([self.seed, epoch, chunk]).permutation(np.sort(rows))
 
     def _bounds(self, epoch: int) -> np.ndarray:
-        """The place in the epoch at which each chunk begins, and the end."""
+        """Return the position in the epoch at which each chunk begins, and the end."""
         per = max(1, self.buffer // self.block)
         sizes = np.full(len(self.order(epoch)), self.block)
         short = self.rows.n - (len(sizes) - 1) * self.block
@@ -158,45 +159,46 @@ class Loader:
         return np.concatenate([[0], ends])
 
     def _from_chunks(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        bounds, parts = self._bounds(epoch), []
+        bounds, pieces = self._bounds(epoch), []
         chunk = int(np.searchsorted(bounds, start, side="right")) - 1
         while start < stop:
             if self._chunk is None or self._chunk[:2] != (epoch, chunk):
-                self._chunk = None  # before the next is read: one buffer at a time
+                self._chunk = None  # frees its buffer before the next one is filled
                 numbers = self._chunk_rows(epoch, chunk)
                 self._chunk = (epoch, chunk, self._read(numbers))
-            upto = min(stop, int(bounds[chunk + 1]))
+            until = min(stop, int(bounds[chunk + 1]))
             begin = int(bounds[chunk])
-            parts.append(self._chunk[2][start - begin : upto - begin])
-            start, chunk = upto, chunk + 1
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            pieces.append(self._chunk[2][start - begin : until - begin])
+            start, chunk = until, chunk + 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _read(self, numbers: np.ndarray) -> np.ndarray:
-        """The rows of a buffer, piece by piece: what reading maps and copies stays small beside it."""
+        """Return the rows of a buffer, read in pieces so that little memory is mapped at a time."""
         held = np.empty((len(numbers), self.rows.d), np.float32)
         order = np.argsort(numbers)
-        for part in np.split(order, range(_PIECE, len(order), _PIECE)):
-            held[part] = self.rows.take(numbers[part])
-            release(self.rows)
+        for piece in np.split(order, range(_PIECE, len(order), _PIECE)):
+            held[piece] = self.rows.take(numbers[piece])
+            self.rows.release()
         return held
 
 
-def read_all(rows: Any) -> np.ndarray:
-    """All rows in one array (n, d) float32, filled piece by piece: what is mapped meanwhile stays small."""
-    return take_all(rows, np.arange(rows.n))
+def read_all(rows: RowSource) -> np.ndarray:
+    """Return all rows as one array (n, d) float32."""
+    return read_rows(rows, np.arange(rows.n))
 
 
-def some_of(index: np.ndarray, most: int, seed: Sequence[int]) -> np.ndarray:
-    """At most `most` of some numbers, drawn at random, in order."""
+def random_subset(index: np.ndarray, most: int, seed: Sequence[int]) -> np.ndarray:
+    """Return at most `most` of some numbers, drawn at random, in ascending order."""
     if len(index) <= most:
         return index
     return np.sort(np.random.default_rng(seed).choice(index, most, replace=False))
 
 
-def take_all(rows: Any, index: np.ndarray) -> np.ndarray:
-    """The same of the rows with these numbers."""
+def read_rows(rows: RowSource, index: np.ndarray) -> np.ndarray:
+    """Return rows by number as one array (len(index), d) float32, read in pieces so that little
+    memory is mapped at a time."""
     held = np.empty((len(index), rows.d), np.float32)
     for start in range(0, len(index), _PIECE):
         held[start : start + _PIECE] = rows.take(index[start : start + _PIECE])
-        release(rows)
+        rows.release()
     return held

@@ -1,10 +1,9 @@
-"""How a store is made by many hands: a plan that every worker draws alike, shards each with a note,
-and a last step that any worker can take.
+"""How several workers write one store: the same plan in each, one note for each shard, a last step.
 
-A worker writes `shard-000003.safetensors` and beside it the note `shard-000003.json`: what the shard
-holds and its checksum. `store.json` is written by whoever finds the notes complete, and the notes go
-then. So nobody waits for anybody, two writers never meet in one file, and a stopped store goes on
-at the first shard without a note. New images are put into new shards; the old ones stay.
+A worker writes `shard-000003.safetensors` and then the note `shard-000003.json`: what the shard holds
+and its checksum. Any worker that finds all notes writes `store.json` and deletes the notes. So no worker
+waits for another, no file has two writers, and an interrupted store continues at the first shard
+without a note. New images get new shards; the old ones stay.
 """
 
 from __future__ import annotations
@@ -38,9 +37,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Images:
-    """The images of a store, in order. `paths`: files, or URIs (s3://…) that pyarrow can open.
-    `sha256`: of the files, where known (then a changed file is embedded again); else None."""
+class ImageList:
+    """The images of a store, in order.
+
+    `paths` are files, or URIs (s3://…) that pyarrow can open. `sha256` are the hashes of the files, with
+    which a changed file is embedded again, or None.
+    """
 
     ids: list[str]
     groups: list[str]
@@ -51,21 +53,23 @@ class Images:
         twice = [image for image, count in Counter(self.ids).items() if count > 1]
         if twice:
             raise UserInputError(
-                f"image_id '{twice[0]}' stands in more than one row of the manifest",
+                f"image_id '{twice[0]}' is in more than one row of the manifest",
                 f"give every image its own image_id ({len(twice)} are used twice or more)",
             )
 
     @property
     def n(self) -> int:
+        """The number of images."""
         return len(self.ids)
 
     def digest(self) -> str:
+        """Return the hash of the list."""
         return sha256_json([self.ids, self.groups, self.sha256])
 
 
 @dataclass(frozen=True)
-class Part:
-    """The images of one shard: `rows` their numbers in the list, the rest beside them."""
+class ShardPart:
+    """The images of one shard; `rows` are their numbers in the list."""
 
     index: int
     rows: tuple[int, ...]
@@ -76,23 +80,25 @@ class Part:
 
     @property
     def name(self) -> str:
+        """The file name of the shard."""
         return shard_name(self.index)
 
     def digest(self) -> str:
+        """Return the hash of the images."""
         return sha256_json([self.rows, self.ids, self.groups, self.sha256])
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be made (`parts`, some of it perhaps done), and the shards that stay as they are."""
+class ShardPlan:
+    """The shards to make (`parts`, some may be done already), and the shards that stay as they are."""
 
-    parts: list[Part]
+    parts: list[ShardPart]
     kept: dict[str, ShardHeader] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Site:
-    """One store in the making: where, of what, and the facts that go into `store.json`."""
+class StoreTarget:
+    """A store to be written: its folder, its identity, and further entries of `store.json`."""
 
     folder: Path
     identity: Identity
@@ -100,16 +106,16 @@ class Site:
 
     @property
     def name(self) -> str:
+        """The hook point."""
         return self.identity.site
 
 
-def plan_parts(site: Site, images: Images, per_shard: int) -> Plan:
-    """Which images go into which shard, from the list and `store.json` alone, so that all workers
-    draw the same plan whenever they start.
+def plan_shards(site: StoreTarget, images: ImageList, per_shard: int) -> ShardPlan:
+    """Assign images to shards from the list and `store.json` alone, the same way in every worker.
 
-    A listed shard stays when its checksum holds and all of its images are still in the list,
-    unchanged and of the same group. The other images fill the free numbers in the order of the
-    list, `per_shard` each. Errors: ForeignArtifactError when the folder has another model's store.
+    A listed shard stays if its checksum is unchanged and all of its images are still in the list,
+    unchanged and in the same group. The other images fill the free shard numbers in the order of the
+    list, `per_shard` each. ForeignArtifactError if the folder has the store of another model.
     """
     place = {image: row for row, image in enumerate(images.ids)}
     kept: dict[str, ShardHeader] = {}
@@ -124,13 +130,13 @@ def plan_parts(site: Site, images: Images, per_shard: int) -> Plan:
     used = {shard_index(name) for name in kept}
     free = (index for index in itertools.count() if index not in used)
     chunks = [rest[at : at + per_shard] for at in range(0, len(rest), per_shard)]
-    return Plan(
+    return ShardPlan(
         [_part(index, rows, images) for index, rows in zip(free, chunks, strict=False)], kept
     )
 
 
-def _listed(site: Site) -> ActivationStore | None:
-    """The finished store of this identity; None when there is none, or one made of other things."""
+def _listed(site: StoreTarget) -> ActivationStore | None:
+    """Return the finished store of this identity, or None."""
     if not (site.folder / "store.json").is_file():
         return None
     meta = read_json(site.folder / "store.json", "store")
@@ -142,8 +148,8 @@ def _listed(site: Site) -> ActivationStore | None:
     return store if same else None
 
 
-def _holds(header: ShardHeader, path: Path, images: Images, place: dict[str, int]) -> bool:
-    """Whether every image of a shard is still the one in the list."""
+def _holds(header: ShardHeader, path: Path, images: ImageList, place: dict[str, int]) -> bool:
+    """Return whether every image of a shard is in the list, unchanged."""
     groups = map_tensor(path, header.tensors["group"])
     for image, digest, group in zip(header.images, header.sha256, groups, strict=True):
         row = place.get(image)
@@ -154,29 +160,30 @@ def _holds(header: ShardHeader, path: Path, images: Images, place: dict[str, int
     return True
 
 
-def _part(index: int, rows: Sequence[int], images: Images) -> Part:
+def _part(index: int, rows: Sequence[int], images: ImageList) -> ShardPart:
     def of(values: list[str]) -> tuple[str, ...]:
         return tuple(values[row] for row in rows)
 
     known = of(images.sha256) if images.sha256 is not None else None
-    return Part(index, tuple(rows), of(images.ids), of(images.groups), of(images.paths), known)
+    return ShardPart(index, tuple(rows), of(images.ids), of(images.groups), of(images.paths), known)
 
 
-def write_part(
-    site: Site,
-    part: Part,
+def write_shard(
+    site: StoreTarget,
+    part: ShardPart,
     kept: Sequence[int],
     acts: Tensor,
     sha256: Sequence[str],
     skipped: dict[str, str],
 ) -> dict[str, Any]:
-    """Write the shard of a part, then its note; returns the note.
+    """Write a shard, then its note; return the note.
 
-    `kept`: which images of the part decoded; acts (len(kept), …) and sha256 (of their files) are
-    theirs; `skipped`: {image_id: why} of the others. Errors: NoSpaceError; nothing half-written.
+    `kept` are the images of the part that could be decoded; acts (len(kept), …) and sha256 (of the
+    files) belong to them. `skipped` {image_id: reason} are the others. NoSpaceError leaves no partial
+    file.
     """
     ids = [part.ids[i] for i in kept]
-    # The largest magnitude of an image is finite if all of its numbers are: many times as fast.
+    # The largest magnitude of an image is finite exactly if all of its values are; this is faster.
     finite = acts.flatten(1).abs().amax(1).isfinite().tolist() if ids else []
     note: dict[str, Any] = {
         "key": site.identity.key,
@@ -197,12 +204,13 @@ def write_part(
     return note
 
 
-def read_note(site: Site, part: Part, *, check: bool = True) -> dict[str, Any] | None:
-    """The note of a finished part; None when it is not finished, or (with `check`) when its shard
-    was altered since."""
+def read_shard_note(
+    site: StoreTarget, part: ShardPart, *, check: bool = True
+) -> dict[str, Any] | None:
+    """Return the note of a finished shard; None if it is not finished or (with `check`) was altered."""
     try:
         note = read_json(_note_path(site, part))
-    except UserInputError:  # not there, or unreadable: the part is made again
+    except UserInputError:  # missing or unreadable: the shard is made again
         return None
     wanted = {"key": site.identity.key, "part": part.digest()}
     if not isinstance(note, dict) or {name: note.get(name) for name in wanted} != wanted:
@@ -213,13 +221,17 @@ def read_note(site: Site, part: Part, *, check: bool = True) -> dict[str, Any] |
     return note
 
 
-def finish(site: Site, images: Images, plan: Plan) -> ActivationStore | None:
-    """Write `store.json` when every part is there, and clear the notes; None when one is missing.
+def finish_store(site: StoreTarget, images: ImageList, plan: ShardPlan) -> ActivationStore | None:
+    """Write `store.json` if every shard is done, and delete the notes; None if one is missing.
 
-    Any worker may call it at any time: all that find the parts complete write the same bytes.
+    Any worker may call it at any time: all that find the shards complete write the same bytes.
     """
-    notes = [read_note(site, part, check=False) for part in plan.parts]
-    if any(note is None for note in notes):
+    notes = [
+        note
+        for part in plan.parts
+        if (note := read_shard_note(site, part, check=False)) is not None
+    ]
+    if len(notes) < len(plan.parts):
         return _finished_by_another(site, images, plan)
     shards = {name: sha256_file(site.folder / name) for name in plan.kept}
     skipped: dict[str, str] = {}
@@ -227,7 +239,6 @@ def finish(site: Site, images: Images, plan: Plan) -> ActivationStore | None:
     if (old := _listed(site)) is not None:
         not_finite = {k: v for k, v in old.meta["not_finite"].items() if k in plan.kept}
     for part, note in zip(plan.parts, notes, strict=True):
-        assert note is not None
         skipped.update(note["skipped"])
         if note["n"]:
             shards[part.name] = note["sha256"]
@@ -254,7 +265,9 @@ def finish(site: Site, images: Images, plan: Plan) -> ActivationStore | None:
     return store
 
 
-def _finished_by_another(site: Site, images: Images, plan: Plan) -> ActivationStore | None:
+def _finished_by_another(
+    site: StoreTarget, images: ImageList, plan: ShardPlan
+) -> ActivationStore | None:
     store = _listed(site)
     if store is None or store.meta["images_sha256"] != images.digest():
         return None
@@ -267,8 +280,8 @@ def _finished_by_another(site: Site, images: Images, plan: Plan) -> ActivationSt
     return store
 
 
-def _number_rows(store: ActivationStore, images: Images) -> None:
-    """Count the images, and write `rows.npy` where a shard's own numbers are of an older list."""
+def _number_rows(store: ActivationStore, images: ImageList) -> None:
+    """Count the images, and write `rows.npy` if the shards have the row numbers of an older list."""
     place = {image: row for row, image in enumerate(images.ids)}
     rows = np.array([place[image] for image in store.image_ids()], dtype=np.int64)
     store.meta["n"] = len(rows)
@@ -280,11 +293,11 @@ def _number_rows(store: ActivationStore, images: Images) -> None:
     store.meta["rows_sha256"] = sha256_file(path)
 
 
-def forget(folder: Path) -> None:
-    """Begin anew whatever is there: no store, no notes. Shards are overwritten as they are made."""
+def remove_store(folder: Path) -> None:
+    """Delete `store.json` and all notes. The shards are overwritten when they are made again."""
     for path in (folder / "store.json", *folder.glob("shard-*.json")):
         path.unlink(missing_ok=True)
 
 
-def _note_path(site: Site, part: Part) -> Path:
+def _note_path(site: StoreTarget, part: ShardPart) -> Path:
     return site.folder / part.name.replace(".safetensors", ".json")

@@ -26,9 +26,9 @@ from ..evaluation.stability import stability_report
 from ..inference.codes import write_codes
 from ..inference.model import load_sae
 from ..store.activation_store import ActivationStore
-from ..store.loader import MEMORY, Chosen, read_all
-from ..store.rows import Rows
-from .loop import LOG_FILE, Fitted, Order, fit_saes
+from ..store.loader import MEMORY, RowSubset, read_all
+from ..store.rows import EmbeddingRows
+from .loop import LOG_FILE, FitSession, FittedSAE, fit_saes
 from .options import FIT, SEEDS, SWEEP
 from .recipe import SAERecipe, dermfm_zero
 from .sweep import name_of
@@ -42,7 +42,7 @@ _MEMORISES = 20  # rows a latent below which it is said that it will memorise
 
 
 @dataclass(frozen=True)
-class Plan:
+class FitPlan:
     """What is fitted at every site.
 
     `overrides`: settings of the recipe; `preset`: "" or dermfm-zero; `seeds`: the first one's SAE is the
@@ -134,7 +134,7 @@ def memorising(n_rows: int, d_sae: int) -> str | None:
     )
 
 
-def fit_run(run: Run, splits: np.ndarray, plan: Plan, *, force: bool = False) -> dict[str, Any]:
+def fit_run(run: Run, splits: np.ndarray, plan: FitPlan, *, force: bool = False) -> dict[str, Any]:
     """Fit, calibrate, measure and write `sae/<site>` and `codes/<site>` for every stored site, and with
     several seeds the others and `stability`; with a grid `sweep/<site>` alone. Returns {site: metrics},
     or {site: {"members": [metrics]}}."""
@@ -164,7 +164,7 @@ def fit_run(run: Run, splits: np.ndarray, plan: Plan, *, force: bool = False) ->
 
 
 _Made = tuple[list[Path], dict[str, Any]]
-_Make = Callable[[Run, str, np.ndarray, Plan], _Made]
+_Make = Callable[[Run, str, np.ndarray, FitPlan], _Made]
 
 
 def _clear(run: Run, stage: str, site: str) -> None:
@@ -175,7 +175,7 @@ def _clear(run: Run, stage: str, site: str) -> None:
 
 
 def _together(
-    plan: Plan,
+    plan: FitPlan,
     perform: Callable[[Callable[[], _Made]], dict[str, Any]],
     make: Callable[[], _Made],
 ) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class _Site:
     """The rows of a site by split: of images, and of rows."""
 
     store: ActivationStore
-    rows: Rows
+    rows: EmbeddingRows
     index: dict[str, np.ndarray]
 
     @classmethod
@@ -237,15 +237,15 @@ class _Site:
         require_enough_images(n, len(rows.image_rows), f"an SAE at {site}")
         return cls(store, rows, index)
 
-    def part(self, name: str, most: int | None = None) -> Chosen:
+    def part(self, name: str, most: int | None = None) -> RowSubset:
         """The rows of a split; of more than `most`, evenly spread ones."""
         index = self.index[name]
         if most is not None and len(index) > most:
             index = index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
-        return Chosen(self.rows, index)
+        return RowSubset(self.rows, index)
 
 
-def _fit(run: Run, site: str, data: _Site, plan: Plan, stage: str) -> list[Fitted]:
+def _fit(run: Run, site: str, data: _Site, plan: FitPlan, stage: str) -> list[FittedSAE]:
     tokens = data.rows.tokens
     preset = dermfm_zero(data.rows.d) if plan.preset else {}
     base = site_recipe(tokens, len(data.index["train"]) // tokens, plan.overrides, preset)
@@ -259,7 +259,7 @@ def _fit(run: Run, site: str, data: _Site, plan: Plan, stage: str) -> list[Fitte
     ):
         say(f"  warning: at {site} {warning}")
     held_rows = read_all(data.part("val", HELD_ROWS))
-    order = Order(
+    order = FitSession(
         folder=run.files.training(stage, site),
         resume=plan.resume,
         memory=plan.memory,
@@ -282,7 +282,7 @@ def _fit(run: Run, site: str, data: _Site, plan: Plan, stage: str) -> list[Fitte
     )
 
 
-def _named(run: Run, rows: Rows, numbers: np.ndarray) -> str:
+def _named(run: Run, rows: EmbeddingRows, numbers: np.ndarray) -> str:
     """The images that some rows belong to: "2 images: a, b"."""
     import pyarrow.parquet as pq
 
@@ -295,7 +295,7 @@ def _named(run: Run, rows: Rows, numbers: np.ndarray) -> str:
 
 
 def _fit_site(
-    run: Run, site: str, splits: np.ndarray, plan: Plan
+    run: Run, site: str, splits: np.ndarray, plan: FitPlan
 ) -> tuple[list[Path], dict[str, Any]]:
     data = _Site.open(run, site, splits)
     fitted = _fit(run, site, data, plan, "fit")
@@ -314,7 +314,7 @@ def _fit_site(
 
 
 def _seeds_site(
-    run: Run, site: str, splits: np.ndarray, plan: Plan
+    run: Run, site: str, splits: np.ndarray, plan: FitPlan
 ) -> tuple[list[Path], dict[str, Any]]:
     """The other seeds, and how the run's SAE compares with them on test rows."""
     data = _Site.open(run, site, splits)
@@ -334,7 +334,7 @@ def _seeds_site(
     except (
         EvidenceError
     ) as error:  # an SAE without a latent that fires: a finding, not a failed fit
-        report = {"why": error.message}
+        report = {"reason": error.message}
     path = run.files.stability(site)
     write_json(path, report)
     _clear(run, "seeds", site)
@@ -342,7 +342,7 @@ def _seeds_site(
 
 
 def _sweep_site(
-    run: Run, site: str, splits: np.ndarray, plan: Plan
+    run: Run, site: str, splits: np.ndarray, plan: FitPlan
 ) -> tuple[list[Path], dict[str, Any]]:
     """Every recipe of the grid, measured on val: what is chosen by it is not scored by it."""
     data = _Site.open(run, site, splits)
@@ -364,7 +364,9 @@ def _sweep_site(
     return files, {"members": members}
 
 
-def _metrics(site: str, fitted: Fitted, rows: Chosen, split: str, n_train: int) -> dict[str, Any]:
+def _metrics(
+    site: str, fitted: FittedSAE, rows: RowSubset, split: str, n_train: int
+) -> dict[str, Any]:
     """What is kept of a fit: how it was made, and what it does on rows it has not seen, with intervals
     by bootstrap over the groups of the images (`held_out`)."""
     recipe = fitted.recipe
@@ -395,7 +397,7 @@ class _Images:
     """The activations of all images in the order of the table, read as they are asked for: what
     `write_codes` slices. A row that is not finite is given as `filler` (d,), b_dec: it says nothing."""
 
-    def __init__(self, rows: Rows, filler: np.ndarray) -> None:
+    def __init__(self, rows: EmbeddingRows, filler: np.ndarray) -> None:
         self.rows, self.filler = rows, filler
         self.order = np.argsort(rows.image_rows, kind="stable")
         self.taken = 0

@@ -24,11 +24,11 @@ from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.failpoints import hit
 
 from ..inference.model import ThresholdSAE, TopKSAE
-from ..store.loader import MEMORY, Chosen, Loader, Survey, survey
-from ..store.rows import Rows
+from ..store.loader import MEMORY, Loader, RowStatistics, RowSubset, row_statistics
+from ..store.rows import EmbeddingRows
 from .calibrate import calibrate, fold
 from .recipe import SAERecipe
-from .sae_in_training import Trainee
+from .sae_in_training import SAEInTraining
 from .state import restore_state, save_state
 
 LOG_FILE = "training.jsonl"
@@ -36,7 +36,7 @@ SAVE_EVERY = 300.0  # seconds: a checkpoint between two checks that lie further 
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedSAE:
     """An SAE on the rows as they are, and what its training says of it."""
 
     recipe: SAERecipe
@@ -46,7 +46,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Order:
+class FitSession:
     """How a fit is carried out; nothing here but `dtype` (and rounding) changes what is learned.
 
     `folder`: where checkpoints and the log are kept; None keeps none. `resume`: a checkpoint of
@@ -81,26 +81,26 @@ def fit_sae(
     """
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed, order_seed=seed)
-    fitted = fit_saes(Rows.of(train), held, [recipe], site=site, model_name=model_name)[0]
+    fitted = fit_saes(EmbeddingRows.of(train), held, [recipe], site=site, model_name=model_name)[0]
     return fitted.sae, fitted.summary
 
 
 def fit_saes(
-    rows: Rows | Chosen,
+    rows: EmbeddingRows | RowSubset,
     held: np.ndarray,
     recipes: list[SAERecipe],
     *,
     site: str,
     model_name: str,
-    order: Order = Order(),
-) -> list[Fitted]:
+    order: FitSession = FitSession(),
+) -> list[FittedSAE]:
     """Fit one SAE for each recipe; those with one batch and order seed share one pass over the rows, and
     each becomes what it would have become alone. Rows (n, d), held (m, d) float, m up to some 10⁴.
 
     Errors: UserInputError for rows that are not finite (with `drop_bad` only when none is), and for
     rows that are all equal; ForeignArtifactError for another fit's checkpoint, with `resume`.
     """
-    found = survey(rows)
+    found = row_statistics(rows)
     if len(found.bad):
         rows = _without(rows, found, order, site)
     held = np.ascontiguousarray(held, dtype=np.float32)
@@ -112,7 +112,7 @@ def fit_saes(
     passes: dict[tuple[int, int], list[int]] = {}
     for i, recipe in enumerate(recipes):
         passes.setdefault((recipe.batch_of(rows.n), recipe.order_seed), []).append(i)
-    done: dict[int, Fitted] = {}
+    done: dict[int, FittedSAE] = {}
     for number, members in enumerate(passes.values()):
         own = [recipes[i] for i in members]
         below = (
@@ -124,18 +124,20 @@ def fit_saes(
     return [done[i] for i in range(len(recipes))]
 
 
-def _without(rows: Rows | Chosen, found: Survey, order: Order, site: str) -> Chosen:
+def _without(
+    rows: EmbeddingRows | RowSubset, found: RowStatistics, order: FitSession, site: str
+) -> RowSubset:
     """The finite rows alone; the others are counted and named."""
-    numbers = rows.index[found.bad] if isinstance(rows, Chosen) else found.bad
+    numbers = rows.index[found.bad] if isinstance(rows, RowSubset) else found.bad
     named = order.name_rows(numbers) if order.name_rows else _listed(numbers)
     told = f"{len(found.bad)} of {rows.n} rows at {site} are not finite ({named})"
     if not order.drop_bad:
         raise UserInputError(told, "leave them out: --bad-rows drop, or embed these images again")
     if order.world.leads:
         say(f"  {told}: left out")
-    if isinstance(rows, Chosen):
-        return Chosen(rows.rows, rows.index[found.good])
-    return Chosen(rows, found.good)
+    if isinstance(rows, RowSubset):
+        return RowSubset(rows.rows, rows.index[found.good])
+    return RowSubset(rows, found.good)
 
 
 def _listed(numbers: np.ndarray) -> str:
@@ -143,17 +145,17 @@ def _listed(numbers: np.ndarray) -> str:
 
 
 def _one_pass(
-    rows: Rows | Chosen,
+    rows: EmbeddingRows | RowSubset,
     held: torch.Tensor,
     recipes: list[SAERecipe],
-    found: Survey,
+    found: RowStatistics,
     site: str,
-    order: Order,
+    order: FitSession,
     folder: Path | None,
-) -> list[Trainee]:
+) -> list[SAEInTraining]:
     """Train SAEs of one batch and order seed together."""
     world = order.world
-    trainees = [Trainee(recipe, rows, held, found, world, order.dtype) for recipe in recipes]
+    trainees = [SAEInTraining(recipe, rows, held, found, world, order.dtype) for recipe in recipes]
     batch = trainees[0].batch
     loader = Loader(rows, batch, recipes[0].order_seed, order.memory)
     share = world.share(batch)
@@ -200,7 +202,7 @@ def _one_pass(
 
 
 def _resumed(
-    folder: Path | None, trainees: list[Trainee], facts: dict[str, Any], order: Order
+    folder: Path | None, trainees: list[SAEInTraining], facts: dict[str, Any], order: FitSession
 ) -> int:
     """Bring the trainees to the checkpoint, if there is one; the step to go on with."""
     if folder is None:
@@ -224,7 +226,7 @@ def _resumed(
     return at
 
 
-def _line(i: int, entry: dict[str, Any], trainees: list[Trainee]) -> dict[str, Any]:
+def _line(i: int, entry: dict[str, Any], trainees: list[SAEInTraining]) -> dict[str, Any]:
     return entry if len(trainees) == 1 else {"sae": i, **entry}
 
 
@@ -234,14 +236,18 @@ def _write_lines(folder: Path, lines: list[dict[str, Any]], append: bool = False
         handle.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def _note(trainees: list[Trainee]) -> str:
+def _note(trainees: list[SAEInTraining]) -> str:
     fvu = [trainee.best.fvu for trainee in trainees if trainee.best.weights]
     return f"held-out FVU {min(fvu):.3f}" if fvu else ""
 
 
 def _finish(
-    trainee: Trainee, rows: Rows | Chosen, found: Survey, site: str, model_name: str
-) -> Fitted:
+    trainee: SAEInTraining,
+    rows: EmbeddingRows | RowSubset,
+    found: RowStatistics,
+    site: str,
+    model_name: str,
+) -> FittedSAE:
     """Back to the best weights, folded and calibrated."""
     if not trainee.best.weights:
         raise UserInputError(
@@ -261,4 +267,4 @@ def _finish(
         "n_train": rows.n,
         "n_not_finite": len(found.bad),
     }
-    return Fitted(recipe, sae, summary, trainee.entries)
+    return FittedSAE(recipe, sae, summary, trainee.entries)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dermaudit.distributed import World, average_gradients, total
 from dermaudit.errors import UserInputError
 
-from ..store.loader import Survey
+from ..store.loader import RowStatistics
 from .adam import Adam, clip_and_step
 from .architectures.registry import architecture
 from .recipe import SAERecipe
@@ -25,7 +25,7 @@ _CELLS = 1 << 25  # of the dense codes of held-out rows at a time
 
 
 @dataclass
-class Best:
+class BestWeights:
     """The weights that did best on the held-out rows, at which step, and their FVU there."""
 
     score: float = math.inf
@@ -34,7 +34,7 @@ class Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Trainee:
+class SAEInTraining:
     """`rows` are what it learns from (n, d), `held` (m, d) float32 what early stopping looks at."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Trainee:
         recipe: SAERecipe,
         rows: Any,
         held: Tensor,
-        found: Survey,
+        found: RowStatistics,
         world: World,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -66,7 +66,7 @@ class Trainee:
         self.held_variance = float((centred**2).sum()) * self.scale**2
         self.done = 0
         self.stopped = False
-        self.best = Best()
+        self.best = BestWeights()
         self.silent = torch.zeros(recipe.d_sae, dtype=torch.int64, device=world.device)
         self.sums: dict[str, Tensor] = {}
         self.entries: list[dict[str, Any]] = []
@@ -112,7 +112,7 @@ class Trainee:
             entry |= {"held_fvu": fvu, "held_score": score}
             if score < self.best.score:
                 weights = {name: value.clone() for name, value in self.weights().items()}
-                self.best = Best(score, fvu, self.done, weights)
+                self.best = BestWeights(score, fvu, self.done, weights)
             elif self.done - self.best.step >= self.recipe.patience * self.check_every:
                 self.stopped = True
         self.entries.append(entry)
@@ -170,7 +170,7 @@ class Trainee:
         self.done, self.stopped = progress["done"], progress["stopped"]
         self.entries = progress["entries"]
         if progress["best"]:
-            self.best = Best(*progress["best"], weights=_below(tensors, "best."))
+            self.best = BestWeights(*progress["best"], weights=_below(tensors, "best."))
 
     @torch.no_grad()
     def take_best(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .architectures.registry import architecture
 from .recipe import SAERecipe
-from .sparse_step import Step
+from .sparse_step import StepResult
 
 if TYPE_CHECKING:
     from sae_lens import TrainingSAE
@@ -38,7 +38,9 @@ def build(
     return sae.to(device)
 
 
-def dense_step(sae: TrainingSAE, x: Tensor, dead: Tensor, penalty_factor: float = 1.0) -> Step:
+def dense_step(
+    sae: TrainingSAE, x: Tensor, dead: Tensor, penalty_factor: float = 1.0
+) -> StepResult:
     """Return the loss of sae-lens' own forward pass, its penalties times `penalty_factor`."""
     output = sae.training_forward_pass(
         TrainStepInput(
@@ -53,7 +55,7 @@ def dense_step(sae: TrainingSAE, x: Tensor, dead: Tensor, penalty_factor: float 
     )
     fires = output.feature_acts > 0
     losses = {name: value.detach() for name, value in output.losses.items()}
-    return Step(output.loss, losses, fires.any(0), fires.sum() / len(x))
+    return StepResult(output.loss, losses, fires.any(0), fires.sum() / len(x))
 
 
 def coefficients(sae: TrainingSAE) -> dict[str, float]:

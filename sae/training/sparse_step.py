@@ -30,7 +30,7 @@ _ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk")
 
 
 @dataclass(frozen=True)
-class Step:
+class StepResult:
     """What one step gives.
 
     `loss` () differentiable; `losses` its parts by sae-lens' names, detached; `fired` (d_sae,)
@@ -54,7 +54,7 @@ def transpose_storage(sae: torch.nn.Module) -> None:
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
 
 
-def sparse_step(sae: Any, x: torch.Tensor, dead_mask: torch.Tensor | None = None) -> Step:
+def sparse_step(sae: Any, x: torch.Tensor, dead_mask: torch.Tensor | None = None) -> StepResult:
     """One training step's loss of a sae-lens TopK, BatchTopK or Matryoshka training SAE.
 
     x (B, d_in) on the device and in the dtype of `sae`; `dead_mask` (d_sae,) bool: latents that
@@ -65,7 +65,7 @@ def sparse_step(sae: Any, x: torch.Tensor, dead_mask: torch.Tensor | None = None
     Raises `UserInputError` for another architecture, a runtime normalisation, or k above d_sae.
     """
     _check(sae, x)
-    return Step(*_Loss.apply(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae, x, dead_mask))
+    return StepResult(*_Loss.apply(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae, x, dead_mask))
 
 
 class _Loss(torch.autograd.Function):

@@ -32,7 +32,7 @@ def fit(run: Run, options: FitOptions) -> dict[str, Any]:
     from dermaudit.distributed import join_world
 
     from ..run_data import RunData
-    from .fit import Plan, fit_run
+    from .fit import FitPlan, fit_run
 
     torch.set_num_threads(options.threads)
     seed = run.seed(options.seed)
@@ -41,7 +41,7 @@ def fit(run: Run, options: FitOptions) -> dict[str, Any]:
     with join_world(options.device) as world:
         if not world.leads:
             os.environ["DERMAUDIT_QUIET"] = "1"
-        plan = Plan(
+        plan = FitPlan(
             seed=seed,
             overrides=options.settings(),
             preset=options.preset or "",

@@ -17,13 +17,13 @@ from dermaudit.files import sha256_json, write_safetensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .sae_in_training import Trainee
+    from .sae_in_training import SAEInTraining
 
 STATE_FILE = "state.safetensors"
 FORMAT_VERSION = 1
 
 
-def save_state(folder: Path, trainees: list[Trainee], facts: dict[str, Any]) -> None:
+def save_state(folder: Path, trainees: list[SAEInTraining], facts: dict[str, Any]) -> None:
     """Write `folder`/state.safetensors. Errors: NoSpaceError; what was there before stays."""
     tensors: dict[str, Tensor] = {}
     for i, trainee in enumerate(trainees):
@@ -38,7 +38,7 @@ def save_state(folder: Path, trainees: list[Trainee], facts: dict[str, Any]) -> 
     write_safetensors(folder / STATE_FILE, tensors, {"progress": json.dumps(progress)})
 
 
-def restore_state(folder: Path, trainees: list[Trainee], facts: dict[str, Any]) -> bool:
+def restore_state(folder: Path, trainees: list[SAEInTraining], facts: dict[str, Any]) -> bool:
     """Bring the trainees to where the fit in `folder` was; False when nothing was saved.
 
     Errors: ForeignArtifactError when it was a fit of another recipe, other rows, another number of

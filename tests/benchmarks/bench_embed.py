@@ -28,7 +28,7 @@ import torch
 from dermaudit.data import Manifest
 from dermaudit.sae.embed.embed import BATCH, POOLED, EmbedSettings, default_sites, embed_into
 from dermaudit.sae.embed.shard import embed_shard, read_batch
-from dermaudit.sae.store.shard_plan import Images
+from dermaudit.sae.store.shard_plan import ImageList
 from dermaudit.towers import load_model
 
 
@@ -62,7 +62,7 @@ def main() -> None:
 def _bench(options: argparse.Namespace, n: int, work: Path) -> None:
     manifest = Manifest.load(options.data)
     manifest = manifest.take(range(min(n, manifest.n)))
-    images = Images(manifest.ids, manifest.groups, [str(path) for path in manifest.paths()])
+    images = ImageList(manifest.ids, manifest.groups, [str(path) for path in manifest.paths()])
     tower = load_model(options.model)
     stock = load_model(options.model).release()  # open_clip's own module, without our taps
     sites = {"pooled": [POOLED], "pooled and patches": default_sites(tower)}
@@ -128,10 +128,10 @@ class _Clock:
         return self.n / wall, self.n / cpu
 
 
-def _one_part(images: Images):
-    from dermaudit.sae.store.shard_plan import Part
+def _one_part(images: ImageList):
+    from dermaudit.sae.store.shard_plan import ShardPart
 
-    return Part(
+    return ShardPart(
         0,
         tuple(range(images.n)),
         tuple(images.ids),

@@ -29,7 +29,13 @@ from dermaudit.files import write_parquet
 from dermaudit.run.directory import Run
 from dermaudit.sae.embed.shard import POOLED
 from dermaudit.sae.store.activation_store import Identity
-from dermaudit.sae.store.shard_plan import Images, Site, finish, plan_parts, write_part
+from dermaudit.sae.store.shard_plan import (
+    ImageList,
+    StoreTarget,
+    finish_store,
+    plan_shards,
+    write_shard,
+)
 
 GOAL = 6e9
 SHARD = 1024
@@ -60,17 +66,19 @@ def make_run(path: Path, n: int, d: int, dtype: str) -> tuple[Run, int]:
     write_parquet(run.file("images.parquet"), pa.table(table))
     run.record("images", {}, [run.file("images.parquet")])
     identity = Identity(FINGERPRINT, "0" * 64, POOLED, "pooled", dtype)
-    site = Site(run.file("embeddings", POOLED), identity, {"d": d, "tokens": 1, "grid": None})
-    images = Images(ids, ids, ids)
-    plan = plan_parts(site, images, SHARD)
+    site = StoreTarget(
+        run.file("embeddings", POOLED), identity, {"d": d, "tokens": 1, "grid": None}
+    )
+    images = ImageList(ids, ids, ids)
+    plan = plan_shards(site, images, SHARD)
     directions = np.random.default_rng(0).standard_normal((ATOMS, d), dtype=np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     for part in plan.parts:
         acts = torch.from_numpy(rows(part.index, len(part.ids), directions)).to(
             getattr(torch, dtype)
         )
-        write_part(site, part, range(len(part.ids)), acts, ["0" * 64] * len(part.ids), {})
-    store = finish(site, images, plan)
+        write_shard(site, part, range(len(part.ids)), acts, ["0" * 64] * len(part.ids), {})
+    store = finish_store(site, images, plan)
     assert store is not None
     run.record("embed", {}, store.files(), upstream=["images"], summary={"sites": [POOLED]})
     return run, sum(file.stat().st_size for file in store.files())

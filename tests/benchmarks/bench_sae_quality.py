@@ -25,7 +25,6 @@ from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
 from dermaudit.run.directory import open_run
 from dermaudit.sae import ActivationStore
-from dermaudit.sae.evaluation import fvu
 
 LR, WARMUP, TURN, CHECKS = 1e-3, 20, 10, 8
 
@@ -48,7 +47,9 @@ def rows_of(run: Path, site: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def held_out(sae: BatchTopKTrainingSAE, val: torch.Tensor) -> float:
-    return fvu(val, torch.cat([sae.decode(sae.encode(part)) for part in val.split(2048)]))
+    x = val.double()
+    back = torch.cat([sae.decode(sae.encode(part)) for part in val.split(2048)]).double()
+    return float(((x - back) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
 
 
 def main() -> None:

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import torch
+from activation_stores import write_store
 
 from dermaudit.files import write_json, write_parquet
 from dermaudit.run.directory import Run
-from dermaudit.sae import ActivationStore, ThresholdSAE, TopKSAE
+from dermaudit.sae import ThresholdSAE, TopKSAE
 from dermaudit.sae.embed.embed import POOLED
 from dermaudit.sae.inference.codes import write_codes
 from dermaudit.sae.run_data import RunData, Truth
@@ -136,11 +137,12 @@ def write_run(
     table = {name: values for name, values in table.items() if values is not None}
     write_parquet(run.file("images.parquet"), pa.table(table))
     run.record("images", {}, [run.file("images.parquet")])
-    store = ActivationStore.create(
+    store = write_store(
         run.file("embeddings", POOLED),
-        {"site": POOLED, "d": w.x.shape[1], "tokens": 1, "grid": None, "dtype": "float32"},
+        [(w.x, np.arange(w.n), np.zeros(w.n))],
+        site=POOLED,
+        dtype="float32",
     )
-    store.write_shard(0, w.x, np.arange(w.n), np.zeros(w.n))
     run.record("embed", {}, store.files(), upstream=["images"], summary={"sites": [POOLED]})
     folder = run.file("sae", POOLED)
     files = sae.save(folder)

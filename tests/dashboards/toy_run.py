@@ -99,8 +99,9 @@ def _images(folder: Path, labels: bool) -> pa.Table:
 
 def _activations(run: Run, k: int | None) -> None:
     import torch
+    from activation_stores import write_store
 
-    from dermaudit.sae import ActivationStore, ThresholdSAE, TopKSAE
+    from dermaudit.sae import ThresholdSAE, TopKSAE
     from dermaudit.sae.inference.codes import write_codes
 
     generator = np.random.default_rng(3)
@@ -108,21 +109,16 @@ def _activations(run: Run, k: int | None) -> None:
     pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
     patches = generator.normal(size=(N, GRID[0] * GRID[1], D)).astype(np.float16)
     files = []
-    for site, acts, tokens, grid in ((POOLED, pooled, 1, None), (PATCHES, patches, 16, list(GRID))):
-        store = ActivationStore.create(
+    for site, acts, grid in ((POOLED, pooled, None), (PATCHES, patches, list(GRID))):
+        store = write_store(
             run.file("embeddings", site),
-            {
-                "site": site,
-                "d": D,
-                "tokens": tokens,
-                "grid": grid,
-                "dtype": str(acts.dtype),
-                "model_fingerprint": "f" * 64,
-                "images_sha256": "x",
-            },
+            [(acts[rows], rows, rows) for rows in np.array_split(np.arange(N), 2)],
+            site=site,
+            grid=grid,
+            dtype=str(acts.dtype),
+            model_fingerprint="f" * 64,
+            images_sha256="x",
         )
-        for index, rows in enumerate(np.array_split(np.arange(N), 2)):
-            store.write_shard(index, acts[rows], rows, rows)
         files += store.files()
     run.record("embed", {}, files, upstream=["images"], summary={"sites": [POOLED, PATCHES]})
     for site, acts in ((POOLED, pooled), (PATCHES, patches)):

@@ -17,9 +17,9 @@ from sae_rows import planted
 from safetensors.torch import save_file
 
 from dermaudit.distributed import World, join_world
-from dermaudit.sae.store.rows import Rows
+from dermaudit.sae.store.rows import EmbeddingRows
 from dermaudit.sae.training.kernels import cpu, plain
-from dermaudit.sae.training.loop import Fitted, Order, fit_saes
+from dermaudit.sae.training.loop import FitSession, FittedSAE, fit_saes
 from dermaudit.sae.training.recipe import SAERecipe
 
 N = 501  # rows: not a multiple of anything
@@ -65,17 +65,17 @@ def recipes(kind: str) -> list[SAERecipe]:
     return [SAERecipe(**{**COMMON, **own}) for own in KINDS[kind][0]]
 
 
-def fit(kind: str, folder: Path | None, only: SAERecipe | None = None, **order) -> list[Fitted]:
+def fit(kind: str, folder: Path | None, only: SAERecipe | None = None, **order) -> list[FittedSAE]:
     """The fits of one kind, or one recipe under its conditions; everything follows from the seeds."""
     rows = planted(N, 0)
     rows[[7, 300]] = np.nan
     return fit_saes(
-        Rows.of(rows),
+        EmbeddingRows.of(rows),
         planted(100, 1),
         [only] if only else recipes(kind),
         site="s",
         model_name="toy",
-        order=Order(folder=folder, memory=KINDS[kind][1], **order),
+        order=FitSession(folder=folder, memory=KINDS[kind][1], **order),
     )
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from dermaudit.sae import ThresholdSAE
-from dermaudit.sae.inference.model import ReLUSAE, TopKSAE
+from dermaudit.sae.evaluation import accumulate
+from dermaudit.sae.inference.model import LinearSAE, ReLUSAE, TopKSAE
 
 
 def planted(n: int, seed: int = 0, d: int = 24, h: int = 40) -> np.ndarray:
@@ -46,3 +47,9 @@ def random_relu(d: int = 8, h: int = 12, seed: int = 0) -> ReLUSAE:
     """The same weights as `random_sae`, without a threshold."""
     sae = random_sae(d, h, seed)
     return ReLUSAE(sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec, metadata=dict(sae.metadata))
+
+
+def held_out(sae: LinearSAE, rows: np.ndarray | torch.Tensor) -> dict[str, float]:
+    """The figures of an SAE on rows, without intervals."""
+    report = accumulate(sae, rows).report(n_draws=0)
+    return {name: report[name]["value"] for name in ("fvu", "l0", "dead", "dense")}

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from activation_stores import write_store
 from sae_rows import planted
 
 from dermaudit.files import write_parquet
 from dermaudit.run.directory import Run
-from dermaudit.sae import ActivationStore
 
 POOLED, PATCHES = "visual.pooled", "visual.blocks.1.hook_resid_post"
 TOKENS = 4
@@ -36,13 +36,13 @@ def write_run(path: Path, n: int = 600, bad: tuple[int, ...] = (), sites=(POOLED
         acts = planted(n * tokens, 0)
         acts = acts if tokens == 1 else acts.reshape(n, tokens, -1)
         acts[list(bad)] = np.nan
-        store = ActivationStore.create(
+        halves = np.array_split(np.arange(n), 2)
+        store = write_store(
             run.file("embeddings", site),
-            {"site": site, "d": 24, "tokens": tokens, "grid": None, "dtype": "float32"},
+            [(acts[rows], rows, groups[rows]) for rows in halves],
+            site=site,
+            dtype="float32",
         )
-        cut = n // 2
-        for i, part in enumerate((slice(0, cut), slice(cut, n))):
-            store.write_shard(i, acts[part], np.arange(n)[part], groups[part])
         files += store.files()
     run.record("embed", {}, files, upstream=["images"], summary={"sites": list(sites)})
     return run

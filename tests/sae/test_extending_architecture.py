@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from sae_rows import held_out
 
-from dermaudit.sae.evaluation import held_out_metrics
 from dermaudit.sae.inference.model import ReLUSAE, load_sae
 from dermaudit.sae.training import architectures as package
 from dermaudit.sae.training.architectures.registry import architectures
@@ -43,7 +43,7 @@ def test_new_file_adds_an_architecture(example, rows, tmp_path):
     assert loaded.metadata["training_architecture"] == example
     assert loaded.metadata["l1_coefficient"] == 0.5
     torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(48))
-    assert held_out_metrics(loaded, torch.from_numpy(rows["test"]))["fvu"] < 0.5
+    assert held_out(loaded, torch.from_numpy(rows["test"]))["fvu"] < 0.5
 
 
 def test_architectures_are_listed_without_torch():

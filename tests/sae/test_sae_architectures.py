@@ -8,12 +8,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from sae_rows import planted
+from sae_rows import held_out, planted
 
 from dermaudit.errors import UserInputError
-from dermaudit.sae.evaluation import held_out_metrics
 from dermaudit.sae.inference.model import ThresholdSAE, load_sae
-from dermaudit.sae.store.rows import Rows
+from dermaudit.sae.store.rows import EmbeddingRows
 from dermaudit.sae.training.architectures.registry import architecture
 from dermaudit.sae.training.calibrate import fold
 from dermaudit.sae.training.loop import fit_sae, fit_saes
@@ -35,7 +34,7 @@ KINDS = {
 def fits(rows):
     torch.set_num_threads(1)
     found = fit_saes(
-        Rows.of(rows["train"]),
+        EmbeddingRows.of(rows["train"]),
         rows["val"],
         list(KINDS.values()),
         site="visual.pooled",
@@ -71,7 +70,7 @@ def test_sae_lens__opens_it_and_gives_the_same_codes(fits, rows, tmp_path, kind)
 def test_l0_of_what_is_written__is_that_of_training(fits, rows, kind):
     """The TopK family and jumprelu: k. Held by a penalty without one: what the last steps had."""
     fitted = fits[kind]
-    measured = held_out_metrics(fitted.sae, torch.from_numpy(rows["train"]))["l0"]
+    measured = held_out(fitted.sae, torch.from_numpy(rows["train"]))["l0"]
     end = [line["l0"] for line in fitted.log if line["step"] <= fitted.summary["best_step"]][-1]
     if fitted.recipe.has_k:
         # A topk row has k, but for one with fewer positive pre-activations.
@@ -90,7 +89,9 @@ def test_jumprelu__thresholds_are_shifted_to_k_or_left_alone(rows, monkeypatch):
         "dermaudit.sae.training.loop.fold", lambda *a: learned.append(fold(*a)) or fold(*a)
     )
     both = [
-        fit_saes(Rows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t")[0].sae
+        fit_saes(EmbeddingRows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t")[
+            0
+        ].sae
         for recipe in (far, step)
     ]
     before, sae = learned[0].threshold, both[0]
@@ -111,7 +112,7 @@ def test_jumprelu__thresholds_are_shifted_to_k_or_left_alone(rows, monkeypatch):
 def test_decoder_rows_are_unit_and_rows_are_reconstructed(fits, rows, kind):
     sae = fits[kind].sae
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(48), atol=1e-5, rtol=0)
-    measured = held_out_metrics(sae, torch.from_numpy(rows["test"]))
+    measured = held_out(sae, torch.from_numpy(rows["test"]))
     assert measured["fvu"] < (0.9 if kind == "relu_l1-as-published" else 0.5)
     assert fits[kind].summary["held_fvu_training"] < 0.9
 
@@ -219,7 +220,9 @@ def test_early_stop__of_a_penalty_goes_by_the_whole_objective(rows):
     recipe = dataclasses.replace(
         BASE, architecture="relu_l1", l1_coefficient=4.0, penalty_warmup=1.0, lr=1e-2
     )
-    fitted = fit_saes(Rows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t")[0]
+    fitted = fit_saes(
+        EmbeddingRows.of(rows["train"]), rows["val"], [recipe], site="s", model_name="t"
+    )[0]
     checks = [line for line in fitted.log if "held_fvu" in line]
     assert min(checks, key=lambda line: line["held_fvu"])["step"] < fitted.summary["best_step"]
     assert min(checks, key=lambda line: line["held_score"])["step"] == fitted.summary["best_step"]
@@ -306,7 +309,9 @@ def test_resample__fewer_are_dead_at_the_end(rows):
     ends = []
     for every in (0, 4000):
         one = dataclasses.replace(recipe, resample_every=every)
-        log = fit_saes(Rows.of(rows["train"]), rows["val"], [one], site="s", model_name="t")[0].log
+        log = fit_saes(
+            EmbeddingRows.of(rows["train"]), rows["val"], [one], site="s", model_name="t"
+        )[0].log
         ends.append(log[-1]["dead"])
     assert ends[0] > 0.2 and ends[1] < 0.8 * ends[0]
 
@@ -315,26 +320,30 @@ def test_resample__fewer_are_dead_at_the_end(rows):
 
 
 def test_bad_rows__left_out_and_named_or_fatal(rows, capsys):
-    from dermaudit.sae.training.loop import Order
+    from dermaudit.sae.training.loop import FitSession
 
     train = rows["train"].copy()
     train[[5, 1999]] = np.nan
     short = dataclasses.replace(BASE, samples=2000)
-    fit = fit_saes(Rows.of(train), rows["val"], [short], site="s", model_name="t")[0]
+    fit = fit_saes(EmbeddingRows.of(train), rows["val"], [short], site="s", model_name="t")[0]
     assert "2 of 2000 rows at s are not finite (row 5, 1999): left out" in capsys.readouterr().err
     assert fit.summary["n_train"] == 1998 and fit.summary["n_not_finite"] == 2
     clean = fit_saes(
-        Rows.of(np.delete(train, [5, 1999], 0)), rows["val"], [short], site="s", model_name="t"
+        EmbeddingRows.of(np.delete(train, [5, 1999], 0)),
+        rows["val"],
+        [short],
+        site="s",
+        model_name="t",
     )[0]
     assert torch.equal(fit.sae.W_enc, clean.sae.W_enc)
     with pytest.raises(UserInputError, match=r"2 of 2000 rows at s are not finite \(row 5, 1999\)"):
         fit_saes(
-            Rows.of(train),
+            EmbeddingRows.of(train),
             rows["val"],
             [short],
             site="s",
             model_name="t",
-            order=Order(drop_bad=False),
+            order=FitSession(drop_bad=False),
         )
 
 

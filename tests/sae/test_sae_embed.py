@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from activation_stores import write_store
 from PIL import Image
 from sae_tower import BLOCK, SITES, Tower, write_pictures
 
@@ -38,13 +39,19 @@ from dermaudit.sae.embed.shard import (
 )
 from dermaudit.sae.store import shard_plan as parts
 from dermaudit.sae.store.activation_store import group_number, write_shard_file
-from dermaudit.sae.store.shard_plan import Images, Site, finish, plan_parts, write_part
+from dermaudit.sae.store.shard_plan import (
+    ImageList,
+    StoreTarget,
+    finish_store,
+    plan_shards,
+    write_shard,
+)
 
 
-def images_of(paths: list[str], known: bool = True) -> Images:
+def images_of(paths: list[str], known: bool = True) -> ImageList:
     ids = [Path(path).stem for path in paths]
     hashes = [sha256_file(path) for path in paths] if known else None
-    return Images(ids, [f"g{int(i) // 2}" for i in ids], paths, hashes)
+    return ImageList(ids, [f"g{int(i) // 2}" for i in ids], paths, hashes)
 
 
 def pixels_of(paths: list[str]) -> np.ndarray:
@@ -183,11 +190,13 @@ def test_force__makes_everything_again(run):
 def test_a_store_of_format_1_is_made_again(run):
     run, _, go = run
     folder = run.file("embeddings", "visual.pooled")
-    old = ActivationStore.create(folder, {"model_fingerprint": "f" * 64, "d": 3, "tokens": 1})
-    old.write_shard(7, np.ones((2, 3), np.float32), np.arange(2), np.arange(2))
-    write_json(folder / "store.json", {**old.meta, "format_version": 1})
+    old = write_store(folder, [], model_fingerprint="f" * 64)
+    shard = folder / "shard-000007.safetensors"
+    write_shard_file(shard, torch.ones(2, 3), np.arange(2), np.arange(2))
+    listed = {"format_version": 1, "shards": {shard.name: sha256_file(shard)}}
+    write_json(folder / "store.json", {**old.meta, **listed})
     go()
-    assert not (folder / "shard-000007.safetensors").exists()
+    assert not shard.exists()
     assert ActivationStore.open(folder, check=True).meta["n"] == 10
 
 
@@ -228,7 +237,7 @@ def test_append__in_the_midst_of_the_list_rows_are_numbered_anew(tmp_path):
     np.testing.assert_array_equal(rows, np.arange(11))
     np.testing.assert_allclose(acts, mean / np.linalg.norm(mean, axis=1)[:, None], atol=1e-5)
     part = store.rows()
-    np.testing.assert_array_equal(part.read(0, 11), acts[part.images(0, 11)])
+    np.testing.assert_array_equal(part.read(0, 11), acts[part.image_rows])
     (store.folder / "rows.npy").unlink()
     with pytest.raises(UserInputError, match=r"rows\.npy is missing or altered"):
         ActivationStore.open(store.folder)
@@ -381,8 +390,8 @@ def test_writing__goes_on_while_the_next_shard_is_computed_and_not_the_one_after
 
 
 def test_two_rows_of_one_image_id():
-    with pytest.raises(UserInputError, match="image_id 'a' stands in more than one row"):
-        Images(["a", "b", "a"], ["g"] * 3, ["p"] * 3)
+    with pytest.raises(UserInputError, match="image_id 'a' is in more than one row"):
+        ImageList(["a", "b", "a"], ["g"] * 3, ["p"] * 3)
 
 
 def test_sites_that_cannot_be():
@@ -412,8 +421,8 @@ def test_embed_shard__reads_for_itself_what_the_loop_reads_ahead(tmp_path):
     made = []
     for name, ahead in (("own", False), ("ahead", True)):
         identity, facts = site_of(Tower(), BLOCK)
-        site = Site(tmp_path / name, identity, facts)
-        plan = plan_parts(site, images_of(paths), 4)
+        site = StoreTarget(tmp_path / name, identity, facts)
+        plan = plan_shards(site, images_of(paths), 4)
         for part in plan.parts:
             if ahead:
                 shard_values(
@@ -421,7 +430,7 @@ def test_embed_shard__reads_for_itself_what_the_loop_reads_ahead(tmp_path):
                 ).write()
             else:
                 embed_shard(Tower(), part, [site], batch=3)
-        store = finish(site, images_of(paths), plan)
+        store = finish_store(site, images_of(paths), plan)
         made.append([path.read_bytes() for path in store.files()])
     assert made[0] == made[1]
 
@@ -429,14 +438,14 @@ def test_embed_shard__reads_for_itself_what_the_loop_reads_ahead(tmp_path):
 def test_write_part__a_number_that_is_not_finite_is_seen_in_any_dtype(tmp_path):
     for dtype in ("float32", "float16", "bfloat16"):
         identity, facts = site_of(Tower(), BLOCK, dtype=dtype)
-        site = Site(tmp_path / dtype, identity, facts)
-        (part,) = plan_parts(site, Images(list("abcde"), list("abcde"), list("abcde")), 5).parts
+        site = StoreTarget(tmp_path / dtype, identity, facts)
+        (part,) = plan_shards(site, ImageList(list("abcde"), list("abcde"), list("abcde")), 5).parts
         acts = torch.full(
             (5, 4, 3), torch.finfo(getattr(torch, dtype)).max, dtype=getattr(torch, dtype)
         )
         for row, wrong in ((0, "nan"), (2, "inf"), (4, "-inf")):
             acts[row, row % 4, 1] = float(wrong)
-        note = write_part(site, part, range(5), acts, ["0" * 64] * 5, {})
+        note = write_shard(site, part, range(5), acts, ["0" * 64] * 5, {})
         assert note["not_finite"] == ["a", "c", "e"]
 
 
@@ -445,8 +454,8 @@ def test_first_batch__read_by_all_threads_it_is_the_same(tmp_path, readers):
     paths = write_pictures(tmp_path / "p", 45)
     for bad in (0, 17, 44):
         Path(paths[bad]).write_bytes(b"no image")
-    site = Site(tmp_path, *site_of(Tower(), BLOCK))
-    (part,) = plan_parts(site, images_of(paths, False), 64).parts
+    site = StoreTarget(tmp_path, *site_of(Tower(), BLOCK))
+    (part,) = plan_shards(site, images_of(paths, False), 64).parts
     batch, after = batches_ahead(Tower(), [part], 40, readers=readers)
     alone = read_batch(Tower(), part, 0, 40)
     assert torch.equal(batch.x, alone.x) and len(after.kept) == 4
@@ -458,8 +467,8 @@ def test_first_batch__read_by_all_threads_it_is_the_same(tmp_path, readers):
 
 def test_read_ahead__goes_on_while_the_tower_has_the_first_batch(tmp_path, monkeypatch):
     paths = write_pictures(tmp_path / "p", 40)
-    (part,) = plan_parts(
-        Site(tmp_path, *site_of(Tower(), BLOCK)), images_of(paths, False), 64
+    (part,) = plan_shards(
+        StoreTarget(tmp_path, *site_of(Tower(), BLOCK)), images_of(paths, False), 64
     ).parts
     begun, third = set(), threading.Event()
 

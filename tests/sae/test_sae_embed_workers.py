@@ -15,8 +15,14 @@ from dermaudit.sae import ActivationStore
 from dermaudit.sae.embed import embed
 from dermaudit.sae.embed.embed import EmbedSettings, embed_into, embed_sites
 from dermaudit.sae.embed.ray_engine import ShardMaker, _as_text, _from_text
-from dermaudit.sae.store.shard_plan import Images, Site, finish, plan_parts, read_note
-from dermaudit.sae.store.work_share import Share
+from dermaudit.sae.store.shard_plan import (
+    ImageList,
+    StoreTarget,
+    finish_store,
+    plan_shards,
+    read_shard_note,
+)
+from dermaudit.sae.store.worker_rank import WorkerRank
 
 N = 11
 SMALL = ("--model", "phantom-vit", "--shard", 3, "--batch", 2)
@@ -33,7 +39,7 @@ def content(root: Path) -> dict[str, bytes]:
 @pytest.fixture
 def images(tmp_path):
     paths = write_pictures(tmp_path / "p", N)
-    return Images([Path(p).stem for p in paths], [f"g{i}" for i in range(N)], paths)
+    return ImageList([Path(p).stem for p in paths], [f"g{i}" for i in range(N)], paths)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +70,7 @@ def small(monkeypatch):
     ],
 )  # fmt: skip
 def test_share__from_the_environment(environment, rank, size):
-    assert Share.of(environment) == Share(rank, size)
+    assert WorkerRank.of(environment) == WorkerRank(rank, size)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,7 @@ def test_share__numbers_that_name_no_worker(rank, size):
     with pytest.raises(
         UserInputError, match=f"RANK={rank} and WORLD_SIZE={size} do not name a worker"
     ):
-        Share.of({"RANK": rank, "WORLD_SIZE": size})
+        WorkerRank.of({"RANK": rank, "WORLD_SIZE": size})
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
@@ -88,7 +94,7 @@ def test_any_number_of_workers_in_any_order_gives_the_bytes_of_one(
     together, Tower.seen = tmp_path / "together", 0
     ranks = list(range(size))[:: -1 if backwards else 1]
     ends = [
-        embed_into(together, Tower(), images, EmbedSettings(SITES, share=Share(rank, size)))
+        embed_into(together, Tower(), images, EmbedSettings(SITES, share=WorkerRank(rank, size)))
         for rank in ranks
     ]
     assert Tower.seen == N  # no image went through the tower twice
@@ -102,16 +108,16 @@ def test_a_late_worker_finds_the_store_finished(images, tmp_path):
     """Its plan is of the time before; what it makes again are the same bytes."""
     order = EmbedSettings(["visual.pooled"])
     identity, facts = order.site(Tower(), "visual.pooled")
-    site = Site(tmp_path / "s", identity, facts)
-    plan = plan_parts(site, images, 2)
-    assert finish(site, images, plan) is None
+    site = StoreTarget(tmp_path / "s", identity, facts)
+    plan = plan_shards(site, images, 2)
+    assert finish_store(site, images, plan) is None
     assert embed_sites([site], images, order, order.engine(Tower())) is not None
     before = content(tmp_path / "s")
-    store = finish(site, images, plan)
+    store = finish_store(site, images, plan)
     assert store is not None and store.meta["n"] == N
     order.engine(Tower())([(plan.parts[1], [site])])
-    assert read_note(site, plan.parts[1]) is not None
-    assert finish(site, images, plan) is not None
+    assert read_shard_note(site, plan.parts[1]) is not None
+    assert finish_store(site, images, plan) is not None
     assert embed_sites([site], images, order, order.engine(Tower())) is not None
     assert content(tmp_path / "s") == before
 
@@ -119,31 +125,31 @@ def test_a_late_worker_finds_the_store_finished(images, tmp_path):
 def test_finish__not_with_another_workers_shard_altered(images, tmp_path):
     order = EmbedSettings(["visual.pooled"])
     identity, facts = order.site(Tower(), "visual.pooled")
-    site = Site(tmp_path / "s", identity, facts)
+    site = StoreTarget(tmp_path / "s", identity, facts)
     assert embed_sites([site], images, order, order.engine(Tower())) is not None
-    old_plan = plan_parts(Site(tmp_path / "nowhere", identity, facts), images, 2)
+    old_plan = plan_shards(StoreTarget(tmp_path / "nowhere", identity, facts), images, 2)
     path = site.folder / "shard-000003.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert finish(site, images, old_plan) is None
+    assert finish_store(site, images, old_plan) is None
 
 
 def test_a_job_survives_its_way_through_ray(images, tmp_path, monkeypatch):
     order = EmbedSettings(SITES)
-    sites = [Site(tmp_path / name, *order.site(Tower(), name)) for name in SITES]
-    part = plan_parts(sites[0], images, 4).parts[1]
+    sites = [StoreTarget(tmp_path / name, *order.site(Tower(), name)) for name in SITES]
+    part = plan_shards(sites[0], images, 4).parts[1]
     again, places = _from_text(_as_text((part, sites)))
     assert again == part and places == sites and again.digest() == part.digest()
 
 
 def test_an_actor_of_ray__an_error_comes_back_as_data(images, tmp_path):
     maker = ShardMaker("phantom-vit", threads=1, device="cpu", batch=2, strict=True)
-    site = Site(tmp_path / "s", *EmbedSettings([]).site(maker.tower, "visual.pooled"))
-    parts = plan_parts(site, images, 4).parts
+    site = StoreTarget(tmp_path / "s", *EmbedSettings([]).site(maker.tower, "visual.pooled"))
+    parts = plan_shards(site, images, 4).parts
     Path(images.paths[5]).unlink()
     assert maker({"job": _as_text((parts[0], [site]))}) == {"made": 4, "error": "", "hint": ""}
     failed = maker({"job": _as_text((parts[1], [site]))})
     assert failed["made"] == 0 and "05.png (row 5): the file does not exist" in failed["error"]
-    assert read_note(site, parts[0]) is not None and read_note(site, parts[1]) is None
+    assert read_shard_note(site, parts[0]) is not None and read_shard_note(site, parts[1]) is None
 
 
 # ---- the command

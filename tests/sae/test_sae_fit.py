@@ -143,7 +143,7 @@ def test_defaults__three_seeds_and_every_figure(main, run):
         "FVU (around the mean)",
         "… above chance",
         "latents shared",
-        "latents by the share of rows",
+        "latents by the fraction of rows",
     ):
         assert line in done.stderr
     written = json.loads((run / "sae" / PATCHES / "measured.json").read_text())
@@ -151,7 +151,7 @@ def test_defaults__three_seeds_and_every_figure(main, run):
     # Fitted anew, the old comparison is not shown.
     again = main("fit", "--run", run, *SHORT, "--set", "clip=2", "--seeds", "0", "--json")
     assert again.rc == 0 and "no stability: the other seeds are of an earlier fit" in again.stderr
-    assert again.json()["measured"][PATCHES]["stability"].keys() == {"why"}
+    assert again.json()["measured"][PATCHES]["stability"].keys() == {"reason"}
 
 
 @pytest.mark.parametrize("arch", ["topk", "matryoshka", "jumprelu", "relu_l1"])

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sae_tower import BLOCK, SITES, Tower, write_pictures
 
 from dermaudit.data import Manifest
@@ -16,8 +17,8 @@ from dermaudit.run.directory import Run
 from dermaudit.sae import ActivationStore
 from dermaudit.sae.embed.embed import POOLED, EmbedSettings, embed_into
 from dermaudit.sae.embed.from_store import take_stores
-from dermaudit.sae.store.activation_store import read_shard_header
-from dermaudit.sae.store.shard_plan import Images
+from dermaudit.sae.store.activation_store import read_shard_header, write_shard_file
+from dermaudit.sae.store.shard_plan import ImageList
 
 
 class Known(Tower):
@@ -42,7 +43,7 @@ def write_manifest(folder, n: int = 20, first: int = 0, group: str = "p"):
 
 
 def store(manifest, root, order=None):
-    images = Images(manifest.ids, manifest.groups, [str(path) for path in manifest.paths()])
+    images = ImageList(manifest.ids, manifest.groups, [str(path) for path in manifest.paths()])
     return embed_into(root, Known(), images, order or EmbedSettings(SITES, shard=6))
 
 
@@ -77,9 +78,8 @@ def test_run__has_the_rows_of_the_store_and_the_table_of_the_manifest(made, tmp_
     assert run.file("log.jsonl").read_text() == log  # done already
     # The run's own files are its own: making a shard again leaves the store's as it was.
     (folder,) = root.glob(f"{POOLED}-*")
-    ActivationStore.open(run.file("embeddings", POOLED)).write_shard(
-        0, np.zeros((6, 3), np.float32), np.arange(6), np.arange(6)
-    )
+    shard = run.file("embeddings", POOLED) / "shard-000000.safetensors"
+    write_shard_file(shard, torch.zeros(6, 3), np.arange(6), np.arange(6))
     ActivationStore.open(folder, check=True)
 
 

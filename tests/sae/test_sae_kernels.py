@@ -81,12 +81,12 @@ def test_encode_batch__chunks_whose_guesses_cannot_all_hold(steep, monkeypatch):
     x *= torch.logspace(0, 3 * torch.tensor(steep).log10(), 320, dtype=x.dtype)[:, None]
     searched = 0
 
-    def find(pre, *rest, inner=batch.find):
+    def find(pre, *rest, inner=batch.select_above):
         nonlocal searched
         searched += 1
         return inner(pre, *rest)
 
-    monkeypatch.setattr(batch, "find", find)
+    monkeypatch.setattr(batch, "select_above", find)
     for n_kept in (1, 300, 2000, 9000):
         code, _ = cpu.encode_batch(x, encoder, bias, scale, n_kept)
         want = ((x @ encoder.t() + bias) * scale).flatten().topk(n_kept).values
@@ -134,7 +134,7 @@ def test_bound__is_the_sorted_place(values, dtype):
     }[values].to(dtype)
     ordered = keys.sort(descending=True).values
     for k in (1, 2, 77, 499, 500):
-        bound, room = batch.bound([batch.Found(0, *4 * [keys.numpy()])], k)
+        bound, room = batch.nth_largest_key([batch.SelectedEntries(0, *4 * [keys.numpy()])], k)
         assert bound == ordered[k - 1]
         assert room == k - int((keys > bound).sum())
         assert searches.kth_largest(keys.clone().numpy(), len(keys), k) == bound

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermaudit.errors import UserInputError
-from dermaudit.sae.store.loader import Chosen, Loader, survey
-from dermaudit.sae.store.rows import Rows
+from dermaudit.sae.store.loader import Loader, RowSubset, row_statistics
+from dermaudit.sae.store.rows import EmbeddingRows
 
 
-def numbered(n: int, d: int = 3) -> Rows:
+def numbered(n: int, d: int = 3) -> EmbeddingRows:
     """Row i holds i in each place."""
-    return Rows.of(np.repeat(np.arange(n, dtype=np.float32)[:, None], d, axis=1))
+    return EmbeddingRows.of(np.repeat(np.arange(n, dtype=np.float32)[:, None], d, axis=1))
 
 
 class Spy:
@@ -30,6 +30,9 @@ class Spy:
     def read(self, start, stop):
         self.asked.append(stop - start)
         return self.rows.read(start, stop)
+
+    def release(self):
+        self.rows.release()
 
 
 def epoch_of(loader: Loader, epoch: int) -> list[int]:
@@ -86,11 +89,13 @@ def test_chunks__never_hold_more_than_half_of_memory():
 def test_release__the_rows_come_back(tmp_path):
     path = tmp_path / "rows.bin"
     np.arange(400, dtype=np.float32).tofile(path)
-    rows = Rows([np.memmap(path, np.float32, "r", 0, (100, 4))], np.arange(100), np.arange(100), 4)
+    rows = EmbeddingRows(
+        [np.memmap(path, np.float32, "r", 0, (100, 4))], np.arange(100), np.arange(100), 4
+    )
     before = rows.read(0, 100)
     rows.release()
     assert np.array_equal(rows.read(0, 100), before)
-    Chosen(numbered(5), np.arange(3)).release()  # nothing is mapped: nothing happens
+    RowSubset(numbered(5), np.arange(3)).release()  # nothing is mapped: nothing happens
 
 
 def test_in_memory__is_read_once():
@@ -116,7 +121,7 @@ def test_batch__larger_than_the_rows():
 
 def test_chosen__rows_by_number():
     rows = numbered(50)
-    some = Chosen(rows, np.array([3, 4, 5, 20, 49]))
+    some = RowSubset(rows, np.array([3, 4, 5, 20, 49]))
     assert (some.n, some.d) == (5, 3)
     assert some.read(0, 3)[:, 0].tolist() == [3, 4, 5]
     assert some.read(1, 5)[:, 0].tolist() == [4, 5, 20, 49]
@@ -128,17 +133,17 @@ def test_survey__mean_spread_and_bad_rows_by_hand():
     x = np.random.default_rng(0).normal(size=(70_000, 3)).astype(np.float32) + 5
     x[[0, 17, 69_999]] = [[np.nan, 0, 0], [0, np.inf, 0], [-np.inf] * 3]
     good = np.delete(x, [0, 17, 69_999], axis=0).astype(np.float64)
-    found = survey(Rows.of(x))
+    found = row_statistics(EmbeddingRows.of(x))
     assert found.bad.tolist() == [0, 17, 69_999] and found.n == 69_997
     assert found.good.tolist()[:3] == [1, 2, 3] and len(found.good) == 69_997
     np.testing.assert_allclose(found.mean, good.mean(0), atol=1e-5)
     spread = np.linalg.norm(good - good.mean(0), axis=1).mean()
     assert found.spread == pytest.approx(spread, rel=0.01)  # from every other row
-    few = survey(Rows.of(x[1:17]))
+    few = row_statistics(EmbeddingRows.of(x[1:17]))
     exact = np.linalg.norm(x[1:17] - x[1:17].mean(0), axis=1).mean()
     assert few.spread == pytest.approx(exact, rel=1e-5)
 
 
 def test_survey__no_finite_row():
     with pytest.raises(UserInputError, match="none of the 4 rows is finite"):
-        survey(Rows.of(np.full((4, 2), np.nan, np.float32)))
+        row_statistics(EmbeddingRows.of(np.full((4, 2), np.nan, np.float32)))

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from activation_stores import write_store
 from sae_rows import planted, random_sae
 from scipy.sparse import csr_matrix
 
 from dermaudit.files import write_parquet
 from dermaudit.run.directory import Run, open_run
 from dermaudit.sae import ActivationStore
-from dermaudit.sae.evaluation import Images, measure, metrics_table
+from dermaudit.sae.evaluation import EvaluationImages, MeasurementData, measure, metrics_table
 from dermaudit.sae.evaluation.measured import summary
 from dermaudit.sae.inference.codes import write_codes
 
@@ -44,11 +45,9 @@ def make_run(folder, sae, n: int = 300, broken: int | None = None, order=None, l
     )
     write_parquet(run.files.images, table)
     run.record("images", {}, [run.files.images])
-    store = ActivationStore.create(
-        folder / "embeddings" / SITE, {"site": SITE, "d": 24, "tokens": 1, "grid": None}
-    )
     order = np.arange(n) if order is None else order
-    store.write_shard(0, acts[order], order, order // 2)
+    shards = [(acts[order], order, order // 2)]
+    store = write_store(folder / "embeddings" / SITE, shards, site=SITE)
     run.record("embed", {}, store.files(), summary={"sites": [SITE]})
     add_sae(run, sae, acts)
     return run
@@ -63,14 +62,13 @@ def add_sae(run: Run, sae, acts) -> None:
 def test_measure__the_parts_there_is_data_for():
     sae, x = random_sae(24, 40, threshold=0.3), planted(400)
     groups = np.arange(400) // 2
-    alone = measure(sae, x, groups, n_draws=50)
+    alone = measure(sae, MeasurementData(x, groups), n_draws=50)
     assert "monosemanticity" not in alone and "stability" not in alone
     assert alone["reconstruction"]["fvu"]["control"] is None
     codes = csr_matrix(sae.encode(torch.from_numpy(x)).numpy())
     truth = {"ruler": (codes[:, [3]].toarray().ravel() > 0).astype(float), "rare": np.zeros(400)}
-    side = Images(codes, groups, truth, x)
-    full = measure(
-        sae,
+    side = EvaluationImages(codes, groups, truth, x)
+    data = MeasurementData(
         x,
         groups,
         train=planted(500, 3),
@@ -78,14 +76,14 @@ def test_measure__the_parts_there_is_data_for():
         fitted=side,
         embeddings=x,
         others=[random_sae(24, 40, seed=1, threshold=0.3)],
-        n_draws=50,
     )
+    full = measure(sae, data, n_draws=50)
     assert full["reconstruction"]["l0"] == alone["reconstruction"]["l0"]
     assert full["reconstruction"]["fvu"]["control_is"].startswith("PCA of train rows, ")
     assert full["monosemanticity"]["mean"]["n"] == 200  # one image a group
     assert full["stability"]["shared"]["n"] <= 40
     assert full["probes"]["labels"]["ruler"]["k=1"]["latents"] == [3]
-    assert "why" in full["probes"]["labels"]["rare"]
+    assert "reason" in full["probes"]["labels"]["rare"]
     assert full["truth"]["SAE"]["matched_f1"]["value"] == pytest.approx(1.0, abs=1e-6)
     assert {"pca", "ica", "k-means", "random directions", "linear probes"} < set(full["truth"])
     # JSON as it is, and nothing that is not a number in it.
@@ -96,12 +94,13 @@ def test_measure__the_parts_there_is_data_for():
 def test_measure__what_lacks_evidence_says_why(capsys):
     sae, x = random_sae(24, 40), planted(60)
     silent = random_sae(24, 40, seed=1, threshold=1e6)
-    side = Images(
+    side = EvaluationImages(
         csr_matrix(sae.encode(torch.from_numpy(x)).numpy()), np.arange(60), {"few": np.zeros(60)}
     )
-    found = measure(sae, x, np.arange(60), images=side, fitted=side, others=[silent], n_draws=20)
-    assert "no latent of SAE 1 fires" in found["stability"]["why"]
-    assert "no label is present" in found["truth"]["why"]
+    data = MeasurementData(x, np.arange(60), images=side, fitted=side, others=[silent])
+    found = measure(sae, data, n_draws=20)
+    assert "no latent of SAE 1 fires" in found["stability"]["reason"]
+    assert "no label is present" in found["truth"]["reason"]
     metrics_table(found)
     said = capsys.readouterr().err
     assert "no stability: no latent of SAE 1 fires" in said and "FVU" in said

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from sae_rows import planted, random_sae
 
 from dermaudit.errors import EvidenceError, UserInputError
-from dermaudit.sae.evaluation import Reconstruction, held_out_metrics, reconstruction_report
-from dermaudit.sae.evaluation.figure import bunches, draws, figure
-from dermaudit.sae.evaluation.reconstruction import accumulate, chunks, pca_fvu
-from dermaudit.sae.store.rows import Rows
+from dermaudit.sae.evaluation import Reconstruction, accumulate
+from dermaudit.sae.evaluation.figure import bootstrap_weights, figure, group_numbers
+from dermaudit.sae.evaluation.reconstruction import chunks, pca_fvu
+from dermaudit.sae.store.rows import EmbeddingRows
 
 
 def test_figures__by_hand():
@@ -48,7 +48,7 @@ def test_sums__the_same_in_any_chunks(seed, n, size):
     for at in range(0, n, size):
         cut = slice(at, at + size)
         parts.add(x[cut], x_hat[cut], z[cut], group[cut])
-    w = draws(3, 20, 0)
+    w = bootstrap_weights(3, 20, 0)
     for name, values in whole.figures(w).items():
         np.testing.assert_allclose(parts.figures(w)[name], values, rtol=1e-9)
     assert whole.l0_median() == parts.l0_median() == float(np.median((z > 0).sum(1)))
@@ -58,7 +58,7 @@ def test_sums__the_same_in_any_chunks(seed, n, size):
 def test_draws__are_the_figures_of_the_resampled_rows():
     sae, x = random_sae(8, 12, threshold=1.0), torch.randn(60, 8)
     groups = np.arange(60) // 6
-    weights = draws(10, 5, 3)
+    weights = bootstrap_weights(10, 5, 3)
     found = accumulate(sae, x, groups).figures(weights)
     for i, weight in enumerate(weights):
         again = np.repeat(np.arange(60), weight[groups].astype(int))
@@ -96,7 +96,7 @@ def test_sae_lens__same_l0_dead_shrinkage_and_explained_variance():
         dead.add_batch(z[part])
         shrinkage.add_batch(x_hat[part], x[part])
         variance.add_batch(x_hat[part], x[part])
-    report = reconstruction_report(sae, x, np.arange(700), n_draws=20)
+    report = accumulate(sae, x, np.arange(700)).report(n_draws=20)
     assert report["l0"]["value"] == pytest.approx(l0.compute(), rel=1e-5)
     assert report["dead"]["value"] == pytest.approx(dead.compute() / 64, abs=1e-6)
     assert report["shrinkage"]["value"] == pytest.approx(shrinkage.compute(), rel=1e-5)
@@ -109,7 +109,7 @@ def test_interval__over_groups_is_wider_than_over_rows_of_one_patient():
     x = np.repeat(rng.normal(size=(20, 8)), 30, axis=0).astype(np.float32)  # 30 alike each
     x += 0.01 * rng.normal(size=x.shape).astype(np.float32)
     by_row, by_group = (
-        reconstruction_report(sae, x, groups, n_draws=300)["l0"]
+        accumulate(sae, x, groups).report(n_draws=300)["l0"]
         for groups in (np.arange(600), np.arange(600) // 30)
     )
     assert by_row["value"] == by_group["value"]
@@ -119,33 +119,32 @@ def test_interval__over_groups_is_wider_than_over_rows_of_one_patient():
 def test_rows_of_a_store_are_those_of_an_array():
     sae, x = random_sae(24, 64), planted(5000)  # more than one chunk
     groups = np.arange(5000) // 3
-    array = reconstruction_report(sae, x, groups, n_draws=30)
-    assert reconstruction_report(sae, Rows.of(x), groups, n_draws=30) == array
-    short = held_out_metrics(sae, torch.from_numpy(x))
-    assert short["fvu"] == pytest.approx(array["fvu"]["value"], abs=1e-6)
+    array = accumulate(sae, x, groups).report(n_draws=30)
+    assert accumulate(sae, EmbeddingRows.of(x), groups).report(n_draws=30) == array
+    assert accumulate(sae, torch.from_numpy(x), groups).report(n_draws=30) == array
 
 
 def test_rows_that_are_not_finite_are_counted_and_left_out():
     sae, x = random_sae(8, 12), np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
-    good = reconstruction_report(sae, x[2:], np.arange(48), n_draws=0)
+    good = accumulate(sae, x[2:], np.arange(48)).report(n_draws=0)
     x[0, 3], x[1, 0] = np.nan, np.inf
-    found = reconstruction_report(sae, x, np.arange(50), n_draws=0)
+    found = accumulate(sae, x, np.arange(50)).report(n_draws=0)
     assert found["n_not_finite"] == 2 and found["fvu"] == good["fvu"]
     with pytest.raises(EvidenceError, match="none of the 2 held-out rows is finite"):
-        reconstruction_report(sae, x[:2], np.arange(2))
+        accumulate(sae, x[:2], np.arange(2)).report()
 
 
 def test_equal_rows_have_no_fvu():
-    report = reconstruction_report(random_sae(8, 12), np.ones((40, 8), np.float32), np.arange(40))
+    report = accumulate(random_sae(8, 12), np.ones((40, 8), np.float32), np.arange(40)).report()
     assert report["fvu"]["value"] is None and report["fvu"]["low"] is None
     assert report["cosine"]["value"] is not None
 
 
 def test_rows_of_another_width():
     with pytest.raises(UserInputError, match="9 wide.* fitted on 8"):
-        reconstruction_report(random_sae(8, 12), np.ones((40, 9), np.float32), np.arange(40))
+        accumulate(random_sae(8, 12), np.ones((40, 9), np.float32), np.arange(40))
     with pytest.raises(UserInputError, match="3 groups were given for 40 rows"):
-        reconstruction_report(random_sae(8, 12), np.ones((40, 8), np.float32), np.arange(3))
+        accumulate(random_sae(8, 12), np.ones((40, 8), np.float32), np.arange(3))
 
 
 def test_pca__fvu_by_hand_and_against_scikit_learn():
@@ -153,7 +152,7 @@ def test_pca__fvu_by_hand_and_against_scikit_learn():
 
     rng = np.random.default_rng(0)
     train, x = (rng.normal(size=(n, 6)) @ np.diag([5, 3, 1, 1, 0.5, 0.1]) + 2 for n in (400, 100))
-    found = pca_fvu(train, x, [0, 2, 6, 99])
+    found = [pca_fvu(train, x, rank) for rank in (0, 2, 6, 99)]
     pca = PCA(2).fit(train)
     back = pca.inverse_transform(pca.transform(x))
     expected = ((x - back) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
@@ -163,10 +162,10 @@ def test_pca__fvu_by_hand_and_against_scikit_learn():
 
 def test_bunches__rows_of_a_group_stay_together():
     groups = [f"p{i // 2}" for i in range(20_000)]
-    member = bunches(groups, most=100)
+    member = group_numbers(groups, most=100)
     assert (member[::2] == member[1::2]).all() and member.max() == 99
     assert np.bincount(member).min() == np.bincount(member).max()
-    assert len(np.unique(bunches(groups[:50]))) == 25
+    assert len(np.unique(group_numbers(groups[:50]))) == 25
 
 
 def test_figure__what_is_not_known_is_none():

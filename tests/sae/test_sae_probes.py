@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from dermaudit.sae.evaluation import probe_report
+from dermaudit.sae.evaluation import EvaluationImages, probe_report
 from dermaudit.sae.evaluation.probes import best_columns, column_aurocs
 from dermaudit.stats.intervals import auroc_many
 
@@ -37,15 +39,11 @@ def planted(n: int, seed: int):
     x = rng.normal(size=(n, 6)) + ruler[:, None] * np.array([1.0, 1, 1, 1, 1, 1])
     truth = {"ruler": ruler.astype(float), "ink": ink.astype(float), "rare": np.zeros(n)}
     truth["rare"][:3] = 1
-    return csr_matrix(codes), truth, np.arange(n) // 2, x
+    return EvaluationImages(csr_matrix(codes), np.arange(n) // 2, truth, x)
 
 
-def test_chosen_on_train__says_the_label_on_test():
-    a, truth, groups, x = planted(400, 0)
-    b, test_truth, test_groups, test_x = planted(300, 1)
-    report = probe_report(
-        a, truth, groups, b, test_truth, test_groups, train_x=x, test_x=test_x, n_draws=100
-    )
+def test_latents_chosen_on_train_predict_the_label_on_test():
+    report = probe_report(planted(400, 0), planted(300, 1), n_draws=100)
     ruler, ink = report["labels"]["ruler"], report["labels"]["ink"]
     assert ink["k=1"]["latents"] == [5] and ink["k=1"]["value"] == pytest.approx(0.95, abs=0.03)
     assert set(ruler["k=2"]["latents"]) == {3, 8}
@@ -54,39 +52,37 @@ def test_chosen_on_train__says_the_label_on_test():
     for entry in (ruler["k=2"], ink["k=1"]):
         assert entry["low"] <= entry["value"] <= entry["high"]
         assert abs(entry["control"] - 0.5) < 0.15 and entry["n"] == 300
-    # What the embedding holds stands beside: one coordinate little, all of them much.
+    # One coordinate of the embedding predicts little, all of them much.
     assert ruler["coordinates k=1"]["value"] < ruler["whole embedding"]["value"]
-    assert report["labels"]["rare"]["why"] == "n too small in train: 3 of 400"
+    assert report["labels"]["rare"]["reason"] == "n too small in train: 3 of 400"
     assert report["mean"]["k=1"]["n"] == 2
 
 
-def test_shuffled_test_labels__leave_nothing():
-    a, truth, groups, _ = planted(400, 0)
-    b, test_truth, test_groups, _ = planted(300, 1)
-    rng = np.random.default_rng(0)
-    mixed = {name: rng.permutation(values) for name, values in test_truth.items()}
-    report = probe_report(a, truth, groups, b, mixed, test_groups, n_draws=100, n_shuffles=1)
+def test_shuffled_test_labels_are_predicted_at_chance():
+    test, rng = planted(300, 1), np.random.default_rng(0)
+    mixed = {name: rng.permutation(values) for name, values in test.truth.items()}
+    report = probe_report(
+        planted(400, 0), replace(test, truth=mixed, x=None), n_draws=100, n_shuffles=1
+    )
     for label in ("ruler", "ink"):
         entry = report["labels"][label]["k=5"]
         assert entry["low"] - 0.02 < 0.5 < entry["high"] + 0.02
         assert "whole embedding" not in report["labels"][label]
 
 
-def test_choice__is_made_on_train_alone():
-    a, truth, groups, _ = planted(400, 0)
-    b, test_truth, test_groups, _ = planted(300, 1)
-    flipped = b.toarray()
-    flipped[:, 20] = 5.0 * test_truth["ink"]  # perfect, on test only
-    report = probe_report(a, truth, groups, csr_matrix(flipped), test_truth, test_groups, n_draws=0)
+def test_latents_are_chosen_on_train_alone():
+    test = planted(300, 1)
+    codes = test.codes.toarray()
+    codes[:, 20] = 5.0 * test.truth["ink"]  # perfect, on test only
+    report = probe_report(planted(400, 0), replace(test, codes=csr_matrix(codes)), n_draws=0)
     assert report["labels"]["ink"]["k=1"]["latents"] == [5]
     assert report["labels"]["ink"]["k=1"]["low"] is None
 
 
 def test_unknown_labels_are_left_out():
-    a, truth, groups, _ = planted(400, 0)
-    b, test_truth, test_groups, _ = planted(300, 1)
-    test_truth["ink"][:200] = np.nan
-    report = probe_report(a, truth, groups, b, test_truth, test_groups, ks=(1,), n_draws=50)
+    test = planted(300, 1)
+    test.truth["ink"][:200] = np.nan
+    report = probe_report(planted(400, 0), test, ks=(1,), n_draws=50)
     assert report["labels"]["ink"]["n"] == 100 and report["labels"]["ruler"]["n"] == 300
 
 

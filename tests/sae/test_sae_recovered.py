@@ -10,7 +10,7 @@ import torch
 
 from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.sae.evaluation import recovered_report
-from dermaudit.sae.evaluation.recovered import recovered
+from dermaudit.sae.evaluation.recovered import Ablation, recovered
 
 
 def classifier(weight, scale: float = 100.0) -> SimpleNamespace:
@@ -37,7 +37,7 @@ def report(x, x_hat, labels, weight, scale=100.0, groups=None, mean=None, n_draw
         x_hat,
         labels,
         np.arange(len(x)) if groups is None else groups,
-        mean=x.mean(0) if mean is None else mean,
+        Ablation(x.mean(0) if mean is None else mean),
         n_draws=n_draws,
     )
 
@@ -147,7 +147,7 @@ def test_a_real_classifier():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, head.weight.shape[1]))
     labels = [head.classes[i % 7] for i in range(40)]
-    found = recovered_report(head, x, x, labels, np.arange(40), mean=x.mean(0), n_draws=20)
+    found = recovered_report(head, x, x, labels, np.arange(40), Ablation(x.mean(0)), n_draws=20)
     logits = head.logits(torch.nn.functional.normalize(torch.from_numpy(x), dim=1).float())
     truth = torch.tensor([i % 7 for i in range(40)])
     expected = torch.nn.functional.cross_entropy(logits, truth)

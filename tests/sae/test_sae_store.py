@@ -1,4 +1,4 @@
-"""Activation stores: resumed shard by shard; a shard cut off, altered or lost is refused and made again."""
+"""Activation stores: written and read; a shard that is cut off, altered or lost is refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from activation_stores import write_store
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -18,14 +19,9 @@ from dermaudit.sae.store.activation_store import (
     group_number,
     map_tensor,
     read_shard_header,
-    shard_name,
 )
 
-META = {"site": "visual.pooled", "d": 4, "tokens": 1, "dtype": "float32", "model_fingerprint": "f"}
-
-
-def has(store: ActivationStore, index: int) -> bool:
-    return shard_name(index) in store.meta["shards"]
+META = {"site": "visual.pooled", "dtype": "float32", "model_fingerprint": "f"}
 
 
 def acts(start: int, n: int) -> np.ndarray:
@@ -35,64 +31,35 @@ def acts(start: int, n: int) -> np.ndarray:
 @pytest.fixture
 def folder(tmp_path):
     """A store of two shards with 5 + 3 rows."""
-    store = ActivationStore.create(tmp_path / "s", META)
-    for i, (start, n) in enumerate([(0, 5), (5, 3)]):
-        store.write_shard(i, acts(start, n), np.arange(start, start + n), np.zeros(n))
-    return store.folder
+    shards = [(acts(i, n), np.arange(i, i + n), np.zeros(n)) for i, n in ((0, 5), (5, 3))]
+    return write_store(tmp_path / "s", shards, **META).folder
 
 
-def test_store__write_read_equal(folder):
+def test_store_reads_what_was_written(folder):
     read, rows = ActivationStore.open(folder, check=True).read()
     np.testing.assert_array_equal(read, acts(0, 8))
     np.testing.assert_array_equal(rows, np.arange(8))
 
 
-def test_store__rows_come_in_order_whatever_the_order_of_shards(tmp_path):
-    store = ActivationStore.create(tmp_path / "s", META)
-    store.write_shard(1, acts(5, 3), np.arange(5, 8), np.zeros(3))
-    store.write_shard(0, acts(0, 5), np.array([4, 3, 2, 1, 0]), np.zeros(5))
-    read, rows = ActivationStore.open(tmp_path / "s").read()
+def test_read_orders_rows_whatever_the_order_of_storage(tmp_path):
+    shards = [
+        (acts(5, 3), np.arange(5, 8), np.zeros(3)),
+        (acts(0, 5), np.array([4, 3, 2, 1, 0]), np.zeros(5)),
+    ]
+    read, rows = write_store(tmp_path / "s", shards, **META).read()
     np.testing.assert_array_equal(rows, np.arange(8))
     np.testing.assert_array_equal(read[:5], acts(0, 5)[::-1])
 
 
-def test_create__goes_on_with_the_next_shard(folder):
-    store = ActivationStore.create(folder, META)
-    assert has(store, 0) and has(store, 1) and not has(store, 2)
-    assert store.meta["n"] == 8
-
-
-def test_create__other_inputs_start_anew(folder):
-    store = ActivationStore.create(folder, {**META, "dtype": "float16"})
-    assert not has(store, 0) and store.meta["n"] == 0
-    assert not list(folder.glob("shard-*"))
-
-
-def test_another_models_store_is_refused_and_left_alone(folder):
-    before = (folder / "store.json").read_bytes()
-    for use in (
-        lambda: ActivationStore.create(folder, {**META, "model_fingerprint": "g" * 64}),
-        lambda: ActivationStore.open(folder, model_fingerprint="g" * 64),
-    ):
-        with pytest.raises(
-            ForeignArtifactError, match="holds activations of another model"
-        ) as error:
-            use()
-        assert "--force" in error.value.hint
-    assert (folder / "store.json").read_bytes() == before
+def test_store_of_another_model_is_refused(folder):
+    with pytest.raises(ForeignArtifactError, match="holds activations of another model") as error:
+        ActivationStore.open(folder, model_fingerprint="g" * 64)
+    assert "--force" in error.value.hint
     assert ActivationStore.open(folder, model_fingerprint="f").meta["n"] == 8
 
 
-def test_create__a_shard_that_was_never_listed_is_not_finished(folder):
-    # Killed after the file was written, before store.json was.
-    meta = read_json(folder / "store.json")
-    del meta["shards"]["shard-000001.safetensors"]
-    write_json(folder / "store.json", {**meta, "n": 5})
-    assert not has(ActivationStore.create(folder, META), 1)
-
-
 @pytest.mark.parametrize("harm", ["cut", "altered", "lost"])
-def test_damaged_shard__refused_then_made_again(folder, harm):
+def test_damaged_shard_is_refused_by_name(folder, harm):
     path = folder / "shard-000001.safetensors"
     data = bytearray(path.read_bytes())
     if harm == "lost":
@@ -100,23 +67,17 @@ def test_damaged_shard__refused_then_made_again(folder, harm):
     else:
         data[-1] ^= 1
         path.write_bytes(data[: len(data) // 2] if harm == "cut" else data)
-    with pytest.raises(
-        StaleArtifactError, match=r"shard-000001\.safetensors is missing or altered"
-    ):
+    refusal = r"shard-000001\.safetensors is missing or altered"
+    with pytest.raises(StaleArtifactError, match=refusal):
         ActivationStore.open(folder, check=True)
-    if harm != "altered":  # seen from the header alone, without reading the shard
-        with pytest.raises(StaleArtifactError, match=r"shard-000001\.safetensors is missing"):
-            ActivationStore.open(folder)
-    store = ActivationStore.create(folder, META)  # what `dermaudit embed` does
-    assert has(store, 0) and not has(store, 1)
-    assert store.meta["n"] == 5
-    store.write_shard(1, acts(5, 3), np.arange(5, 8), np.zeros(3))
-    again = ActivationStore.open(folder, check=True)
-    np.testing.assert_array_equal(again.read()[0], acts(0, 8))
-    assert again.meta["n"] == 8
+    if harm == "altered":  # the header alone does not show it
+        assert list(ActivationStore.open(folder).intact_shards()) == ["shard-000000.safetensors"]
+        return
+    with pytest.raises(StaleArtifactError, match=refusal):
+        ActivationStore.open(folder)
 
 
-def test_open__absent_and_foreign(tmp_path, folder):
+def test_open_refuses_a_missing_store_and_another_format(tmp_path, folder):
     with pytest.raises(UserInputError, match="there are no activations at") as absent:
         ActivationStore.open(tmp_path / "nowhere")
     assert "dermaudit embed" in absent.value.hint
@@ -129,7 +90,7 @@ def test_open__absent_and_foreign(tmp_path, folder):
     "content",
     [b"", b"abc", b"\xff" * 64, b"\x10" + b"\0" * 7 + b"{}" * 8, b"\2" + b"\0" * 7 + b"[]"],
 )
-def test_what_is_no_shard_is_refused_by_name(folder, content):
+def test_file_that_is_not_a_shard_is_refused_by_name(folder, content):
     (folder / "shard-000000.safetensors").write_bytes(content)
     with pytest.raises(
         StaleArtifactError, match=r"shard-000000\.safetensors is missing or altered \("
@@ -138,12 +99,12 @@ def test_what_is_no_shard_is_refused_by_name(folder, content):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_dtypes__read_as_safetensors_reads_them(tmp_path, dtype):
+def test_every_dtype_is_read_as_safetensors_reads_it(tmp_path, dtype):
     values = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
-    meta = {**META, "tokens": 3, "dtype": dtype}
-    given = values if dtype == "bfloat16" else values.astype(dtype)
-    store = ActivationStore.create(tmp_path / "s", meta)
-    store.write_shard(0, given, np.arange(5), np.zeros(5))
+    stored = values if dtype == "bfloat16" else values.astype(dtype)
+    store = write_store(
+        tmp_path / "s", [(stored, np.arange(5), np.zeros(5))], **META | {"dtype": dtype}
+    )
     theirs = load_file(store.shard_paths()[0])["acts"]
     assert str(theirs.dtype) == f"torch.{dtype}"
     read = ActivationStore.open(store.folder).read()[0]
@@ -151,7 +112,7 @@ def test_dtypes__read_as_safetensors_reads_them(tmp_path, dtype):
     assert read.dtype == (np.float32 if dtype == "bfloat16" else np.dtype(dtype))
 
 
-def test_shard_header__agrees_with_safetensors(folder):
+def test_shard_header_agrees_with_safetensors(folder):
     path = folder / "shard-000001.safetensors"
     header = read_shard_header(path)
     with safe_open(path, framework="np") as handle:
@@ -162,7 +123,7 @@ def test_shard_header__agrees_with_safetensors(folder):
             )
 
 
-def test_format_1__is_read_but_has_no_image_ids(folder):
+def test_format_1_is_read_but_has_no_image_ids(folder):
     # What an older dermaudit wrote: no identity, no metadata in the shards' headers.
     meta = read_json(folder / "store.json")
     for path in sorted(folder.glob("shard-*")):
@@ -177,7 +138,7 @@ def test_format_1__is_read_but_has_no_image_ids(folder):
     assert error.value.hint == "make it again: dermaudit embed --force"
 
 
-def test_identity__every_field_is_part_of_the_key():
+def test_every_field_of_the_identity_changes_the_key():
     identity = Identity("f" * 64, "p" * 64, "visual.pooled", "pooled", "float32")
     changes = {
         "model_fingerprint": "g",
@@ -191,28 +152,23 @@ def test_identity__every_field_is_part_of_the_key():
     assert identity.folder(Path("a")).name == f"visual.pooled-{identity.key[:12]}"
 
 
-def test_disk_full__nothing_half_written_and_the_rest_stays(run_python, tmp_path):
+def test_full_disk_leaves_no_partial_shard(run_python, tmp_path):
     code = """
-import sys, numpy as np
-from dermaudit.sae import ActivationStore
+import sys, numpy as np, torch
+from pathlib import Path
+from dermaudit.sae.store.activation_store import write_shard_file
 from dermaudit.errors import NoSpaceError
-store = ActivationStore.create(__import__("pathlib").Path(sys.argv[1]), {"d": 256, "tokens": 1, "dtype": "float32"})
-store.write_shard(0, np.ones((8, 256), np.float32), np.arange(8), np.zeros(8))
-try:
-    store.write_shard(1, np.ones((200, 256), np.float32), np.arange(200), np.zeros(200))
-except NoSpaceError as error:
-    print(error.message)
+for n, name in ((8, "small"), (200, "large")):
+    try:
+        write_shard_file(Path(sys.argv[1]) / name, torch.ones(n, 256), np.arange(n), np.zeros(n))
+    except NoSpaceError as error:
+        print(error.message)
 """
-    done = run_python("-c", code, tmp_path / "s", file_limit_kb=64)
-    path = tmp_path / "s" / "shard-000001.safetensors"
-    assert done.stdout == f"no space left to write {path}\n", done.stderr
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [
-        "shard-000000.safetensors",
-        "store.json",
-    ]
-    assert ActivationStore.open(tmp_path / "s", check=True).meta["n"] == 8
+    done = run_python("-c", code, tmp_path, file_limit_kb=64)
+    assert done.stdout == f"no space left to write {tmp_path / 'large'}\n", done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
-def test_group_number__stable_and_fits_int64():
+def test_group_number_is_stable_and_fits_int64():
     assert group_number("lesion 1") == group_number("lesion 1") != group_number("lesion 2")
     assert 0 <= group_number("é") < 2**63

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from ...inference.model import ThresholdSAE, TopKSAE
     from ..recipe import SAERecipe
-    from ..sparse_step import Step
+    from ..sparse_step import StepResult
 
 
 class BaseArchitecture:
@@ -31,7 +31,7 @@ class BaseArchitecture:
 
     def step(
         self, sae: TrainingSAE, recipe: SAERecipe, x: Tensor, dead: Tensor, progress: float
-    ) -> Step:
+    ) -> StepResult:
         from ..sae_lens_model import dense_step
 
         return dense_step(sae, x, dead, recipe.penalty_factor(progress))
@@ -80,7 +80,7 @@ class TopKArchitecture(BaseArchitecture):
 
     def step(
         self, sae: TrainingSAE, recipe: SAERecipe, x: Tensor, dead: Tensor, progress: float
-    ) -> Step:
+    ) -> StepResult:
         from ..sparse_step import sparse_step
 
         return sparse_step(sae, x, dead)

@@ -25,7 +25,7 @@ _DIGIT = 11  # bits of a key that one histogram sorts by
 
 
 @dataclass
-class Found:
+class SelectedEntries:
     """The entries of a chunk of rows whose keys are above `floor`, in order of row and latent."""
 
     floor: np.floating
@@ -35,23 +35,23 @@ class Found:
     keys: np.ndarray
 
 
-def find(
+def select_above(
     pre: np.ndarray,
     bias: np.ndarray,
     scale: np.ndarray,
     share: float,
     floor: np.floating | None = None,
-) -> Found:
+) -> SelectedEntries:
     """The entries of pre (n, h) above `floor`; without one above a guess, about `share` of them."""
     if floor is None:
         floor = _guess(pre, bias, scale, share)
     expected = min(pre.shape[1], int(1.25 * share * pre.shape[1]) + 1)
     parts = share_out(searches.take_above, len(pre), pre, bias, scale, floor, expected)
     joined = parts[0] if len(parts) == 1 else [np.concatenate(p) for p in zip(*parts, strict=True)]
-    return Found(floor, *joined)
+    return SelectedEntries(floor, *joined)
 
 
-def bound(found: list[Found], n_kept: int) -> tuple[np.floating, int]:
+def nth_largest_key(found: list[SelectedEntries], n_kept: int) -> tuple[np.floating, int]:
     """The n_kept-th largest key, and how many equal to it are among the n_kept; (0, 0) if there
     are fewer keys, which are positive. Keys of all processes, to each the same answer.
 
@@ -75,7 +75,9 @@ def bound(found: list[Found], n_kept: int) -> tuple[np.floating, int]:
     return np.array(prefix, dtype=bits[0].dtype).view(dtype)[()], left
 
 
-def keep(found: list[Found], floor: np.floating, spare: int) -> tuple[np.ndarray, ...]:
+def keep_largest(
+    found: list[SelectedEntries], floor: np.floating, spare: int
+) -> tuple[np.ndarray, ...]:
     """(counts, latents, values) of what is above `floor`, and of the first `spare` equal to it.
 
     First by rank, then by row, then by latent: what one process with all the rows would take.

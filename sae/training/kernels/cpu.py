@@ -70,14 +70,14 @@ def encode_batch(
     share = batch.MARGIN * n_kept / (len(x) * n_processes() * len(weights))
     floor = None
 
-    def search(at: slice, pre: np.ndarray) -> batch.Found:
+    def search(at: slice, pre: np.ndarray) -> batch.SelectedEntries:
         _columns(pre, bias, also, columns, at)
-        return batch.find(pre, *given, share, floor)
+        return batch.select_above(pre, *given, share, floor)
 
     spans = _spans(x, weights)
     found = dict(enumerate(_products(x, weights, spans, search)))
     while True:
-        least, spare = batch.bound(list(found.values()), n_kept)
+        least, spare = batch.nth_largest_key(list(found.values()), n_kept)
         again = [i for i, one in found.items() if 0 < one.floor >= least]
         if not total(torch.tensor(len(again))):
             break
@@ -86,7 +86,7 @@ def encode_batch(
         else:
             share *= 4
         found |= zip(again, _products(x, weights, [spans[i] for i in again], search), strict=True)
-    counts, *parts = batch.keep(list(found.values()), least, spare)
+    counts, *parts = batch.keep_largest(list(found.values()), least, spare)
     return _code(_starts(counts), *parts), columns
 
 

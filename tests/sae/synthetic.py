@@ -1,4 +1,4 @@
-"""Rows whose dictionary is known, for tests and for trying a recipe before spending it on real data.
+"""Synthetic rows whose dictionary is known, and codes by that dictionary.
 
 x = Σ_j f_j D_j + b + noise. What makes real dictionaries hard can be switched on: atoms that overlap
 (`coherence`), factors that come together (`correlation`), children that never come without their
@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
-from dermaudit.errors import UserInputError
+from scipy.sparse import csr_matrix
+from scipy.special import ndtri
+from sklearn.linear_model import orthogonal_mp
 
 
 @dataclass(frozen=True)
@@ -39,28 +40,15 @@ def synthetic_rows(
     heavy_tail: float = 0.0,
     noise: float = 0.05,
     per_group: int = 1,
-    dictionary_seed: int = 0,
     seed: int = 0,
 ) -> SyntheticRows:
-    """Draw `n` rows; the dictionary, bias and frequencies depend on `dictionary_seed` alone.
+    """Draw `n` rows; dictionary, bias and frequencies do not depend on `seed`.
 
-    `active`: mean number of factors a row (before `children` are held to their parents).
-    `coherence` in [0, 1): the cosine to which random atoms are drawn together. `correlation` in
-    [0, 1): of the Gaussians behind factors of one block of six. `children`: how many pairs; the last
-    factors are children of the first ones. `heavy_tail`: frequencies ∝ rank^(−heavy_tail).
-    Errors: UserInputError for values outside.
+    `active`: mean number of factors in a row. `coherence` in [0, 1): the cosine between atoms.
+    `correlation` in [0, 1): of the Gaussians behind factors of one block of six. `children`: how many
+    of the last factors occur only with one of the first. `heavy_tail`: frequencies ∝ rank^(−heavy_tail).
     """
-    for name, value in (("coherence", coherence), ("correlation", correlation)):
-        if not 0 <= value < 1:
-            raise UserInputError(f"{name} {value} is not in [0, 1)")
-    if not 0 < active < factors or not 0 <= 2 * children <= factors:
-        raise UserInputError(
-            f"{active:g} active and {children} children do not go with {factors} factors",
-            "fewer than all may be active, and at most half of them children",
-        )
-    from scipy.special import ndtri
-
-    fixed = np.random.default_rng([dictionary_seed, 10])
+    fixed = np.random.default_rng([0, 10])
     atoms = fixed.normal(size=(factors, d))
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
     common = fixed.normal(size=d)
@@ -69,7 +57,7 @@ def synthetic_rows(
     dictionary /= np.linalg.norm(dictionary, axis=1, keepdims=True)
     bias = fixed.normal(size=d) / np.sqrt(d)
     rate = np.arange(1, factors + 1) ** -heavy_tail
-    # Common factors come first, parents among them; none is there more than half of the time.
+    # Frequent factors come first, parents among them; none is present in more than half of the rows.
     rate = np.minimum(active * rate / rate.sum(), 0.5)
 
     rng = np.random.default_rng([seed, 11])
@@ -84,3 +72,10 @@ def synthetic_rows(
     return SyntheticRows(
         x.astype(np.float32), values, dictionary, np.arange(n) // per_group, hierarchy, bias
     )
+
+
+def oracle_codes(data: SyntheticRows, active: int) -> csr_matrix:
+    """Codes by the true dictionary (orthogonal matching pursuit): the most that an SAE can find."""
+    atoms = data.dictionary.astype(np.float64)
+    code = orthogonal_mp(atoms.T, (data.x - data.bias).T, n_nonzero_coefs=min(active, len(atoms)))
+    return csr_matrix(np.maximum(code.reshape(len(atoms), -1).T, 0.0))

@@ -1,4 +1,4 @@
-"""Which part of a work is this process's, among workers that torchrun or SLURM started.
+"""The rank of this process among workers that torchrun or SLURM started.
 
 Workers share a folder and nothing else: no collectives, so none waits for another.
 """
@@ -13,23 +13,23 @@ from dermaudit.errors import UserInputError
 
 
 @dataclass(frozen=True)
-class Share:
-    """This process is worker `rank` of `size`; it makes the shards i with i % size == rank."""
+class WorkerRank:
+    """Worker `rank` of `size`, which makes the shards i with i % size == rank."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def here(cls) -> Share:
-        """The share of this process, from its environment."""
+    def here(cls) -> WorkerRank:
+        """Return the rank of this process, from its environment."""
         return cls.of(os.environ)
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Share:
-        """From RANK and WORLD_SIZE (torchrun), or SLURM_PROCID and SLURM_NTASKS (srun).
+    def of(cls, environment: Mapping[str, str]) -> WorkerRank:
+        """Read RANK and WORLD_SIZE (torchrun), or SLURM_PROCID and SLURM_NTASKS (srun).
 
-        An sbatch script has the numbers of the whole job but is one process: without a step id it
-        is alone. Errors: UserInputError when the numbers do not name a worker.
+        An sbatch script sees the numbers of the whole job but is one process: without a step id it
+        works alone. UserInputError if the numbers do not name a worker.
         """
         names = ("RANK", "WORLD_SIZE")
         if not set(names) <= environment.keys():
