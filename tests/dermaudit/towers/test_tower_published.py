@@ -27,20 +27,8 @@ from dermaudit.towers.loading.panderm import (
 )
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "a",
-    "ruler",
-    "##s",
-    "melanoma",
-    "2",
-    ",",
-    ".",
-]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [*SPECIAL, "a", "ruler", "##s", "melanoma", "2", ",", "."]
 PUBMED = "neuml/pubmedbert-base-embeddings"
 
 
@@ -89,9 +77,7 @@ def clip_folder(folder, **options):
     torch.manual_seed(0)
     theirs = CLIPModel(clip_config(**options)).eval()
     with torch.no_grad():
-        for (
-            value
-        ) in theirs.parameters():  # initial biases and norms are 0 and 1: nothing to confuse
+        for value in theirs.parameters():  # biases and norms that are 0 and 1 would hide a mix-up
             value.add_(0.1 * torch.randn_like(value))
     theirs.save_pretrained(folder)
     words_in(folder)
@@ -184,26 +170,19 @@ def panderm_keys(width, layers, hidden, output_dim):
         "head.weight": (output_dim, width),
         "head.bias": (output_dim,),
     }
-    for i in range(layers):
-        for name, shape in {
-            "norm1.weight": (width,),
-            "norm1.bias": (width,),
-            "norm2.weight": (width,),
-            "norm2.bias": (width,),
-            "gamma_1": (width,),
-            "gamma_2": (width,),
-            "attn.q_bias": (width,),
-            "attn.v_bias": (width,),
-            "attn.qkv.weight": (3 * width, width),
-            "attn.proj.weight": (width, width),
-            "attn.proj.bias": (width,),
-            "mlp.fc1.weight": (hidden, width),
-            "mlp.fc1.bias": (hidden,),
-            "mlp.fc2.weight": (width, hidden),
-            "mlp.fc2.bias": (width,),
-        }.items():
-            shapes[f"blocks.{i}.{name}"] = shape
-    return shapes
+    block = {
+        "attn.qkv.weight": (3 * width, width),
+        "attn.proj.weight": (width, width),
+        "mlp.fc1.weight": (hidden, width),
+        "mlp.fc1.bias": (hidden,),
+        "mlp.fc2.weight": (width, hidden),
+    }
+    vectors = (
+        "norm1.weight norm1.bias norm2.weight norm2.bias gamma_1 gamma_2 attn.q_bias attn.v_bias"
+    )
+    for name in (*vectors.split(), "attn.proj.bias", "mlp.fc2.bias"):
+        block[name] = (width,)
+    return shapes | {f"blocks.{i}.{n}": s for i in range(layers) for n, s in block.items()}
 
 
 @pytest.mark.parametrize(
