@@ -68,7 +68,7 @@ def run_annotation(shared: BenchOptions, *, terms: Path | None, templates: str) 
     session = BenchSession(shared, "annotate")
     manifest = session.manifest()
     if words is None:
-        words = {fact.name: fact.said for fact in facts_of(manifest)}
+        words = {fact.name: fact.wordings for fact in facts_of(manifest)}
     rows = split_rows(manifest, shared.split)
     concepts, unmatched = concepts_of(manifest, words, rows)
     if not any(enough(c.truth) for c in concepts):

@@ -416,9 +416,9 @@ def test_several_recipes__each_with_its_own_level_or_refused(run, tower, embedde
     [
         (["--mode", "scale"], "--mode scale needs --level"),
         (["--level", "0.5"], "--level 0.5 needs --mode scale"),
-        (["--mode", "clamp", "--level", "0.5"], "--level 0.5 says nothing to the mode clamp"),
+        (["--mode", "clamp", "--level", "0.5"], "--level 0.5 has no effect in mode clamp"),
         (["--mode", "reactve"], "did you mean 'reactive'?"),
-        (["--mode", "scale", "--level", "inf"], "--level inf is no factor"),
+        (["--mode", "scale", "--level", "inf"], "--level inf cannot scale codes"),
         (["--mode", "scale", "--level", "-1"], "--level"),
     ],
 )
