@@ -154,7 +154,8 @@ def test_contact_sheet(tmp_path):
     out = tmp_path / "sheet.png"
     flags = ["--by", "artifact", "--columns", "2", "--size", "32"]
     main([str(out), *flags, "--beside", str(tmp_path / "p" / "images")])
-    assert Image.open(out).size == (4 * 162, 7 * 162)
+    with Image.open(out) as sheet:
+        assert sheet.size == (4 * 162, 7 * 162)
 
 
 def test_phantom_command_writes_a_data_set_and_continues_with_force(main, tmp_path):
