@@ -171,7 +171,7 @@ def choose_c(
 
 
 def fit_probe(
-    x: np.ndarray, truth: np.ndarray, groups: Sequence[object], *, seed: int = 0
+    x: np.ndarray, truth: np.ndarray, groups: Sequence[object] | np.ndarray, *, seed: int = 0
 ) -> LinearHead:
     """A supervised linear probe of one concept (0/1 truth): the ceiling of a single latent."""
     words = np.where(np.asarray(truth) > 0.5, "present", "absent")

@@ -78,8 +78,16 @@ def clear_cache() -> None:
     _load.cache_clear()
 
 
+def read_state(path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Return the torch file at `path` and its state dict. ForeignArtifactError if there is none."""
+    file, state = torch_file(path), state_of(path)
+    if file is None or state is None:
+        raise ForeignArtifactError(f"{path} has no torch file with a state dict")
+    return file, state
+
+
 def state_of(path: Path) -> dict[str, torch.Tensor] | None:
-    """The state dict of the torch file at `path`, taken out of its wrapper; None when there is none."""
+    """Return the state dict of the torch file at `path`, without its wrapper; None if there is none."""
     file = torch_file(path)
     if file is None:
         return None

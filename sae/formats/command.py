@@ -94,6 +94,8 @@ def import_(
 
 def describe(sae: ThresholdSAE | TopKSAE) -> dict[str, Any]:
     """What there is to say about an SAE, JSON-able; `metadata` without what has its own line."""
+    from ..inference.model import ReLUSAE, ThresholdSAE, TopKSAE
+
     own = ("hook_name", "model_name", "imported_from", "notes", "k", "training_architecture")
     said = sae.metadata
     norms = sae.W_dec.norm(dim=1)
@@ -106,11 +108,8 @@ def describe(sae: ThresholdSAE | TopKSAE) -> dict[str, Any]:
         "hook_name": sae.hook_name,
         "model_name": str(said.get("model_name") or ""),
     }
-    if sae.architecture == "topk":
-        facts["k"] = sae.k
-    else:
-        facts["k"] = said.get("k")
-    if sae.architecture == "jumprelu":
+    facts["k"] = sae.k if isinstance(sae, TopKSAE) else said.get("k")
+    if isinstance(sae, ThresholdSAE) and not isinstance(sae, ReLUSAE):
         facts["threshold"] = round(float(sae.threshold.mean()), 6)
         facts["threshold_range"] = _range(sae.threshold)
     return {

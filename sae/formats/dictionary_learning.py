@@ -27,7 +27,7 @@ from dermaudit.files import read_json
 
 from ..inference.model import ThresholdSAE, TopKSAE
 from .assemble import assemble, required_k, tensors_of, transposed
-from .checkpoint import state_of, torch_file
+from .checkpoint import read_state, state_of
 
 NAME = "dictionary_learning"
 
@@ -44,8 +44,7 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> ThresholdSAE | TopKSAE:
-    file = torch_file(path)
-    state = state_of(path) or {}
+    file, state = read_state(path)
     config = _config(file)
     kind = _kind(file, state, config)
     metadata: dict[str, Any] = {"imported_from": NAME, "training_architecture": kind}

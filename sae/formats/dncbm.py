@@ -12,9 +12,9 @@ from pathlib import Path
 
 from dermaudit.errors import ForeignArtifactError
 
-from ..inference.model import ThresholdSAE
+from ..inference.model import ThresholdSAE, TopKSAE
 from .assemble import assemble, tensors_of, transposed
-from .checkpoint import state_of
+from .checkpoint import read_state, state_of
 
 NAME = "DermFM-Zero / DN-CBM"
 
@@ -25,9 +25,9 @@ def matches(path: Path) -> bool:
     return {"tied_bias", "encoder._weight"} <= set(state_of(path) or ())
 
 
-def read(path: Path) -> ThresholdSAE:
+def read(path: Path) -> ThresholdSAE | TopKSAE:
     """The one component of the file. ForeignArtifactError where it holds several."""
-    bias, encoder, encoder_bias, decoder = tensors_of(path, state_of(path) or {}, *_KEYS)
+    bias, encoder, encoder_bias, decoder = tensors_of(*read_state(path), *_KEYS)
     if encoder.ndim == 3:
         if len(encoder) != 1:
             raise ForeignArtifactError(

@@ -20,7 +20,7 @@ from dermaudit.errors import ForeignArtifactError, UserInputError
 
 from ..inference.model import ThresholdSAE, TopKSAE
 from .assemble import assemble, tensors_of, transposed
-from .checkpoint import state_of, torch_file
+from .checkpoint import read_state, state_of
 
 NAME = "overcomplete"
 NEEDS_K = True
@@ -37,8 +37,7 @@ def matches(path: Path) -> bool:
 
 def read(path: Path, k: int | None = None) -> ThresholdSAE | TopKSAE:
     """`k`: latents a row of a TopKSAE; 0 for a ReLU SAE; left out for a JumpSAE."""
-    file = torch_file(path)
-    state = state_of(path) or {}
+    file, state = read_state(path)
     if "Q" in state:
         raise ForeignArtifactError(f"{file} is a QSAE of overcomplete: its codes are quantised")
     D = _dictionary(file, state)

@@ -89,7 +89,11 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
         metadata["notes"] = [*metadata.get("notes", []), *notes]
     return assemble(
         where,
-        **tensors,
+        tensors["W_enc"],
+        tensors["W_dec"],
+        tensors["b_enc"],
+        tensors["b_dec"],
+        threshold=tensors.get("threshold"),
         k=required_k(folder / CFG, cfg.get("k")) if kind == "topk" else None,
         subtract=bool(cfg.get("apply_b_dec_to_input", True)),
         metadata=metadata,

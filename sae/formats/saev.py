@@ -31,7 +31,9 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> ThresholdSAE | TopKSAE:
-    file, header, start = _header(path)
+    found = _header(path)
+    assert found is not None, "call matches() first"
+    file, header, start = found
     schema = header.get("schema")
     if schema not in _SCHEMAS:
         raise ForeignArtifactError(f"{file} has saev's schema {schema!r}; none and 1 … 5 are known")

@@ -12,7 +12,7 @@ from pathlib import Path
 from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
-from ..inference.model import TopKSAE
+from ..inference.model import ThresholdSAE, TopKSAE
 from .assemble import assemble, required_k, tensors_of, transposed
 
 NAME = "sparsify"
@@ -32,7 +32,7 @@ def matches(path: Path) -> bool:
     return (_folder(path) / _WEIGHTS).is_file()
 
 
-def read(path: Path) -> TopKSAE:
+def read(path: Path) -> ThresholdSAE | TopKSAE:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

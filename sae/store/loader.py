@@ -72,7 +72,7 @@ def row_statistics(rows: RowSource, chunk: int = 16_384, most: int = 65_536) -> 
     every = max(1, -(-rows.n // most))
     for start in range(0, rows.n, chunk):
         part = rows.read(start, min(start + chunk, rows.n))
-        finite = np.isfinite(part).all(1)
+        finite = np.asarray(np.isfinite(part).all(1))
         if not finite.all():
             bad.append(start + np.flatnonzero(~finite))
         picked = np.arange(-start % every, len(part), every)

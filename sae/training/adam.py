@@ -61,10 +61,12 @@ class Adam(torch.optim.Adam):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    self._move(param, group, factor)
+                    self._move(param, param.grad, group, factor)
         return norm
 
-    def _move(self, param: torch.Tensor, group: dict[str, Any], factor: float) -> None:
+    def _move(
+        self, param: torch.Tensor, grad: torch.Tensor, group: dict[str, Any], factor: float
+    ) -> None:
         from .kernels import loops
         from .kernels.threads import share_out
 
@@ -88,7 +90,7 @@ class Adam(torch.optim.Adam):
             loops.adam,
             -(-param.numel() // _BLOCK),
             _flat(param).numpy(),
-            _flat(_like(param.grad, param)).numpy(),
+            _flat(_like(grad, param)).numpy(),
             _flat(state["exp_avg"]).numpy(),
             _flat(state["exp_avg_sq"]).numpy(),
             *(number(value) for value in scalars),
@@ -115,6 +117,7 @@ def gradient_norm(params: list[torch.Tensor]) -> torch.Tensor:
 
     total = 0.0
     for param in params:
+        assert param.grad is not None
         flat = _flat(_like(param.grad, param)).numpy()
         sums = np.empty(-(-len(flat) // _BLOCK))
         share_out(loops.square_sums, len(sums), flat, _BLOCK, sums, numbers=_BLOCK)
@@ -123,9 +126,10 @@ def gradient_norm(params: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _served(param: torch.Tensor) -> bool:
-    """Whether the compiled step does this parameter: on a CPU, its numbers without gaps."""
+    """Return whether the compiled step can do this parameter: on a CPU, contiguous in memory."""
     return (
-        param.device.type == "cpu"
+        param.grad is not None
+        and param.device.type == "cpu"
         and param.dtype in FLOATS
         and not param.grad.is_sparse
         and param.numel() > 0

@@ -204,8 +204,8 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         if not isinstance(value, str):
             raise UserInputError(f"{name} = {value!r} is not a text")
     elif kinds[0] in (int, float):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole or (kinds[0] is float and isinstance(value, float))):
+        numbers = int if kinds[0] is int else int | float
+        if isinstance(value, bool) or not isinstance(value, numbers):
             raise UserInputError(
                 f"{name} = {value!r} is not a {'whole ' if kinds[0] is int else ''}number"
             )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from sae_lens import JumpReLUTrainingSAE
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -47,13 +48,14 @@ def resample(
     away = x[torch.from_numpy(drawn).to(x.device)] - sae.b_dec
     direction = away / away.norm(dim=1, keepdim=True).clamp_min(1e-8)
     alive = ~dead
+    assert isinstance(sae.b_enc, Tensor)
     encoder, decoder = sae.W_enc.norm(dim=0), sae.W_dec.norm(dim=1)
     length = encoder[alive].mean() if alive.any() else encoder.mean()
     sae.W_dec[which] = direction * (decoder[alive].mean() if alive.any() else decoder.mean())
     sae.W_enc[:, which] = direction.T * length * _ENCODER_SHARE
     sae.b_enc[which] = 0.0
     forgotten = [(sae.W_dec, (which,)), (sae.W_enc, (slice(None), which)), (sae.b_enc, (which,))]
-    if hasattr(sae, "threshold"):
+    if isinstance(sae, JumpReLUTrainingSAE):
         sae.threshold[which] = sae.cfg.jumprelu_init_threshold
         forgotten.append((sae.threshold, (which,)))
     for parameter, place in forgotten:

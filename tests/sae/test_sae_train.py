@@ -274,7 +274,7 @@ def test_metrics__equal_a_dense_hand_computation():
 def test_metrics__a_latent_that_never_fires_is_dead():
     sae = random_sae()
     sae.threshold[3] = 1e6
-    assert held_out(sae, torch.randn(500, 8))["dead"] >= 1 / 12
+    assert held_out(sae, torch.randn(500, 8))["dead"] >= 0.083
 
 
 @pytest.mark.parametrize("tokens", [1, 64])

@@ -72,7 +72,7 @@ def nth_largest_key(found: list[SelectedEntries], n_kept: int) -> tuple[np.float
         place = int(np.searchsorted(above, left))
         left -= int(above[place - 1]) if place else 0
         prefix = (prefix << width) | (len(bins) - 1 - place)
-    return np.array(prefix, dtype=bits[0].dtype).view(dtype)[()], left
+    return np.array([prefix], dtype=bits[0].dtype).view(dtype)[0], left
 
 
 def keep_largest(

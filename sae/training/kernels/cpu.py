@@ -210,7 +210,7 @@ def _columns(
     columns: torch.Tensor | None,
     at: slice,
 ) -> None:
-    if also is not None:
+    if also is not None and columns is not None:
         torch.index_select(torch.from_numpy(pre), 1, also, out=columns[at])
         columns[at] += bias[also]
 

@@ -94,7 +94,7 @@ def decode(
     dots = torch.empty_like(code.values)
     _decode_row[(n,)](
         cuts, code.latents, code.values, weights, bias, x, sums, squares, dots, n, d,
-        M=m, **_shape(d),
+        M=m, **_shape(d),  # pyright: ignore[reportArgumentType]  # Triton wraps constants itself
     )  # fmt: skip
     return sums, squares.double().sum(1), dots
 
@@ -119,9 +119,9 @@ def weight_gradients(
         into = x.new_empty(h, d), x.new_empty(h), x.new_empty(h, d)
     _sum_latent[(h,)](
         start, code.rows()[order], code.values[order], dots[order], levels, sums, x, *into,
-        n, d, factor, ADD=add, **_shape(d),
+        n, d, factor, ADD=add, **_shape(d),  # pyright: ignore[reportArgumentType]  # as above
     )  # fmt: skip
-    return tuple(into)
+    return into
 
 
 def _cuts(code: Code, edges: list[int]) -> torch.Tensor:

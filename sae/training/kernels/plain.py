@@ -134,7 +134,7 @@ def weight_gradients(
     )
     if into is None:
         return encoder, bias, decoder
-    return tuple(old.add_(new) for old, new in zip(into, (encoder, bias, decoder), strict=True))
+    return into[0].add_(encoder), into[1].add_(bias), into[2].add_(decoder)
 
 
 def minus(table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
