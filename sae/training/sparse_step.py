@@ -85,7 +85,8 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *upstreams: Any):
+    def backward(ctx: Any, *upstreams: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
+        # The decorator hides the parameter names, to which pyright objects.
         upstream = upstreams[0]
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:

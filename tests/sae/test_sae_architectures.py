@@ -343,7 +343,7 @@ def test_bad_rows__left_out_and_named_or_fatal(rows, capsys):
             [short],
             site="s",
             model_name="t",
-            order=FitSession(drop_bad=False),
+            session=FitSession(drop_bad=False),
         )
 
 

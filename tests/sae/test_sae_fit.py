@@ -174,7 +174,7 @@ def test_killed_and_resumed__the_same_bytes(cli, main, run, tmp_path):
     assert other.rc == 2
     assert "another fit: clip was 1.0, is 2.0" in other.json()["error"]["message"]
     done = main("fit", "--run", run, *SHORT, *ALONE, "--resume")
-    assert done.rc == 0 and "going on after step" in done.stderr
+    assert done.rc == 0 and "continuing after step" in done.stderr
     for name in (WEIGHTS, "cfg.json", "metrics.json", "training.jsonl"):
         one, other = (place / "sae" / POOLED / name for place in (run, tmp_path / "whole"))
         assert sha256_file(one) == sha256_file(other), name
@@ -191,7 +191,7 @@ def test_killed_among_the_other_seeds__gone_on_with_the_same_bytes(cli, main, ru
     stages = open_run(run).meta["stages"]
     assert f"fit:{POOLED}" in stages and f"seeds:{POOLED}" not in stages
     done = main("fit", "--run", run, *given, "--resume")
-    assert done.rc == 0 and "going on after step" in done.stderr
+    assert done.rc == 0 and "continuing after step" in done.stderr
     assert not (run / ".training").exists()
     for name in ("sae", "seeds"):
         for file in sorted((tmp_path / "whole" / name).rglob("*.*")):
@@ -254,8 +254,8 @@ def test_too_few_rows__warns_what_will_go_wrong(main, run):
     assert done.rc == 0
     assert "500 latents are fitted on 420 rows (fewer rows than latents" in done.stderr
     assert "--d-sae 21 or fewer" in done.stderr
-    assert "stand for single rows" in done.json()["sae"][POOLED]["warning"]
-    assert memorising(10_000, 500) is None and "19.0 rows to a latent" in memorising(9500, 500)
+    assert "represent single rows" in done.json()["sae"][POOLED]["warning"]
+    assert memorising(10_000, 500) is None and "19.0 rows for each latent" in memorising(9500, 500)
 
 
 def test_preset__the_published_recipe_at_this_width(main, run):

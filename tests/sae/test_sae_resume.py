@@ -41,7 +41,7 @@ def test_killed_between_checkpoints_and_resumed__bit_equal(run_python, unbroken,
         )
     done = run_python(*argv, timeout=600)
     assert done.rc == 0, done.stderr[-2000:]
-    assert done.stderr.count("going on after step") == 2
+    assert done.stderr.count("continuing after step") == 2
     for kind, fits in unbroken.items():
         said = json.loads((tmp_path / f"{kind}.json").read_text())
         assert said["log"] == [one.log for one in fits]
@@ -68,7 +68,7 @@ def test_several_over_one_pass__each_as_alone(unbroken):
 def test_finished__is_not_done_again_and_its_file_is_whole(unbroken, tmp_path, capsys):
     first = fit_world.fit("penalties", tmp_path)
     again = fit_world.fit("penalties", tmp_path)
-    assert "going on after step 50" in capsys.readouterr().err
+    assert "continuing after step 50" in capsys.readouterr().err
     for one, other, never in zip(first, again, unbroken["penalties"], strict=True):
         assert torch.equal(one.sae.W_enc, other.sae.W_enc)
         assert torch.equal(
@@ -83,7 +83,7 @@ def test_another_fit__begun_again_or_refused(tmp_path, capsys):
     with pytest.raises(ForeignArtifactError, match="another fit: lr was 0.003, is 0.0001"):
         fit_world.fit("penalties", tmp_path, only=other, resume=True)
     fresh = fit_world.fit("penalties", tmp_path, only=other)[0]
-    assert "begun again" in capsys.readouterr().err
+    assert "the fit starts again" in capsys.readouterr().err
     assert torch.equal(fresh.sae.W_enc, fit_world.fit("penalties", None, only=other)[0].sae.W_enc)
     with pytest.raises(ForeignArtifactError, match="another fit: store was a, is b"):
         fit_world.fit("penalties", tmp_path / "2", only=short, facts={"store": "a"})

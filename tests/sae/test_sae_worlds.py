@@ -87,7 +87,7 @@ def test_verb__under_torchrun_writes_one_run(run_python, main, tmp_path):
     assert alone.rc == 2 and "processes was 2, is 1" in alone.json()["error"]["message"]
     done = run_python(*verb, timeout=600)
     assert done.rc == 0, done.stderr[-3000:]
-    assert done.stderr.count("going on after step") == 1  # one process speaks for both
+    assert done.stderr.count("continuing after step") == 1  # one process speaks for both
     two = json.loads((run / "sae" / POOLED / "metrics.json").read_text())
     assert json.loads((run / "run.json").read_text())["stages"].keys() == {
         "images",
