@@ -1,4 +1,4 @@
-"""Monosemanticity: how similar are the images on which a latent is active (arXiv 2504.02821)?
+"""Monosemanticity: the similarity of the images on which a latent is active (arXiv 2504.02821).
 
 With ã = (a − min a) / (max a − min a) over the images, and unit image embeddings e of an independent
 encoder: MS = Σ_{i<j} ã_i ã_j cos(e_i, e_j) / Σ_{i<j} ã_i ã_j. Over pairs it costs N² d; sums of one

@@ -195,8 +195,10 @@ def random_subset(index: np.ndarray, most: int, seed: Sequence[int]) -> np.ndarr
 
 
 def read_rows(rows: RowSource, index: np.ndarray) -> np.ndarray:
-    """Return rows by number as one array (len(index), d) float32, read in pieces so that little
-    memory is mapped at a time."""
+    """Return rows by number as one array (len(index), d) float32.
+
+    They are read in pieces, so that little memory is mapped at a time.
+    """
     held = np.empty((len(index), rows.d), np.float32)
     for start in range(0, len(index), _PIECE):
         held[start : start + _PIECE] = rows.take(index[start : start + _PIECE])

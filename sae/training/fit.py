@@ -58,7 +58,7 @@ class FitPlan:
     drop_bad: bool = True
     memory: int = MEMORY
     resume: bool = False
-    world: World = World()
+    world: World = field(default_factory=World)
 
     def inputs(self, stage: str, site: str) -> dict[str, Any]:
         """Return what a record depends on, besides the activations.

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,10 @@ class FitSession:
     folder: Path | None = None
     resume: bool = False
     memory: int = MEMORY
-    world: World = World()
+    world: World = field(default_factory=World)
     dtype: torch.dtype = torch.float32
     drop_bad: bool = True
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     name_rows: Callable[[np.ndarray], str] | None = None
 
 

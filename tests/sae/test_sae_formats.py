@@ -220,7 +220,7 @@ def test_sparsify__half_precision_weights_are_read_as_float32(tmp_path):
         ({"skip_connection": True}, "a skip connection"),
         ({"signed": True}, "may be negative"),
         ({"k": 21}, "k = 21; a TopK of 20 latents needs a whole number of 1 … 20"),
-        ({"k": None}, "does not say its k"),
+        ({"k": None}, "does not contain k"),
     ],
 )
 def test_sparsify__what_is_no_topk_of_the_row(tmp_path, cfg, message):
@@ -418,7 +418,7 @@ def test_saelens__a_training_checkpoint_is_what_sae_lens_exports(tmp_path, resca
     sae.topk_threshold.fill_(1.7)
     sae.save_model(tmp_path / "training")
     if scale is not None:
-        with pytest.raises(ForeignArtifactError, match="the factor is not beside it"):
+        with pytest.raises(ForeignArtifactError, match="the factor is not next to it"):
             read_foreign(tmp_path / "training")
         scaler = {"scaling_factor": scale, "has_whitening": False}
         (tmp_path / "training" / "activation_scaler.json").write_text(json.dumps(scaler))
@@ -580,7 +580,7 @@ def spoil(key, value):
         (spoil("encoder.bias", lambda t: t[:-1]), r"b_enc has the shape \(19,\).*d_sae 20"),
         (spoil("decoder.weight", lambda t: t.T), r"W_dec has the shape \(8, 20\)"),
         (spoil("encoder.weight", lambda t: t.flatten()), r"a weight matrix has the shape \(160,\)"),
-        (spoil("bias", lambda t: t * torch.nan), "b_dec holds numbers that are not finite"),
+        (spoil("bias", lambda t: t * torch.nan), "b_dec has values that are not finite"),
     ],
 )
 def test_tensors_that_do_not_fit(tmp_path, change, message):
@@ -610,7 +610,7 @@ def test_fold_norm__codes_grow_by_the_norm_and_the_rows_stay_as_they_are():
 
 
 def test_k__is_not_for_a_format_that_says_its_own(tmp_path):
-    with pytest.raises(UserInputError, match="--k is not for .* of sparsify says its own"):
+    with pytest.raises(UserInputError, match="--k is not for .* of sparsify contains k"):
         read_foreign(write_sparsify(tmp_path, Weights()), k=3)
 
 

@@ -34,7 +34,7 @@ def test_defaults__are_those_of_today():
         ({"lr": 0}, "lr = 0 must be above 0"),
         ({"epochs": 0.0}, "epochs = 0 must be above 0"),
         ({"clip": -1.0}, "clip = -1 must not be below 0"),
-        ({"warmup": 1.5}, "warmup = 1.5 must be a share"),
+        ({"warmup": 1.5}, "warmup = 1.5 must be a fraction"),
         ({"d_sae": 12.5}, "d_sae = 12.5 is not a whole number"),
         ({"batch": True}, "batch = True is not a whole number"),
         ({"architecture": 3}, "architecture = 3 is not a text"),
