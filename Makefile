@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .peers
 DERMAUDIT_DATA ?= $(wildcard ../shared)
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadgroup
 export DERMAUDIT_DATA
 
-.PHONY: install demo test lint results bench bench-sae bench-peers clean
+.PHONY: install demo test test-fast lint docs coverage results bench bench-sae bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -20,7 +21,17 @@ demo: install
 	$(BIN)/dermaudit demo --force
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# Without the tests that take long or need a browser: for use while you work.
+test-fast: install
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser"
+
+# Branch coverage of everything, with a lower limit for the core.
+coverage: install
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=
+	$(BIN)/coverage report --sort=cover --skip-covered
+	$(BIN)/coverage report --include='sae/*,concepts/*,dermaudit/run/*,dermaudit/stats/*' --fail-under=90 | tail -1
 
 lint: install
 	$(BIN)/ruff check .
@@ -31,6 +42,11 @@ lint: install
 # Runs both audits (minutes) and writes every page with figures.
 results: install
 	$(BIN)/python docs/scripts/results.py
+
+# The documentation as a site, in the folder site.
+docs: install
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install
 	$(BIN)/python tests/benchmarks/bench_phantom.py

@@ -12,7 +12,7 @@ if __name__ != "dermaudit.dashboards":
     raise ImportError("import dermaudit.dashboards, not the bare folder 'dashboards'")
 
 _PUBLIC = {"RunView": ".exhibits.run_view", "write_report": ".report.report"}
-__all__ = list(_PUBLIC)
+__all__ = ["RunView", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -108,8 +108,8 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.contiguous().clone()  # autograd may have given it to others too
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous().clone()  # autograd may have given it to others too
         dist.all_reduce(grad)
         return grad[ctx.rows]
 
@@ -140,15 +140,17 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     parameters = [p for p in parameters if p.requires_grad]
     has = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
     parameters = [p for p, n in zip(parameters, total(has).tolist(), strict=True) if n]
+    gradients = []
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    for dtype in sorted({p.grad.dtype for p in parameters}, key=str):
-        grads = [p.grad for p in parameters if p.grad.dtype == dtype]
-        flat = torch.cat([g.flatten() for g in grads])
+        gradients.append(p.grad)
+    for dtype in sorted({g.dtype for g in gradients}, key=str):
+        of_dtype = [g for g in gradients if g.dtype == dtype]
+        flat = torch.cat([g.flatten() for g in of_dtype])
         dist.all_reduce(flat)
         flat /= size
-        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        for grad, mean in zip(of_dtype, flat.split([g.numel() for g in of_dtype]), strict=True):
             grad.copy_(mean.view_as(grad))
 
 

@@ -57,7 +57,7 @@ class LinearHead:
         return exponent / exponent.sum(1, keepdims=True)
 
     def direction(self) -> np.ndarray:
-        """d logits / d x: (classes, d)."""
+        """D logits / d x: (classes, d)."""
         return self.weight / self.scale
 
     def save(self, path: Path) -> None:
@@ -104,28 +104,28 @@ class LinearHead:
 
 def fit_head(
     x: np.ndarray,
-    labels: Sequence[str],
-    groups: Sequence[object],
+    labels: Sequence[str] | np.ndarray,
+    groups: Sequence[object] | np.ndarray,
     *,
     site: str = "visual.pooled",
     seed: int = 0,
     c_grid: Sequence[float] = C_GRID,
 ) -> LinearHead:
     """Fit a head on rows x (n, d). EvidenceError when a class is missing or n is under 30."""
-    labels = np.asarray(labels, dtype=str)
-    classes = sorted(set(labels.tolist()))
-    if len(labels) < 30 or len(classes) < 2:
+    y = np.asarray(labels, dtype=str)
+    classes = sorted(set(y.tolist()))
+    if len(y) < 30 or len(classes) < 2:
         raise EvidenceError(
-            f"too little to fit a head: {len(labels)} labelled train images, {len(classes)} classes",
+            f"too little to fit a head: {len(y)} labelled train images, {len(classes)} classes",
             "at least 30 images of 2 classes are needed in the train split",
-            {"n": len(labels), "classes": len(classes)},
+            {"n": len(y), "classes": len(classes)},
         )
     mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64) + 1e-8
     z = (x - mean) / scale
     # A few thousand rows of a few hundred columns: a second BLAS thread costs more than it gives.
     with threadpool_limits(1, "blas"):
-        best = choose_c(z, labels, groups, c_grid=c_grid, seed=seed)
-        model = _logistic(best).fit(z, labels)
+        best = choose_c(z, y, groups, c_grid=c_grid, seed=seed)
+        model = _logistic(best).fit(z, y)
     weight, bias = model.coef_, model.intercept_
     if len(classes) == 2:
         weight, bias = np.vstack([-weight / 2, weight / 2]), np.array([-bias[0] / 2, bias[0] / 2])
@@ -137,27 +137,32 @@ def fit_head(
         classes,
         float(best),
         site,
-        len(labels),
+        len(y),
     )
 
 
 def choose_c(
-    z: np.ndarray, labels: np.ndarray, groups: Sequence[object], *, c_grid=C_GRID, seed: int = 0
+    z: np.ndarray,
+    labels: np.ndarray,
+    groups: Sequence[object] | np.ndarray,
+    *,
+    c_grid: Sequence[float] = C_GRID,
+    seed: int = 0,
 ) -> float:
     """The C with the least log loss over 3 grouped inner folds."""
     from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedGroupKFold
 
-    groups = np.asarray(groups)
+    group = np.asarray(groups)
     classes, counts = np.unique(labels, return_counts=True)
-    n_folds = min(3, len(np.unique(groups)), int(counts.max()))
+    n_folds = min(3, len(np.unique(group)), int(counts.max()))
     if n_folds < 2:
         return c_grid[0]  # one group only: nothing can be held out
     kfold = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # A class with fewer members than folds is left to the check below.
         warnings.filterwarnings("ignore", message="The least populated class")
-        folds = list(kfold.split(z, labels, groups))
+        folds = list(kfold.split(z, labels, group))
     scores = []
     for c in c_grid:
         losses = []

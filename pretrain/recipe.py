@@ -35,10 +35,10 @@ class ModelSection(_Section):
 
     init: str = ""
     vision_init: str = ""
-    embed_dim: int = Field(512, gt=0)
+    embed_dim: int = Field(default=512, gt=0)
     vision_cfg: dict[str, Any] = {}
     text_cfg: dict[str, Any] = {}
-    vocab_size: int = Field(2000, gt=100)
+    vocab_size: int = Field(default=2000, gt=100)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -63,7 +63,8 @@ class ModelSection(_Section):
 class AugmentSection(_Section):
     """Random views of a training image. `rotate` in radians; `scale`, `shift` and `crop` as shares (crop:
     of the area, cut from an image decoded larger); `colour` is a gain of each channel; `jitter_p` and
-    `grayscale` are chances."""
+    `grayscale` are chances.
+    """
 
     flip: bool = True
     rotate: float = 0.25
@@ -74,8 +75,8 @@ class AugmentSection(_Section):
     contrast: float = 0.2
     saturation: float = 0.0
     colour: float = 0.08
-    jitter_p: float = Field(1.0, ge=0, le=1)
-    grayscale: float = Field(0.0, ge=0, le=1)
+    jitter_p: float = Field(default=1.0, ge=0, le=1)
+    grayscale: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _shares(self) -> AugmentSection:
@@ -89,18 +90,19 @@ class AugmentSection(_Section):
 class MaskedSection(_Section):
     """Stage 1, masked latent modelling: the share of cells masked (in blocks), who is predicted, the
     depth of the latent regressor, and the weights of class token, visible and masked cells. `warmup`,
-    `weight_decay` and `clip_norm` are those of the recipe where they are left out."""
+    `weight_decay` and `clip_norm` are those of the recipe where they are left out.
+    """
 
-    epochs: float = Field(0.0, ge=0)
-    mask: float = Field(0.5, gt=0, lt=1)
+    epochs: float = Field(default=0.0, ge=0)
+    mask: float = Field(default=0.5, gt=0, lt=1)
     teacher: str = "ema"  # "ema" of the student, or any model name that load_model takes
-    ema: float = Field(0.996, ge=0, lt=1)
-    depth: int = Field(1, ge=1)
+    ema: float = Field(default=0.996, ge=0, lt=1)
+    depth: int = Field(default=1, ge=1)
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    lr: float = Field(5e-4, gt=0)
-    warmup: int | None = Field(None, ge=0)
-    weight_decay: float | None = Field(None, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
+    lr: float = Field(default=5e-4, gt=0)
+    warmup: int | None = Field(default=None, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    clip_norm: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _weighs(self) -> MaskedSection:
@@ -112,9 +114,9 @@ class MaskedSection(_Section):
 class MakeSection(_Section):
     """MAKE's loss (make.py): weights of its two parts, the switches, and `subcaptions` a batch row."""
 
-    lambda_m: float = Field(1.0, ge=0)
-    lambda_s: float = Field(0.5, ge=0)
-    subcaptions: int = Field(8, ge=0)
+    lambda_m: float = Field(default=1.0, ge=0)
+    lambda_s: float = Field(default=0.5, ge=0)
+    subcaptions: int = Field(default=8, ge=0)
     denominator: Literal["view", "all"] = "view"
     alignment: Literal["text_to_image", "image_to_text"] = "text_to_image"
     weights: Literal["ratio", "softmax", "none"] = "ratio"
@@ -124,12 +126,13 @@ class MakeSection(_Section):
 
 class KnowledgeSection(_Section):
     """What else may teach the text tower: a frozen knowledge encoder (`encoder`: a model name; KEP), and
-    soft targets from distances in an `ontology` file (O-MAKE; `soft` is β at the start)."""
+    soft targets from distances in an `ontology` file (O-MAKE; `soft` is β at the start).
+    """
 
     encoder: str = ""
-    weight: float = Field(0.4, ge=0)
+    weight: float = Field(default=0.4, ge=0)
     ontology: str = ""
-    soft: float = Field(0.0, ge=0, le=1)
+    soft: float = Field(default=0.0, ge=0, le=1)
 
 
 class ContrastiveSection(_Section):
@@ -140,18 +143,18 @@ class ContrastiveSection(_Section):
     `captions`: generated from facts, or the text `columns` of the manifest.
     """
 
-    epochs: float = Field(10.0, ge=0)
+    epochs: float = Field(default=10.0, ge=0)
     loss: Literal["clip", "siglip", "make"] = "clip"
     gather: Literal["local", "full"] = "local"
     captions: Literal["facts", "columns"] = "facts"
     make: MakeSection = MakeSection()
     knowledge: KnowledgeSection = KnowledgeSection()
-    clip_weight: float = Field(0.5, ge=0)
-    aspect_weight: float = Field(1.0, ge=0)
-    local_weight: float = Field(0.0, ge=0)
-    keep: float = Field(0.7, ge=0, le=1)
-    deny: float = Field(0.15, ge=0, le=1)
-    lr: float = Field(1e-3, gt=0)
+    clip_weight: float = Field(default=0.5, ge=0)
+    aspect_weight: float = Field(default=1.0, ge=0)
+    local_weight: float = Field(default=0.0, ge=0)
+    keep: float = Field(default=0.7, ge=0, le=1)
+    deny: float = Field(default=0.15, ge=0, le=1)
+    lr: float = Field(default=1e-3, gt=0)
     columns: tuple[str, ...] = ()  # further manifest columns whose values captions may say
 
     @model_validator(mode="after")
@@ -175,23 +178,24 @@ class TrainingRecipe(_Section):
     process computes one at a time (all of the batch stay negatives of each other); `warmup` steps;
     `weight_ema` of the weights that are kept (0: the last ones are). `precision` bf16 needs a GPU.
     `checkpoint_every` steps (0: at each epoch's end). `data`: images decoded once into memory, or
-    streamed; auto streams what would take more than 4 GiB."""
+    streamed; auto streams what would take more than 4 GiB.
+    """
 
     format_version: Literal[1] = 1
     name: str
-    seed: int = Field(0, ge=0, lt=1 << 63)
-    batch: int = Field(64, gt=1)
-    accumulate: int = Field(1, ge=1)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    batch: int = Field(default=64, gt=1)
+    accumulate: int = Field(default=1, ge=1)
     precision: Literal["float32", "bf16"] = "float32"
     grad_checkpointing: bool = False
-    checkpoint_every: int = Field(0, ge=0)
+    checkpoint_every: int = Field(default=0, ge=0)
     data: Literal["auto", "memory", "stream"] = "auto"
     optimizer: Literal["adamw", "muon"] = "adamw"
-    eps: float = Field(1e-6, gt=0)
-    warmup: int = Field(50, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    weight_ema: float = Field(0.998, ge=0, lt=1)
+    eps: float = Field(default=1e-6, gt=0)
+    warmup: int = Field(default=50, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    weight_ema: float = Field(default=0.998, ge=0, lt=1)
     model: ModelSection
     augment: AugmentSection = AugmentSection()
     masked: MaskedSection = MaskedSection()
@@ -217,7 +221,8 @@ class TrainingRecipe(_Section):
     @property
     def decode_size(self) -> int:
         """Side at which images are decoded: larger where crops will be cut from them, so that the
-        smallest crop has the detail of an input."""
+        smallest crop has the detail of an input.
+        """
         return math.ceil(self.image_size / math.sqrt(self.augment.crop[0]))
 
 

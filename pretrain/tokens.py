@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
 from dermaudit.errors import ForeignArtifactError
+from dermaudit.towers.open_clip_model import ImageTower, OpenClipModel
 from dermaudit.towers.taps import visual_taps
 
 
 class Tokens(NamedTuple):
     """`first` (n, p, d) class token and registers (p may be 0), `cells` (n, c, d) row-major, both after
-    the last norm; `embedding` (n, e), not of unit length."""
+    the last norm; `embedding` (n, e), not of unit length.
+    """
 
     first: Tensor
     cells: Tensor
@@ -36,8 +37,8 @@ class TokenReader:
     Errors: ForeignArtifactError for a tower without a grid of tokens.
     """
 
-    def __init__(self, visual: nn.Module, image_size: int) -> None:
-        taps = visual_taps(SimpleNamespace(visual=visual))
+    def __init__(self, visual: ImageTower, image_size: int) -> None:
+        taps = visual_taps(visual)
         trunk = getattr(visual, "trunk", None)
         self.family = taps.family
         # XCiT and convolutional trunks mix neighbouring cells: they need the whole grid.
@@ -62,13 +63,23 @@ class TokenReader:
         n = seen.cells.shape[1]
         self.grid = taps.grid if taps.grid and taps.grid[0] * taps.grid[1] == n else _square(n)
 
-    def read(self, visual: nn.Module, x: Tensor, keep: Tensor | None = None) -> Tokens:
+    def read(self, visual: ImageTower, x: Tensor, keep: Tensor | None = None) -> Tokens:
         """Tokens of images (n, 3, s, s); with `keep` (n, v), ascending cells, the tower computes
-        those (and the first tokens) alone. Only where `can_drop`."""
+        those (and the first tokens) alone. Only where `can_drop`.
+        """
         seen: list[Tensor] = []
-        hooks = [self._end(visual).register_forward_hook(lambda m, a, out: seen.append(out))]
+
+        def note(module: nn.Module, args: object, output: Tensor) -> None:
+            seen.append(output)
+
+        def drop(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            assert keep is not None
+            return self._drop(output, keep)
+
+        hooks = [self._end(visual).register_forward_hook(note)]
         if keep is not None:
-            hooks.append(self._entry.register_forward_hook(lambda m, a, out: self._drop(out, keep)))
+            assert self._entry is not None, "only a tower that can drop cells is given `keep`"
+            hooks.append(self._entry.register_forward_hook(drop))
         try:
             embedding = visual(x)
         finally:
@@ -81,7 +92,7 @@ class TokenReader:
         out = self._norm(visual, out)
         return Tokens(out[:, : self.n_first], out[:, self.n_first :], embedding)
 
-    def _end(self, visual: nn.Module) -> nn.Module:
+    def _end(self, visual: ImageTower) -> nn.Module:
         """The module whose output is the tokens of the last block."""
         if self.family == "PanDerm":
             return visual.normed_tokens
@@ -92,7 +103,7 @@ class TokenReader:
             return trunk.norm
         return trunk.get_submodule(trunk.feature_info[-1]["module"])
 
-    def _norm(self, visual: nn.Module, tokens: Tensor) -> Tensor:
+    def _norm(self, visual: ImageTower, tokens: Tensor) -> Tensor:
         if self.family == "open_clip ViT":
             return visual.ln_post(tokens)
         # timm norms after pooling where it averages the tokens.
@@ -107,7 +118,7 @@ class TokenReader:
         return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
     @staticmethod
-    def project(visual: nn.Module, tokens: Tensor) -> Tensor:
+    def project(visual: ImageTower, tokens: Tensor) -> Tensor:
         """Tokens (n, t, d) through what makes the embedding of them: (n, t, e)."""
         if hasattr(visual, "scaled_tokens"):  # PanDerm norms once more before its head
             return visual.head(visual.norm(tokens))
@@ -139,11 +150,11 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for m, (momentum, count) in zip(norms, kept, strict=True):
             m.momentum = momentum
-            if count is not None:
+            if count is not None and m.num_batches_tracked is not None:
                 m.num_batches_tracked.fill_(count)
 
 
-def encode_texts(model: nn.Module, ids: Tensor, *, buckets: int = 4) -> Tensor:
+def encode_texts(model: OpenClipModel, ids: Tensor, *, buckets: int = 4) -> Tensor:
     """`model.encode_text(ids, normalize=True)` (n, e) at the cost of the words, not of the padding.
 
     Texts are sorted by length and encoded in a few groups, each cut to its longest text: what stands
@@ -162,7 +173,7 @@ def encode_texts(model: nn.Module, ids: Tensor, *, buckets: int = 4) -> Tensor:
     return torch.cat(parts)[order.argsort()]
 
 
-def _lengths(model: nn.Module, ids: Tensor) -> Tensor | None:
+def _lengths(model: Any, ids: Tensor) -> Tensor | None:
     """Tokens of each text up to its end token, or None where the tower cannot be cut."""
     if hasattr(model, "text"):
         config = getattr(model.text, "config", None)
@@ -171,13 +182,13 @@ def _lengths(model: nn.Module, ids: Tensor) -> Tensor | None:
     if getattr(model, "attn_mask", None) is None:
         return None
     if model.text_pool_type == "eos":
-        return (ids == model.text_eos_id).int().argmax(1) + 1
+        return ids.eq(model.text_eos_id).int().argmax(1) + 1
     if model.text_pool_type == "argmax":
         return ids.argmax(1) + 1
     return None
 
 
-def _encode_cut(model: nn.Module, ids: Tensor, end: int) -> Tensor:
+def _encode_cut(model: Any, ids: Tensor, end: int) -> Tensor:
     ids = ids[:, :end]
     if hasattr(model, "text"):
         return nn.functional.normalize(model.text(ids), dim=-1)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch: the workers share the cores
+
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file go to one worker, so that its fixtures are made once; so do all tests of the
+    finished demo, which takes a minute to make."""
+    for item in items:
+        uses_demo = "demo" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("demo" if uses_demo else item.path.name))
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def sparse_head(
             C=c,
             l1_ratio=1.0,
             solver="liblinear",
-            intercept_scaling=10.0,
+            intercept_scaling=10,
             max_iter=400,
             random_state=seed,
         ).fit(z[train], target)

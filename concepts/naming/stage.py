@@ -19,7 +19,7 @@ from dermaudit.stats.intervals import auprc_table
 from ..inputs import THREADS_HELP, VOCABULARY_HELP, tower_of, vocabulary_of
 from ..results import Made, rounded
 from ..vocabulary.vocabulary import Vocabulary
-from .namer import Names, namer
+from .methods.registry import Names, naming_method
 
 TOP_ROWS = 24
 
@@ -55,7 +55,7 @@ def name_run(
     """Name the latents of every site: `concepts.parquet`, `naming.json` and `vocabulary.json`.
 
     Names are made on train and val images and compared with labels on test images."""
-    seed, method = run.seed(options.seed), namer(options.method)
+    seed, method = run.seed(options.seed), naming_method(options.method)
 
     def make() -> Made:
         data = RunData(run)

@@ -55,9 +55,11 @@ class Editor:
     def levels(self, latents: list[int]) -> dict[str, Any]:
         """`level` (|S|,) or `gate_level` of these latents, as LatentSuppressor takes them."""
         if self.mode == "scale":
+            assert self.factor is not None  # check_mode: `scale` has a factor
             return {"level": torch.full((len(latents),), float(self.factor))}
         if self.mode not in LEVELLED:
             return {}
+        assert self.free is not None  # free_codes: modes with a level have them
         z = self.free[:, latents].toarray()
         if self.mode == "reactive":
             return {"gate_level": reactive_level(torch.from_numpy(z))}
@@ -65,14 +67,13 @@ class Editor:
         return {"level": torch.from_numpy(level.astype(np.float32))}
 
     def _encoded(self, x: np.ndarray) -> csr_matrix:
-        key = hashlib.blake2b(np.ascontiguousarray(x), digest_size=16).digest()
+        key = hashlib.blake2b(np.ascontiguousarray(x).data, digest_size=16).digest()
         if key not in self._codes:
             if len(self._codes) == _KEPT:
                 del self._codes[next(iter(self._codes))]
             parts = torch.from_numpy(x).split(_ROWS)
-            self._codes[key] = vstack(
-                [csr_matrix(self.sae.encode(part).numpy()) for part in parts], "csr"
-            )
+            coded = [csr_matrix(self.sae.encode(part).numpy()) for part in parts]
+            self._codes[key] = csr_matrix(vstack(coded, "csr"))
         return self._codes[key]
 
 

@@ -1,26 +1,27 @@
 """Make and measure the suppression of one concept in a run: trap, choice, effects, insertion.
 
-With labels for the concept the latents are chosen by their effect on a trap head; without, by name
-(a named latent that beats its null), and the recipe records that the effects were not measured.
+With labels for the concept the latents are chosen by the method of the options (methods/); without,
+by name, and the recipe records that the effects were not measured.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from dermaudit.errors import EvidenceError, UserInputError, unknown
+from dermaudit.errors import UserInputError, unknown
 from dermaudit.heads import LinearHead, fit_probe, probe_score
 from dermaudit.sae.run_data import POOLED, RunData
 
 from ..results import rounded
 from ..vocabulary.vocabulary import Vocabulary
 from .editor import Editor, free_codes
-from .effects import ChosenLatents, choose_latents, evaluate, refit_worst, worst_without_trap
+from .effects import evaluate, refit_worst, worst_without_trap
+from .methods.registry import ChoiceData, ChosenLatents, SuppressionMethod, suppression_method
 from .options import RecipeOptions
 from .recipe import SuppressionRecipe, sae_facts
 from .trap import Trap, make_trap
@@ -49,15 +50,19 @@ def make_recipe(
             f"run: {run.remake_command(f'fit:{POOLED}')}",
         )
     truth = data.truth.get(concept)
+    known = {entry.id for entry in vocabulary.concepts} | set(data.truth)
+    if concept not in known:
+        raise unknown("concept", concept, sorted(known))
+    method = suppression_method(options.method)
     free, free_description = free_codes(data, POOLED, concept, options.mode)
     editor = Editor(data.sae(POOLED), options.mode, factor=options.level, free=free)
+    codes = data.codes(POOLED).csr().toarray()
+    given = ChoiceData(data, concept, editor, data.pooled, codes)
     rows = None
     if truth is not None and target in data.labels:
-        figures, evidence, rows = _measured(
-            data, editor, truth.values, concept, options, seed, tower
-        )
+        figures, evidence, rows = _measured(given, truth.values, method, options, tower)
     else:
-        figures, evidence = _by_name(data, concept, vocabulary)
+        figures, evidence = _not_measured(given)
     body = {
         "concept": concept,
         "target": target,
@@ -70,7 +75,7 @@ def make_recipe(
             for j, figure in zip(figures["latents"], evidence, strict=True)
         ],
         "operation": _operation(editor, figures["latents"], free_description),
-        "protocol": {"trap_strength": options.strength, "seed": seed},
+        "protocol": {"trap_strength": options.strength, "seed": seed, **options.method_used()},
         "effects": {k: v for k, v in figures.items() if k not in ("latents", "random_lifts")},
         "limits": _limits(figures),
         "parent": None,
@@ -86,20 +91,20 @@ def _operation(editor: Editor, latents: list[int], free_description: str | None)
 
 
 def _measured(
-    data: RunData,
-    editor: Editor,
+    given: ChoiceData,
     a: np.ndarray,
-    concept: str,
+    method: SuppressionMethod,
     options: RecipeOptions,
-    seed: int,
     tower: Any,
 ) -> tuple[dict[str, Any], list[dict[str, float]], pa.Table]:
-    x, groups, target = data.pooled, data.groups, options.target
+    """Choose latents on the rows of choice, and measure their suppression on test rows; `a` (n,) is 1
+    where the concept is present, 0 where absent, nan where unknown."""
+    data, editor, x, target = given.data, given.editor, given.x, options.target
+    seed, groups, concept = data.run.seed(options.seed), data.groups, given.concept
     y = np.where(data.labels == "", np.nan, (data.labels == target).astype(float))
     trap = make_trap(y, a, data.splits, groups=groups, strength=options.strength, seed=seed)
     head = fit_probe(x[trap.fit], y[trap.fit], groups[trap.fit], seed=seed)
-    codes = data.codes(POOLED).csr().toarray()
-    chosen = choose_latents(editor, head, x, trap, codes)
+    chosen = method.choose(dataclasses.replace(given, head=head, trap=trap))
     clean, clean_description = artifact_free(data, concept)
     figures = evaluate(
         editor,
@@ -107,7 +112,7 @@ def _measured(
         x,
         trap,
         chosen,
-        active=(codes > 0).sum(0),
+        active=(given.codes > 0).sum(0),
         clean=clean,
         groups=groups,
         seed=seed,
@@ -235,56 +240,25 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
 
 
-def _by_name(
-    data: RunData, concept: str, vocabulary: Vocabulary
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Return the latents of the pooled site that have this name, without a measured effect."""
-    latents = data.concepts
-    known = {c.id for c in vocabulary.concepts} | set(data.truth)
-    if concept not in known:
-        raise unknown("concept", concept, sorted(known))
-    rows = [row for row in latents if row["site"] == POOLED]
-    named = sorted((r for r in rows if r["name"] == concept), key=lambda r: (-r["z"], r["latent"]))
-    if not named:
-        scores = _best_scores(rows, concept)
-        raise EvidenceError(
-            f"no latent of {POOLED} is named '{concept}'"
-            + (f"; best scores: {scores}" if scores else ""),
-            "without labels only a named latent can be suppressed; label some images, or fit a wider SAE",
-            {"named": 0, "latents": len(rows)},
-        )
+def _not_measured(given: ChoiceData) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Choose latents by name; nothing can be measured without labels."""
+    chosen = suppression_method("name").choose(given)
     reason = (
         "the concept has no labels here, or the target class is absent: "
         "chosen by name, effect not measured"
     )
-    figures = {
-        "latents": [r["latent"] for r in named],
-        "site": POOLED,
-        "reason": reason,
-        **dict.fromkeys(
-            (
-                "worst_group_before",
-                "worst_group_after",
-                "ci",
-                "clean_auroc_delta",
-                "insertion_residual",
-                "random_sets",
-                "random_sets_beaten",
-                "n",
-            )
-        ),
-    }
-    return figures, [{"z": round(r["z"], 6), "q": round(r["q"], 6)} for r in named]
-
-
-def _best_scores(rows: list[dict], concept: str) -> str:
-    scored = [
-        (score, r["latent"])
-        for r in rows
-        for word, score in json.loads(r["rivals"])
-        if word == concept
-    ]
-    return ", ".join(f"latent {j} {s:.2f}" for s, j in sorted(scored, reverse=True)[:3])
+    absent = (
+        "worst_group_before",
+        "worst_group_after",
+        "ci",
+        "clean_auroc_delta",
+        "insertion_residual",
+        "random_sets",
+        "random_sets_beaten",
+        "n",
+    )
+    figures = {"latents": chosen.latents, "site": POOLED, "reason": reason}
+    return figures | dict.fromkeys(absent), chosen.evidence
 
 
 def _limits(figures: dict[str, Any]) -> list[str]:

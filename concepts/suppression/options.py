@@ -27,6 +27,7 @@ class RecipeOptions(StageOptions):
     )
     target: str = option("mel", "the label whose prediction must not depend on the concept")
     strength: float = option(0.9, "P(concept | target) in the trap split", minimum=0.5, maximum=1.0)
+    method: str = option("effect", "how the latents are chosen: effect, name, or one of your own")
     mode: str = option("subtract", f"how a latent is suppressed: {MODES_HELP}")
     level: float | None = option(None, LEVEL_HELP, minimum=0)
     vocabulary: str | None = option(None, VOCABULARY_HELP)
@@ -47,4 +48,8 @@ class RecipeOptions(StageOptions):
         }
         if self.mode != "subtract":  # earlier versions had no other mode and did not record it
             inputs |= {"mode": self.mode, "level": self.level}
-        return inputs
+        return inputs | self.method_used()
+
+    def method_used(self) -> dict[str, str]:
+        """Return the method of choice, {} for the default: earlier versions had and recorded no other."""
+        return {} if self.method == "effect" else {"method": self.method}

@@ -25,7 +25,7 @@ from dermaudit.sae.inference.attribution import (
 )
 from dermaudit.sae.inference.modes import check_mode
 from dermaudit.sae.run_data import RunData
-from dermaudit.towers.preprocess import ImageInput, is_one_image
+from dermaudit.towers.preprocess import ImageInput, as_list
 
 if TYPE_CHECKING:
     from dermaudit.towers import HookedTower
@@ -98,12 +98,11 @@ class SuppressedModel:
         (3, height, width), or floating point, prepared by `tower.preprocess`. Raises UserInputError
         for anything else, BadImage for a file that cannot be decoded.
         """
-        if is_one_image(images):
-            images = [images]
+        listed, _ = as_list(images)
         embeddings = [np.empty((0, self.tower.d_pooled), np.float32)]
         with torch.no_grad():
-            for start in range(0, len(images), batch_size):
-                x = self.tower.encode_image(images[start : start + batch_size], normalize=True)
+            for start in range(0, len(listed), batch_size):
+                x = self.tower.encode_image(listed[start : start + batch_size], normalize=True)
                 embeddings.append(x.float().cpu().numpy())
         return self.predict_rows(np.concatenate(embeddings))
 
@@ -212,12 +211,12 @@ def _levels(
     the run."""
     operation = recipe.body["operation"]
     if mode is None:
-        mode = operation["mode"]
         kept = {name: operation[name] for name in ("level", "gate_level") if name in operation}
         if kept:
             return {n: torch.tensor(v) if n == "level" else v for n, v in kept.items()}
-    free, _ = free_codes(RunData(run), recipe.site, recipe.body["concept"], mode)
-    return Editor(sae, mode, factor=level, free=free).levels(recipe.latents)
+    chosen: str = mode or operation["mode"]
+    free, _ = free_codes(RunData(run), recipe.site, recipe.body["concept"], chosen)
+    return Editor(sae, chosen, factor=level, free=free).levels(recipe.latents)
 
 
 def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHead:

@@ -86,7 +86,7 @@ class Vocabulary:
             raise UserInputError(f"{path} has no concepts", "add a [concepts.<name>] table")
         templates, distractors = raw.get("templates", ["{}"]), raw.get("distractors", {})
         words = distractors.get("words", []) if isinstance(distractors, dict) else None
-        if not _is_words(templates) or not templates or not _is_words(words):
+        if not _is_words(templates) or not templates or words is None or not _is_words(words):
             raise UserInputError(f"{path}: templates and distractors.words are lists of words")
         if any("{}" not in template for template in templates):
             raise UserInputError(f"{path}: every template needs {{}}")

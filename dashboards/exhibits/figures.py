@@ -8,7 +8,8 @@ its words, text is 14 px, and the colours keep 3:1 against a white and against a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A7A7A"
@@ -113,7 +114,7 @@ def _figure(
 def _dots(
     name: str,
     x: Sequence[float | None],
-    y: Sequence[str],
+    y: Sequence[str] | Sequence[float],
     symbol: str,
     colour: str,
     spans: Sequence[Interval] | None = None,
@@ -151,28 +152,43 @@ def _dots(
 def phi_grid(
     rows: list[str], columns: list[str], phi: list[list[float | None]], text: list[list[str]]
 ) -> Figure:
-    """φ of each row with each column, the number in every cell; orange with, blue against."""
-    rows, columns = [_plain(r) for r in rows], [_plain(c) for c in columns]
-    bound = max([0.1, *(abs(v) for line in phi for v in line if v is not None)])
+    """Return φ of each row with each column, the number in every cell; orange with, blue against.
+
+    The colours are the same in every run, from −1 to 1, and follow the square root of |φ|, so that
+    small values can be told apart and are not shown like large ones.
+    """
+    ticks = [-1.0, -0.5, -0.2, -0.05, 0.0, 0.05, 0.2, 0.5, 1.0]
     grid = {
         "type": "heatmap",
-        "z": phi,
-        "x": columns,
-        "y": rows,
+        "z": [[None if v is None else _signed_root(v) for v in line] for line in phi],
+        "x": [_plain(c).replace("\n", "<br>") for c in columns],
+        "y": [_plain(r) for r in rows],
         "text": text,
         "texttemplate": "%{text}",
-        "zmin": -bound,
-        "zmax": bound,
+        "zmin": -1,
+        "zmax": 1,
         "xgap": 2,
         "ygap": 2,
         "textfont": {"size": 14},
-        "colorscale": [[0, BLUE], [0.5, "#F2F2F2"], [1, ORANGE]],
+        "colorscale": [[0, BLUE], [0.5, "#F7F7F7"], [1, ORANGE]],
         "hovertemplate": "%{y}, %{x}: φ %{text}<extra></extra>",
-        "showscale": False,  # the number stands in every cell
+        "colorbar": {
+            "title": {"text": "φ"},
+            "thickness": 12,
+            "tickvals": [_signed_root(v) for v in ticks],
+            "ticktext": [f"{v:+g}" if v else "0" for v in ticks],
+        },
     }
     return _figure(
-        [grid], _axis(side="top", showgrid=False), _rows(showgrid=False), 70 + 34 * len(rows)
+        [grid],
+        _axis(side="top", showgrid=False, type="category"),
+        _rows(showgrid=False),
+        max(260, 90 + 34 * len(rows)),
     )
+
+
+def _signed_root(value: float) -> float:
+    return math.copysign(math.sqrt(abs(value)), value)
 
 
 def ranked(
@@ -313,7 +329,7 @@ _LINES = tuple(
 
 
 def curves(
-    panels: list[tuple[str, dict[str, Line]]],
+    panels: Sequence[tuple[str, Mapping[str, Line]]],
     names: Sequence[str],
     *,
     axis: str,

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.concepts.suppression.recipe import load_recipe
+from dermaudit.errors import DermauditError, EvidenceError, UserInputError
 
 from . import figures, measures
 from .run_view import RunView, latent_title, rivals_of
@@ -124,6 +125,52 @@ def over_seeds(view: RunView, row: dict[str, Any]) -> str:
     return f"Over seeds: {word} by {others} (agreement {agreement:.2f}; .70 with each is wanted)."
 
 
+def summary(view: RunView, row: dict[str, Any]) -> str:
+    """Return what is known of a latent, in a few sentences of Markdown."""
+    mine = (row["site"], row["latent"])
+    chosen = [r["concept"] for r in label_choices(view) if (r["site"], r["latent"]) == mine]
+    return f"{describe(row, chosen, view.n)} {over_seeds(view, row)}"
+
+
+def describe(row: dict[str, Any], chosen: list[str], n: int) -> str:
+    """Return how often a latent of `n` images is active, its name, and whether labels contradict it."""
+    parts = [f"Active in {row['n_active']} of {n} images ({row['frequency']:.1%})."]
+    if row["name"]:
+        parts.append(
+            f"Name: **{row['name']}** ({row['type']}), score z {row['z']:.2f}, false-discovery rate "
+            f"q {row['q']:.3f}; not calibrated."
+        )
+    else:
+        parts.append(f"Unnamed: {row['reason']}.")
+    if chosen:
+        parts.append(
+            f"On validation images, the best latent of the run for: **{', '.join(chosen)}**."
+        )
+    if row["wrong"]:
+        parts.append(
+            "⚠ The name is wrong on test images: there the latent ranks another labelled concept "
+            "better, or its own no better than chance."
+        )
+        if row["label_concept"] not in (None, row["name"]):
+            parts.append(
+                f"On train and validation images it ranks **{row['label_concept']}** best."
+            )
+    return " ".join(parts)
+
+
+def suppressed_by(view: RunView, site: str, latent: int) -> list[str]:
+    """Return the concepts whose recipe suppresses this latent."""
+    found = []
+    for concept in view.suppressions:
+        try:
+            recipe = load_recipe(view.run, concept)
+        except DermauditError:
+            continue  # refused, or altered: its own page says why
+        if recipe.site == site and latent in recipe.latents:
+            found.append(concept)
+    return found
+
+
 def find_concept(view: RunView, site: str, latent: int) -> dict[str, Any]:
     """The row of one latent. UserInputError when it never fires, or is not there."""
     for row in view.concepts:
@@ -143,12 +190,27 @@ def active_rows(view: RunView, site: str, latent: int) -> list[tuple[int, float]
     return [(int(row), float(column[row])) for row in order]
 
 
+def _threshold(view: RunView, site: str, latent: int) -> float | None:
+    """Return the activation threshold of a latent, None for a per-sample TopK, which has none."""
+    threshold = getattr(view.sae(site), "threshold", None)
+    return None if threshold is None else float(threshold[latent])
+
+
+def firing_condition(view: RunView, site: str, latent: int) -> str:
+    """Return when a latent is active, as a clause."""
+    threshold = _threshold(view, site, latent)
+    if threshold is None:
+        k = getattr(view.sae(site), "k", None)
+        return f"among the {k} largest of its row (a TopK has no threshold)"
+    return f"above its threshold of {threshold:.2f}"
+
+
 def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
     """Histogram of a latent's activations with its threshold, split by the label it ranks best."""
     site, latent = row["site"], row["latent"]
     column = view.codes(site).column(latent)
-    weights = view.sae_weights(site)
-    threshold = 0.0 if weights.threshold is None else float(weights.threshold[latent])
+    threshold = _threshold(view, site, latent)
+    condition = firing_condition(view, site, latent)
     fires = column > 0
     if not fires.any():
         raise EvidenceError(f"latent {latent} of {site} fires in no image")
@@ -175,12 +237,14 @@ def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
     return Exhibit(
         "Activations",
         f"Activation of the latent in the images in which it fires{patch}, all splits; it fires "
-        f"only {weights.fires_where(latent)}. "
+        f"only {condition}. "
         f"Quartiles of the firing images: {', '.join(f'{q:.3f}' for q in quantiles)}.",
         Table(("images", "n", "median", "largest"), lines),
-        figures.histogram({k: v.tolist() for k, v in series.items()}, threshold, axis="activation"),
+        figures.histogram(
+            {k: v.tolist() for k, v in series.items()}, threshold or 0.0, axis="activation"
+        ),
         f"Histogram of {int(fires.sum())} firing images of {len(column)}, median "
-        f"{quantiles[2]:.2f}, largest {quantiles[4]:.2f}; fires {weights.fires_where(latent)}.",
+        f"{quantiles[2]:.2f}, largest {quantiles[4]:.2f}; fires {condition}.",
     )
 
 
@@ -196,7 +260,7 @@ def rival_names(row: dict[str, Any]) -> Exhibit:
         else f"unnamed: {row['reason']}"
     )
     return Exhibit(
-        "Rival names",
+        "Words that fit best",
         f"Text scores of the five best words ({verdict}). A score is how much more the word fits "
         "the images in which the "
         "latent fires than all images, in standard deviations; hatched, in brackets: words that "
@@ -206,7 +270,7 @@ def rival_names(row: dict[str, Any]) -> Exhibit:
         figures.scores(
             words,
             [s for _, s in rivals],
-            axis="text score (standard deviations)",
+            axis="text score",
             hatched=[w.startswith("(") for w in words],
         ),
         "; ".join(f"{w} {s:.2f}" for w, s in rivals),
@@ -227,7 +291,7 @@ def against_labels(view: RunView, row: dict[str, Any]) -> Exhibit:
         else "It is the chosen latent of no label; Overview holds those that are."
     )
     return Exhibit(
-        "Evidence against labels",
+        "How well it ranks labelled images",
         f"The {len(rows)} labels that this latent ranks best on val, scored on test: AUROC with "
         "a 95 % interval (bootstrap over groups, "
         f"{measures.DRAWS} draws), and average precision beside the prevalence. " + chosen,

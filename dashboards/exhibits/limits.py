@@ -14,6 +14,9 @@ from . import overview
 from .run_view import RunView
 from .tables import word
 
+UNMEASURED = "What could not be measured, and why"
+DO_NOT_USE = "Do not use this run if"
+
 
 def unmeasured(view: RunView) -> list[tuple[str, str]]:
     """(what, why) of everything that has no number in this run."""
@@ -97,8 +100,8 @@ def do_not_use_if(view: RunView) -> list[str]:
             said.append(f"you need {concept} suppressed: {error.message}")
             continue
         said += [f"you rely on the recipe for {concept}: {limit}" for limit in limits]
-        ci = view.suppression(concept).get("ci") or [None]
-        if ci[0] is not None and ci[0] <= 0:
+        ci = view.suppression(concept).get("ci") or []
+        if ci and ci[0] is not None and ci[0] <= 0:
             said.append(
                 f"you rely on the recipe for {concept}: the interval of its effect on the worst "
                 "group, "

@@ -1,6 +1,6 @@
-"""HTML pieces that the explorer and the report share: grids of pictures, tables, swatches.
+"""HTML pieces that the explorer and the report share: grids of pictures, tables, scales of maps.
 
-Everything that comes from a run is escaped here: labels and file names are other people's text.
+They are jinja templates with automatic escaping: labels and file names are other people's text.
 """
 
 from __future__ import annotations
@@ -8,83 +8,98 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from . import pictures
 from .tables import Table
 
 RESEARCH_USE = "Research use, not a medical device"
+_HERE = Path(__file__).parent
+GRID_CSS = (_HERE / "pieces.css").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Card:
-    """One picture of a grid: webp bytes (None: `missing` says why), alt text, lines under it."""
+    """One picture of a grid: webp bytes (None: `missing` says why), alt text, lines under it.
+
+    With `map` the picture and its map lie side by side in one figure.
+    """
 
     picture: bytes | None
     alt: str
     lines: tuple[str, ...] = ()
     link: str | None = None
     missing: str = ""
+    map: bytes | None = None
+    map_alt: str = ""
 
 
-def data_uri(picture: bytes) -> str:
+def _data_uri(picture: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(picture).decode("ascii")
 
 
-def grid(cards: Iterable[Card], *, width: int = 160) -> str:
-    """Cards side by side, as many as fit; keyboard focus goes through the links."""
-    items = []
-    for card in cards:
-        if card.picture is None:
-            shown = f'<span class="da-missing">{escape(card.missing)}</span>'
-        else:
-            shown = f'<img src="{data_uri(card.picture)}" alt="{escape(card.alt)}">'
-        if card.link:
-            shown = (
-                f'<a href="{escape(card.link)}" target="_self" title="Open this image">{shown}</a>'
-            )
-        lines = "<br>".join(escape(line) for line in card.lines)
-        items.append(f"<figure>{shown}<figcaption>{lines}</figcaption></figure>")
-    return f'<div class="da-grid" style="--da-card:{width}px">{"".join(items)}</div>'
-
-
-GRID_CSS = """
-.da-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--da-card), 1fr)); gap: 14px 12px; }
-.da-grid figure { margin: 0; break-inside: avoid; }
-.da-grid a { display: block; border-radius: 4px; }
-.da-grid a:focus-visible { outline: 3px solid #0072B2; outline-offset: 2px; }
-.da-grid img { display: block; width: 100%; max-width: calc(var(--da-card) * 1.3); height: auto; border-radius: 4px; }
-.da-grid figcaption { font-size: 14px; line-height: 1.35; padding-top: 4px; overflow-wrap: anywhere; }
-.da-missing { display: flex; align-items: center; min-height: 110px; padding: 8px; font-size: 14px;
-  border: 1px dashed currentColor; border-radius: 4px; }
-.da-scale { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 14px; margin: 6px 0; }
-.da-scale span { display: inline-flex; align-items: center; gap: 6px; }
-.da-scale i { width: 18px; height: 18px; display: inline-block; border: 1px solid currentColor; }
-"""
-
-
-def scale(colours: Iterable[tuple[int, int, int]], edges: list[float], top: float) -> str:
-    """The steps of a map with their values in words: read without colour by their order."""
-    ends = [*edges[1:], top]
-    items = "".join(
-        f'<span><i style="background:rgb({r},{g},{b})"></i>{low:.2f} – {high:.2f}</span>'
-        for (r, g, b), low, high in zip(colours, edges, ends, strict=True)
+def environment(*folders: Path) -> Environment:
+    """Return the jinja environment of the templates here and in `folders`: every value is escaped."""
+    made = Environment(
+        loader=FileSystemLoader([_HERE, *folders]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return f'<div class="da-scale">{items}</div>'
+    made.filters["uri"] = _data_uri
+    return made
 
 
-def table(content: Table, *, caption: str = "") -> str:
-    """A table with a header row; numbers are set flush right, words flush left."""
-    right = content.numeric()
+_PIECES = environment().get_template("pieces.html").module
 
-    def cell(tag: str, text: str, i: int) -> str:
-        cls = ' class="num"' if right[i] else ""
-        scope = ' scope="col"' if tag == "th" else ""
-        return f"<{tag}{cls}{scope}>{escape(text)}</{tag}>"
 
-    head = "".join(cell("th", h, i) for i, h in enumerate(content.header))
-    body = "".join(
-        "<tr>" + "".join(cell("td", text, i) for i, text in enumerate(row)) + "</tr>"
-        for row in content.words()
+def _piece(name: str, *arguments: object) -> Markup:
+    return getattr(_PIECES, name)(*arguments)
+
+
+def grid(cards: Iterable[Card], *, width: int = 160) -> Markup:
+    """Return cards side by side, as many as fit; keyboard focus goes through the links."""
+    return _piece("grid", list(cards), width)
+
+
+def scale_steps(made: pictures.PatchMap) -> list[tuple[tuple[int, int, int], float, float]]:
+    """Return the steps of a map: colour, lower and upper bound."""
+    ends = [*made.edges[1:], made.top]
+    return list(zip(pictures.LEVELS, made.edges, ends, strict=True))
+
+
+def scale(made: pictures.PatchMap) -> Markup:
+    """Return the steps of a map with their values in words: read without colour by their order."""
+    return _piece("scale", scale_steps(made))
+
+
+def table(content: Table) -> Markup:
+    """Return a table with a header row; numbers are set flush right, words flush left."""
+    return _piece("table", content)
+
+
+def map_card(made: pictures.PatchMap, row: int, latent: int, link: str | None = None) -> Card:
+    """Return one figure with an image and the map of a latent over it."""
+    return Card(
+        made.plain,
+        f"Image {row} without its map",
+        (f"image {row}: {made.in_words}",),
+        link,
+        map=made.picture,
+        map_alt=f"Map of latent {latent} over image {row}: {made.in_words}",
     )
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def map_caption(made: pictures.PatchMap) -> str:
+    """Return how a map is read."""
+    return (
+        "Activation of each patch, from the stored activations and the SAE's weights, on an "
+        f"absolute scale: 0 to {made.top:.2f}, the latent's largest in this run; the latent fires "
+        f"{made.fires}. Outlined: patches in which it fires; outlined twice as thick: 60 % of the "
+        "largest and more. A patch has seen its neighbours, so a map shows where the model holds "
+        "the information, not the outline of the thing."
+    )

@@ -67,7 +67,12 @@ def prevalence(view: RunView, *, seed: int = 0) -> list[Cell]:
         y = np.stack([t.values[both] for t in labels], axis=1)
         counts = np.hstack([np.ones((len(a), 1)), a[:, None], y, a[:, None] * y])
         draws = (
-            np.stack([w @ counts for w in GroupBootstrap(view.groups[both], DRAWS, seed).weights()])
+            np.stack(
+                [
+                    w @ counts
+                    for w in GroupBootstrap(view.groups[both].tolist(), DRAWS, seed).weights()
+                ]
+            )
             if len(a)
             else np.zeros((0, counts.shape[1]))
         )
@@ -143,7 +148,7 @@ def _draws(view: RunView, rows: np.ndarray, seed: int) -> np.ndarray:
     """The bootstrap weights (DRAWS, len(rows)) over the groups of these rows, kept for the run."""
     key = f"draws {seed} {hash(rows.tobytes())}"
     if key not in view.memo:
-        drawn = GroupBootstrap(view.groups[rows], DRAWS, seed).weights()
+        drawn = GroupBootstrap(view.groups[rows].tolist(), DRAWS, seed).weights()
         view.memo[key] = np.stack([w.astype(np.float32) for w in drawn])
     return view.memo[key]
 
@@ -175,21 +180,14 @@ def group_accuracy(
             "n": len(part),
             "before": float(right[:, 0].mean()),
             "after": float(right[:, 1].mean()),
-            "before_ci": None,
-            "after_ci": None,
-            "change_ci": None,
             "flipped": int(sum(row["flipped"] for row in part)),
             "fired": int(sum(row["fired"] for row in part)),
             "reason": None if len(part) >= MIN_CELL else f"n too small: {len(part)} images",
         }
-        if entry["reason"] is None:
-            member = groups[[row["row"] for row in part]]
-            draws = np.array(
-                [w @ right / w.sum() for w in GroupBootstrap(member, DRAWS, seed).weights()]
-            )
-            entry["before_ci"] = percentile_interval(draws[:, 0])
-            entry["after_ci"] = percentile_interval(draws[:, 1])
-            entry["change_ci"] = percentile_interval(draws[:, 1] - draws[:, 0])
+        shares = np.column_stack([right, right[:, 1] - right[:, 0]])
+        entry["before_ci"], entry["after_ci"], entry["change_ci"] = _share_intervals(
+            shares, groups[[row["row"] for row in part]], seed
+        )
         out.append(entry)
     return out
 
@@ -200,33 +198,70 @@ def probability(logit: float) -> float:
 
 
 def threshold_effects(
-    rows: list[dict[str, Any]], threshold_before: float, threshold_after: float
+    rows: list[dict[str, Any]],
+    groups: np.ndarray,
+    threshold_before: float,
+    threshold_after: float,
+    *,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Return, for each of the four groups, the share of right decisions before suppression, after it
     at the unchanged threshold, and after it at the threshold that was chosen again.
 
-    `rows` are the test images of a trap (docs/formats.md), the thresholds logits. The share is the
-    sensitivity in groups with the target and the specificity in groups without it.
+    `rows` are the test images of a trap (docs/formats.md), `groups` the patient or lesion of every
+    image of the run, the thresholds logits. The share is the sensitivity in groups with the target
+    and the specificity in groups without it; each has an interval unless n is too small.
     """
     old, new = probability(threshold_before), probability(threshold_after)
+    decisions = {
+        "before": ("p_before", old),
+        "after_unchanged": ("p_after", old),
+        "after": ("p_after", new),
+    }
     out = []
     for name in sorted({row["group4"] for row in rows}):
         part = [row for row in rows if row["group4"] == name]
         truth = name.startswith("y=1")
-
-        def right(key: str, at: float, part: list = part, truth: bool = truth) -> float:
-            return sum((row[key] > at) == truth for row in part) / len(part)
-
-        out.append(
-            {
-                "group": name,
-                "n": len(part),
-                "measure": "sensitivity" if truth else "specificity",
-                "before": right("p_before", old),
-                "after_unchanged": right("p_after", old),
-                "after": right("p_after", new),
-            }
+        right = np.array(
+            [[(r[key] > at) == truth for key, at in decisions.values()] for r in part], dtype=float
         )
+        members = groups[[row["row"] for row in part]]
+        entry = {"group": name, "n": len(part)}
+        entry["measure"] = "sensitivity" if truth else "specificity"
+        spans = _share_intervals(right, members, seed)
+        for i, key in enumerate(decisions):
+            entry |= {key: float(right[:, i].mean()), f"{key}_ci": spans[i]}
+        out.append(entry)
+    return out
+
+
+def _share_intervals(
+    right: np.ndarray, members: np.ndarray, seed: int
+) -> list[tuple[float, float] | None]:
+    """Return the 95 % interval of the mean of each column of `right` (n, k), None where n is small."""
+    if len(right) < MIN_CELL:
+        return [None] * right.shape[1]
+    draws = [w @ right / w.sum() for w in GroupBootstrap(members.tolist(), DRAWS, seed).weights()]
+    return [percentile_interval(column) for column in np.array(draws).T]
+
+
+def decision_shares(view: RunView, predicted: np.ndarray, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Return sensitivity and specificity of the predicted class for each label, on test images.
+
+    `predicted` (n,) is the class with the highest probability. Each share has its n, and an interval
+    by bootstrap over groups unless n is too small.
+    """
+    test = np.flatnonzero((view.splits == "test") & (view.labels != ""))
+    out = []
+    for label in sorted(set(view.labels[test])):
+        entry: dict[str, Any] = {"label": label}
+        for measure, wanted in (("sensitivity", True), ("specificity", False)):
+            rows = test[(view.labels[test] == label) == wanted]
+            right = ((predicted[rows] == label) == wanted).astype(float)[:, None]
+            share = float(right.mean()) if len(rows) else None
+            span = _share_intervals(right, view.groups[rows], seed)[0]
+            entry |= {measure: share, f"{measure}_ci": span, f"{measure}_n": len(rows)}
+        out.append(entry)
     return out
 
 

@@ -9,8 +9,9 @@ from dermaudit.errors import EvidenceError
 from dermaudit.stats.intervals import MIN_CELL
 
 from . import figures, measures
+from .image import predicted_labels
 from .run_view import RunView
-from .tables import NOTHING, Exhibit, Table, span, word
+from .tables import NOTHING, Exhibit, Table, site_title, span, word
 
 KINDS = {
     "sae": "SAE latents",
@@ -20,7 +21,7 @@ KINDS = {
 }
 
 
-def provenance(view: RunView) -> Table:
+def provenance(view: RunView) -> Exhibit:
     """What the run was made from, with hashes."""
     meta = view.run.meta
     model, data = meta.get("model") or {}, meta.get("data") or {}
@@ -40,7 +41,11 @@ def provenance(view: RunView) -> Table:
         ("threads", meta.get("threads")),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) or None),
     ]
-    return Table(("what", "value"), [(k, v if v is None else word(v)) for k, v in rows])
+    return Exhibit(
+        "Model, data and versions",
+        "Hashes are cut to 16 characters.",
+        Table(("what", "value"), [(k, v if v is None else word(v)) for k, v in rows]),
+    )
 
 
 def counts(view: RunView) -> Exhibit:
@@ -58,7 +63,7 @@ def counts(view: RunView) -> Exhibit:
     each = [int((view.splits == s).sum()) for s in splits]
     rows.append(("all", *each, view.n, len(set(view.groups))))
     return Exhibit(
-        "Images",
+        "Images of each label",
         "Images by label and split. Splits never cut through a group (patient or lesion).",
         Table(("label", *(s or "no split" for s in splits), "all", "groups"), rows),
     )
@@ -75,7 +80,7 @@ def skin_tones(view: RunView) -> Exhibit:
         for tone, n in sorted(tones.items())
     ]
     return Exhibit(
-        "Skin tones",
+        "Images of each skin tone",
         "Images by the manifest's skin_tone.",
         Table(("skin tone", "all", "test"), rows),
     )
@@ -91,12 +96,13 @@ def artifact_prevalence(view: RunView) -> Exhibit:
     def text(c: measures.Cell) -> str:
         if c.phi is None:
             return "n small"
-        sure = c.lo is not None and (c.lo > 0 or c.hi < 0)
+        sure = c.lo is not None and c.hi is not None and (c.lo > 0 or c.hi < 0)
         return f"{c.phi:+.2f}" + ("*" if sure else "")
 
+    with_artifact = {a: sum(at[a, y].n_pos for y in labels) for a in names}
     figure = figures.phi_grid(
-        names,
-        labels,
+        [f"{a} (n {with_artifact[a]})" for a in names],
+        [f"{y}\nn {max(at[a, y].n for a in names)}" for y in labels],
         [[at[a, y].phi for y in labels] for a in names],
         [[text(at[a, y]) for y in labels] for a in names],
     )
@@ -105,7 +111,7 @@ def artifact_prevalence(view: RunView) -> Exhibit:
         for c in cells
     ]
     known = [c for c in cells if c.phi is not None]
-    most = max(known, key=lambda c: abs(c.phi), default=None)
+    most = max(known, key=lambda c: abs(c.phi or 0.0), default=None)
     alt = (
         f"Grid of φ for {len(names)} artifacts and {len(labels)} labels; the largest is "
         f"{most.artifact} with {most.label}, φ {most.phi:+.2f} [{most.lo:.2f}, {most.hi:.2f}]."
@@ -113,7 +119,7 @@ def artifact_prevalence(view: RunView) -> Exhibit:
         else "Every cell has too few images."
     )
     return Exhibit(
-        "Artifacts by label",
+        "Which artifacts go with which label",
         "φ = correlation of having the artifact with having the label, against all other "
         "labels, over the "
         "images for which both are known (all splits: this describes the data, not the model). "
@@ -175,7 +181,7 @@ def found(view: RunView) -> Exhibit:
         reasons = sorted({row["reason"] for row in everything if row["reason"]})
         raise EvidenceError("; ".join(reasons) or "no labels: not measured")
     figure = figures.ranked(
-        [r["concept"] for r in rows],
+        [f"{r['concept']} ({r['n_pos']} of {r['n']})" for r in rows],
         [r["auprc"] for r in rows],
         [span(r["auprc_lo"], r["auprc_hi"]) for r in rows],
         axis="average precision on test",
@@ -190,7 +196,7 @@ def found(view: RunView) -> Exhibit:
         (
             r["concept"],
             r["type"],
-            r["site"],
+            site_title(r["site"]) if r["site"] else None,
             r["latent"],
             r["n_pos"],
             r["n"],
@@ -208,9 +214,9 @@ def found(view: RunView) -> Exhibit:
     ]
     best = max(rows, key=lambda r: r["auprc"] - r["prevalence"])
     return Exhibit(
-        "Concepts with a label: the best single latent",
+        "How well one latent detects each labelled concept",
         "Average precision (AUPRC) on test of the one latent that ranks the concept's images "
-        "best; the latent is "
+        "best; in brackets the images with the concept, of all labelled ones. The latent is "
         "short-listed on train and chosen on val. Diamond: a supervised linear probe on the "
         "embedding. Bar: "
         "prevalence, what chance gives. Lift share = (latent − prevalence) / (probe − "
@@ -220,7 +226,7 @@ def found(view: RunView) -> Exhibit:
             (
                 "concept",
                 "type",
-                "site",
+                "reads",
                 "latent",
                 "n+",
                 "n",
@@ -256,7 +262,7 @@ def naming(view: RunView) -> Exhibit:
         ("vocabulary", m.get("vocabulary")),
     ]
     return Exhibit(
-        "Names",
+        "How many latents have a name",
         "A latent is named when its text score beats a permutation null (Benjamini–Hochberg "
         "over latents, q ≤ .05); "
         "otherwise it stays unnamed. A name is wrong when, on test, its latent ranks another "
@@ -271,13 +277,13 @@ def bottleneck(view: RunView) -> Exhibit:
     rows = view.bottlenecks
     if not rows:
         raise EvidenceError("no bottleneck was fitted")
-    names = [KINDS.get(r["kind"], r["kind"]) for r in rows]
+    names = [str(KINDS.get(r["kind"], r["kind"])) for r in rows]
     task, nec = rows[0]["task"], next((r["nec"] for r in rows if r["nec"]), None)
     figure = figures.ranked(
         names,
         [r["auroc"] for r in rows],
         [span(r["lo"], r["hi"]) for r in rows],
-        axis=f"AUROC, {task} against the rest",
+        axis="AUROC on test",
         label="AUROC",
         reference=(0.5, "chance"),
     )
@@ -294,8 +300,9 @@ def bottleneck(view: RunView) -> Exhibit:
         for n, r in zip(names, rows, strict=True)
     ]
     return Exhibit(
-        f"Concept bottlenecks: {task} against the rest",
-        f"A linear head on {nec} concepts of each kind, fitted on train, AUROC on test; for "
+        f"Predicting {task} from a few concepts",
+        f"A concept bottleneck: a linear head for {task} against the rest on {nec} concepts of each "
+        "kind, fitted on train, AUROC on test; for "
         "random words the mean of "
         "ten draws (the words shown are the first draw's). The probe uses the whole embedding. "
         "Intervals: 95 %, "
@@ -317,26 +324,45 @@ def _weights(raw: str) -> str:
 
 
 def head(view: RunView) -> Exhibit:
-    """What the run predicts with, on test."""
+    """Return how well the run's head predicts each class on test images."""
     fitted = view.head()
     test = dict((view.stages.get("heads") or {}).get("summary", {}).get("test") or {})
-    rows: list[tuple[Any, ...]] = [
-        (key.removeprefix("auroc:"), value[0], span(value[1], value[2]))
-        for key, value in test.items()
-        if key.startswith("auroc:")
-    ]
-    if not rows:
+    areas = {k.removeprefix("auroc:"): v for k, v in test.items() if k.startswith("auroc:")}
+    if not areas:
         raise EvidenceError(f"the head on test: {test.get('reason', 'n too small')}")
+    shares = {s["label"]: s for s in measures.decision_shares(view, predicted_labels(view))}
+    rows: list[tuple[Any, ...]] = []
+    for name, (area, low, high) in areas.items():
+        row: list[Any] = [name, area, span(low, high)]
+        for measure in ("sensitivity", "specificity"):
+            share = shares.get(name, {})
+            row += [share.get(key) for key in (measure, f"{measure}_ci", f"{measure}_n")]
+        rows.append(tuple(row))
     extra = (
         f" Accuracy {word(test['accuracy'])}, balanced accuracy {word(test['balanced_accuracy'])}."
         if "accuracy" in test
         else ""
     )
+    interval = "95 % interval"
     return Exhibit(
-        "The run's head",
-        f"A logistic head on the pooled embedding, fitted on {fitted.n_train} train images (C = "
-        f"{fitted.C:g}); AUROC of each "
-        f"class against the rest on {test.get('n')} test images, 95 % interval by bootstrap over "
-        f"groups.{extra}",
-        Table(("class", "AUROC", "95 % interval"), rows),
+        "The classifier of this run",
+        f"The run's head (label), a logistic regression on the pooled embedding, fitted on "
+        f"{fitted.n_train} train images (C = {fitted.C:g}). AUROC of each class against the rest on "
+        f"{test.get('n')} test images. Sensitivity and specificity are those of the class with the "
+        "highest probability; n = test images with and without the class. Intervals: 95 %, "
+        f"bootstrap over groups.{extra}",
+        Table(
+            (
+                "class",
+                "AUROC",
+                interval,
+                "sensitivity",
+                interval,
+                "n with",
+                "specificity",
+                interval,
+                "n without",
+            ),
+            rows,
+        ),
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from dermaudit.errors import EvidenceError, StaleArtifactError
 
-from . import edit
+from .latents import firing_condition
 from .run_view import RunView
 
 SIDE = 160
@@ -83,8 +83,13 @@ def thumbnail(view: RunView, row: int, side: int = SIDE) -> bytes:
 
 def patch_values(view: RunView, row: int, site: str, latent: int) -> np.ndarray:
     """Codes of one latent at the patches of one image, (h, w), from the stored activations."""
+    import torch
+
+    from dermaudit.sae import LatentSuppressor
+
     acts, grid = view.patch_activations(site, row)
-    values = edit.encode(view.sae_weights(site), acts, [latent])[:, 0]
+    # The suppressor encodes this latent alone; the SAE itself would encode all of them.
+    values = LatentSuppressor(view.sae(site), [latent]).encode(torch.from_numpy(acts))[:, 0].numpy()
     if values.size != grid[0] * grid[1]:
         raise EvidenceError(
             f"{site} stores {values.size} tokens, not a grid of {grid[0]} x {grid[1]}"
@@ -100,8 +105,7 @@ def patch_map(
     values = patch_values(view, row, site, latent)
     top = float(view.codes(site).column(latent).max())
     picture = overlay(image, values, max(top, float(values.max()), 1e-12), opacity)
-    fires = view.sae_weights(site).fires_where(latent)
-    return PatchMap(webp(picture), webp(image), values, top, fires)
+    return PatchMap(webp(picture), webp(image), values, top, firing_condition(view, site, latent))
 
 
 def overlay(image: np.ndarray, values: np.ndarray, top: float, opacity: float) -> np.ndarray:

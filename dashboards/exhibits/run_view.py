@@ -1,7 +1,7 @@
 """The run as the explorer and the report show it: `RunData`, and what pages ask for more than once.
 
 A damaged, stale or missing part raises an error with one sentence; the parts that do not need it are
-shown. torch is not loaded, and no model is run.
+shown. torch is loaded only when the weights of an SAE are asked for, and no model is run.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from dermaudit.errors import UserInputError
 from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import POOLED, RunData, Truth
 
-from .edit import Weights
-
 __all__ = ["POOLED", "RunView", "Truth", "latent_title", "rivals_of"]
 
 
@@ -24,7 +22,6 @@ class RunView(RunData):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        self._weights: dict[str, Weights] = {}
         self.memo: dict[str, Any] = {}  # what takes long to compute and is asked for more than once
 
     def image_file(self, row: int) -> Path | None:
@@ -33,8 +30,10 @@ class RunView(RunData):
         return path if path.is_file() else None
 
     def other_seeds(self, site: str) -> dict[str, Any] | None:
-        """Return how the site's SAE compares with other seeds: `against`, and `per_latent` {`stable`,
-        `agreement`}. None where it was not measured, or no latent is active, or the SAE is newer."""
+        """Return how the site's SAE compares with other seeds: `against` and `per_latent`.
+
+        None where it was not measured, or no latent is active, or the SAE is newer.
+        """
         found = self.stability(site) or {}
         return found if "per_latent" in found else None
 
@@ -43,24 +42,16 @@ class RunView(RunData):
         report = self.other_seeds(site)
         return None if report is None else report["per_latent"]["stable"][latent]
 
-    def sae_weights(self, site: str) -> Weights:
-        """Return the weights of a site's SAE."""
-        if site not in self._weights:
-            path = self.verified(self.run.files.sae_weights(site), f"fit:{site}")
-            self._weights[site] = Weights.load(path)
-        return self._weights[site]
-
 
 def latent_title(row: dict[str, Any]) -> str:
-    """Return what a page calls a latent: its name, marked where labels show that it is wrong on test
-    images, or "unnamed"."""
+    """Return the name of a latent, marked where it is wrong on test images, or "unnamed"."""
     if not row.get("name"):
         return "unnamed"
     return f"{row['name']} ⚠ wrong on test" if row.get("wrong") else str(row["name"])
 
 
 def rivals_of(row: dict[str, Any]) -> list[tuple[str, float]]:
-    """The words that scored best for a latent; words in brackets are distractors."""
+    """Return the words that scored best for a latent; words in brackets are distractors."""
     try:
         return [(str(word), float(score)) for word, score in json.loads(row["rivals"] or "[]")]
     except (ValueError, TypeError) as error:

@@ -8,7 +8,7 @@ from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError
 
 from . import figures, measures
-from .run_view import RunView
+from .run_view import RunView, latent_title
 from .tables import Exhibit, Table, span, word
 
 
@@ -42,9 +42,10 @@ def groups(view: RunView, concept: str) -> Exhibit:
     names = [group_words(r["group"], concept, target) for r in rows]
     notes = [f"{n}: {r['reason']}" for n, r in zip(names, rows, strict=True) if r["reason"]]
     return Exhibit(
-        "Before and after, by group",
-        f"A head for {target} is fitted where {concept} predicts it (strength "
-        f"{found.get('strength')}) and tested {_where(found)}. "
+        "Accuracy of each group before and after",
+        f"The classifier of this test is a head for {target} that is fitted where {concept} predicts "
+        f"{target} (strength {found.get('strength')}) and tested {_where(found)}. It is not the "
+        "run's head. "
         "Accuracy of each of the four groups on test, before and after suppression; "
         "95 % intervals by bootstrap over "
         f"groups, {measures.DRAWS} draws. Both decision thresholds were set on the rows of "
@@ -99,37 +100,44 @@ def thresholds(view: RunView, concept: str) -> Exhibit:
     found = measured(view, concept)
     target = found.get("target", "target")
     before, after = found["threshold_before"], found["threshold_after"]
-    groups = measures.threshold_effects(view.suppressed_rows(concept), before, after)
+    groups = measures.threshold_effects(view.suppressed_rows(concept), view.groups, before, after)
     rows = [
         (
-            group_words(g["group"], concept, target),
-            g["measure"],
+            f"{group_words(g['group'], concept, target)}: {g['measure']}",
             g["n"],
             g["before"],
+            g["before_ci"],
             g["after_unchanged"],
+            g["after_unchanged_ci"],
             g["after"],
+            g["after_ci"],
             g["after_unchanged"] - g["before"],
             g["after"] - g["after_unchanged"],
         )
         for g in groups
     ]
     worst = {key: min(g[key] for g in groups) for key in ("before", "after_unchanged", "after")}
-    small = [r[0] for r in rows if r[2] < measures.MIN_CELL]
+    small = [r[0] for r in rows if r[1] < measures.MIN_CELL]
+    old, new = measures.probability(before), measures.probability(after)
+    interval = "95 % interval"
     return Exhibit(
-        "By the edit, or by the threshold",
-        f"The decision threshold is p = {measures.probability(before):.2f} before suppression, and was "
-        f"chosen again after it: p = {measures.probability(after):.2f}. At the unchanged threshold the "
-        f"worst group goes from {worst['before']:.2f} to {worst['after_unchanged']:.2f}; at the one "
-        f"chosen again it is {worst['after']:.2f}. Only the first of the two changes is made by the edit. "
-        'The columns "at the old" and "at the new" are after suppression, at these two thresholds.',
+        "Sensitivity and specificity: the edit and the moved threshold",
+        f"The decision threshold is p = {old:.2f} before suppression, and was chosen again after it: "
+        f"p = {new:.2f}. At the unchanged threshold the worst group goes from {worst['before']:.2f} "
+        f"to {worst['after_unchanged']:.2f}; at the one chosen again it is {worst['after']:.2f}. Only "
+        'the first of the two changes is made by the edit. The columns "at the old" and "at the new" '
+        "are after suppression, at these two thresholds. Intervals: 95 %, bootstrap over groups, "
+        f"{measures.DRAWS} draws.",
         Table(
             (
-                "group",
-                "measure",
+                "group and measure",
                 "n",
                 "before",
+                interval,
                 "at the old",
+                interval,
                 "at the new",
+                interval,
                 "by the edit",
                 "by the threshold",
             ),
@@ -150,7 +158,7 @@ def null(view: RunView, concept: str) -> Exhibit:
     )
     interval = span(*found["ci"]) if found.get("ci") else None
     return Exhibit(
-        "Against random latents",
+        "Compared with random latents",
         f"Change in worst-group accuracy by this recipe ({len(found['latents'])} latents), "
         f"beside {len(lifts)} sets of as many random "
         f"latents that fire as often: {found['random_sets_beaten']} of {found['random_sets']} "
@@ -256,7 +264,7 @@ def cost(view: RunView, concept: str) -> Exhibit:
     ]
     kept = [r for r in rows if r[1] is not None or r[4]]
     return Exhibit(
-        "What it does and what it costs",
+        "Benefit and cost",
         "All on test. Where a number is missing, the reason is next to it.",
         Table(("figure", "value", "95 % interval", "n", "not measured because"), kept),
     )
@@ -266,7 +274,7 @@ def latents(view: RunView, concept: str) -> Exhibit:
     """Which latents the recipe suppresses, and why each is in."""
     recipe = load_recipe(view.run, concept)  # also refuses a recipe of another model or SAE
     try:
-        names = {(r["site"], r["latent"]): r["name"] for r in view.concepts}
+        names = {(r["site"], r["latent"]): latent_title(r) for r in view.concepts}
     except DermauditError:
         names = {}  # the names stage is absent or stale; the recipe stands without it
     rows = [
@@ -280,7 +288,7 @@ def latents(view: RunView, concept: str) -> Exhibit:
     limits = recipe.body["limits"]
     level_from = recipe.body["operation"].get("level_from")
     return Exhibit(
-        "The recipe",
+        "Suppressed latents",
         f"Operation: {recipe.body['operation']['mode']} at {recipe.site}, error term "
         f"{recipe.body['operation'].get('error_term', 'kept')}"
         f"{f', its level from {level_from}' if level_from else ''}. "
@@ -290,26 +298,56 @@ def latents(view: RunView, concept: str) -> Exhibit:
     )
 
 
-def flips(view: RunView, concept: str) -> tuple[list[dict[str, Any]], Exhibit]:
-    """The flipped cases, gravest first, and their count by kind."""
+def cases(view: RunView, concept: str) -> list[dict[str, Any]]:
+    """Return the test images whose decision changes, gravest first."""
     found = measured(view, concept)
-    target = found.get("target", "target")
     rows = view.suppressed_rows(concept)
-    cases = measures.flipped_cases(rows, target, found["threshold_before"])
-    kinds = dict.fromkeys(c["kind"] for c in cases)
+    return measures.flipped_cases(rows, found.get("target", "target"), found["threshold_before"])
+
+
+def case(view: RunView, concept: str, row: int) -> dict[str, Any] | None:
+    """Return what the recipe does to one test image; None where it was not tested on it."""
+    flipped = next((c for c in cases(view, concept) if c["row"] == row), None)
+    return flipped or next((r for r in view.suppressed_rows(concept) if r["row"] == row), None)
+
+
+def case_lines(view: RunView, concept: str, case: dict[str, Any]) -> tuple[str, ...]:
+    """Return what is written under the picture of a test image."""
+    causes = {"edit": ", by the edit", "threshold": ", by the moved threshold"}
+    change = (
+        f"p {case['p_before']:.3f} → {case['p_after']:.3f}{causes.get(case.get('cause', ''), '')}"
+    )
+    target = measured(view, concept)["target"]
+    kind = case.get("kind", f"{case['top1_before']}, unchanged")
+    return kind, change, group_words(case["group4"], concept, target)
+
+
+def recipe_latents(view: RunView, concept: str) -> list[tuple[str, int]]:
+    """Return the (site, latent) that the recipe of a concept suppresses; [] without a recipe."""
+    try:
+        recipe = load_recipe(view.run, concept)
+    except DermauditError:
+        return []
+    return [(recipe.site, latent) for latent in recipe.latents]
+
+
+def flips(view: RunView, concept: str) -> Exhibit:
+    """Return the number of flipped images, by what changed and why."""
+    target = measured(view, concept).get("target", "target")
+    flipped = cases(view, concept)
     counted = [
         (
             kind,
-            sum(c["kind"] == kind and c["cause"] == "edit" for c in cases),
-            sum(c["kind"] == kind and c["cause"] == "threshold" for c in cases),
+            sum(c["kind"] == kind and c["cause"] == "edit" for c in flipped),
+            sum(c["kind"] == kind and c["cause"] == "threshold" for c in flipped),
         )
-        for kind in kinds
+        for kind in dict.fromkeys(c["kind"] for c in flipped)
     ]
-    by_threshold = sum(c["cause"] == "threshold" for c in cases)
-    return cases, Exhibit(
-        "Flipped cases",
-        f"{len(cases)} of {len(rows)} test images change their decision, {by_threshold} of them only "
-        "because the threshold moved. First those in which a "
-        f"true {target} is no longer called: look at each of them.",
+    by_threshold = sum(c["cause"] == "threshold" for c in flipped)
+    return Exhibit(
+        "Images whose decision changes",
+        f"{len(flipped)} of {len(view.suppressed_rows(concept))} test images change their decision, "
+        f"{by_threshold} of them only because the threshold moved. First those in which a true "
+        f"{target} is no longer called: look at each of them.",
         Table(("what changed", "by the edit", "by the moved threshold"), counted),
     )

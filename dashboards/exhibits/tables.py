@@ -8,8 +8,11 @@ explorer and the report show the same exhibits.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
+
+from dermaudit.errors import DermauditError
 
 NOTHING = "–"
 
@@ -53,6 +56,21 @@ class Exhibit:
     figure: Any = None
     alt: str = ""
     notes: list[str] = field(default_factory=list)
+
+
+def site_title(site: str) -> str:
+    """Return in plain words what the latents of a site read, from its name in the model."""
+    block = re.fullmatch(r"visual\.blocks\.(\d+)\.hook_resid_post", site)
+    if block:
+        return f"patches, block {block[1]}"
+    return "whole image" if site == "visual.pooled" else site
+
+
+def reason(error: DermauditError) -> str:
+    """Return why an exhibit is missing, as a sentence that says whether evidence was lacking."""
+    if error.exit_code != 3 or "not measured" in error.message:
+        return error.message
+    return f"Not measured: {error.message}"
 
 
 def word(value: Any, digits: int = 3, *, share: bool = False) -> str:

@@ -55,7 +55,7 @@ class StageLog:
     def sums_up(self) -> bool:
         """Whether the parts add up to the loss: older trainings logged them without weights."""
         for entry in self.entries:
-            found = [entry[p] for p in self.parts if entry.get(p) is not None]
+            found = [value for p in self.parts if (value := entry.get(p)) is not None]
             loss = entry["loss"]
             if found and loss is not None and abs(sum(found) - loss) > 1e-3 * max(1.0, abs(loss)):
                 return False
@@ -74,23 +74,23 @@ class StageLog:
         A part has begun where `seconds` falls, or where seconds × images_per_s, the images of this
         part, are fewer than all images by those of the line before.
         """
-        if not self.knows("seconds"):
+        clock = [value for value in self.column("seconds") if value is not None]
+        if len(clock) < len(self.entries):
             return None
         spent, begun = 0.0, 0.0
-        for before, entry in pairwise(self.entries):
-            fresh = entry["seconds"] < before["seconds"]
-            rate, images, done = (
-                entry.get("images_per_s"),
-                entry.get("images"),
-                before.get("images"),
-            )
-            if None not in (rate, images, done):
-                start = images - rate * entry["seconds"]
+        for (before, entry), (earlier, now) in zip(
+            pairwise(self.entries), pairwise(clock), strict=True
+        ):
+            fresh = now < earlier
+            rate, images = entry.get("images_per_s"), entry.get("images")
+            done = before.get("images")
+            if rate is not None and images is not None and done is not None:
+                start = images - rate * now
                 fresh = fresh or abs(start - done) < abs(start - begun)
             if fresh:
-                spent += before["seconds"]
+                spent += earlier
                 begun = done or 0.0
-        return spent + self.entries[-1]["seconds"]
+        return spent + clock[-1]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The Overview page: where the run comes from, what was found, what could not be measured."""
+"""The Overview page: what was found, where the run comes from, what could not be measured."""
 
 from __future__ import annotations
 
@@ -6,51 +6,59 @@ from html import escape
 
 import streamlit as st
 
-from dermaudit.dashboards.exhibits import latents as evidence
-from dermaudit.dashboards.exhibits import limits, overview
+from dermaudit.dashboards.exhibits import latents, limits, overview
 from dermaudit.dashboards.exhibits.run_view import RunView
 from dermaudit.dashboards.exhibits.tables import Table
-from dermaudit.dashboards.pages import session
+from dermaudit.dashboards.pages import display, session
+from dermaudit.dashboards.pages.page import Page
 
 
-def show() -> None:
-    session.page("Overview", _body)
-
-
-def _body(run: RunView) -> None:
-    session.exhibit(
-        "Concepts with a label: the best single latent", lambda: overview.found(run), run
+def _show(run: RunView) -> None:
+    display.links(
+        "Continue with:",
+        [
+            ("all concepts", session.address("concepts")),
+            ("all images", session.address("images")),
+            *(
+                (f"suppression of {c}", session.address("suppression", concept=c))
+                for c in run.suppressions
+            ),
+        ],
     )
-    _links(run)
-    left, right = st.columns(2, gap="large")
+    display.exhibit(
+        "How well one latent detects each labelled concept", lambda: overview.found(run), run
+    )
+    display.links(
+        "Open the latent chosen for:",
+        [
+            (r["concept"], session.latent_address(r["site"], r["latent"]))
+            for r in latents.label_choices(run)
+        ],
+    )
+    left, right = display.halves("results")
     with left:
-        session.exhibit("Names", lambda: overview.naming(run), run)
+        display.exhibit("How many latents have a name", lambda: overview.naming(run), run)
     with right:
-        bottleneck = "Concept bottlenecks"
-        session.exhibit(bottleneck, lambda: overview.bottleneck(run), run)
-        session.exhibit("The run's head", lambda: overview.head(run), run)
-    session.exhibit("Sparse autoencoders", lambda: overview.sae(run), run)
-    session.exhibit("Artifacts by label", lambda: overview.artifact_prevalence(run), run)
-    left, right = st.columns(2, gap="large")
+        display.exhibit(
+            "Predicting the target from a few concepts", lambda: overview.bottleneck(run), run
+        )
+    display.exhibit("The classifier of this run", lambda: overview.head(run), run)
+    display.exhibit("Sparse autoencoders", lambda: overview.sae(run), run)
+    display.exhibit(
+        "Which artifacts go with which label", lambda: overview.artifact_prevalence(run), run
+    )
+    left, right = display.halves("data")
     with left:
-        session.exhibit("Images", lambda: overview.counts(run), run)
-        session.exhibit("Skin tones", lambda: overview.skin_tones(run), run)
+        display.exhibit("Images of each label", lambda: overview.counts(run), run)
+        display.exhibit("Images of each skin tone", lambda: overview.skin_tones(run), run)
     with right:
-        st.subheader("Provenance")
-        session.small_table(overview.provenance(run))
-    st.subheader("What could not be measured, and why")
+        display.exhibit("Model, data and versions", lambda: overview.provenance(run), run)
+    st.header(limits.UNMEASURED, anchor=False)
     missing = session.computed(run, "unmeasured", (), lambda: limits.unmeasured(run))
-    session.small_table(Table(("what", "why"), list(missing)))
-    st.subheader("Do not use this run if")
-    said = session.computed(run, "do not use", (), lambda: limits.do_not_use_if(run))
-    st.html("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in said) + "</ul>")
+    display.small_table(Table(("what", "why"), list(missing)))
+    st.header(limits.DO_NOT_USE, anchor=False)
+    lines = session.computed(run, "do not use", (), lambda: limits.do_not_use_if(run))
+    st.html("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
 
 
-def _links(run: RunView) -> None:
-    """Straight to the concept pages of the latents that the labels chose."""
-    links = [
-        f'<a href="{escape(session.latent_link(r["site"], r["latent"]))}" target="_self">{escape(r["concept"])}</a>'
-        for r in evidence.label_choices(run)
-    ]
-    if links:
-        st.html(f'<p class="da-links">Open the latent chosen for: {" ".join(links)}</p>')
+PAGE = Page("overview", "Overview", _show, order=1)

@@ -1,4 +1,4 @@
-"""The Suppression page: one recipe, its groups before and after, its null, its cost, who flips."""
+"""The Suppression page: one recipe, its groups before and after, its cost, who flips."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import streamlit as st
 
 from dermaudit.dashboards.exhibits import suppression
 from dermaudit.dashboards.exhibits.run_view import RunView
-from dermaudit.dashboards.pages import session
+from dermaudit.dashboards.pages import display, session
+from dermaudit.dashboards.pages.page import Page
 from dermaudit.errors import DermauditError
 
 
-def show() -> None:
-    session.page("Suppression", _body)
-
-
-def _body(run: RunView) -> None:
+def _show(run: RunView) -> None:
     if not run.suppressions:
         st.info(
             "The run has no recipe yet. Make one: dermaudit recipe make --concept ruler --run "
@@ -22,54 +19,69 @@ def _body(run: RunView) -> None:
         )
         return
     concept = session.choice("Concept", run.suppressions, "concept")
+    display.links("Continue with:", _next_pages(run, concept))
     try:
         suppression.measured(run, concept)
     except DermauditError as error:
-        st.info(f"Not measured: {error.message}" if error.exit_code == 3 else error.message)
+        display.absent(error)
         if run.has_recipe(concept):
-            session.exhibit("The recipe", lambda: suppression.latents(run, concept), run, concept)
+            display.exhibit(
+                "Suppressed latents", lambda: suppression.latents(run, concept), run, concept
+            )
         return
-    session.exhibit(
-        "Before and after, by group",
-        lambda: suppression.groups(run, concept),
-        run,
-        concept,
-        open_table=True,
-    )
-    session.exhibit(
-        "By the edit, or by the threshold",
-        lambda: suppression.thresholds(run, concept),
-        run,
-        concept,
-        open_table=True,
-    )
-    left, right = st.columns(2, gap="large")
+    _one_image(run, concept)
+    for title, make in (
+        ("Accuracy of each group before and after", suppression.groups),
+        ("Sensitivity and specificity", suppression.thresholds),
+    ):
+        display.exhibit(title, lambda make=make: make(run, concept), run, concept, open_table=True)
+    left, right = display.halves("recipe")
     with left:
-        session.exhibit(
-            "Against random latents", lambda: suppression.null(run, concept), run, concept
+        display.exhibit(
+            "Compared with random latents", lambda: suppression.null(run, concept), run, concept
         )
-        session.exhibit("The recipe", lambda: suppression.latents(run, concept), run, concept)
     with right:
-        session.exhibit(
-            "What it does and what it costs", lambda: suppression.cost(run, concept), run, concept
+        display.exhibit(
+            "Suppressed latents", lambda: suppression.latents(run, concept), run, concept
         )
-    session.exhibit("Flipped cases", lambda: suppression.flips(run, concept)[1], run, concept)
-    cases = suppression.flips(run, concept)[0]
-    session.paged_grid(
+    display.exhibit("Benefit and cost", lambda: suppression.cost(run, concept), run, concept)
+    display.exhibit(
+        "Images whose decision changes", lambda: suppression.flips(run, concept), run, concept
+    )
+    display.paged_grid(
         run,
         [
-            (
-                c["row"],
-                (
-                    c["kind"],
-                    f"p {c['p_before']:.2f} to {c['p_after']:.2f}, "
-                    + ("by the edit" if c["cause"] == "edit" else "by the moved threshold"),
-                    suppression.group_words(
-                        c["group4"], concept, suppression.measured(run, concept)["target"]
-                    ),
-                ),
-            )
-            for c in cases
+            (c["row"], suppression.case_lines(run, concept, c))
+            for c in suppression.cases(run, concept)
         ],
         key=f"flips-{concept}",
     )
+
+
+def _one_image(run: RunView, concept: str) -> None:
+    """Show what the recipe does to the image that the address names, on this page's classifier."""
+    row = st.query_params.get("row", "")
+    if not row.isdecimal():
+        return
+    st.header(f"Image {row} under this recipe", anchor=False)
+    case = suppression.case(run, concept, int(row))
+    if case is None:
+        st.info(f"Image {row} is not among the images on which this recipe was tested.")
+        return
+    display.paged_grid(
+        run, [(case["row"], suppression.case_lines(run, concept, case))], key=f"image-{concept}"
+    )
+
+
+def _next_pages(run: RunView, concept: str) -> list[tuple[str, str]]:
+    return [
+        *(
+            (f"latent {latent}", session.latent_address(site, latent))
+            for site, latent in suppression.recipe_latents(run, concept)
+        ),
+        (f"images with {concept}", session.address("images", **{"with": concept})),
+        ("overview", session.address("./")),
+    ]
+
+
+PAGE = Page("suppression", "Suppression", _show, order=4)

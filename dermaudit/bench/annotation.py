@@ -2,8 +2,8 @@
 
 The score is MONET's (Kim et al., Nat Med 2024), with MAKE's templates (arXiv 2505.09372): for each
 template the softmax, at temperature 1 / exp(4.5944), of the mean cosine with the concept's terms
-against the cosine with the template without them; the mean over templates. Concepts meet their
-columns by name, blank truth is left out, and random words stand beside every concept.
+against the cosine with the template without them; the mean over templates. Concepts are matched to
+columns by name, rows without truth are left out, and random words are reported as a control.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ COUNT = f"concepts above {GOOD}"
 
 @dataclass(frozen=True)
 class ConceptScores:
-    """Presence scores {model: (n, concepts)}, `controls` {model: (n, random words)}, the `concepts` with
-    their truth, and the groups of the n images."""
+    """Scores and truth of all concepts on n images.
+
+    `scores` {model: (n, concepts)} are presence scores, `controls` {model: (n, random words)} those of the
+    control words; `groups` (n,).
+    """
 
     scores: dict[str, np.ndarray]
     controls: dict[str, np.ndarray]

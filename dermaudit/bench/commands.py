@@ -127,7 +127,7 @@ def bench_annotate(
     out: Out = None,
     force: Force = False,
 ) -> dict[str, Any]:
-    """AUROC of every concept and artifact by its words alone, beside random words."""
+    """AUROC of every concept and artifact by its words alone, with random words as a control."""
     from .annotation import run_annotation
 
     shared = BenchOptions(

@@ -1,8 +1,8 @@
 """The few-label curve: a linear probe of the labels on 1 … 100 % of the train split.
 
-A part of train is drawn by whole groups and balanced over the classes (a rare class gives all it has,
-the others share the rest), several times; C is chosen on inner folds of the part alone. All models
-are fitted on the same parts, and scored on the same test images.
+A subset of train is drawn by whole groups and balanced over the classes (rare classes give all their
+images, the others share the rest), several times; C is chosen on inner folds of the subset alone. All
+models are fitted on the same subsets and scored on the same test images.
 """
 
 from __future__ import annotations
@@ -52,8 +52,10 @@ def quotas(counts: np.ndarray, n: int) -> np.ndarray:
 def sub_sample(
     y: np.ndarray, groups: np.ndarray, fraction: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return the rows of a class-balanced subset of train, ascending. Groups are kept whole, so it may
-    hold a few more than asked for."""
+    """Return the rows of a class-balanced subset of train, ascending.
+
+    Groups are kept whole, so it may hold a few more than asked for.
+    """
     if fraction >= 1:
         return np.arange(len(y))
     wanted = quotas(np.bincount(y), round(fraction * len(y)))
@@ -84,8 +86,11 @@ def subsets(
 def probe_probs(
     train: LabelledEmbeddings, rows: np.ndarray, x: np.ndarray, n_classes: int, seed: int
 ) -> np.ndarray:
-    """Return class probabilities (k, n_classes) of x by a probe fitted on `rows` of train; 0 for classes
-    that the rows lack. Errors: EvidenceError for fewer than 30 rows or one class."""
+    """Return class probabilities (k, n_classes) of x by a probe fitted on `rows` of train.
+
+    Classes that the rows lack have probability 0. Errors: EvidenceError for fewer than 30 rows or one
+    class.
+    """
     labels, groups = train.y[rows].astype(str).tolist(), train.groups[rows].tolist()
     head = fit_head(train.x[rows], labels, groups, seed=seed)
     probs = np.zeros((len(x), n_classes))

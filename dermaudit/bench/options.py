@@ -14,8 +14,10 @@ MIN_DRAWS = 100  # with fewer, the 2.5 percentile rests on two draws
 
 @dataclass(frozen=True)
 class Resampling:
-    """Bootstrap of the scored images by group. `reference`: the model with which every other model is
-    compared; None compares all pairs."""
+    """Bootstrap of the scored images by group.
+
+    `reference`: the model with which every other model is compared; None compares all pairs.
+    """
 
     n_draws: int = 1000
     seed: int = 0

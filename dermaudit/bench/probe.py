@@ -99,8 +99,10 @@ def few_label_curve(
     resampling: Resampling,
     n_subsets: int,
 ) -> tuple[list[Sheet], dict[str, Predictions]]:
-    """Return (sheets of the curve, {model: test predictions of the probe on all of train}); both are
-    empty if the data set has too few labels."""
+    """Return (sheets of the curve, {model: test predictions of the probe on all of train}).
+
+    Both are empty if the data set has too few labels.
+    """
     labels = np.array([label or "" for label in manifest.labels], dtype=object)
     splits = np.asarray(manifest.splits)
     readable = np.all([np.isfinite(x).all(1) for x in embedded.values()], axis=0)

@@ -1,8 +1,8 @@
-"""Image–caption retrieval both ways over the whole set, in blocks.
+"""Image–caption retrieval in both directions over the whole set, in blocks.
 
-The gallery is every row, as published, so a caption that stands twice is there twice. An image counts
-as found when any image's caption of the same text is (`found`); `strict` asks for the row itself,
-among equal captions by chance. Ties with another caption count against the model: one that gives all
+The gallery is every row, as published, so a repeated caption occurs repeatedly. An image counts as
+found when a caption of the same text is found (`found`); `strict` asks for the caption of the same row,
+by chance among equal captions. Ties with another caption count against the model: one that gives all
 pairs the same score finds nothing.
 """
 
@@ -28,8 +28,11 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class Ranks:
-    """(n,) for each row as a query, from 1. `strict_low` … `strict_high`: the places that the row
-    itself shares with equal captions; the same number where it shares none."""
+    """Ranks (n,) of each row as a query, counted from 1.
+
+    `strict_low` … `strict_high`: the places that the row itself shares with equal captions; equal numbers
+    if it shares none.
+    """
 
     found: np.ndarray
     strict_low: np.ndarray
@@ -74,7 +77,10 @@ def encode_captions(tower: Any, captions: Sequence[str]) -> tuple[np.ndarray, np
 
 
 def ranks(x: np.ndarray, captions: np.ndarray, which: np.ndarray) -> tuple[Ranks, Ranks]:
-    """Ranks image → text and text → image. x (n, d) and captions (u, d) unit rows, which (n,)."""
+    """Return the ranks image → text and text → image.
+
+    x (n, d) and captions (u, d) are unit rows, which (n,) the caption of each image.
+    """
     n = len(x)
     copies = np.bincount(which, minlength=len(captions))
     found, low = np.empty(n), np.empty(n)
@@ -82,7 +88,7 @@ def ranks(x: np.ndarray, captions: np.ndarray, which: np.ndarray) -> tuple[Ranks
         rows = np.arange(start, min(n, start + _BLOCK))
         scores = x[rows] @ captions.T
         own = scores[np.arange(len(rows)), which[rows]]
-        # Other captions that score at least as much, as often as they stand in the gallery.
+        # Other captions that score at least as much, as often as they occur in the gallery.
         above = (scores >= own[:, None]) @ copies - copies[which[rows]]
         found[rows], low[rows] = 1 + above, 1 + above
     to_text = Ranks(found, low, low + copies[which] - 1)
@@ -103,13 +109,13 @@ def ranks(x: np.ndarray, captions: np.ndarray, which: np.ndarray) -> tuple[Ranks
 
 
 def recall_at(r: Ranks, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(found, strict) of each query within the first k: 0 or 1, strict a chance between them."""
+    """Return (found, strict) of each query within the first k: 0 or 1, strict a probability."""
     span = r.strict_high - r.strict_low + 1
     return (r.found <= k).astype(float), np.clip((k - r.strict_low + 1) / span, 0.0, 1.0)
 
 
 def chance(which: np.ndarray, k: int) -> tuple[float, float]:
-    """(found, strict) recall at k of a random order of the gallery."""
+    """Return (found, strict) recall at k of a random order of the gallery."""
     n = len(which)
     k = min(k, n)
     copies = np.bincount(which)[which]
@@ -126,8 +132,10 @@ def retrieval_figures(
     ks: Sequence[int],
     resampling: Resampling,
 ) -> Figures:
-    """Per way: R@k, strict R@k, median and mean rank of the first match. Queries are resampled by
-    group; the gallery stays whole."""
+    """Return per direction R@k, strict R@k, median and mean rank of the first match.
+
+    Queries are resampled by group; the gallery stays whole.
+    """
     names: list[str] = []
     for direction in DIRECTIONS:
         names += [f"{direction} R@{k}" for k in ks] + [f"{direction} strict R@{k}" for k in ks]
@@ -158,7 +166,7 @@ def retrieval_sheets(
     ks: Sequence[int],
     resampling: Resampling,
 ) -> list[Sheet]:
-    """A sheet for each way, with the chance level as its last row, and the paired differences."""
+    """Return a sheet for each direction, with chance as its last row, and the paired differences."""
     n = len(which)
     figures = retrieval_figures(models, groups, ks, resampling)
     distinct = int(which.max()) + 1

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 
 class BenchSession:
-    """One benchmark in progress. `models` {short name: model}; `scored` are the manifest rows whose
-    image could be read, once `embed` has run, and `skipped` counts the other images by model.
+    """One benchmark in progress.
 
-    Errors: UserInputError for models, draws, a reference or an output that cannot be used.
+    `models` {short name: model}; `scored` are the manifest rows whose image could be read, once `embed` has
+    run, and `skipped` counts the other images by model. Errors: UserInputError for models, draws, a
+    reference or an output that cannot be used.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class BenchSession:
         return manifest if self.options.where is None else manifest.where(self.options.where)
 
     def towers(self) -> Iterator[tuple[str, Any]]:
-        """Yield (short name, tower), one at a time so that only one is in memory. Raise UserInputError
-        for an unknown device."""
+        """Yield (short name, tower), one at a time so that only one is in memory.
+
+        Errors: UserInputError for an unknown device.
+        """
         import torch
 
         from dermaudit.distributed import checked_device
@@ -108,8 +111,10 @@ class BenchSession:
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
-    """Return {short name that can be a file name: model} in the given order. Raise UserInputError for
-    no model, or one that is given twice."""
+    """Return {short name that can be a file name: model} in the given order.
+
+    Errors: UserInputError for no model, or one that is given twice.
+    """
     if not models:
         raise UserInputError("no model to measure", "give --model, several times for a comparison")
     found: dict[str, str] = {}
@@ -158,8 +163,10 @@ def _as_file_name(name: str, fallback: str) -> str:
 
 
 def split_rows(manifest: Manifest, split: str) -> np.ndarray:
-    """Return the rows of a split. Raise UserInputError for an unknown split, and EvidenceError for
-    fewer than 30 rows."""
+    """Return the rows of a split.
+
+    Errors: UserInputError for an unknown split, EvidenceError for fewer than 30 rows.
+    """
     if split not in (*SPLITS, "all"):
         raise unknown("split", split, [*SPLITS, "all"])
     rows = np.array([i for i, s in enumerate(manifest.splits) if split in (s, "all")], dtype=int)

@@ -54,10 +54,12 @@ def classification_sheets(
     if absent:
         sheet.notes.append(f"classes without an image, left out of the means: {', '.join(absent)}")
     for name, found in models.items():
-        odd = int((found.probs.max(1) > found.probs[np.arange(found.n), found.predicted]).sum())
-        if odd:
+        n_differing = int(
+            (found.probs.max(1) > found.probs[np.arange(found.n), found.predicted]).sum()
+        )
+        if n_differing:
             sheet.notes.append(
-                f"{name}: in {odd} rows predicted_label is not the most probable class; "
+                f"{name}: in {n_differing} rows predicted_label is not the most probable class; "
                 "predicted_label is what is scored"
             )
     sheets = [sheet]
@@ -104,7 +106,7 @@ def _class_sheet(
 def legacy_sheets(
     found: dict[str, dict[str, Predictions]], folder: Path
 ) -> tuple[list[Sheet], dict[str, Any]]:
-    """The published table again, and how many of its cells come out."""
+    """Return the published table computed again, and how many of its cells agree."""
     cells: dict[tuple[str, str], dict[str, LegacyCell]] = {}
     sheets = []
     for dataset, models in found.items():

@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         # typer's usage errors carry their own message; its base class is not a public name.
-        if hasattr(error, "format_message"):
-            return _fail(UserInputError(error.format_message(), "see --help"), as_json)
+        if (usage := getattr(error, "format_message", None)) is not None:
+            return _fail(UserInputError(usage(), "see --help"), as_json)
         if isinstance(error, MemoryError):
             return _fail(UserInputError("not enough memory", "use fewer images at once"), as_json)
         traceback.print_exc()

@@ -45,9 +45,9 @@ def command_of(stage: Stage[Any]) -> Callable[..., dict[str, Any]]:
         _parameter(field, flag, hints[field.name]) for field, flag in flags_of(stage.options)
     ]
     command.__doc__ = stage.run.__doc__
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        sorted([*parameters, _run_parameter(stage)], key=lambda p: p.default is not _NO_DEFAULT)
-    )
+    parameters.append(_run_parameter(stage))
+    signature = inspect.Signature(sorted(parameters, key=lambda p: p.default is not _NO_DEFAULT))
+    setattr(command, "__signature__", signature)  # noqa: B010  (no attribute of the function type)
     return command
 
 
@@ -84,12 +84,11 @@ def _run_parameter(stage: Stage[Any]) -> inspect.Parameter:
 
 def _parameter(field: Field[Any], flag: Flag, hint: Any) -> inspect.Parameter:
     names = (flag.name,) if flag.name else ()
-    limits = {"min": flag.minimum, "max": flag.maximum}
-    limits = {k: v for k, v in limits.items() if v is not None}
     text = flag.help + (f": {', '.join(flag.choices)}" if flag.choices else "")
-    info = (
-        typer.Argument(help=text) if flag.positional else typer.Option(*names, help=text, **limits)
-    )
+    if flag.positional:
+        info = typer.Argument(help=text)
+    else:
+        info = typer.Option(*names, help=text, min=flag.minimum, max=flag.maximum)
     default = _NO_DEFAULT if field.default is MISSING else field.default
     annotation = _command_line_type(hint, flag)
     if typing.get_origin(annotation) is list and default == ():

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 _PUBLIC = {
     "Manifest": "manifest.manifest",
     "Shards": "shards.read",
-    "load_manifest": "manifest.manifest",
     "decode_image": "images.decode",
     "BadImage": "images.decode",
     "ImageLimits": "images.decode",
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from .images.decode import read_image as read_image
     from .images.decode_all import decode_all as decode_all
     from .manifest.manifest import Manifest as Manifest
-    from .manifest.manifest import load_manifest as load_manifest
     from .manifest.tables import IMAGE_SUFFIXES as IMAGE_SUFFIXES
     from .shards.read import Shards as Shards
 

@@ -12,7 +12,7 @@ SPLITS = ("train", "val", "test")
 
 
 def split_of(group: str) -> str:
-    """train, val or test for one group: the first 8 bytes of sha256(group) as a share of 2**64."""
+    """Return train, val or test for one group: the first 8 bytes of sha256(group) as a share of 2**64."""
     share = int.from_bytes(hashlib.sha256(group.encode("utf-8")).digest()[:8], "big") / 2**64
     return "train" if share < 0.7 else "val" if share < 0.8 else "test"
 

@@ -45,7 +45,7 @@ def draw_artifact(name: str, rgb: Array, seed: int) -> tuple[Array, Array]:
 def alpha_and_colour(
     name: str, height: int, width: int, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Alpha (height, width) and colour (3,) or (height, width, 3), both in [0, 1]."""
+    """Return alpha (height, width) and colour (3,) or (height, width, 3), both in [0, 1]."""
     alpha, colour = _DRAW[name](height, width, rng)
     alpha = np.clip(alpha, 0, 1).astype(np.float32)
     alpha[alpha < FAINT] = 0
@@ -53,7 +53,7 @@ def alpha_and_colour(
 
 
 def _stack(layers: list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Several layers, the last on top, as one alpha and one colour."""
+    """Combine several layers, the last on top, into one alpha and one colour."""
     alpha, colour = layers[0]
     premultiplied = alpha[..., None] * np.asarray(colour, dtype=np.float32)
     for a, colour in layers[1:]:
@@ -64,7 +64,7 @@ def _stack(layers: list[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 
 def _side(height: int, width: int, rng: np.random.Generator) -> tuple[Array, Array, float]:
-    """A random side of the image: (middle of that side, inward unit vector, length), in pixels."""
+    """Return a random side of the image: (its middle, inward unit vector, length), in pixels."""
     which = int(rng.choice(4, p=[0.5, 0.2, 0.15, 0.15]))
     middle = [(width / 2, height), (width / 2, 0), (0, height / 2), (width, height / 2)][which]
     inward = [(0, -1), (0, 1), (1, 0), (-1, 0)][which]
@@ -266,7 +266,7 @@ def _gel_bubble(height: int, width: int, rng: np.random.Generator) -> tuple[Arra
 
 
 def _gel_border(height: int, width: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """The edge of the immersion film: a bright and a dark line on a wide arc, and a tint beyond."""
+    """Draw the edge of the immersion film: a bright and a dark line on a wide arc, and a tint beyond."""
     x, y = coordinates(height, width)
     r = rng.uniform(0.9, 1.6)
     way = rng.uniform(0, 2 * np.pi)
@@ -296,7 +296,7 @@ def _gel_border(height: int, width: int, rng: np.random.Generator) -> tuple[Arra
 
 
 def _dark_corner(height: int, width: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """The round field of the dermatoscope: black beyond it, in all corners or in some."""
+    """Draw the round field of the dermatoscope: black beyond it, in all corners or in some."""
     x, y = coordinates(height, width)
     far = float(np.hypot(x.max(), y.max()))
     # The field's radius as a share of the half diagonal: a full black ring, or corners alone.

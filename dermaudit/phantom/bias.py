@@ -1,7 +1,7 @@
 """P(concept | diagnosis) and P(artifact | diagnosis): the table that makes trap splits.
 
 The defaults are `default_bias.toml`, which documents the format. A user's TOML or JSON file holds
-only what differs; `[artifact.default]` stands for every diagnosis without a row of its own.
+only what differs; `[artifact.default]` is used for every diagnosis without a row of its own.
 """
 
 from __future__ import annotations
@@ -35,19 +35,13 @@ class BiasTable:
     concept: Mapping[str, Mapping[str, float]]
     artifact: Mapping[str, Mapping[str, float]]
 
-    def with_trap(self, artifact: str, diagnosis: str, inside: float, other: float) -> BiasTable:
-        """This table with P(artifact | diagnosis) = `inside` and `other` for the rest."""
-        return self.changed(
-            {"artifact": {"default": {artifact: other}, diagnosis: {artifact: inside}}}
-        )
-
     def changed(self, changes: Mapping[str, Any], source: str = "bias table") -> BiasTable:
-        """This table with `changes` (the layout of a file) laid over it, validated."""
+        """Return this table with `changes` (the layout of a file) laid over it, validated."""
         merged = _merge(self.as_dict(), changes, source)
         return _checked(merged, source)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain nested dict in the layout of a file (skin types as text)."""
+        """Return a nested dict in the layout of a file (skin types as text)."""
         return {
             "diagnosis": dict(self.diagnosis),
             "skin_type": {str(key): value for key, value in self.skin_type.items()},
@@ -57,7 +51,7 @@ class BiasTable:
 
 
 def load_bias_table(path: Path | str | None = None) -> BiasTable:
-    """The default table, with the TOML or JSON file at `path` laid over it.
+    """Return the default table, with the TOML or JSON file at `path` laid over it.
 
     Errors: UserInputError names the file and the row and key that cannot be used.
     """
@@ -73,7 +67,7 @@ def load_bias_table(path: Path | str | None = None) -> BiasTable:
     except ValueError as error:
         kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
         raise UserInputError(
-            f"bias table {path} is not valid {kind} ({error})", "mend the file at that place"
+            f"bias table {path} is not valid {kind} ({error})", "fix the file at that place"
         ) from error
     return table.changed(changes, source=f"bias table {path}")
 

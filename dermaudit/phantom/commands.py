@@ -65,7 +65,7 @@ def render(
     ] = None,
     force: Annotated[bool, typer.Option(help="overwrite images in --out")] = False,
 ) -> dict[str, Any]:
-    """Draw an artifact onto any images; the exact alpha goes beside them (alpha/, 255 = opaque)."""
+    """Draw an artifact onto any images; the exact alpha goes to alpha/ (255 = opaque)."""
     from .vocabulary import ARTIFACTS
 
     if artifact not in ARTIFACTS:

@@ -1,7 +1,7 @@
 """A folder of phantoms: lossless images, masks, clean twins, and the manifest's rows.
 
 Each file is written whole (temporary name, then rename), so that a killed run leaves only finished
-files and the same call goes on where it stopped. `split` is not ours: the data layer assigns it.
+files and the same call continues where it stopped. The caller adds the column `split`.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ RENDERER_VERSION = 1
 
 
 def image_name(index: int) -> str:
-    """Path of an image relative to the manifest."""
+    """Return the path of an image relative to the manifest."""
     return f"images/{index:06d}.png"
 
 
 def rows(n: int, seed: int, table: BiasTable | None = None) -> list[dict[str, Any]]:
-    """The manifest's rows of phantoms 0 .. n-1 of `seed`, without `split` and without pixels."""
+    """Return the manifest's rows of phantoms 0 .. n-1 of `seed`, without `split` and without pixels."""
     table = load_bias_table(None) if table is None else table
     return [row_of(sample(seed, index, table)) for index in range(n)]
 
 
 def row_of(scene: Scene) -> dict[str, Any]:
-    """One row of the manifest (design §4); unused sub-captions are None."""
+    """Return one row of the manifest (design §4); unused sub-captions are None."""
     sentences = subcaptions(scene)
     name = f"phantom-{scene.seed}-{scene.index}"
     row: dict[str, Any] = {

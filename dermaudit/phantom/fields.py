@@ -15,7 +15,7 @@ Array = np.ndarray
 
 @lru_cache(maxsize=32)
 def coordinates(height: int, width: int) -> tuple[Array, Array]:
-    """x and y of the pixel centres; ±1 at the ends of the shorter side, 0 in the middle."""
+    """X and y of the pixel centres; ±1 at the ends of the shorter side, 0 in the middle."""
     half = min(height, width) / 2
     x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / half
     y = (np.arange(height, dtype=np.float32) + 0.5 - height / 2) / half

@@ -71,7 +71,7 @@ class Lesion:
     taken: Array
 
     def colour(self, name: str) -> Array:
-        """The pigment on this skin: (3,)."""
+        """Return the colour of a pigment on this skin: (3,)."""
         value, weight = PIGMENT[name]
         return np.array(value, dtype=np.float32) * np.float32(self.tone**weight)
 
@@ -212,7 +212,7 @@ def _asked(scene: Scene) -> float:
 
 
 def paint_base(canvas: Canvas) -> None:
-    """Base colours: the strongest all over the lesion, the others in regions of it."""
+    """Paint the base colours: the strongest on the whole lesion, the others in regions of it."""
     scene, lesion = canvas.scene, canvas.lesion
     rng = scene.stream("base")
     size = canvas.image.shape[0]

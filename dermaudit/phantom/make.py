@@ -68,7 +68,8 @@ def render_onto(
 ) -> tuple[int, list[dict[str, str]]]:
     """Draw `artifact` onto every image; `out/images/<name>.png` and `out/alpha/<name>.png`.
 
-    Returns (images written, [{image, reason}] skipped). UserInputError when none can be read."""
+    Returns (images written, [{image, reason}] skipped). UserInputError when none can be read.
+    """
     from PIL import Image
 
     from dermaudit.data import BadImage, read_image

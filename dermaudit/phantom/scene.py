@@ -27,7 +27,7 @@ class Scene:
     artifacts: dict[str, int]
 
     def stream(self, factor: str) -> np.random.Generator:
-        """The random stream that draws `factor` in this image."""
+        """Return the random stream that draws `factor` in this image."""
         return stream(self.seed, self.index, f"draw:{factor}")
 
 

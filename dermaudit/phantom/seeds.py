@@ -16,6 +16,6 @@ AUDIT_SEEDS = range(1000, 2**31)
 
 
 def stream(seed: int, index: int, factor: str) -> np.random.Generator:
-    """The random stream of one factor of one image; `seed` and `index` are non-negative."""
+    """Return the random stream of one factor of one image; `seed` and `index` are non-negative."""
     entropy = np.random.SeedSequence([seed, index, zlib.crc32(factor.encode("ascii"))])
     return np.random.Generator(np.random.Philox(entropy))

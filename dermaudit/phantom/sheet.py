@@ -1,4 +1,4 @@
-"""Contact sheet of phantoms, beside photographs if a folder of them is given.
+"""Contact sheet of phantoms, next to photographs if a folder of them is given.
 
     python -m dermaudit.phantom.sheet /tmp/sheet.png --by artifact
     python -m dermaudit.phantom.sheet /tmp/sheet.png --beside $DERMAUDIT_DATA/dermoscopy/images
@@ -50,7 +50,7 @@ def tiles(by: str, columns: int, size: int, seed: int) -> list[list[np.ndarray]]
 
 
 def photographs(folder: Path, n: int, size: int, seed: int) -> list[np.ndarray]:
-    """n images of a folder, squeezed to a square of `size`."""
+    """N images of a folder, squeezed to a square of `size`."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".png"))
     chosen = np.random.default_rng(seed).choice(len(paths), min(n, len(paths)), replace=False)
     found = []
@@ -63,6 +63,7 @@ def photographs(folder: Path, n: int, size: int, seed: int) -> list[np.ndarray]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Write a contact sheet; the arguments are those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m dermaudit.phantom.sheet", description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--by", choices=("diagnosis", "artifact", "concept"), default="diagnosis")

@@ -25,7 +25,7 @@ TONE = {1: 1.0, 2: 0.98, 3: 0.92, 4: 0.82, 5: 0.66, 6: 0.52}
 
 
 def paint_skin(scene: Scene, size: int) -> Array:
-    """The bare skin of a scene: (size, size, 3)."""
+    """Paint the bare skin of a scene: (size, size, 3)."""
     rng = scene.stream("skin")
     x, y = coordinates(size, size)
     base = np.array(SKIN[scene.skin_type], dtype=np.float32)

@@ -74,7 +74,7 @@ def network_atypical(canvas: Canvas) -> None:
 
 
 def _scatter(rng: np.random.Generator, lesion: Lesion, n: int, reach: float = 0.88):
-    """n points spread evenly over the lesion, in pixels, none too near to another."""
+    """N points spread evenly over the lesion, in pixels, none too near to another."""
     size = lesion.x.shape[0]
     angle = rng.uniform(0, 2 * np.pi, 4 * n)
     px, py = lesion.place(angle, reach * np.sqrt(rng.uniform(0, 1, 4 * n)))
@@ -198,7 +198,7 @@ def vessels(canvas: Canvas) -> None:
 
 
 def ulceration(canvas: Canvas) -> None:
-    """A sharply bounded raw area with crust, blood and a wet shine."""
+    """Paint a sharply bounded raw area with crust, blood and a wet shine."""
     lesion, size = canvas.lesion, canvas.image.shape[0]
     rng = canvas.scene.stream("ulceration")
     area = lesion.region(rng, "ulceration", rng.uniform(0.1, 0.2), 0.06)

@@ -103,11 +103,11 @@ class GroupBootstrap:
             yield np.bincount(drawn, minlength=self._n_groups)[self._member].astype(np.float64)
 
     def matrix(self) -> np.ndarray:
-        """All draws at once: (n_draws, n) float64."""
+        """Return all draws at once: (n_draws, n) float64."""
         return np.stack(list(self.weights()))
 
     def blocks(self, max_cells: int = 1 << 22) -> Iterator[np.ndarray]:
-        """The rows of `matrix` in order, a block of at most `max_cells` numbers at a time."""
+        """Yield the rows of `matrix` in order, a block of at most `max_cells` numbers at a time."""
         step = max(1, max_cells // max(1, len(self._member)))
         weights = self.weights()
         while block := list(itertools.islice(weights, step)):
@@ -118,12 +118,14 @@ class GroupBootstrap:
     ) -> tuple[float, float]:
         """Percentile interval of `statistic(weights)`; draws that give nan are left out.
 
-        (nan, nan) when fewer than half of the draws are defined."""
+        (nan, nan) when fewer than half of the draws are defined.
+        """
         values = np.array([statistic(weight) for weight in self.weights()])
         return percentile_interval(values, level)
 
 
 def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of draws; (nan, nan) when fewer than half of them are defined."""
     defined = values[np.isfinite(values)]
     if len(defined) < max(2, len(values) / 2):
         return float("nan"), float("nan")
@@ -135,18 +137,15 @@ def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float,
 def auprc_draws(
     truth: np.ndarray, scores: Sequence[np.ndarray], bootstrap: GroupBootstrap
 ) -> np.ndarray:
-    """Average precision of several scores in every draw: (n_draws, len(scores) + 1); the last
-    column is the prevalence of the draw. Orders are computed once."""
+    """Return the average precision of several scores in every draw: (n_draws, len(scores) + 1).
+
+    The last column is the prevalence of the draw. Orders are computed once.
+    """
     truth = np.asarray(truth, dtype=np.float64)
     weights = bootstrap.matrix()
     plans = [_descending(np.asarray(score, dtype=np.float64)) for score in scores]
     columns = [_ap_ordered(truth, order, last, weights) for order, last in plans]
     return np.stack([*columns, (weights @ truth) / weights.sum(1)], axis=1)
-
-
-def auroc_weighted(truth: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
-    """AUROC with row weights (n,); ties count one half. nan when a class has no weight."""
-    return float(auroc_draws(truth, score, np.asarray(weight, dtype=np.float64)[None])[0])
 
 
 def auroc_draws(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -164,7 +163,7 @@ def auroc_draws(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np
 def auroc_interval(
     truth: np.ndarray,
     score: np.ndarray,
-    groups: Sequence[object],
+    groups: Sequence[object] | np.ndarray,
     *,
     n_draws: int = 1000,
     seed: int = 0,

@@ -20,8 +20,11 @@ from .intervals import GroupBootstrap, percentile_interval
 
 @dataclass(frozen=True)
 class Comparison:
-    """`difference` = figure of `model` minus figure of `other`; `p_holm` is corrected for all the
-    comparisons it was made with. nan where the difference is defined in too few draws."""
+    """The paired difference of two models: figure of `model` minus figure of `other`.
+
+    `p_holm` is corrected for all comparisons that were made together. nan if the difference is defined in
+    too few draws.
+    """
 
     metric: str
     model: str
@@ -35,8 +38,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Figures:
-    """`points` (models, metrics); `draws` (models, n_draws, metrics), row b of every model from the
-    same resample. nan = undefined."""
+    """Figures of several models: `points` (models, metrics), `draws` (models, n_draws, metrics).
+
+    Row b of the draws of every model is from the same resample. nan = undefined.
+    """
 
     models: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -45,6 +50,7 @@ class Figures:
 
     @property
     def n_draws(self) -> int:
+        """The number of resamples."""
         return self.draws.shape[1]
 
     def interval(self, model: int, metric: int) -> tuple[float, float]:
@@ -89,7 +95,7 @@ class Figures:
         ]
 
     def records(self, **columns: Any) -> list[dict[str, Any]]:
-        """One dict a figure: {**columns, model, metric, value, low, high}; None = undefined."""
+        """Return one dict per figure: {**columns, model, metric, value, low, high}; None = undefined."""
         rows = []
         for m, model in enumerate(self.models):
             for k, metric in enumerate(self.metrics):
@@ -106,8 +112,11 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 def bootstrap_figures(
     statistics: dict[str, Statistic], metrics: Sequence[str], n: int, bootstrap: GroupBootstrap
 ) -> Figures:
-    """Figures of models by name. A statistic takes row weights (draws, n) and gives
-    (draws, len(metrics)); its value at equal weights is the point."""
+    """Return the figures of models by name.
+
+    A statistic takes row weights (draws, n) and returns (draws, len(metrics)); its value at equal weights
+    is the point.
+    """
     points = [statistic(np.ones((1, n)))[0] for statistic in statistics.values()]
     parts: list[list[np.ndarray]] = [[] for _ in statistics]
     # Draws on the outside: a block of weights is made once for all models.
@@ -119,7 +128,7 @@ def bootstrap_figures(
 
 
 def paired_test(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """(low, high, p) of a − b from paired draws (n_draws,): 95 % interval, two-sided p."""
+    """Return (low, high, p) of a − b from paired draws (n_draws,): 95 % interval, two-sided p."""
     difference = a - b
     defined = difference[np.isfinite(difference)]
     low, high = percentile_interval(difference)
@@ -130,7 +139,10 @@ def paired_test(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's step-down correction (Scand. J. Stat. 6:65, 1979); nan stays nan and does not count."""
+    """Correct p values by Holm's step-down method (Scand. J. Stat. 6:65, 1979).
+
+    nan stays nan and does not count as a comparison.
+    """
     values = np.asarray(p, dtype=np.float64)
     adjusted = np.full(len(values), np.nan)
     order = [i for i in np.argsort(values, kind="stable") if np.isfinite(values[i])]
@@ -142,16 +154,16 @@ def holm(p: Sequence[float]) -> np.ndarray:
 
 
 def holm_over(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The same comparisons, corrected as one family."""
+    """Return the same comparisons, corrected as one family."""
     corrected = holm([c.p for c in comparisons])
     return [replace(c, p_holm=float(p)) for c, p in zip(comparisons, corrected, strict=True)]
 
 
 def least_p(n_draws: int, n_comparisons: int) -> float:
-    """The smallest corrected p that so many draws can show for so many comparisons."""
+    """Return the smallest corrected p that so many draws can show for so many comparisons."""
     return min(1.0, 2 * n_comparisons / (n_draws + 1))
 
 
 def plain(value: float) -> float | None:
-    """A number for JSON: None where it is not finite."""
+    """Return a number for JSON: None if it is not finite."""
     return float(value) if np.isfinite(value) else None

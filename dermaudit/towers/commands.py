@@ -15,7 +15,8 @@ from .loading.names import CONFIG_FILE, architectures, bundled_folder, bundled_n
 @dataclass(frozen=True)
 class HubModel:
     """A published model. `millions` of parameters; four bytes each in the file. `login`: whether the
-    hub asks for one, as far as its pages say (None: not known; a refusal says what to accept)."""
+    hub asks for one, as far as its pages say (None: not known; a refusal says what to accept).
+    """
 
     name: str
     what: str

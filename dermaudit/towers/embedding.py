@@ -25,7 +25,8 @@ _BATCH = 64
 @dataclass(frozen=True)
 class Embedded:
     """`rows` (k,) of the manifest whose image can be read, `x` (k, d) their unit embeddings,
-    `skipped` (image, reason) of the others."""
+    `skipped` (image, reason) of the others.
+    """
 
     rows: np.ndarray
     x: np.ndarray
@@ -50,7 +51,7 @@ def embed_images(tower: Any, paths: Sequence[Path]) -> tuple[np.ndarray, dict[in
     return x, failed
 
 
-def refuse_seen(tower: Any, manifest: Manifest, rows: Sequence[int]) -> None:
+def refuse_seen(tower: Any, manifest: Manifest, rows: Sequence[int] | np.ndarray) -> None:
     """UserInputError when one of these images was a training image of the model (design §4)."""
     if not tower.training_hashes():
         return
@@ -61,24 +62,25 @@ def refuse_seen(tower: Any, manifest: Manifest, rows: Sequence[int]) -> None:
     refuse_training_images(tower, scored, [names[i] for i in rows], hashes, manifest.path)
 
 
-def embed_rows(tower: Any, manifest: Manifest, rows: Sequence[int]) -> Embedded:
+def embed_rows(tower: Any, manifest: Manifest, rows: Sequence[int] | np.ndarray) -> Embedded:
     """Embed the scored rows of a manifest. Errors: UserInputError when one was a training image, or
-    when no image can be read."""
-    rows = np.asarray(rows, dtype=int)
-    refuse_seen(tower, manifest, rows)
+    when no image can be read.
+    """
+    scored = np.asarray(rows, dtype=int)
+    refuse_seen(tower, manifest, scored)
     paths, names = manifest.paths(), manifest.column("image")
-    x, failed = embed_images(tower, [paths[i] for i in rows])
-    skipped = [(names[rows[i]], why) for i, why in failed.items()]
-    if len(skipped) == len(rows):
+    x, failed = embed_images(tower, [paths[i] for i in scored])
+    skipped = [(names[scored[i]], why) for i, why in failed.items()]
+    if len(skipped) == len(scored):
         raise UserInputError(
-            f"none of the {len(rows)} images of {manifest.path} can be read: "
+            f"none of the {len(scored)} images of {manifest.path} can be read: "
             f"{skipped[0][0]}: {skipped[0][1]}",
             f"see what is wrong with: dermaudit data check {manifest.path}",
         )
     if skipped:
         say(
-            f"  {len(skipped)} of {len(rows)} images cannot be read and are left out, the first: "
+            f"  {len(skipped)} of {len(scored)} images cannot be read and are left out, the first: "
             f"{skipped[0][0]}: {skipped[0][1]}"
         )
-    kept = np.isfinite(x).all(1)
-    return Embedded(rows[kept], x[kept], skipped)
+    kept = np.isfinite(x).all(axis=1)
+    return Embedded(scored[kept], x[kept], skipped)

@@ -25,6 +25,7 @@ from dermaudit.errors import UserInputError, unknown
 
 from .loading.cards import Card, read_card, read_training_hashes
 from .loading.fingerprint import tower_fingerprint
+from .open_clip_model import OpenClipModel, as_open_clip
 from .preprocess import ImageInput, Preprocess
 from .splice import splice_saes
 from .taps import Tap, register, text_taps, visual_taps
@@ -51,12 +52,12 @@ class HookedTower(HookedRootModule):
         folder: Path | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = as_open_clip(model.eval().requires_grad_(False))
         self.name = name
         self.folder = folder
         self.tokenizer = tokenizer
         self.preprocess = Preprocess(preprocess_cfg)
-        self._visual_taps = visual_taps(model)
+        self._visual_taps = visual_taps(self.model.visual)
         self._text_taps = text_taps(model)
         self._points: dict[str, HookPoint] = {}
         self._handles: list[Any] = []
@@ -128,7 +129,7 @@ class HookedTower(HookedRootModule):
 
     @property
     def logit_scale(self) -> float:
-        """exp of the learned logit scale: 1 / temperature."""
+        """Exp of the learned logit scale: 1 / temperature."""
         return float(self.model.logit_scale.detach().exp())
 
     @cached_property
@@ -162,7 +163,8 @@ class HookedTower(HookedRootModule):
         self.check_site(site)
         if site in self._visual_taps.stages:
             step = self._visual_taps.stages[site][1]
-            return tuple(math.ceil(side / step) for side in self.preprocess.size)
+            height, width = self.preprocess.size
+            return math.ceil(height / step), math.ceil(width / step)
         return self.patch_grid
 
     def check_site(self, site: str) -> None:
@@ -246,9 +248,9 @@ class HookedTower(HookedRootModule):
         normalize: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Image embeddings, text embeddings, or both as a pair. What `run_with_cache` calls."""
-        if images is None and texts is None:
-            raise UserInputError("give images, texts, or both")
         if images is None:
+            if texts is None:
+                raise UserInputError("give images, texts, or both")
             return self.encode_text(texts, normalize)
         if texts is None:
             return self.encode_image(images, normalize)
@@ -295,7 +297,7 @@ class HookedTower(HookedRootModule):
         for part in path:
             if part not in parent._modules:
                 parent.add_module(part, nn.Module())
-            parent = parent._modules[part]
+            parent = parent.get_submodule(part)
         point = HookPoint()
         parent.add_module(leaf, point)
         self._points[site] = point
@@ -355,7 +357,7 @@ class HookedTower(HookedRootModule):
 
     # ---- copies ------------------------------------------------------------------------------
 
-    def release(self) -> nn.Module:
+    def release(self) -> OpenClipModel:
         """The open_clip model without its taps, to be trained or copied; the tower is of no more use."""
         for handle in self._handles:
             handle.remove()

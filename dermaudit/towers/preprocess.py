@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -67,31 +67,36 @@ class Preprocess:
         Raises UserInputError for anything that is not an image, BadImage for a file that cannot be
         decoded.
         """
-        if is_one_image(images):
-            return self.transform(_as_pil(images))
-        if not len(images):
+        listed, is_single = as_list(images)
+        if is_single:
+            return self._prepared(listed[0])
+        if not listed:
             return torch.empty(0, 3, *self.size)
         if not self._can_batch:
-            return torch.stack([self.transform(_as_pil(image)) for image in images])
-        pixels = np.stack([np.asarray(self._resized(image)) for image in images])
+            return torch.stack([self._prepared(image) for image in listed])
+        pixels = np.stack([np.asarray(self._resized(image)) for image in listed])
         return torch.from_numpy(self._normalised(pixels))
 
     def unless_prepared(self, images: ImageInput | Sequence[ImageInput]) -> Tensor:
         """Return floating-point tensors as they are (a list of them stacked), other images prepared."""
         if isinstance(images, Tensor):
             return images if images.is_floating_point() else self(images)
-        if is_one_image(images) or not len(images):
-            return self(images)
-        tensors = [x for x in images if isinstance(x, Tensor) and x.is_floating_point()]
+        listed, _ = as_list(images)
+        tensors = [x for x in listed if isinstance(x, Tensor) and x.is_floating_point()]
         if not tensors:
             return self(images)
-        if len(tensors) < len(images) or len({x.shape for x in tensors}) > 1:
+        if len(tensors) < len(listed) or len({x.shape for x in tensors}) > 1:
             raise UserInputError(
                 "a list with prepared images (floating-point tensors) may hold nothing else, and all "
                 "must have one shape",
                 "prepare all of them: tower.preprocess(images)",
             )
         return torch.stack(tensors)
+
+    def _prepared(self, image: ImageInput) -> Tensor:
+        prepared = self.transform(_as_pil(image))
+        assert isinstance(prepared, Tensor)
+        return prepared
 
     def _resized(self, image: ImageInput) -> Image.Image:
         """Return the image in RGB and in the tower's size."""
@@ -114,14 +119,17 @@ class Preprocess:
         return np.divide(x, std, out=x)
 
 
-def is_one_image(images: ImageInput | Sequence[ImageInput]) -> TypeGuard[ImageInput]:
-    """Return whether the argument is one image, not several. Raises UserInputError if it is neither."""
+def as_list(images: ImageInput | Sequence[ImageInput]) -> tuple[list[ImageInput], bool]:
+    """Return the images as a list, and whether the argument is one image and not several.
+
+    Raises UserInputError if it is neither.
+    """
     if isinstance(images, (str, os.PathLike, Image.Image)):
-        return True
+        return [images], True
     if isinstance(images, (np.ndarray, Tensor)):
-        return images.ndim != 4
+        return ([images], True) if images.ndim != 4 else (list(images), False)
     if isinstance(images, Sequence):
-        return False
+        return list(images), False
     raise _not_an_image(images)
 
 

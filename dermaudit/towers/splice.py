@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from dermaudit.errors import ForeignArtifactError, UserInputError, unknown
 
-from .taps import Tap, image_tower, register, text_taps, visual_taps
+from .open_clip_model import as_open_clip
+from .taps import Tap, register, text_taps, visual_taps
 
 if TYPE_CHECKING:
     from .hooked import HookedTower
@@ -79,7 +80,9 @@ def check_positions(positions: str) -> None:
 def prefix_tokens(model: nn.Module | HasSites) -> int:
     """Return the number of tokens before the patches of a HookedTower or a plain open_clip model."""
     return (
-        model.n_prefix_tokens if isinstance(model, HasSites) else visual_taps(model).n_prefix_tokens
+        model.n_prefix_tokens
+        if isinstance(model, HasSites)
+        else visual_taps(as_open_clip(model).visual).n_prefix_tokens
     )
 
 
@@ -138,8 +141,9 @@ _POOLED = "visual.pooled"
 
 def _tap_of(model: nn.Module, site: str) -> Tap:
     """Return the tap of a plain open_clip model at a site. Raises UserInputError if there is none."""
-    taps = [*visual_taps(model).taps, *text_taps(model).taps]
-    taps += [Tap(site, image_tower(model)) for site in ("visual.embedding", _POOLED)]
+    visual = as_open_clip(model).visual
+    taps = [*visual_taps(visual).taps, *text_taps(model).taps]
+    taps += [Tap(site, visual) for site in ("visual.embedding", _POOLED)]
     by_site = {tap.site: tap for tap in taps}
     if site not in by_site:
         raise unknown("site", site, by_site)

@@ -28,13 +28,14 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dermaudit.errors import UserInputError
+from .open_clip_model import ImageTower
 
 
 @dataclass(frozen=True)
 class Tap:
     """One hook point. `swap`: the module runs (token, item, d), the hook sees (item, token, d).
-    `cells`: the module gives a map (item, d, rows, columns), the hook sees (item, cell, d)."""
+    `cells`: the module gives a map (item, d, rows, columns), the hook sees (item, cell, d).
+    """
 
     site: str
     module: nn.Module
@@ -86,20 +87,8 @@ def register(tap: Tap, change: Callable[[Tensor], Tensor | None]) -> RemovableHa
     return tap.module.register_forward_hook(lambda module, args, output: changed(output))
 
 
-def image_tower(model: nn.Module) -> nn.Module:
-    """Return `model.visual`. Raises UserInputError if there is none."""
-    visual = getattr(model, "visual", None)
-    if not isinstance(visual, nn.Module):
-        raise UserInputError(
-            f"{type(model).__name__} is neither a HookedTower nor an open_clip model: it has no "
-            "image tower `visual`"
-        )
-    return visual
-
-
-def visual_taps(model: nn.Module) -> TowerTaps:
-    """Return the taps of `model.visual`; a kind that is not known has none."""
-    visual: Any = image_tower(model)
+def visual_taps(visual: ImageTower) -> TowerTaps:
+    """Return the taps of an image tower; a kind that is not known has none."""
     if hasattr(visual, "scaled_tokens"):
         return _panderm(visual)
     if hasattr(visual, "trunk"):
@@ -110,9 +99,9 @@ def visual_taps(model: nn.Module) -> TowerTaps:
 
 
 def text_taps(model: nn.Module) -> TowerTaps:
-    """The taps of the text side: `model.text`, or the parts that a plain CLIP holds itself."""
-    text = getattr(model, "text", model)
-    transformer = getattr(text, "transformer", None)
+    """Return the taps of the text side: `model.text`, or the parts that a plain CLIP holds itself."""
+    text: Any = getattr(model, "text", model)
+    transformer: Any = getattr(text, "transformer", None)
     if hasattr(transformer, "resblocks"):
         final = [Tap("text.ln_final", text.ln_final)] if hasattr(text, "ln_final") else []
         return TowerTaps(
@@ -155,13 +144,13 @@ def _branches(
     return taps
 
 
-def _native_blocks(side: str, transformer: nn.Module) -> list[Tap]:
+def _native_blocks(side: str, transformer: Any) -> list[Tap]:
     swap = not transformer.batch_first
     blocks = transformer.resblocks
     return _in_and_out(side, blocks, swap) + _branches(side, blocks, [("ls_1", "ls_2")], swap)
 
 
-def _native_visual(visual: nn.Module) -> TowerTaps:
+def _native_visual(visual: ImageTower) -> TowerTaps:
     return TowerTaps(
         "open_clip ViT",
         [
@@ -176,7 +165,7 @@ def _native_visual(visual: nn.Module) -> TowerTaps:
     )
 
 
-def _timm(trunk: nn.Module, size: int | tuple[int, int] | None = None) -> TowerTaps:
+def _timm(trunk: Any, size: int | tuple[int, int] | None = None) -> TowerTaps:
     blocks = getattr(trunk, "blocks", None)
     if blocks is None or not hasattr(trunk, "patch_embed") or not hasattr(trunk, "embed_dim"):
         return _convolutional(trunk)
@@ -199,24 +188,25 @@ def _timm(trunk: nn.Module, size: int | tuple[int, int] | None = None) -> TowerT
     )
 
 
-def _grid(patch_embed: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
+def _grid(patch_embed: Any, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Rows and columns of patches. The convolutional stem of XCiT takes any size and only knows the
-    one that its weights were first made for: there the tower's own image size counts."""
+    one that its weights were first made for: there the tower's own image size counts.
+    """
     if hasattr(patch_embed, "grid_size"):
         return tuple(patch_embed.grid_size)
-    sides = _pair(size if size is not None else patch_embed.img_size)
-    return tuple(
-        side // step for side, step in zip(sides, _pair(patch_embed.patch_size), strict=True)
-    )
+    height, width = _pair(size if size is not None else patch_embed.img_size)
+    rows, columns = _pair(patch_embed.patch_size)
+    return height // rows, width // columns
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _convolutional(trunk: nn.Module) -> TowerTaps:
+def _convolutional(trunk: Any) -> TowerTaps:
     """A timm trunk of stages (RegNet, ResNet): each stage of `feature_info` after the stem is a
-    block, its map presented as one token a cell, row by row."""
+    block, its map presented as one token a cell, row by row.
+    """
     stages = [
         (trunk.get_submodule(info["module"]), info["num_chs"], info["reduction"])
         for info in getattr(trunk, "feature_info", [])
@@ -235,7 +225,7 @@ def _convolutional(trunk: nn.Module) -> TowerTaps:
     )
 
 
-def _panderm(visual: nn.Module) -> TowerTaps:
+def _panderm(visual: ImageTower) -> TowerTaps:
     return TowerTaps(
         "PanDerm",
         [
@@ -251,7 +241,7 @@ def _panderm(visual: nn.Module) -> TowerTaps:
     )
 
 
-def _hf_layers(transformer: nn.Module | None) -> nn.ModuleList | None:
+def _hf_layers(transformer: Any) -> nn.ModuleList | None:
     encoder = getattr(transformer, "encoder", None)
     layers = getattr(encoder, "layer", None)
     known = isinstance(layers, nn.ModuleList) and hasattr(transformer, "embeddings")

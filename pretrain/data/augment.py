@@ -60,7 +60,8 @@ def apply_views(
     images: Tensor, part: AugmentSection, views: dict[str, Tensor], size: int | None = None
 ) -> Tensor:
     """Views (n, 3, size, size; as they came without one) of uint8 images (n, 3, s, s), as float32 in
-    0 … 255; `views` has n rows."""
+    0 … 255; `views` has n rows.
+    """
     x = images.float()
     views = {name: value.to(x.device) for name, value in views.items()}
     turn = int(views["turn"][0])

@@ -25,7 +25,8 @@ _FRAMES = ("dermoscopic image of {}", "dermoscopy of {}", "a lesion: {}", "{}")
 @dataclass(frozen=True)
 class Fact:
     """`values` (n,) 1, 0 or nan; `said` wordings of presence, `denied` of absence (may be empty:
-    then absence is not put into captions); `kind` concept, artifact, label or the column's name."""
+    then absence is not put into captions); `kind` concept, artifact, label or the column's name.
+    """
 
     name: str
     values: np.ndarray
@@ -66,7 +67,8 @@ def _denied(said: tuple[str, ...]) -> tuple[str, ...]:
 def caption(facts: list[Fact], row: int, rng: random.Random, keep: float, deny: float) -> str:
     """One caption of an image: a random part of what is known, in random order and wording.
 
-    `keep` is the chance that a present fact is said, `deny` that an absent one is denied."""
+    `keep` is the chance that a present fact is said, `deny` that an absent one is denied.
+    """
     parts = []
     for fact in facts:
         value = fact.values[row]

@@ -29,14 +29,14 @@ _TRIES = 32  # rows tried in the place of one that cannot be read
 class ImageSource(ABC):
     """Images by row of the data. `rows` (n,) are those that may come up."""
 
-    def __init__(self, rows: Sequence[int]) -> None:
+    def __init__(self, rows: Sequence[int] | np.ndarray) -> None:
         self.rows = np.asarray(rows, dtype=np.int64)
 
     @property
     def n(self) -> int:
         return len(self.rows)
 
-    def only(self, rows: Sequence[int]) -> ImageSource:
+    def only(self, rows: Sequence[int] | np.ndarray) -> ImageSource:
         """The same with those of its rows that are among `rows`."""
         other = copy.copy(self)
         other.rows = self.rows[np.isin(self.rows, np.asarray(rows))]
@@ -55,7 +55,7 @@ class ImageSource(ABC):
 class ImagesInMemory(ImageSource):
     """uint8 images (n, 3, s, s), decoded before; `rows` says which row each of them is."""
 
-    def __init__(self, images: Tensor, rows: Sequence[int] | None = None) -> None:
+    def __init__(self, images: Tensor, rows: Sequence[int] | np.ndarray | None = None) -> None:
         super().__init__(range(len(images)) if rows is None else rows)
         self.images = images
         self._place = np.full(int(self.rows.max(initial=-1)) + 1, -1)
@@ -81,7 +81,8 @@ class ImageFiles(ImageSource):
 
 class ImagesFromShards(ImageSource):
     """Rows of a shards folder (dermaudit.data.shards.read), in an order that reads them in runs. Row i of the
-    data is row `in_shards[i]` of the shards."""
+    data is row `in_shards[i]` of the shards.
+    """
 
     def __init__(self, shards, in_shards: Sequence[int], size: int) -> None:
         super().__init__(range(len(in_shards)))
@@ -135,16 +136,16 @@ def _first_good(
 ) -> tuple[int, np.ndarray, int]:
     """(row, image, how many failed): the row itself, or others drawn by it, not of its batch."""
     rng, at = random.Random(row), row
-    last: BadImage | None = None
+    reason = ""
     for failed in range(_TRIES):
         try:
             return at, source.image(at), failed
         except BadImage as error:
-            last = error
+            reason = error.message
         others = (int(source.rows[rng.randrange(source.n)]) for _ in range(_TRIES))
         at = next((other for other in others if other not in taken), at)
     raise UserInputError(
-        f"{_TRIES} images drawn after each other cannot be read, the last: {last.message}",
+        f"{_TRIES} images drawn after each other cannot be read, the last: {reason}",
         "see what is wrong with: dermaudit data check",
     )
 

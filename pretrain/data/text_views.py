@@ -38,7 +38,8 @@ class FactTexts:
 
     def views(self, row: int, rng: random.Random, k: int) -> Views:
         """Sub-captions are single facts that are present; the ontology caption is the diagnosis with
-        its kind; the concept caption lists the clinical signs."""
+        its kind; the concept caption lists the clinical signs.
+        """
         present = [f for f in self.facts if f.values[row] > 0.5]
         diagnosis = next((f for f in present if f.kind == "label"), None)
         signs = [rng.choice(f.said) for f in present if f.kind == "concept"]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dermaudit.distributed import n_processes, rank, total
+from dermaudit.towers.open_clip_model import OpenClipModel
 
 from ..data.facts import Fact, absent_sentence
 
@@ -33,8 +34,9 @@ class AspectLoss(nn.Module):
     def forward(
         self, images: torch.Tensor, said: torch.Tensor, denied: torch.Tensor, truth: torch.Tensor
     ) -> torch.Tensor:
-        """images (n, d), or tokens (n, cells, d); said and denied (f, d); unit rows; truth (n, f) 1,
-        0 or nan."""
+        """Images (n, d), or tokens (n, cells, d); said and denied (f, d); unit rows; truth (n, f) 1,
+        0 or nan.
+        """
         known = torch.isfinite(truth)
         scale = self.log_scale.clamp(max=4.6).exp()
         aspects = images @ (said - denied).T
@@ -48,7 +50,8 @@ class AspectLoss(nn.Module):
 
 def soft_maximum(x: torch.Tensor, dim: int, sharpness: float = 8.0) -> torch.Tensor:
     """log-mean-exp: between the mean (sharpness 0) and the maximum (∞) along `dim`. Unlike the
-    maximum it sends a gradient to every cell, so that no cell is lost at the start."""
+    maximum it sends a gradient to every cell, so that no cell is lost at the start.
+    """
     return (torch.logsumexp(sharpness * x, dim) - math.log(x.shape[dim])) / sharpness
 
 
@@ -58,15 +61,24 @@ def aspect_sentences(facts: list[Fact], rng: random.Random) -> tuple[list[str], 
 
 
 def caption_loss(
-    kind: str, images: torch.Tensor, texts: torch.Tensor, model: nn.Module, gathered: str = "local"
+    kind: str,
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    model: OpenClipModel,
+    gathered: str = "local",
 ) -> torch.Tensor:
     """open_clip's ClipLoss or SigLipLoss on unit rows (n, d) of this process; its mean over processes is
-    the loss of the whole batch. `gathered`: "local" rows against all, or "full", all rows everywhere."""
+    the loss of the whole batch. `gathered`: "local" rows against all, or "full", all rows everywhere.
+    """
     from open_clip.loss import ClipLoss, SigLipLoss
 
-    world = {"rank": rank(), "world_size": n_processes()}
     if kind == "siglip":
-        loss = SigLipLoss(**world, dist_impl="gather")
+        loss = SigLipLoss(rank=rank(), world_size=n_processes(), dist_impl="gather")
         return loss(images, texts, model.logit_scale.exp(), model.logit_bias)
-    loss = ClipLoss(local_loss=gathered == "local", gather_with_grad=True, **world)
+    loss = ClipLoss(
+        local_loss=gathered == "local",
+        gather_with_grad=True,
+        rank=rank(),
+        world_size=n_processes(),
+    )
     return loss(images, texts, model.logit_scale.exp())

@@ -43,7 +43,8 @@ _EPS = 1e-6
 @dataclass(frozen=True)
 class MakeSwitches:
     """The three places where formula and code differ, and whether an image's other views are left out
-    of the denominator of one ("all" only: with "view" they never are in it)."""
+    of the denominator of one ("all" only: with "view" they never are in it).
+    """
 
     denominator: Literal["view", "all"] = "view"
     alignment: Literal["text_to_image", "image_to_text"] = "text_to_image"
@@ -163,7 +164,8 @@ def _both_ways(to_text, to_image, weight, mask, switches: MakeSwitches) -> Tenso
 
 def _absent(mask: Tensor, b: int, offset: int) -> Tensor:
     """(N, b, B): texts that are not there. A row's own stays, so that its log-softmax is finite; it is
-    left out by its weight."""
+    left out by its weight.
+    """
     own = torch.eye(len(mask), dtype=torch.bool, device=mask.device)[offset : offset + b]
     return ~mask.T[:, None, :] & ~own
 
@@ -234,22 +236,24 @@ def _gather_bool(mask: Tensor) -> Tensor:
 
 def info_nce(a: Tensor, b: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
     """Symmetric InfoNCE of unit rows a, b (n, d) over the rows that are `valid` (n,): what KEP distils a
-    frozen knowledge encoder's view of the raw captions with (arXiv 2602.10624, report)."""
+    frozen knowledge encoder's view of the raw captions with (arXiv 2602.10624, report).
+    """
     offset, valid_all = rank() * len(a), _gather_bool(valid)
     dead = _absent(valid_all[:, None], len(a), offset)
-    loss = sum(
+    to_b, to_a = (
         _cross_entropy(
             (scale * one @ gather(other).T)[None].masked_fill(dead, -torch.inf), offset, None
         )
         for one, other in ((a, b), (b, a))
     )
-    return _weighted_mean(loss[0] / 2, valid.to(a.dtype))
+    return _weighted_mean((to_b + to_a)[0] / 2, valid.to(a.dtype))
 
 
 def soft_targets(similarity: Tensor, blend: float, temperature: float = 0.07) -> Tensor:
     """Rows of targets (b, B) from ontology similarities (b, B), nan where a disease is unknown:
     (1 − β) one-hot + β softmax(similarity / 0.07) (O-MAKE, arXiv 2512.03445). An image of unknown disease
-    keeps its one-hot row, and is nobody's neighbour."""
+    keeps its one-hot row, and is nobody's neighbour.
+    """
     b, n = similarity.shape
     own = torch.zeros_like(similarity)
     rows = torch.arange(b, device=similarity.device)

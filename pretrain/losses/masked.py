@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dermaudit.distributed import n_processes, total
+from dermaudit.towers.open_clip_model import ImageTower
 
-from ..tokens import TokenReader
+from ..tokens import TokenReader, Tokens
 from .regressor import LatentRegressor
 
 
@@ -39,7 +40,7 @@ class Cells(NamedTuple):
 
 
 def split_cells(mask: Tensor) -> Cells:
-    """mask (n, cells), as many true in each row."""
+    """Mask (n, cells), as many true in each row."""
     masked = int(mask[0].sum())
     order = mask.int().argsort(dim=1, stable=True)
     return Cells(order[:, : mask.shape[1] - masked], order[:, mask.shape[1] - masked :])
@@ -47,7 +48,8 @@ def split_cells(mask: Tensor) -> Cells:
 
 def paint(x: Tensor, mask: Tensor) -> Tensor:
     """Replace masked cells of x (n, 3, s, s) by the image's mean colour; mask (n, cells) is a square
-    grid."""
+    grid.
+    """
     side = math.isqrt(mask.shape[1])
     cells = mask.view(-1, 1, side, side).to(x.dtype)
     full = F.interpolate(cells, size=x.shape[-2:], mode="nearest").bool()
@@ -60,7 +62,7 @@ class Teacher(nn.Module):
     `mean`, `std`: of the student's and of the teacher's normalisation, where they differ.
     """
 
-    def __init__(self, visual: nn.Module, size: int, renormalise: tuple | None = None) -> None:
+    def __init__(self, visual: ImageTower, size: int, renormalise: tuple | None = None) -> None:
         super().__init__()
         self.visual = visual.requires_grad_(False).eval()
         self.size = size
@@ -88,7 +90,7 @@ class Teacher(nn.Module):
         return F.normalize(self.reader.project(self.visual, tokens), dim=-1)
 
 
-def _one(seen) -> Tensor:
+def _one(seen: Tokens) -> Tensor:
     """One global token: the class token (registers are nobody's target), or the mean of the cells."""
     return seen.first[:, :1] if seen.first.shape[1] else seen.cells.mean(1, keepdim=True)
 
@@ -99,9 +101,11 @@ class MaskedLatent(nn.Module):
     `weights`: of the class token, the visible and the masked cells. `teacher` None: an EMA of `visual`.
     """
 
+    centre: Tensor
+
     def __init__(
         self,
-        visual: nn.Module,
+        visual: ImageTower,
         image_size: int,
         *,
         depth: int = 1,
@@ -124,7 +128,8 @@ class MaskedLatent(nn.Module):
         e = d if teacher is None else teacher.d
         self.norm, self.predict = nn.LayerNorm(d), nn.Linear(d, e)
         self.register_buffer("centre", torch.zeros(e))
-        self._sum = self._count = None
+        self._sum: Tensor | None = None
+        self._count = 0
 
     def train(self, mode: bool = True) -> MaskedLatent:
         super().train(mode)
@@ -136,14 +141,14 @@ class MaskedLatent(nn.Module):
             self.teacher._apply(fn)
         return super()._apply(fn, recurse)
 
-    def forward(self, visual: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, visual: ImageTower, x: Tensor, mask: Tensor) -> Tensor:
         """Loss of each image (n,), in [0, 2]. x (n, 3, s, s) normalised, mask (n, cells)."""
         cells = split_cells(mask)
         return self.distance(
             self.predictions(visual, x, mask, cells), self.targets(x, cells), cells
         )
 
-    def predictions(self, visual: nn.Module, x: Tensor, mask: Tensor, cells: Cells) -> Tensor:
+    def predictions(self, visual: ImageTower, x: Tensor, mask: Tensor, cells: Cells) -> Tensor:
         """(n, 1 + v + m, e): the class token, visible cells, masked cells."""
         if self.reader.can_drop:
             seen = self.reader.read(visual, x, keep=cells.visible)
@@ -175,16 +180,17 @@ class MaskedLatent(nn.Module):
         away = 1 - F.cosine_similarity(predicted, target, dim=-1)
         v = cells.visible.shape[1]
         parts = (away[:, :1], away[:, 1 : 1 + v], away[:, 1 + v :])
-        weight = sum(w * part.shape[1] for w, part in zip(self.weights, parts, strict=True))
-        return sum(w * part.sum(1) for w, part in zip(self.weights, parts, strict=True)) / weight
+        weighted = list(zip(self.weights, parts, strict=True))
+        total_weight = sum(w * part.shape[1] for w, part in weighted)
+        return sum((w * part.sum(1) for w, part in weighted), away.new_zeros(())) / total_weight
 
     def _note(self, tokens: Tensor) -> None:
         flat = tokens.flatten(0, 1)
         self._sum = flat.sum(0) if self._sum is None else self._sum + flat.sum(0)
-        self._count = len(flat) + (self._count or 0)
+        self._count += len(flat)
 
     @torch.no_grad()
-    def update(self, visual: nn.Module, ema: float) -> None:
+    def update(self, visual: ImageTower, ema: float) -> None:
         """After a step: move the EMA teacher and its centre (nothing for a frozen teacher)."""
         if not self.is_ema:
             return
@@ -192,10 +198,10 @@ class MaskedLatent(nn.Module):
             mine.lerp_(theirs, 1 - ema)
         for mine, theirs in zip(self.teacher.buffers(), visual.buffers(), strict=True):
             mine.copy_(theirs)
-        if self._count:
+        if self._sum is not None:
             mean = total(self._sum) / (self._count * n_processes())
             self.centre.lerp_(mean, 0.1)
-        self._sum = self._count = None
+        self._sum, self._count = None, 0
 
 
 def _take(tokens: Tensor, cells: Tensor) -> Tensor:

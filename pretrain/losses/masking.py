@@ -68,7 +68,8 @@ def _grow(mask: np.ndarray, most: int, rng: random.Random) -> int:
 
 def block_masks(seeds: list[int], grid: tuple[int, int], share: float) -> torch.Tensor:
     """Boolean (n, cells), one row a seed, each with exactly round(share · cells) true, at least 1 and
-    at most cells − 1. A row depends on its seed alone, not on its place in the batch."""
+    at most cells − 1. A row depends on its seed alone, not on its place in the batch.
+    """
     cells = grid[0] * grid[1]
     count = min(cells - 1, max(1, round(share * cells)))
     masks = [block_mask(grid, count, random.Random(seed)) for seed in seeds]

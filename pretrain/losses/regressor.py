@@ -11,7 +11,8 @@ from dermaudit.towers.loading.panderm import sin_cos_positions
 
 class CrossBlock(nn.Module):
     """Pre-norm cross-attention and an MLP, both scaled (LayerScale). Positions are added to queries and
-    keys, not to values."""
+    keys, not to values.
+    """
 
     def __init__(self, d: int, heads: int, scale: float) -> None:
         super().__init__()
@@ -25,7 +26,7 @@ class CrossBlock(nn.Module):
     def forward(
         self, query: Tensor, context: Tensor, at_query: Tensor, at_context: Tensor
     ) -> Tensor:
-        """query (n, m, d), context (n, c, d) and their positions, of the same shapes -> (n, m, d)."""
+        """Query (n, m, d), context (n, c, d) and their positions, of the same shapes -> (n, m, d)."""
         kv = self.norm_kv(context)
         q = self._split(self.q(self.norm_q(query) + at_query))
         k, v = self._split(self.k(kv + at_context)), self._split(self.v(kv))
@@ -43,6 +44,8 @@ class LatentRegressor(nn.Module):
     Queries start from one learned mask token; keys and values are the visible latents together with
     the queries, which are updated from block to block.
     """
+
+    positions: Tensor
 
     def __init__(self, d: int, side: int, depth: int, scale: float = 0.1) -> None:
         super().__init__()

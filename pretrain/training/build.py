@@ -20,16 +20,17 @@ from dermaudit.distributed import World
 from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.files import sha256_file, sha256_json
 from dermaudit.towers import load_model, save_local_dir
+from dermaudit.towers.open_clip_model import OpenClipModel
 
 from ..data.facts import Fact, corpus, facts_of
 from ..data.source import ImageFiles, ImagesFromShards, ImagesInMemory, ImageSource
-from ..data.text_views import ColumnTexts, FactTexts
+from ..data.text_views import ColumnTexts, FactTexts, TextSource
 from ..losses.masked import MaskedLatent
 from ..recipe import TrainingRecipe
 from .card import card
 from .loop import LOG_FILE, TrainingPlan, require_batch, train
 from .probe import measure
-from .stages import ContrastiveStage, MaskedStage, Stage
+from .stages import ContrastiveStage, MaskedStage, TrainingStage
 from .start import InitialModel, make_initial_model
 from .state import seed_of
 from .teachers import content_of, disease_similarity, knowledge_encoder, make_teacher
@@ -41,7 +42,8 @@ _IN_MEMORY = 4 << 30  # bytes of decoded images of all processes of a machine; m
 @dataclass(frozen=True)
 class TrainingTexts:
     """What is known of the train images: `data` (their rows), `in_whole` (their rows in the whole
-    manifest), `captioned` (those that stage 2 takes), `texts`, `facts`, and all texts for a tokenizer."""
+    manifest), `captioned` (those that stage 2 takes), `texts`, `facts`, and all texts for a tokenizer.
+    """
 
     data: Manifest
     in_whole: list[int]
@@ -182,7 +184,8 @@ def _source(
 
 def _identity(recipe: TrainingRecipe, said: TrainingTexts, source: ImageSource) -> dict[str, Any]:
     """What a training that is resumed must share with the one that was stopped. Learning rates, warm-up
-    and clipping may change: that is how a loss that is not finite is mended."""
+    and clipping may change: that is how a loss that is not finite is mended.
+    """
     plan = recipe.model_dump(mode="json", exclude={"checkpoint_every", "warmup", "clip_norm"})
     for stage in ("masked", "contrastive"):
         for name in ("lr", "warmup", "clip_norm"):
@@ -224,9 +227,9 @@ def _flat(plan: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _stages(
     recipe: TrainingRecipe, start: InitialModel, said: TrainingTexts, world: World
-) -> list[Stage]:
+) -> list[TrainingStage]:
     """The stages without their images, which come last: what is wrong is found before they are read."""
-    stages: list[Stage] = []
+    stages: list[TrainingStage] = []
     if recipe.masked.epochs:
         torch.manual_seed(seed_of(recipe.seed, "masked-init"))
         part = recipe.masked
@@ -257,7 +260,7 @@ def _stages(
     return stages
 
 
-def _share_statistics(model: torch.nn.Module, world: World) -> None:
+def _share_statistics(model: OpenClipModel, world: World) -> None:
     """Batch norm over all processes on GPUs; on the CPU torch has none, and that is said."""
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if not norms:

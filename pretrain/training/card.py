@@ -24,7 +24,8 @@ _LICENCES = (
 
 def licence_of(images: Sequence[str]) -> str:
     """The licence of weights trained on images of these licences: Apache-2.0 where all are free of
-    conditions, else the strictest of them; "other" where one is unknown or not in the list."""
+    conditions, else the strictest of them; "other" where one is unknown or not in the list.
+    """
     found = {licence.strip().lower().replace(" ", "-").replace("_", "-") for licence in images}
     found = {
         name if name.count("-") == 0 or name[-1].isdigit() else f"{name}-4.0" for name in found
@@ -42,7 +43,8 @@ def card(
     figures: dict[str, Any] | None,
 ) -> str:
     """Markdown with a YAML head. `summary` is build_and_train's, `figures` probe.measure's; None where
-    nothing was measured, empty where no label has enough test images."""
+    nothing was measured, empty where no label has enough test images.
+    """
     licence = "other" if recipe.model.init else licence_of(licences)
     command = ["dermaudit", "pretrain", *(summary["given"] or [recipe.name])]
     lines = [

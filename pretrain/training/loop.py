@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from ..data.source import batches
 from ..recipe import TrainingRecipe
 from ..tokens import statistics_kept
 from .optimizer import make_optimizer
-from .stages import BatchPart, Losses, Stage
+from .stages import BatchPart, Encoded, Losses, TrainingStage
 from .state import STATE_FILE, Position, State, read_position, restore, save_state, seed_of
 
 LOG_FILE = "log.jsonl"
@@ -62,7 +62,7 @@ class TrainingPlan:
 
 
 def train(
-    plan: TrainingPlan, stages: list[Stage], *, resume: bool = False
+    plan: TrainingPlan, stages: list[TrainingStage], *, resume: bool = False
 ) -> tuple[dict[str, Tensor], float]:
     """Run the stages in order: (the averaged weights of the last one, or its own without `weight_ema`;
     seconds of training in all).
@@ -83,6 +83,7 @@ def train(
             (plan.folder / name).unlink(missing_ok=True)
     position = at or Position(stages[0].name)
     names = [stage.name for stage in stages]
+    weights: dict[str, Tensor] = {}
     for stage in stages[names.index(at.stage) if at else 0 :]:
         for module in stage.modules.values():
             module.to(plan.world.device).train()
@@ -101,7 +102,7 @@ def train(
                 say(f"  going on after step {at.step} of the {at.stage} stage")
         _run(plan, stage, state)
         position = state.position
-    weights = state.average or dict(stages[-1].modules["model"].state_dict())
+        weights = state.average or dict(stage.modules["model"].state_dict())
     return weights, position.seconds
 
 
@@ -115,7 +116,7 @@ def require_batch(n: int, recipe: TrainingRecipe) -> None:
         )
 
 
-def _run(plan: TrainingPlan, stage: Stage, state: State) -> None:
+def _run(plan: TrainingPlan, stage: TrainingStage, state: State) -> None:
     recipe, world = plan.recipe, plan.world
     per_epoch = stage.source.n // recipe.batch
     last = max(1, round(stage.epochs * per_epoch))
@@ -164,7 +165,7 @@ def _run(plan: TrainingPlan, stage: Stage, state: State) -> None:
 
 
 def _parts(
-    plan: TrainingPlan, stage: Stage, first: int, last: int
+    plan: TrainingPlan, stage: TrainingStage, first: int, last: int
 ) -> Iterator[tuple[int, list[BatchPart], int]]:
     """(step, this process' parts of its batch, images that could not be read) from `first` on."""
     recipe, source = plan.recipe, stage.source
@@ -203,7 +204,10 @@ def _parts(
 
 
 def take_step(
-    stage: Stage, optimizer: torch.optim.Optimizer, parts: list[BatchPart], recipe: TrainingRecipe
+    stage: TrainingStage,
+    optimizer: torch.optim.Optimizer,
+    parts: list[BatchPart],
+    recipe: TrainingRecipe,
 ) -> Losses:
     """One step on a batch in parts; returns its losses (this process' share of their mean)."""
     optimizer.zero_grad(set_to_none=True)
@@ -236,7 +240,9 @@ def take_step(
     return losses
 
 
-def _through_cache(stage: Stage, parts: list[BatchPart], encode) -> Losses:
+def _through_cache(
+    stage: TrainingStage, parts: list[BatchPart], encode: Callable[[int], Encoded]
+) -> Losses:
     # The second forward moves the statistics of batch norm; once is enough.
     with torch.no_grad(), statistics_kept(nn.ModuleList(stage.trained)):
         cached = [encode(i) for i in range(len(parts))]
@@ -248,10 +254,8 @@ def _through_cache(stage: Stage, parts: list[BatchPart], encode) -> Losses:
     for i, part in enumerate(parts):
         cut = slice(done, done + len(part.rows))
         encoded = encode(i)
-        used = [name for name, leaf in leaves.items() if leaf.grad is not None]
-        torch.autograd.backward(
-            [encoded[name] for name in used], [leaves[name].grad[cut] for name in used]
-        )
+        grads = {name: leaf.grad[cut] for name, leaf in leaves.items() if leaf.grad is not None}
+        torch.autograd.backward([encoded[name] for name in grads], list(grads.values()))
         done = cut.stop
     return {name: value.detach() for name, value in losses.items()}
 

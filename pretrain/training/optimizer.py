@@ -20,7 +20,8 @@ def make_optimizer(
     kind: str, modules: list[nn.Module], lr: float, decay: float, eps: float = 1e-6
 ) -> torch.optim.Optimizer:
     """`kind` is "adamw" or "muon"; weight decay on everything that is not a vector. `eps` is as open_clip
-    trains ViTs: with less, gradients that are zero but for rounding (a key's bias) move weights."""
+    trains ViTs: with less, gradients that are zero but for rounding (a key's bias) move weights.
+    """
     named = [
         (name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad
     ]
@@ -58,7 +59,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update the parameters. There is no closure: the gradients are there already."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -89,7 +91,8 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """About U Vᵀ of matrix (rows, columns) = U S Vᵀ, by a quintic Newton–Schulz iteration: singular
-    values come to lie within about 0.7 … 1.2."""
+    values come to lie within about 0.7 … 1.2.
+    """
     a, b, c = _COEFFICIENTS
     x = matrix / (matrix.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]

@@ -28,7 +28,8 @@ def embed(tower: Any, paths: list[Path]) -> np.ndarray:
 
 def embed_splits(tower: Any, manifest: Manifest) -> np.ndarray:
     """Unit embeddings (n, d) of the train and test rows of a manifest; nan for other rows and for
-    files that cannot be read. Errors: UserInputError when a test image was a training image."""
+    files that cannot be read. Errors: UserInputError when a test image was a training image.
+    """
     splits = np.asarray(manifest.splits)
     test, train = np.flatnonzero(splits == "test"), np.flatnonzero(splits == "train")
     refuse_seen(tower, manifest, test)
@@ -45,7 +46,8 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """{label: {n, n_pos, probe, probe_ci, prompt, prompt_ci}} for labels with enough test images.
 
-    `x`: what `embed_splits` gave, where it is there already."""
+    `x`: what `embed_splits` gave, where it is there already.
+    """
     x = embed_splits(tower, manifest) if x is None else x
     splits = np.asarray(manifest.splits)
     readable = np.isfinite(x).all(1)
@@ -66,13 +68,14 @@ def measure(
         score = probe_score(probe, x[seen])
         said = tower.encode_text(list(fact.said)).mean(0)
         denied = tower.encode_text(list(fact.denied) or ["a lesion"]).mean(0)
+        test_groups = groups[seen].tolist()
         prompt = x[seen] @ (said - denied).cpu().numpy()
         found[fact.name] = {
             "n": len(seen),
             "n_pos": n_pos,
             "probe": auroc(y[seen], score),
-            "probe_ci": auroc_interval(y[seen], score, groups[seen], seed=seed),
+            "probe_ci": auroc_interval(y[seen], score, test_groups, seed=seed),
             "prompt": auroc(y[seen], prompt),
-            "prompt_ci": auroc_interval(y[seen], prompt, groups[seen], seed=seed),
+            "prompt_ci": auroc_interval(y[seen], prompt, test_groups, seed=seed),
         }
     return found

@@ -2,16 +2,16 @@
 
 `encode` takes images and texts through the towers, row by row; `losses` compares rows of the whole batch.
 The cut between the two lets a batch be computed in parts and by several processes and keep all its negatives
-(trainer.py). `source` may be set later than the rest, before training: images are read last.
+(loop.py). `source` may be set later than the rest, before training: images are read last.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dermaudit.distributed import gather
 from dermaudit.errors import UserInputError
+from dermaudit.towers.open_clip_model import OpenClipModel
 
 from ..data.augment import apply_views
 from ..data.facts import Fact
@@ -36,7 +37,8 @@ from ..tokens import TokenReader, encode_texts
 @dataclass(frozen=True)
 class BatchPart:
     """Some rows of a batch: `rows` of the data, `images` uint8 (b, 3, s, s), `views` drawn for them,
-    `seeds` of each row, `step_seed` of the whole batch, `progress` of the stage in 0 … 1."""
+    `seeds` of each row, `step_seed` of the whole batch, `progress` of the stage in 0 … 1.
+    """
 
     rows: np.ndarray
     images: Tensor
@@ -50,30 +52,63 @@ Encoded = dict[str, Tensor]
 Losses = dict[str, Tensor]
 
 
+class TrainingStage(Protocol):
+    """One stage of a training; `modules` is saved, `trained` is optimised, `source` is set before training.
+
+    `separable`: the loss of a batch is the mean of the losses of its parts. `constant`: names of the
+    encoded tensors that take no gradient.
+    """
+
+    name: str
+    separable: bool
+    constant: frozenset[str]
+    source: ImageSource
+    modules: dict[str, nn.Module]
+    trained: list[nn.Module]
+    epochs: float
+    lr: float
+    warmup: int
+    weight_decay: float
+    clip_norm: float
+
+    def encode(self, part: BatchPart) -> Encoded:
+        """Take a part of a batch through the towers, row by row."""
+        ...
+
+    def losses(self, encoded: Encoded, part: BatchPart) -> Losses:
+        """Return the losses of the encoded rows, their sum under `loss`."""
+        ...
+
+    def after(self) -> None:
+        """Update what is not optimised, after a step."""
+
+
 class MaskedStage:
     """Stage 1: `losses` is the mean of what each image lost, so that parts need nothing of each other."""
 
     name = "masked"
     separable = True
-    constant = frozenset()
+    constant: frozenset[str] = frozenset()
+    source: ImageSource
 
     def __init__(
         self,
         recipe: TrainingRecipe,
-        model: nn.Module,
+        model: OpenClipModel,
         objective: MaskedLatent,
         source: ImageSource | None = None,
     ) -> None:
         part = recipe.masked
-        self.source = source
+        if source is not None:
+            self.source = source
         self.warmup = recipe.warmup if part.warmup is None else part.warmup
         self.clip_norm = recipe.clip_norm if part.clip_norm is None else part.clip_norm
         self.weight_decay = recipe.weight_decay if part.weight_decay is None else part.weight_decay
         self.epochs, self.lr, self.ema, self.mask = part.epochs, part.lr, part.ema, part.mask
         self.recipe, self.model, self.objective = recipe, model, objective
         self.normal = make_normaliser(recipe, model.logit_scale.dtype)
-        self.modules = {"model": model, "objective": objective}
-        self.trained = [model.visual, objective]
+        self.modules: dict[str, nn.Module] = {"model": model, "objective": objective}
+        self.trained: list[nn.Module] = [model.visual, objective]
 
     def encode(self, part: BatchPart) -> Encoded:
         x = self.normal(_viewed(self.recipe, part))
@@ -97,12 +132,13 @@ class ContrastiveStage:
 
     name = "contrastive"
     separable = False
-    constant = frozenset({"mask", "known", "has_raw"})
+    source: ImageSource
+    constant: frozenset[str] = frozenset({"mask", "known", "has_raw"})
 
     def __init__(
         self,
         recipe: TrainingRecipe,
-        model: nn.Module,
+        model: OpenClipModel,
         tokenize: Callable[[list[str]], Tensor],
         texts: TextSource,
         facts: list[Fact],
@@ -113,7 +149,9 @@ class ContrastiveStage:
         diseases: np.ndarray | None = None,
     ) -> None:
         part = self.part = recipe.contrastive
-        self.epochs, self.lr, self.source = part.epochs, part.lr, source
+        if source is not None:
+            self.source = source
+        self.epochs, self.lr = part.epochs, part.lr
         self.warmup, self.clip_norm = recipe.warmup, recipe.clip_norm
         self.weight_decay = recipe.weight_decay
         self.recipe, self.model, self.tokenize, self.texts = recipe, model, tokenize, texts
@@ -121,8 +159,12 @@ class ContrastiveStage:
         self.similarity, self.diseases = similarity, diseases
         self.normal = make_normaliser(recipe, model.logit_scale.dtype)
         self.aspect, self.local = AspectLoss(), AspectLoss()
-        self.modules = {"model": model, "aspect": self.aspect, "local": self.local}
-        self.trained = list(self.modules.values())
+        self.modules: dict[str, nn.Module] = {
+            "model": model,
+            "aspect": self.aspect,
+            "local": self.local,
+        }
+        self.trained: list[nn.Module] = list(self.modules.values())
         if facts:
             self.truth = torch.from_numpy(np.stack([fact.values for fact in facts], 1))
         elif part.aspect_weight or part.local_weight:
@@ -141,7 +183,9 @@ class ContrastiveStage:
 
     def encode(self, part: BatchPart) -> Encoded:
         x = self.normal(_viewed(self.recipe, part))
-        visual, found = self.model.visual, {}
+        visual = self.model.visual
+        found: Encoded = {}
+        cells = None
         if self.reader is None:
             found["images"] = _unit(self.model.encode_image(x))
         else:
@@ -153,7 +197,7 @@ class ContrastiveStage:
         rngs = [random.Random(seed) for seed in part.seeds]
         if self.part.loss == "make":
             found |= self._views(part, rngs)
-            if self.needs_cells and self.part.make.lambda_s:
+            if cells is not None and self.part.make.lambda_s:
                 has_raw = found["mask"][:, 0] > 0
                 raw = _full(found["texts"][:, 0])
                 with torch.autocast(x.device.type, enabled=False):
@@ -178,7 +222,7 @@ class ContrastiveStage:
             **self._known([row[0] for row in views]),
         }
 
-    def _known(self, raw: list[str | None]) -> Encoded:
+    def _known(self, raw: Sequence[str | None]) -> Encoded:
         if self.knowledge is None:
             return {}
         with torch.no_grad():
@@ -197,7 +241,8 @@ class ContrastiveStage:
     # ---- losses over the whole batch
 
     def losses(self, encoded: Encoded, part: BatchPart) -> Losses:
-        parts, found = self.part, {}
+        parts = self.part
+        found: Losses = {}
         scale = self.model.logit_scale.exp()
         images = encoded["images"]
         if parts.clip_weight:
@@ -221,7 +266,7 @@ class ContrastiveStage:
                 found["aspect"] = parts.aspect_weight * self.aspect(images, *sides, truth)
             if parts.local_weight:
                 found["local"] = parts.local_weight * self.local(encoded["cells"], *sides, truth)
-        return {"loss": sum(found.values()), **found}
+        return {"loss": sum(found.values(), scale.new_zeros(())), **found}
 
     def _make(self, encoded: Encoded, part: BatchPart, scale: Tensor) -> Losses:
         weights = self.part.make
@@ -243,7 +288,7 @@ class ContrastiveStage:
     def _soft(self, part: BatchPart, scale: Tensor) -> Tensor | None:
         """Soft targets whose share decays to zero along half a cosine, as the stage goes on."""
         beta = self.part.knowledge.soft * 0.5 * (1 + math.cos(math.pi * part.progress))
-        if not beta or self.similarity is None:
+        if not beta or self.similarity is None or self.diseases is None:
             return None
         own = torch.from_numpy(self.diseases[part.rows]).to(scale.device)
         everyone = gather(own.float()[:, None])[:, 0].long()
@@ -279,6 +324,3 @@ def make_normaliser(
         return ((x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)).to(dtype)
 
     return normal
-
-
-Stage = Any  # MaskedStage or ContrastiveStage: they share names, not a base class

@@ -19,6 +19,7 @@ from dermaudit.console import say
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import write_text
 from dermaudit.towers import build_word_tokenizer, load_model
+from dermaudit.towers.open_clip_model import OpenClipModel, as_open_clip
 
 from ..recipe import TrainingRecipe
 
@@ -29,9 +30,10 @@ _KEPT_WORDS = ("skin", "lesion", "dermoscopic", "image", "no")
 @dataclass(frozen=True)
 class InitialModel:
     """An open_clip `model`, `tokenize` (list of str -> ids), and how it is written down: open_clip's
-    `model_cfg` and `preprocess_cfg`, and the tokenizer's files (None: open_clip's own BPE)."""
+    `model_cfg` and `preprocess_cfg`, and the tokenizer's files (None: open_clip's own BPE).
+    """
 
-    model: nn.Module
+    model: OpenClipModel
     tokenize: Callable[[list[str]], Tensor]
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any]
@@ -155,11 +157,14 @@ def _from_model(recipe: TrainingRecipe) -> InitialModel:
         )
     else:
         arch = recipe.model.init.rpartition("/")[0].replace("/", "-")
-        model_cfg, tokens = open_clip.get_model_config(arch), None
+        stock_cfg = open_clip.get_model_config(arch)
+        assert stock_cfg is not None, "load_model has opened this architecture"
+        model_cfg, tokens = stock_cfg, None
         if tag_quick_gelu(resolve(recipe.model.init)):
             model_cfg["quick_gelu"] = True
     # Training squashes, whatever the start did: rulers and ink at the border stay in the picture.
     preprocess = {**tower.preprocess_config, "resize_mode": "squash", "interpolation": "bicubic"}
+    assert tower.tokenizer is not None, "a tower that is opened by name has a tokenizer"
     return InitialModel(model, tower.tokenizer, model_cfg, preprocess, tokens)
 
 
@@ -168,9 +173,9 @@ def _stock(vision_cfg: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in vision_cfg.items() if key != "panderm"}
 
 
-def _build(kind: type, model_cfg: dict[str, Any]) -> nn.Module:
+def _build(kind: type[nn.Module], model_cfg: dict[str, Any]) -> OpenClipModel:
     try:
-        return kind(**copy.deepcopy(model_cfg))  # open_clip empties what it is given
+        return as_open_clip(kind(**copy.deepcopy(model_cfg)))  # open_clip empties what it is given
     except Exception as error:  # open_clip raises any class for a configuration it cannot build
         raise UserInputError(
             f"open_clip cannot build the recipe's model ({type(error).__name__}: {error})",
@@ -178,7 +183,7 @@ def _build(kind: type, model_cfg: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _put_visual(model: nn.Module, recipe: TrainingRecipe) -> None:
+def _put_visual(model: OpenClipModel, recipe: TrainingRecipe) -> None:
     """PanDerm's tower in the place of the stock one, and weights for the image tower alone."""
     part = recipe.model
     path = Path(part.vision_init) if part.vision_init else None

@@ -62,7 +62,8 @@ def seed_of(seed: int, *words: Any) -> int:
 
 def save_state(state: State, folder: Path, identity: dict[str, Any]) -> None:
     """Write one file, whole or not at all: the weights of one step never stand beside the optimizer of
-    another."""
+    another.
+    """
     progress = {**identity, **asdict(state.position)}
     write_safetensors(
         folder / STATE_FILE,

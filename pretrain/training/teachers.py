@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +15,17 @@ from dermaudit.data import Manifest
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.towers import load_model
+from dermaudit.towers.open_clip_model import ImageTower
 
 from ..losses.masked import Teacher
 from ..recipe import TrainingRecipe
 from ..tokens import TokenReader
 
 
-def make_teacher(recipe: TrainingRecipe, visual: nn.Module) -> Teacher:
+def make_teacher(recipe: TrainingRecipe, visual: ImageTower) -> Teacher:
     """The recipe's teacher at the size that gives `visual`'s grid; what it was normalised with is made
-    up for. Errors: ForeignArtifactError when its grid cannot be brought to that of the student."""
+    up for. Errors: ForeignArtifactError when its grid cannot be brought to that of the student.
+    """
     tower = load_model(recipe.masked.teacher)
     config = tower.preprocess_config
     grid = TokenReader(visual, recipe.image_size).grid
@@ -34,7 +37,7 @@ def make_teacher(recipe: TrainingRecipe, visual: nn.Module) -> Teacher:
     return Teacher(teacher, size, (scale, shift))
 
 
-def resize_grid(visual: nn.Module, grid: tuple[int, int], name: str) -> int:
+def resize_grid(visual: ImageTower, grid: tuple[int, int], name: str) -> int:
     """Bring a teacher to the student's grid: the side of its input in pixels.
 
     A /14 teacher of a 14 x 14 student gets 196 px; its position embedding is resampled (bicubic), as
@@ -55,7 +58,7 @@ def resize_grid(visual: nn.Module, grid: tuple[int, int], name: str) -> int:
         resize_pos_embed(state, holder)
         visual.positional_embedding = nn.Parameter(state["visual.positional_embedding"])
         return side
-    trunk = getattr(visual, "trunk", None)
+    trunk: Any = getattr(visual, "trunk", None)
     if hasattr(trunk, "set_input_size"):
         trunk.set_input_size((side, side))
         visual.image_size = (side, side)
@@ -91,7 +94,8 @@ def disease_similarity(
     recipe: TrainingRecipe, data: Manifest
 ) -> tuple[Tensor | None, np.ndarray | None]:
     """(similarities between the diseases of `data` in the recipe's ontology, 1 − Wu–Palmer distance; the
-    disease of each row, -1 where unknown); (None, None) without soft targets."""
+    disease of each row, -1 where unknown); (None, None) without soft targets.
+    """
     part = recipe.contrastive.knowledge
     if not part.soft:
         return None, None
@@ -119,7 +123,8 @@ def disease_similarity(
 
 def content_of(name: str) -> str:
     """What tells one file or checkpoint folder from another that took its place: the hash of the file, or
-    of the folder's weights; the name itself where it is on a hub or empty."""
+    of the folder's weights; the name itself where it is on a hub or empty.
+    """
     path = Path(name.removeprefix("local-dir:"))
     if name and path.is_file():
         return sha256_file(path)

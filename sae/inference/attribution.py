@@ -34,7 +34,8 @@ _BATCH = 16
 @dataclass(frozen=True)
 class AttributionMap:
     """`values` (height, width) float32, signed: positive where the image raises the score above that of
-    the baseline. `score` and `baseline_score` are the numbers that the map connects."""
+    the baseline. `score` and `baseline_score` are the numbers that the map connects.
+    """
 
     values: np.ndarray
     score: float
@@ -91,8 +92,8 @@ def attribution_map(
     else:
         values = _integrated_gradients(score, x, reference, n_steps)
     with torch.no_grad():
-        ends = score(torch.cat([x, reference])).tolist()
-    return AttributionMap(values.float().cpu().numpy(), *ends, method)
+        at_image, at_baseline = score(torch.cat([x, reference])).tolist()
+    return AttributionMap(values.float().cpu().numpy(), at_image, at_baseline, method)
 
 
 def _integrated_gradients(score: Score, x: Tensor, reference: Tensor, n_steps: int) -> Tensor:

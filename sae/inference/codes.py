@@ -86,7 +86,8 @@ def write_codes(
 @contextmanager
 def _growing(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], object]]:
     """What appends to a vector on disk, whose bytes are in the end those of `np.save`: the header of
-    an npy file has room for any length, so that it can be written again when the length is known."""
+    an npy file has room for any length, so that it can be written again when the length is known.
+    """
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     with whole_file(path) as temporary, temporary.open("wb") as handle:
 
@@ -97,7 +98,7 @@ def _growing(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], object]
 
         head(0)
         start = handle.tell()
-        yield lambda part: handle.write(np.ascontiguousarray(part, dtype))
+        yield lambda part: handle.write(np.ascontiguousarray(part, dtype).data)
         n = (handle.tell() - start) // np.dtype(dtype).itemsize
         handle.seek(0)
         head(n)

@@ -40,15 +40,18 @@ class LinearSAE:
 
     @property
     def d_in(self) -> int:
+        """Width of the activations."""
         return self.W_enc.shape[0]
 
     @property
     def d_sae(self) -> int:
+        """Number of latents."""
         return self.W_enc.shape[1]
 
     @property
     def hook_name(self) -> str:
-        return str(self.metadata.get("hook_name", ""))
+        """The site whose activations the SAE was fitted on; empty if its file does not name it."""
+        return str(self._metadata().get("hook_name", ""))
 
     def pre(self, x: torch.Tensor) -> torch.Tensor:
         """Pre-activations (…, d_sae) of x (…, d_in)."""
@@ -71,7 +74,7 @@ class LinearSAE:
             "reshape_activations": "none",
             **self._own_cfg(),
             "sae_lens_version": LAYOUT,
-            "metadata": dict(sorted(self.metadata.items())),
+            "metadata": dict(sorted(self._metadata().items())),
         }
         write_safetensors(
             folder / WEIGHTS,
@@ -89,7 +92,13 @@ class LinearSAE:
         folder = Path(folder)
         cfg, tensors = read_folder(folder)
         _refuse_kind(cfg, folder / CFG, cls)
-        return build(cfg, tensors, folder)
+        sae = build(cfg, tensors, folder)
+        assert isinstance(sae, cls)
+        return sae
+
+    def _metadata(self) -> dict[str, Any]:
+        # A field of the subclasses: after the fields without a default it must come last.
+        return getattr(self, "metadata", {})
 
     def _own_cfg(self) -> dict[str, Any]:
         return {}
@@ -143,7 +152,7 @@ class TopKSAE(LinearSAE):
 
 
 def top_k(pre: torch.Tensor, k: int) -> torch.Tensor:
-    """relu of the k largest entries of each row of `pre` (…, h), 0 elsewhere."""
+    """Relu of the k largest entries of each row of `pre` (…, h), 0 elsewhere."""
     values, index = pre.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre).scatter(-1, index, torch.relu(values))
 
@@ -232,7 +241,7 @@ def build(
     if issubclass(cls, ThresholdSAE):
         return cls(**held, metadata=metadata)
     k = cfg.get("k")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= h:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(held["b_enc"]):
         raise ForeignArtifactError(
             f"{folder / CFG} has k = {k!r}: a per-sample TopK needs a whole number of 1 … {h}"
         )

@@ -28,7 +28,8 @@ class _Traced(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(self.module.suppress(x))
+        x, z, fired = self.module.suppress(x)
+        return x, z, fired
 
 
 def export(module: LatentSuppressor, path: Path, tokens: int | None) -> Path:

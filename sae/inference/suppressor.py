@@ -72,6 +72,17 @@ class LatentSuppressor(nn.Module):
     position that cannot be.
     """
 
+    # The buffers; `index` is there for a TopK only, `threshold` for the others.
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    index: Tensor
+    threshold: Tensor
+    level: Tensor
+    gate_weight: Tensor
+    gate_level: Tensor
+
     def __init__(
         self,
         sae: ThresholdSAE | TopKSAE,
@@ -108,14 +119,13 @@ class LatentSuppressor(nn.Module):
         self.positions, self.n_prefix, self.site = positions, n_prefix, sae.hook_name
         self.k = sae.k if isinstance(sae, TopKSAE) else None
         index, dtype = torch.tensor(latents), sae.W_enc.dtype
-        whole = self.k is not None
-        self.register_buffer(
-            "W_enc", sae.W_enc.clone() if whole else sae.W_enc[:, index].contiguous()
-        )
-        self.register_buffer("b_enc", sae.b_enc.clone() if whole else sae.b_enc[index])
-        if whole:
+        if isinstance(sae, TopKSAE):  # which latents fire depends on all of them
+            self.register_buffer("W_enc", sae.W_enc.clone())
+            self.register_buffer("b_enc", sae.b_enc.clone())
             self.register_buffer("index", index)
         else:
+            self.register_buffer("W_enc", sae.W_enc[:, index].contiguous())
+            self.register_buffer("b_enc", sae.b_enc[index])
             self.register_buffer("threshold", sae.threshold[index])
         self.register_buffer("W_dec", sae.W_dec[index].contiguous())
         self.register_buffer("b_dec", sae.b_dec.clone())
@@ -134,6 +144,7 @@ class LatentSuppressor(nn.Module):
 
     @property
     def d_in(self) -> int:
+        """Width of the activations."""
         return self.W_enc.shape[0]
 
     def encode(self, x: Tensor) -> Tensor:
@@ -145,7 +156,7 @@ class LatentSuppressor(nn.Module):
         return torch.where(z > 0, z, 0.0)
 
     def forward(self, x: Tensor, positions: str | Tensor | None = None) -> Tensor:
-        """x with the latents suppressed; `positions` instead of the module's own."""
+        """X with the latents suppressed; `positions` instead of the module's own."""
         return self.suppress(x, positions).x
 
     @torch.no_grad()
@@ -179,7 +190,7 @@ class LatentSuppressor(nn.Module):
         return torch.where(fired[..., None], edited, x), fired
 
     def change(self, z: Tensor) -> Tensor:
-        """z' − z (…, |S|) of codes z; exactly 0 where a latent does not fire."""
+        """Z' − z (…, |S|) of codes z; exactly 0 where a latent does not fire."""
         if self.mode == "subtract":
             return -z
         if self.mode == "scale":

@@ -134,7 +134,7 @@ def test_probe__figures_of_measure_and_the_curve(both, two_models, scored, main,
             assert f["value"] == pytest.approx(accuracy[f["model"]])
 
 
-def test_annotate__concepts_by_name_beside_random_words(both, main, tmp_path):
+def test_annotate__matches_concepts_by_name_and_reports_random_words(both, main, tmp_path):
     (tmp_path / "t.json").write_text(
         '{"Ruler": ["a ruler", "scale marks"], "ulcus": ["ulcus"], "hair": ["a nevus", "hair"]}'
     )
@@ -165,7 +165,7 @@ def test_training_images_are_refused(two_models, scored, main, bench):
 
 @pytest.mark.parametrize("bench", ["zeroshot", "retrieval", "probe", "annotate"])
 @pytest.mark.parametrize(
-    ("extra", "said"),
+    ("extra", "message"),
     [
         (["--format", "word"], "unknown format 'word'"),
         (["--format", "html", "--where", "index < 9"], "unknown format 'html'"),
@@ -180,15 +180,15 @@ def test_training_images_are_refused(two_models, scored, main, bench):
         (["--model", "phantom-vot"], "did you mean 'phantom-vit'"),
     ],
 )
-def test_wrong_flags__one_sentence(both, main, bench, extra, said):
+def test_wrong_flags__one_sentence(both, main, bench, extra, message):
     done = main("bench", bench, *both, *extra)
     assert done.rc == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("argv", "rc", "said"),
+    ("argv", "rc", "message"),
     [
         (["zeroshot", "--split", "tset"], 2, "did you mean 'test'"),
         (["zeroshot", "--classes", "hamm"], 2, "did you mean 'ham'"),
@@ -218,10 +218,10 @@ def test_wrong_flags__one_sentence(both, main, bench, extra, said):
         (["probe", "--parts", "0"], 2, "--parts 0 must be at least 1"),
     ],
 )
-def test_wrong_input__one_sentence(both, main, argv, rc, said):
+def test_wrong_input__one_sentence(both, main, argv, rc, message):
     done = main("bench", *argv[:1], *both, *argv[1:])
     assert done.rc == rc
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -262,13 +262,13 @@ def test_captions__numbers_written_as_text(tmp_path):
     }  # fmt: skip
     m = Manifest(pa.table(columns), tmp_path, tmp_path / "m.csv")
     assert captions_of(m, "note") == ["a dark lesion", "", "2"]
-    for column, said in (
+    for column, message in (
         ("years", "holds numbers, not text, such as 50"),
         ("blank", "holds nothing"),
     ):
         with pytest.raises(UserInputError) as caught:
             captions_of(m, column)
-        assert said in caught.value.message and caught.value.hint == "columns of text: note"
+        assert message in caught.value.message and caught.value.hint == "columns of text: note"
     with pytest.raises(UserInputError, match="did you mean 'note'"):
         captions_of(m, "notes")
 
@@ -276,12 +276,12 @@ def test_captions__numbers_written_as_text(tmp_path):
 def test_no_label__no_caption__no_concept(two_models, image_folder, main):
     folder = image_folder(*(f"{i}.png" for i in range(40)))
     argv = ["--model", two_models / "plain", "--data", folder]
-    said = main("bench", "zeroshot", *argv, "--split", "all")
-    assert (said.rc, "has no label to score zero-shot" in said.stderr) == (2, True)
-    said = main("bench", "retrieval", *argv, "--split", "all")
-    assert (said.rc, "unknown column of captions" in said.stderr) == (2, True)
-    said = main("bench", "annotate", *argv, "--split", "all")
-    assert (said.rc, "has no concept: or artifact: column" in said.stderr) == (2, True)
+    message = main("bench", "zeroshot", *argv, "--split", "all")
+    assert (message.rc, "has no label to score zero-shot" in message.stderr) == (2, True)
+    message = main("bench", "retrieval", *argv, "--split", "all")
+    assert (message.rc, "unknown column of captions" in message.stderr) == (2, True)
+    message = main("bench", "annotate", *argv, "--split", "all")
+    assert (message.rc, "has no concept: or artifact: column" in message.stderr) == (2, True)
 
 
 def test_short_names__good_for_files_and_unique():

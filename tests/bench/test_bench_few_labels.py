@@ -58,7 +58,7 @@ def test_subsets__same_seed_same_subsets_and_all_of_train_once():
     assert np.array_equal(a[1.0][0], np.arange(200))
 
 
-def world(n, seed, signal=1.2):
+def synthetic(n, seed, signal=1.2):
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3
     x = rng.normal(size=(n, 6)).astype(np.float32)
@@ -67,15 +67,15 @@ def world(n, seed, signal=1.2):
 
 
 def test_probe_probs__a_class_that_the_part_lacks_gets_nothing():
-    train = world(120, 0)
+    train = synthetic(120, 0)
     rows = np.flatnonzero(train.y != 1)
     probs = probe_probs(train, rows, train.x, 3, 0)
     assert (probs[:, 1] == 0).all()
     assert probs.sum(1) == pytest.approx(1, abs=1e-5)
 
 
-def test_curve__more_labels_more_knowledge_and_too_few_say_so():
-    train, test = world(900, 0), world(300, 1)
+def test_curve__rises_with_labels_and_marks_too_few():
+    train, test = synthetic(900, 0), synthetic(300, 1)
     blind = LabelledEmbeddings(
         np.random.default_rng(2).normal(size=train.x.shape), train.y, train.groups
     )

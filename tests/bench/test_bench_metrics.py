@@ -17,7 +17,7 @@ from dermaudit.bench.measures.metrics import (
 from dermaudit.bench.options import Resampling
 
 
-def world(n=200, n_classes=5, seed=0, skill=2.0):
+def synthetic(n=200, n_classes=5, seed=0, skill=2.0):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, n_classes, n)
     logits = rng.normal(size=(n, n_classes)) + skill * np.eye(n_classes)[truth]
@@ -30,23 +30,23 @@ def world(n=200, n_classes=5, seed=0, skill=2.0):
 
 
 def by_sklearn(p: Predictions, rows: np.ndarray) -> dict[str, float]:
-    y, said, probs = p.truth[rows], p.predicted[rows], p.probs[rows]
-    matrix = sk.confusion_matrix(y, said, labels=range(probs.shape[1]))
+    y, message, probs = p.truth[rows], p.predicted[rows], p.probs[rows]
+    matrix = sk.confusion_matrix(y, message, labels=range(probs.shape[1]))
     fp = matrix.sum(0) - np.diag(matrix)
     tn = matrix.sum() - matrix.sum(1) - fp
     return {
-        "accuracy": sk.accuracy_score(y, said),
-        "balanced_accuracy": sk.balanced_accuracy_score(y, said),
-        "macro_f1": sk.f1_score(y, said, average="macro"),
-        "weighted_f1": sk.f1_score(y, said, average="weighted"),
-        "sensitivity": sk.recall_score(y, said, average="macro"),
+        "accuracy": sk.accuracy_score(y, message),
+        "balanced_accuracy": sk.balanced_accuracy_score(y, message),
+        "macro_f1": sk.f1_score(y, message, average="macro"),
+        "weighted_f1": sk.f1_score(y, message, average="weighted"),
+        "sensitivity": sk.recall_score(y, message, average="macro"),
         "specificity": float(np.mean(tn / (tn + fp))),
         "auroc": np.mean([sk.roc_auc_score(y == c, probs[:, c]) for c in range(probs.shape[1])]),
     }
 
 
 def test_metric_draws__equal_scikit_learn_on_resampled_rows():
-    p = world()
+    p = synthetic()
     rng = np.random.default_rng(1)
     for _ in range(5):
         rows = rng.integers(0, p.n, p.n)
@@ -58,9 +58,9 @@ def test_metric_draws__equal_scikit_learn_on_resampled_rows():
 
 
 def test_metric_draws__by_hand():
-    truth, said = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    truth, message = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7]])
-    found = dict(zip(METRICS, metric_draws(truth, said, probs, np.ones((1, 4)))[0], strict=True))
+    found = dict(zip(METRICS, metric_draws(truth, message, probs, np.ones((1, 4)))[0], strict=True))
     assert found["accuracy"] == 0.75
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["macro_f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)
@@ -68,7 +68,7 @@ def test_metric_draws__by_hand():
 
 
 def test_metric_draws__a_class_that_a_resample_lacks_leaves_the_means():
-    p = world(60, 3)
+    p = synthetic(60, 3)
     weights = (p.truth != 2).astype(float)[None]
     found = metric_draws(p.truth, p.predicted, p.probs, weights)[0]
     assert np.isfinite(found).all()
@@ -78,7 +78,7 @@ def test_metric_draws__a_class_that_a_resample_lacks_leaves_the_means():
 
 
 def test_score_predictions__point_is_the_full_sample_and_inside():
-    p = world()
+    p = synthetic()
     figures = score_predictions({"m": p}, Resampling(200))
     assert figures.points[0, 0] == np.mean(p.truth == p.predicted)
     low, high = figures.interval(0, 0)
@@ -87,7 +87,7 @@ def test_score_predictions__point_is_the_full_sample_and_inside():
 
 
 def test_recall_figures__and_confusion():
-    p = world()
+    p = synthetic()
     figures, counts = recall_figures({"m": p}, Resampling(50))
     matrix = confusion(p)
     assert np.array_equal(matrix, sk.confusion_matrix(p.truth, p.predicted))

@@ -40,7 +40,7 @@ def test_templates__from_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("dermoscopy of {}\na nevus\n", "template 2: 'a nevus' must have exactly one {}"),
         ("{} and {}\n", "must have exactly one {}"),
@@ -48,11 +48,11 @@ def test_templates__from_files(tmp_path):
         ("\n", "holds no template"),
     ],
 )
-def test_templates__broken(tmp_path, text, said):
+def test_templates__broken(tmp_path, text, message):
     (tmp_path / "t.txt").write_text(text)
     with pytest.raises(UserInputError) as refused:
         load_templates(str(tmp_path / "t.txt"))
-    assert said in refused.value.message
+    assert message in refused.value.message
 
 
 def test_templates__unknown_set():
@@ -85,7 +85,7 @@ def test_classes__files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("c.toml", "mel = [\n", "is not valid TOML"),
         ("c.json", "{", "is not valid JSON"),
@@ -94,9 +94,9 @@ def test_classes__files(tmp_path):
         ("c.toml", 'mel = 3\nnv = ["nevus"]\n', "class 'mel' needs a list of names"),
     ],
 )
-def test_classes__broken_files(tmp_path, name, text, said):
+def test_classes__broken_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserInputError, match=said):
+    with pytest.raises(UserInputError, match=message):
         load_classes(str(tmp_path / name), ["mel"], "d")
 
 
@@ -127,10 +127,12 @@ TREE = {
 }
 
 
-def predictions(truth, said, classes):
-    truth, said = np.array(truth), np.array(said)
+def predictions(truth, message, classes):
+    truth, message = np.array(truth), np.array(message)
     images = [str(i) for i in range(len(truth))]
-    return Predictions(images, truth, said, np.eye(len(classes))[said], classes, images, False)
+    return Predictions(
+        images, truth, message, np.eye(len(classes))[message], classes, images, False
+    )
 
 
 def test_hierarchy__by_hand():

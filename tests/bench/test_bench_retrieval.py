@@ -26,7 +26,7 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def world(n=60, d=8, n_captions=60, seed=0, noise=0.7):
+def synthetic(n=60, d=8, n_captions=60, seed=0, noise=0.7):
     rng = np.random.default_rng(seed)
     captions = unit(rng.normal(size=(n_captions, d)))
     which = np.concatenate([np.arange(n_captions), rng.integers(0, n_captions, n - n_captions)])
@@ -44,7 +44,7 @@ def test_ranks__by_hand():
 
 
 def test_ranks__equal_a_full_sort():
-    x, captions, which = world()
+    x, captions, which = synthetic()
     to_text, to_image = ranks(x, captions, which)
     scores = x @ captions[which].T
     for i in range(len(x)):
@@ -54,7 +54,7 @@ def test_ranks__equal_a_full_sort():
 
 
 def test_ranks__duplicates_are_found_by_any_and_strict_by_chance():
-    x, captions, which = world(n=60, n_captions=20)
+    x, captions, which = synthetic(n=60, n_captions=20)
     to_text, to_image = ranks(x, captions, which)
     scores = x @ captions[which].T
     for i in range(len(x)):
@@ -68,7 +68,7 @@ def test_ranks__duplicates_are_found_by_any_and_strict_by_chance():
 
 
 def test_ranks__blocks_change_nothing(monkeypatch):
-    x, captions, which = world(n=60, n_captions=20)
+    x, captions, which = synthetic(n=60, n_captions=20)
     whole = ranks(x, captions, which)
     monkeypatch.setattr(retrieval, "_BLOCK", 7)
     for a, b in zip(whole, ranks(x, captions, which), strict=True):
@@ -118,7 +118,7 @@ def test_chance__is_what_random_embeddings_reach():
 
 
 def test_figures__the_whole_set_and_paired():
-    x, captions, which = world(n=80, n_captions=40, noise=0.3)
+    x, captions, which = synthetic(n=80, n_captions=40, noise=0.3)
     y = unit(x + 0.8 * np.random.default_rng(1).normal(size=x.shape))
     models = {"a": ranks(x, captions, which), "b": ranks(y, captions, which)}
     figures = retrieval_figures(models, [str(i) for i in range(80)], (1, 5), Resampling(200))

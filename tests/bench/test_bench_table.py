@@ -1,4 +1,4 @@
-"""`bench table`: the published predictions come out, honest figures differ where they must, and
+"""`bench table`: the published figures are reproduced, ours differ where they must, and
 files that cannot be compared are refused in one sentence."""
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def test_legacy__the_floor_lifts_a_zero_bound():
     assert cell.low == pytest.approx(0.1 * cell.mean)
 
 
-def test_legacy__a_differing_cell_is_told():
+def test_legacy__a_differing_cell_is_reported():
     published = {("d", "m"): {"accuracy": "0.5001 (0.4000-0.6000)", "accuracy_p_value": "0.010"}}
     checked = agreement({("d", "m"): {"accuracy": LegacyCell(0.5, 0.4, 0.6, 0.01)}}, published)
     assert (checked.cells, checked.equal, checked.p_equal) == (1, 0, 1)
@@ -172,7 +172,7 @@ def test_saved__groups_of_one_file_hold_for_all(folder, main):
 
 
 @pytest.mark.parametrize("suffix", ["txt", "md", "tex", "parquet"])
-def test_formats__file_says_the_format(folder, main, tmp_path, suffix):
+def test_formats__the_suffix_of_the_file_decides(folder, main, tmp_path, suffix):
     out = tmp_path / f"table.{suffix}"
     done = main("bench", "table", "--predictions", folder, "--out", out, "--json")
     assert done.rc == 0
@@ -194,7 +194,7 @@ def test_formats__wrong_ones(folder, main, tmp_path):
     assert "did you mean 'latex'" in done.stderr
     done = main("bench", "table", "--predictions", folder, "--out", tmp_path / "t.doc")
     assert done.rc == 2
-    assert "cannot be told from its name" in done.stderr
+    assert "does not follow from its name" in done.stderr
     assert main("bench", "table", "--predictions", folder, "--format", "parquet").rc == 2
 
 
@@ -273,7 +273,7 @@ def empty(rows):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (no_column, "poor.csv has no column true_label"),
         (no_probability, "has no column probability_class_1, but probability_class_2"),
@@ -282,7 +282,7 @@ def empty(rows):
         (outside, "poor.csv, line 6: true_label is '3', outside the classes 0 … 2"),
         (worded, "poor.csv, line 6: true_label is 'mel', outside the classes 0 … 2"),
         (not_a_number, "poor.csv, line 5: probability_class_0 is 'x'"),
-        (twice, "poor.csv, line 8: images/5.jpg stands twice, first at line 7"),
+        (twice, "poor.csv, line 8: images/5.jpg occurs twice, first at line 7"),
         (fewer, "hold different images (the first: images/8.jpg, not in"),
         (other_image, "hold different images (the first: images/else.jpg, not in"),
         (other_truth, "disagree on the true label of images/0.jpg (1 images)"),
@@ -290,11 +290,11 @@ def empty(rows):
         (empty, "poor.csv has no row"),
     ],
 )
-def test_bad_file__one_sentence(folder, main, change, said):
+def test_bad_file__one_sentence(folder, main, change, message):
     rewrite(folder / "toy" / "poor.csv", change)
     done = main("bench", "table", "--predictions", folder)
     assert done.rc == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 

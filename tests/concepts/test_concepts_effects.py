@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 
 from dermaudit.concepts.suppression.editor import Editor
 from dermaudit.concepts.suppression.effects import (
-    MAX_LATENTS,
-    choose_latents,
     evaluate,
     matched_random_sets,
     measure,
     operating_point,
-    rank_latents,
     refit_worst,
     worst_without_trap,
+)
+from dermaudit.concepts.suppression.methods.effect import (
+    MAX_LATENTS,
+    choose_by_effect,
+    rank_latents,
 )
 from dermaudit.concepts.suppression.trap import make_trap
 from dermaudit.errors import EvidenceError
@@ -44,7 +46,7 @@ def case():
 @pytest.fixture(scope="module")
 def figures(case):
     w, editor, trap, head, codes = case
-    chosen = choose_latents(editor, head, w.x, trap, codes)
+    chosen = choose_by_effect(editor, head, w.x, trap, codes)
     clean = np.flatnonzero((w.splits == "test") & (w.a == 0))
     active = (codes > 0).sum(0)
     found = evaluate(
@@ -97,7 +99,7 @@ def test_choice_and_threshold__do_not_move_with_the_labels_of_test(case):
     a = w.a.copy()
     a[trap.test] = 1 - a[trap.test]
     other = dataclasses.replace(trap, y=y, a=a)
-    one, same = (choose_latents(editor, head, w.x, t, codes) for t in (trap, other))
+    one, same = (choose_by_effect(editor, head, w.x, t, codes) for t in (trap, other))
     assert one.latents == same.latents
     assert (
         measure(head, editor, one.latents, w.x, trap).threshold
@@ -122,7 +124,7 @@ def test_no_latent_sees_it__refused(case):
     blind = codes.copy()
     blind[:] = 0
     with pytest.raises(EvidenceError, match="no latent ranks the concept's images") as refused:
-        choose_latents(editor, head, w.x, trap, blind)
+        choose_by_effect(editor, head, w.x, trap, blind)
     assert refused.value.numbers == {"candidates": 0}
 
 
@@ -135,7 +137,7 @@ def test_a_head_that_does_not_lean_on_it__refused(case):
     weight -= (weight @ direction)[:, None] * direction
     head = dataclasses.replace(head, weight=weight * head.scale)
     with pytest.raises(EvidenceError, match="does not lift the worst group|no latent ranks") as no:
-        choose_latents(editor, head, w.x, trap, codes * (np.arange(H) == RULER))
+        choose_by_effect(editor, head, w.x, trap, codes * (np.arange(H) == RULER))
     assert no.value.numbers["candidates"] >= 1
 
 
@@ -178,7 +180,7 @@ def test_interval__a_draw_with_an_empty_cell_is_not_defined(case, figures, pair)
 
 def test_collateral__too_few_clean_images(case):
     w, editor, trap, head, codes = case
-    chosen = choose_latents(editor, head, w.x, trap, codes)
+    chosen = choose_by_effect(editor, head, w.x, trap, codes)
     clean = np.flatnonzero((w.splits == "test") & (w.y == 1))[:12]
     out = evaluate(
         editor,

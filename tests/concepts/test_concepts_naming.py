@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
-from dermaudit.concepts.naming.permutation import benjamini_hochberg, name_latents
+from dermaudit.concepts.naming.methods.permutation import benjamini_hochberg, name_latents
 from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
 from dermaudit.errors import UserInputError
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from concept_world import D, H, basis
 
-from dermaudit.concepts import naming
-from dermaudit.concepts.naming.namer import _NAMERS, namer
+from dermaudit.concepts.naming import methods
+from dermaudit.concepts.naming.methods.registry import naming_method, naming_methods
 from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
 from dermaudit.errors import UserInputError
 
@@ -22,10 +22,10 @@ def test_new_file_adds_a_naming_method(tmp_path, monkeypatch):
     code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     assert code is not None
     (tmp_path / "nearest_word_example.py").write_text(code.group(1))
-    monkeypatch.setattr(naming, "__path__", [*naming.__path__, str(tmp_path)])
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     importlib.invalidate_caches()
-    monkeypatch.delitem(_NAMERS, "nearest_word", raising=False)
-    method = namer("nearest_word")
+    naming_methods.cache_clear()
+    method = naming_method("nearest_word")
     codes = np.eye(6)[np.arange(60) % 6]
     codes[:, 5] = 0
     pooled = codes @ basis()[:6] + basis()[H]
@@ -33,9 +33,9 @@ def test_new_file_adds_a_naming_method(tmp_path, monkeypatch):
     vocabulary = Vocabulary("toy", words, ("{}",), ())
     names = method(codes, pooled, basis()[:6], np.zeros((0, D)), vocabulary)
     assert names.word.tolist() == [0, 1, 2, 3, 4, -1]
-    del _NAMERS["nearest_word"]
+    naming_methods.cache_clear()
 
 
 def test_unknown_naming_method_offers_the_nearest():
     with pytest.raises(UserInputError, match="unknown naming method 'permutations'.*'permutation'"):
-        namer("permutations")
+        naming_method("permutations")

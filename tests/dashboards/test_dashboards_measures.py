@@ -1,14 +1,12 @@
-"""What is computed while looking: φ, AUROC draws, group accuracy, flips, the closed-form edit."""
+"""What is computed while looking: φ, AUROC draws, group accuracy, flips, patch maps."""
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-from toy_run import D_SAE, PATCHES, POOLED
+from toy_run import PATCHES, POOLED
 
-from dermaudit.dashboards.exhibits import edit, measures, pictures
+from dermaudit.dashboards.exhibits import figures, latents, measures, overview, pictures
 from dermaudit.dashboards.exhibits.run_view import RunView
 from dermaudit.errors import EvidenceError
 
@@ -36,6 +34,25 @@ def test_prevalence_counts_are_those_of_the_manifest(whole_run) -> None:
     a, y = view.truth["ruler"].values, (view.labels == "mel").astype(float)
     assert ruler.phi == pytest.approx(np.corrcoef(a, y)[0, 1])
     assert ruler.lo < ruler.phi < ruler.hi
+
+
+def test_colours_of_phi_are_fixed_and_tell_small_values_apart() -> None:
+    def shades(phi: list[float]) -> list[float]:
+        text = [[f"{v:+.2f}" for v in phi]]
+        return figures.phi_grid(["ruler"], ["a", "b", "c"], [phi], text)["data"][0]["z"][0]
+
+    weak, strong = shades([0.02, -0.05, 0.1]), shades([0.02, -0.05, 0.9])
+    assert weak[:2] == strong[:2]  # the same colour in every run, whatever the largest value
+    assert weak[0] == pytest.approx(0.02**0.5) and weak[1] == pytest.approx(-(0.05**0.5))
+    assert weak[0] > 0.1 and abs(weak[1]) > 0.2  # of a scale from -1 to 1
+
+
+def test_the_grid_of_phi_shows_n(whole_run) -> None:
+    grid = overview.artifact_prevalence(RunView.open(whole_run)).figure["data"][0]
+    view = RunView.open(whole_run)
+    ruler = int((view.truth["ruler"].values == 1).sum())
+    assert f"ruler (n {ruler})" in grid["y"]
+    assert f"mel<br>n {(view.labels == 'mel').sum()}" in grid["x"]
 
 
 def test_latent_evidence_shows_labels_with_n_and_interval(whole_run) -> None:
@@ -111,34 +128,50 @@ def test_flipped_cases_put_missed_melanoma_first() -> None:
 
 
 def test_effects_of_the_edit_and_of_the_moved_threshold_by_hand() -> None:
-    def row(group: str, before: float, after: float) -> dict:
-        return {"group4": group, "p_before": before, "p_after": after}
+    def row(i: int, group: str, before: float, after: float) -> dict:
+        return {"row": i, "group4": group, "p_before": before, "p_after": after}
 
     rows = [
-        row("y=1 a=0", 0.6, 0.6),  # found at p = 0.5, also after
-        row("y=1 a=0", 0.4, 0.4),  # found only because the threshold falls to 0.25
-        row(
-            "y=0 a=1", 0.7, 0.3
-        ),  # a false alarm that the edit removes and the threshold brings back
-        row("y=0 a=1", 0.1, 0.1),
+        row(0, "y=1 a=0", 0.6, 0.6),  # found at p = 0.5, also after
+        row(1, "y=1 a=0", 0.4, 0.4),  # found only because the threshold falls to 0.25
+        # A false alarm that the edit removes and the moved threshold brings back.
+        row(2, "y=0 a=1", 0.7, 0.3),
+        row(3, "y=0 a=1", 0.1, 0.1),
     ]
-    rest, target = measures.threshold_effects(rows, 0.0, float(np.log(0.25 / 0.75)))
-    assert target == {
-        "group": "y=1 a=0",
-        "n": 2,
-        "measure": "sensitivity",
-        "before": 0.5,
-        "after_unchanged": 0.5,
-        "after": 1.0,
-    }
-    assert rest == {
-        "group": "y=0 a=1",
-        "n": 2,
-        "measure": "specificity",
-        "before": 0.5,
-        "after_unchanged": 1.0,
-        "after": 0.5,
-    }
+    groups = np.arange(4).astype(str)
+    rest, target = measures.threshold_effects(rows, groups, 0.0, float(np.log(0.25 / 0.75)))
+    small = {"n": 2, "before_ci": None, "after_unchanged_ci": None, "after_ci": None}
+    shares = {"before": 0.5, "after_unchanged": 0.5, "after": 1.0}
+    assert target == {"group": "y=1 a=0", "measure": "sensitivity", **shares, **small}
+    shares = {"before": 0.5, "after_unchanged": 1.0, "after": 0.5}
+    assert rest == {"group": "y=0 a=1", "measure": "specificity", **shares, **small}
+
+
+def test_sensitivity_and_specificity_have_intervals_over_groups() -> None:
+    rows = [
+        {"row": i, "group4": "y=1 a=0", "p_before": 0.9 if i < 30 else 0.1, "p_after": 0.9}
+        for i in range(40)
+    ]
+    alone = measures.threshold_effects(rows, np.arange(40).astype(str), 0.0, 0.0)[0]
+    assert alone["before"] == 0.75 and alone["after"] == 1.0
+    assert alone["before_ci"][0] < 0.75 < alone["before_ci"][1] and alone["after_ci"] == (1.0, 1.0)
+    # Ten images of each patient, all right or all wrong: the interval is wider.
+    patients = measures.threshold_effects(rows, (np.arange(40) // 10).astype(str), 0.0, 0.0)[0]
+    assert patients["before_ci"][0] < alone["before_ci"][0]
+
+
+def test_sensitivity_and_specificity_of_the_classifier_by_hand(whole_run) -> None:
+    view = RunView.open(whole_run)
+    predicted = np.where(np.arange(view.n) % 2 == 0, "mel", "bkl").astype(object)
+    found = {s["label"]: s for s in measures.decision_shares(view, predicted)}["mel"]
+    test = view.splits == "test"
+    is_mel, said_mel = (view.labels == "mel")[test], (predicted == "mel")[test]
+    assert found["sensitivity"] == pytest.approx(said_mel[is_mel].mean())
+    assert found["specificity"] == pytest.approx((~said_mel)[~is_mel].mean())
+    assert (found["sensitivity_n"], found["specificity_n"]) == (is_mel.sum(), (~is_mel).sum())
+    low, high = found["specificity_ci"]
+    assert low < found["specificity"] < high
+    assert found["sensitivity_ci"] is None  # fewer than 30 test images
 
 
 def test_a_flip_without_a_change_at_the_unchanged_threshold_is_the_thresholds() -> None:
@@ -156,69 +189,6 @@ def test_a_flip_without_a_change_at_the_unchanged_threshold_is_the_thresholds() 
     assert {case["row"]: case["cause"] for case in cases} == {0: "threshold", 1: "edit"}
 
 
-OPERATIONS = [
-    {"mode": "subtract"},
-    {"mode": "mean", "level": [0.1, 0.0, 0.45]},
-    {"mode": "clamp", "level": [0.4, 0.5, 0.1]},
-    {"mode": "scale", "level": [0.5, 0.5, 0.5]},
-    {"mode": "reactive", "gate_level": 0.5},
-]
-
-
-@pytest.mark.parametrize("kind", ["whole_run", "topk_run"])
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o["mode"])
-def test_edit_is_the_suppressor_of_the_sae_room(kind, operation, request) -> None:
-    import torch
-
-    from dermaudit.sae import LatentSuppressor, load_sae
-
-    run = request.getfixturevalue(kind)
-    view = RunView.open(run)
-    latents = [0, 3, 7]
-    after, fired = edit.suppress(view.sae_weights(POOLED), view.pooled, latents, operation)
-    given = {name: value for name, value in operation.items() if name != "mode"}
-    if "level" in given:
-        given["level"] = torch.tensor(given["level"])
-    module = LatentSuppressor(
-        load_sae(run / "sae" / POOLED), latents, mode=operation["mode"], **given
-    )
-    expected = module.apply_to(torch.from_numpy(view.pooled))
-    assert 0 < fired.sum() < len(fired)
-    assert np.array_equal(fired, expected.fired.numpy())
-    assert after == pytest.approx(expected.x.numpy(), abs=1e-6)
-    assert np.array_equal(after[~fired].view(np.uint32), view.pooled[~fired].view(np.uint32))
-
-
-def test_edit_without_the_level_it_needs_is_refused(whole_run) -> None:
-    view = RunView.open(whole_run)
-    for mode, name in (("clamp", "level"), ("reactive", "gate_level")):
-        with pytest.raises(EvidenceError, match=f"holds no {name} for its mode {mode}"):
-            edit.suppress(view.sae_weights(POOLED), view.pooled, [0], {"mode": mode})
-
-
-@pytest.mark.parametrize("rescale", [True, False])
-def test_weights_of_a_topk_of_another_sae_lens(topk_run, tmp_path, rescale) -> None:
-    """Decoder rows that the selection knows of, an encoder without b_dec: the codes of `load_sae`."""
-    import torch
-    from safetensors.numpy import load_file, save_file
-
-    from dermaudit.sae import load_sae
-
-    folder = topk_run / "sae" / POOLED
-    tensors = load_file(folder / "sae_weights.safetensors")
-    tensors["W_dec"] = tensors["W_dec"] * np.linspace(0.5, 2, D_SAE, dtype=np.float32)[:, None]
-    tensors["b_dec"] = tensors["W_dec"][0].copy()
-    save_file(tensors, tmp_path / "sae_weights.safetensors")
-    cfg = json.loads((folder / "cfg.json").read_text())
-    cfg |= {"apply_b_dec_to_input": False, "rescale_acts_by_decoder_norm": rescale}
-    (tmp_path / "cfg.json").write_text(json.dumps(cfg))
-    weights = edit.Weights.load(tmp_path / "sae_weights.safetensors")
-    x = RunView.open(topk_run).pooled
-    z = load_sae(tmp_path).encode(torch.from_numpy(x)).numpy()
-    assert edit.encode(weights, x, range(D_SAE)) == pytest.approx(z, abs=1e-6)
-    assert ((z > 0).sum(1) == 4).any()
-
-
 @pytest.mark.parametrize("kind", ["whole_run", "topk_run"])
 def test_patch_maps_hold_what_the_codes_say(kind, request) -> None:
     """The largest patch of a map is the image's stored code, for a TopK too."""
@@ -227,7 +197,7 @@ def test_patch_maps_hold_what_the_codes_say(kind, request) -> None:
         values = pictures.patch_values(run, row, PATCHES, latent)
         stored = run.codes(PATCHES).column(latent)[row]
         assert values.max() == pytest.approx(stored, abs=1e-5)
-        said = run.sae_weights(PATCHES).fires_where(latent)
+        said = latents.firing_condition(run, PATCHES, latent)
         assert ("4 largest" if kind == "topk_run" else "threshold of 1.50") in said
 
 

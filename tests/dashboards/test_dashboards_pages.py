@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 from toy_run import PATCHES, POOLED
 
 import dermaudit.dashboards
-from dermaudit.dashboards.exhibits import latents as evidence
+from dermaudit.concepts.suppression.recipe import load_recipe
+from dermaudit.dashboards.exhibits import image, latents
 from dermaudit.dashboards.exhibits.run_view import RunView
-from dermaudit.dashboards.pages import image as page_image
 from dermaudit.run.directory import Run
 
 APP = Path(dermaudit.dashboards.__file__).parent / "app" / "app.py"
@@ -26,7 +27,7 @@ def page(monkeypatch):
     def run(name: str, path: Path, **query: str) -> AppTest:
         monkeypatch.setenv("DERMAUDIT_RUN", str(path))
         at = AppTest.from_string(
-            f"from dermaudit.dashboards.pages import {name}\n{name}.show()\n",
+            f"from dermaudit.dashboards.pages import {name}, page\npage.open_page({name}.PAGE)\n",
             default_timeout=60,
         )
         for key, value in query.items():
@@ -55,7 +56,7 @@ def test_app_opens_on_the_overview(whole_run, monkeypatch) -> None:
 
 
 def test_every_choice_in_a_select_box_counts(page, whole_run) -> None:
-    at = page("image", whole_run, split="val")
+    at = page("images", whole_run, split="val")
     assert at.selectbox[0].value == "val"
     for split in ("train", "test", "val", "all"):
         at.selectbox[0].select(split).run()
@@ -75,11 +76,10 @@ def test_every_choice_in_the_segmented_control_counts(page, whole_run) -> None:
 
 
 def test_a_filter_is_kept_when_the_page_is_left_and_opened_again(page, whole_run) -> None:
-    at = page("image", whole_run)
+    at = page("images", whole_run)
     at.selectbox[0].select("test").run()
-    at.query_params["row"] = "70"
-    at.run()
-    del at.query_params["row"]
+    del at.query_params["split"]
+    at.session_state["page"] = "image"  # another page was open in between
     at.run()
     assert at.selectbox[0].value == "test"
 
@@ -99,52 +99,52 @@ def test_overview(page, whole_run) -> None:
 
 def test_concepts_table_and_filters(page, whole_run) -> None:
     view = RunView.open(whole_run)
-    everything = evidence.concept_rows(view)
+    everything = latents.concept_rows(view)
     at = page("concepts", whole_run)
     assert len(at.dataframe[0].value) == len(everything) == len(view.concepts)
     for kind in ("unnamed", "artifact"):
         at = page("concepts", whole_run, show=kind)
-        rows = evidence.concept_rows(view, kind)
+        rows = latents.concept_rows(view, kind)
         assert 0 < len(rows) < len(everything)
         assert len(at.dataframe[0].value) == len(rows)
-    assert all(row["name"] is None for row in evidence.concept_rows(view, "unnamed"))
+    assert all(row["name"] is None for row in latents.concept_rows(view, "unnamed"))
     assert "No latent fits this filter." in shown(page("concepts", whole_run, find="zebra"))
 
 
 def test_concept_page_of_a_patch_site(page, whole_run) -> None:
     row = next(r for r in RunView.open(whole_run).concepts if r["site"] == PATCHES and r["name"])
-    at = page("concepts", whole_run, latent=f"{PATCHES}/{row['latent']}")
+    at = page("concept", whole_run, latent=f"{PATCHES}/{row['latent']}")
     said = shown(at)
-    assert row["name"] in at.header[0].value
+    assert row["name"] in at.title[0].value
     assert (
         said.count("data:image/webp") == min(24, row["n_active"]) + 12
     )  # top images; 6 pairs of map and plain
     assert f"Map of latent {row['latent']} over image" in said and "da-scale" in said
     assert 'alt="Dermoscopic image' in said
-    assert [h.value for h in at.subheader] == [
-        "Images in which it fires most",
+    assert [h.value for h in at.header] == [
+        "Images in which it is most active",
         "Activations",
-        "Rival names",
-        "Evidence against labels",
-        "Where it fires",
+        "Words that fit best",
+        "How well it ranks labelled images",
+        "Where in the image it is active",
     ]
 
 
 def test_concept_page_of_the_pooled_site_has_no_map(page, whole_run) -> None:
-    at = page("concepts", whole_run, latent=f"{POOLED}/0")
+    at = page("concept", whole_run, latent=f"{POOLED}/0")
     assert any("no patches" in info.value for info in at.info)
-    assert "On val, the best latent of the run for: **ruler**" in shown(at)
+    assert "On validation images, the best latent of the run for: **ruler**" in shown(at)
 
 
 @pytest.mark.parametrize("link", ["nonsense", f"{POOLED}/9999", "visual.nowhere/1"])
 def test_concept_page_of_a_wrong_link_is_a_sentence(page, whole_run, link) -> None:
-    assert len(page("concepts", whole_run, latent=link).warning) == 1
+    assert len(page("concept", whole_run, latent=link).warning) == 1
 
 
 def test_images_are_browsed_24_a_page(page, whole_run) -> None:
-    at = page("image", whole_run)
+    at = page("images", whole_run)
     assert shown(at).count("data:image/webp") == 24
-    few = page("image", whole_run, split="val", label="mel")
+    few = page("images", whole_run, split="val", label="mel")
     view = RunView.open(whole_run)
     assert shown(few).count("data:image/webp") == int(
         ((view.splits == "val") & (view.labels == "mel")).sum()
@@ -163,8 +163,28 @@ def test_image_page(page, whole_run) -> None:
         sorted(t["probability"]) == pytest.approx(sorted(p)) for t in tables if "probability" in t
     )
     assert "n too small for worst groups: y=1 a=1: 2" in said  # ink: refused
-    stored = next(r for r in view.suppressed_rows("ruler") if r["row"] == row)
-    assert f"{stored['p_before']:.3f} → {stored['p_after']:.3f}" in said
+
+
+def test_image_page_shows_one_classifier_and_leads_to_the_other(page, whole_run) -> None:
+    view = RunView.open(whole_run)
+    row = next(r for r in view.suppressed_rows("ruler"))
+    change = f"p {row['p_before']:.3f} → {row['p_after']:.3f}"
+    at = page("image", whole_run, row=str(row["row"]))
+    assert change not in shown(at) and "head (label)" in shown(at)
+    assert f"suppression?concept=ruler&amp;row={row['row']}" in shown(at)
+    of_recipe = page("suppression", whole_run, concept="ruler", row=str(row["row"]))
+    assert change in shown(of_recipe) and "It is not the run&#x27;s head" in shown(of_recipe)
+
+
+def test_wrong_predictions_are_marked(page, whole_run) -> None:
+    view = RunView.open(whole_run)
+    predicted = np.array(view.head().classes)[view.head().probs(view.pooled).argmax(1)]
+    wrong, right = (int(np.argmax((predicted != view.labels) == w)) for w in (True, False))
+    marked = shown(page("image", whole_run, row=str(wrong)))
+    assert "✗ wrong, the label is" in marked and "✗ predicted" in marked
+    assert "✓ right" in shown(page("image", whole_run, row=str(right)))
+    grid = shown(page("images", whole_run)).split("da-grid", 1)[1]
+    assert grid.count("✗ predicted") == int((predicted != view.labels)[:24].sum()) * 2
 
 
 @pytest.mark.parametrize("row", ["-1", "120", "x"])
@@ -187,7 +207,7 @@ def test_suppression_page_says_what_was_not_measured(page, whole_run) -> None:
     assert "n too small for worst groups" in shown(page("suppression", whole_run, concept="ink"))
     by_name = page("suppression", whole_run, concept="hair")
     assert "chosen by name" in shown(by_name)
-    assert "The recipe" in [h.value for h in by_name.subheader]
+    assert "Suppressed latents" in [h.value for h in by_name.header]
 
 
 @pytest.mark.parametrize("name", ["overview", "concepts", "image", "suppression"])
@@ -213,7 +233,7 @@ def test_damaged_names_are_told_and_the_rest_goes_on(page, own_run) -> None:
     overview = page("overview", own_run)
     assert "was altered after the name stage" in shown(overview)
     assert "0.417" in shown(overview)
-    assert shown(page("image", own_run)).count("data:image/webp") == 24
+    assert shown(page("images", own_run)).count("data:image/webp") == 24
 
 
 def test_run_json_that_is_not_json_is_a_sentence(page, own_run) -> None:
@@ -230,40 +250,44 @@ def test_stale_names_are_refused(page, own_run) -> None:
 
 def test_pages_of_a_topk_run(page, topk_run) -> None:
     where = "among the 4 largest of its row (a TopK has no threshold)"
-    assert where in shown(page("concepts", topk_run, latent=f"{PATCHES}/0"))
+    assert where in shown(page("concept", topk_run, latent=f"{PATCHES}/0"))
     view = RunView.open(topk_run)
     # An image in which the ruler's recipe changes something.
     row = int(np.argmax((view.codes(POOLED).column(0) > 0) & (view.splits == "test")))
     at = page("image", topk_run, row=str(row))
     assert where in shown(at) and not at.warning
-    found = {r[0]: r for r in page_image.recipe_changes(view, row)}
-    assert found["ruler"][1] is True and found["ruler"][3] != found["ruler"][4]
-    assert "edited here" in shown(at) and "needs the model" not in shown(at)
+    recipe = load_recipe(view.run, "ruler")
+    edited = image.suppressor(view, recipe).apply_to(torch.from_numpy(view.pooled))
+    after = view.head().probs(edited.x.numpy())[row]
+    found = {c.concept: c for c in image.recipe_changes(view, row)}["ruler"]
+    assert found.after == pytest.approx(after[view.head().classes.index(found.label)])
+    assert found.edited is True and found.before != found.after
+    assert "embedding changed" in shown(at) and "needs the model" not in shown(at)
 
 
-def test_pages_load_no_model_library(whole_run, run_python) -> None:
+def test_pages_load_no_model_library_and_torch_only_for_weights(whole_run, run_python) -> None:
     code = (
         "import os, sys\nfrom streamlit.testing.v1 import AppTest\n"
         f"os.environ['DERMAUDIT_RUN'] = {str(whole_run)!r}\n"
-        "pages = [('overview', {}), ('concepts', {}), ('concepts', {'latent': %r}),\n"
-        "         ('image', {'row': '70'}), ('suppression', {}), ('training', {})]\n"
-        "for name, query in pages:\n"
-        "    code = f'from dermaudit.dashboards.pages import {name}\\n{name}.show()'\n"
+        "def load(name, **query):\n"
+        "    code = f'from dermaudit.dashboards.pages import {name}, page\\npage.open_page({name}.PAGE)'\n"
         "    at = AppTest.from_string(code, default_timeout=60)\n"
         "    for key, value in query.items(): at.query_params[key] = value\n"
         "    at.run()\n    assert not at.exception, at.exception\n"
-        "print([m for m in ('torch', 'open_clip', 'sae_lens', 'transformer_lens') if m in sys.modules])\n"
-    ) % f"{PATCHES}/0"
+        "for name in ('overview', 'concepts', 'images', 'suppression', 'training'): load(name)\n"
+        "print('torch' in sys.modules)\n"
+        f"load('concept', latent='{PATCHES}/0')\nload('image', row='70')\n"
+        "print([m for m in ('open_clip', 'sae_lens', 'transformer_lens') if m in sys.modules])\n"
+    )
     done = run_python("-c", code, cwd=Path.cwd(), env={"OMP_NUM_THREADS": "1"})
     assert done.rc == 0, done.stderr
-    assert done.stdout.strip().splitlines()[-1] == "[]"
+    assert done.stdout.strip().splitlines()[-2:] == ["False", "[]"]
     assert "DERMAUDIT_RUN" not in os.environ or os.environ["DERMAUDIT_RUN"] != str(whole_run)
 
 
 @pytest.mark.parametrize(("label", "named"), [("ruler", False), ("hair", True), (None, False)])
 def test_a_wrong_name_is_marked_and_never_contradicted(label, named) -> None:
     from dermaudit.dashboards.exhibits.run_view import latent_title
-    from dermaudit.dashboards.pages.concepts import _sentence
 
     row = {
         "name": "ruler",
@@ -275,7 +299,7 @@ def test_a_wrong_name_is_marked_and_never_contradicted(label, named) -> None:
         "wrong": True,
         "label_concept": label,
     }
-    text = _sentence(row, [], 30)
+    text = latents.describe(row, [], 30)
     assert "The name is wrong on test images" in text
     assert "ranks **ruler** best" not in text
     assert ("On train and validation images it ranks **hair** best." in text) == named

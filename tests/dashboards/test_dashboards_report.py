@@ -152,6 +152,21 @@ def test_other_peoples_text_stays_text(html, document) -> None:
     assert "<b>" not in html.split("</head>")[1]
 
 
+def test_a_hostile_name_is_escaped_wherever_it_stands(own_run) -> None:
+    """A run, a model and a concept name that close a tag, an attribute and a script."""
+    hostile = "\"'></title></script><script>alert(1)</script>{{ 7 * 7 }}"
+    run = open_run(own_run)
+    run.meta["name"], run.meta["model"]["name"] = hostile, hostile
+    run.save()
+    view = RunView.open(own_run)
+    view.concepts[0]["name"] = hostile
+    html = report.build(view)
+    assert "<script>alert" not in html and "49" not in Page(html).text.split("Concepts")[0]
+    page = Page(html)  # the tags still nest
+    assert f"Audit of {hostile}" in page.text and f"Model {hostile}" in page.text
+    assert sum(hostile in words for words in page.words) >= 5
+
+
 def test_figures_are_valid_plotly(document) -> None:
     specs = [re.match(r'draw\("figure-\d+", (.*)\);$', s, re.S) for s in document.scripts]
     found = [json.loads(m.group(1)) for m in specs if m]
@@ -188,7 +203,7 @@ def test_run_without_labels(unlabelled_run) -> None:
     assert text.count("no labels: not measured") >= 4
     assert "no recipe was made in this run" in text
     assert "Licence of the images: not stated" in text
-    assert "Map of latent" not in text and "Rival names" in text
+    assert "Map of latent" not in text and "Words that fit best" in text
 
 
 @pytest.mark.parametrize(

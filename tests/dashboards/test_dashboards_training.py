@@ -55,7 +55,7 @@ def page(monkeypatch):
         monkeypatch.setenv("DERMAUDIT_RUN", str(path or ""))
         monkeypatch.setenv("DERMAUDIT_LOGS", json.dumps([str(log) for log in logs]))
         at = AppTest.from_string(
-            "from dermaudit.dashboards.pages import training\ntraining.show()\n",
+            "from dermaudit.dashboards.pages import page, training\npage.open_page(training.PAGE)\n",
             default_timeout=60,
         ).run()
         assert not at.exception, at.exception

@@ -146,7 +146,7 @@ def test_parents_come_before_their_children(tree):
         ('{"a": {"b": "leaf"}}', "'a > b' is text, not an object"),
         ('{"a": null}', "'a' is null, not an object"),
         ('{"a": {" , ": {"b": {}}}}', "'a >  , ' names no disease"),
-        ('{"a": {"b": {}, "b": {"c": {}}}}', "the key 'b' stands twice in one object"),
+        ('{"a": {"b": {}, "b": {"c": {}}}}', "the key 'b' occurs twice in one object"),
         ("{}", "holds no disease"),
         ('["a"]', "holds a list, not an object of diseases"),
         ('{"a": ', "is not valid JSON"),

@@ -17,7 +17,6 @@ from dermaudit.stats.intervals import (
     auroc_draws,
     auroc_interval,
     auroc_many,
-    auroc_weighted,
     percentile_interval,
 )
 
@@ -50,7 +49,7 @@ def test_one_class__nan():
     ones, score = np.ones(4), np.arange(4.0)
     assert np.isnan(auroc(ones, score)) and np.isnan(auroc(1 - ones, score))
     assert np.isnan(auprc(1 - ones, score))
-    assert np.isnan(auroc_weighted(np.array([1, 0.0]), np.array([1, 0.0]), np.array([1, 0.0])))
+    assert np.isnan(auroc_draws(np.array([1, 0.0]), np.array([1, 0.0]), np.array([[1, 0.0]]))[0])
     assert np.isnan(auprc_table(score[:, None], np.stack([ones, 1 - ones], 1))).all()
 
 
@@ -60,7 +59,7 @@ def test_scores__equal_scikit_learn_with_ties(case):
     truth, score, weight = case
     assert auroc(truth, score) == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
     assert auprc(truth, score) == pytest.approx(average_precision_score(truth, score), abs=1e-12)
-    assert auroc_weighted(truth, score, weight) == pytest.approx(
+    assert auroc_draws(truth, score, weight[None])[0] == pytest.approx(
         roc_auc_score(truth, score, sample_weight=weight), abs=1e-12
     )
     assert auprc(truth, score, weight) == pytest.approx(
@@ -73,7 +72,9 @@ def test_scores__equal_scikit_learn_with_ties(case):
 def test_weights__are_repeated_rows(case):
     truth, score, weight = case
     rows = np.repeat(np.arange(len(truth)), weight.astype(int))
-    assert auroc_weighted(truth, score, weight) == pytest.approx(auroc(truth[rows], score[rows]))
+    assert auroc_draws(truth, score, weight[None])[0] == pytest.approx(
+        auroc(truth[rows], score[rows])
+    )
     assert auprc(truth, score, weight) == pytest.approx(auprc(truth[rows], score[rows]))
 
 

@@ -1,1 +1,1 @@
-"""What a benchmark asks: captions, concepts, prompts, saved predictions."""
+"""Inputs of a benchmark: captions, concepts, prompts, saved predictions."""

@@ -12,8 +12,10 @@ _NAMES = {"image", "image_id", "group", "split", "sha256"}
 
 
 def captions_of(manifest: Manifest, column: str) -> list[str]:
-    """The caption of each row, "" where blank. Errors: UserInputError for a column that is absent,
-    is not text, or holds mostly numbers; the columns of text are named."""
+    """Return the caption of each row, "" where blank.
+
+    Errors: UserInputError for a column that is absent, is not text, or holds mostly numbers.
+    """
     texts = [name for name in manifest.table.column_names if _is_text(manifest, name)]
     offered = [name for name in texts if name not in _NAMES]
     values = manifest.column(column)
@@ -42,7 +44,7 @@ def _is_text(manifest: Manifest, name: str) -> bool:
 
 
 def _mostly_words(values: Sequence[str | None]) -> bool:
-    """Whether at most half of the values that are there are numbers; False for none."""
+    """Return whether at most half of the non-blank values are numbers; False if all are blank."""
     known = [value.strip() for value in values if value is not None and value.strip()]
     return bool(known) and 2 * sum(map(_is_number, known)) <= len(known)
 

@@ -1,7 +1,7 @@
-"""Which concepts are asked for, with which words: templates, terms, and the columns they meet by name.
+"""Concepts that are scored, and their words: templates, terms, and the columns of the same name.
 
 No torch here: templates and terms are checked before a model is opened. Terms are MAKE's
-(arXiv 2505.09372, a JSON of concept -> terms), where some stand for diseases: such terms are told.
+(arXiv 2505.09372, a JSON of concept -> terms); terms that name a disease are reported.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FORM = 'write {"ulcer": ["ulcer", "erosion"]}: concept -> terms'
 
 @dataclass(frozen=True)
 class BenchConcept:
-    """`truth` (n,) 1, 0, nan = unknown; `own_name` where its terms are only its name."""
+    """A concept: `truth` (n,) 1, 0, nan = unknown; `own_name` if its only term is its name."""
 
     name: str
     truth: np.ndarray
@@ -49,7 +49,7 @@ class BenchConcept:
 
 
 def read_terms(path: Path) -> dict[str, tuple[str, ...]]:
-    """{concept: terms} of a ConceptTerms.json. Errors: UserInputError naming the concept."""
+    """Return {concept: terms} of a ConceptTerms.json. Errors: UserInputError naming the concept."""
     if not path.is_file():
         raise UserInputError(
             f"--terms {path} " + ("is no file" if path.exists() else "does not exist"),
@@ -73,9 +73,9 @@ def read_terms(path: Path) -> dict[str, tuple[str, ...]]:
 def concepts_of(
     manifest: Manifest, terms: Mapping[str, Sequence[str]], rows: np.ndarray
 ) -> tuple[list[BenchConcept], list[str]]:
-    """(the concept and artifact columns with their terms by name, terms that have no column).
+    """Return (the concept and artifact columns with their terms, terms that have no column).
 
-    A column without terms is asked for by its own name. Errors: UserInputError without a column.
+    A column without terms is described by its own name. Errors: UserInputError without such a column.
     """
     truth = manifest.truth()
     if not truth:
@@ -95,7 +95,7 @@ def concepts_of(
 
 
 def enough(truth: np.ndarray) -> bool:
-    """30 known images, 5 with and 5 without the concept."""
+    """Return whether 30 images have known truth, at least 5 with and 5 without the concept."""
     known = np.isfinite(truth)
     n_pos = int((truth[known] > 0.5).sum())
     return int(known.sum()) >= MIN_CELL and MIN_CASES <= n_pos <= int(known.sum()) - MIN_CASES
@@ -104,18 +104,18 @@ def enough(truth: np.ndarray) -> bool:
 def diagnosis_terms(
     concepts: Iterable[BenchConcept], labels: Iterable[str | None]
 ) -> dict[str, list[str]]:
-    """{concept: those of its terms that name a diagnosis}, only concepts that have one.
+    """Return {concept: its terms that name a diagnosis}, only concepts that have one.
 
-    A diagnosis is a label of the data set or a name of a built-in class; a term names it when it holds
-    its words one after the other, the last also with an s.
+    A diagnosis is a label of the data set or a name of a built-in class; a term names it if it contains
+    its words in sequence, the last one also in the plural.
     """
     names = {name for group in built_in_classes().values() for ns in group.values() for name in ns}
     diagnoses = [_fold(name).split() for name in {*names, *filter(None, labels)}]
     found = {}
     for concept in concepts:
-        said = [t for t in concept.terms if any(_holds(_fold(t).split(), d) for d in diagnoses)]
-        if said:
-            found[concept.name] = said
+        named = [t for t in concept.terms if any(_holds(_fold(t).split(), d) for d in diagnoses)]
+        if named:
+            found[concept.name] = named
     return found
 
 

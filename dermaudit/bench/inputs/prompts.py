@@ -1,4 +1,4 @@
-"""What the zero-shot bench asks with: classes with their names, and templates around them.
+"""The prompts of the zero-shot benchmark: classes with their names, and templates around them.
 
 No torch here: classes and templates are checked before a model is opened.
 """
@@ -34,7 +34,7 @@ Classes = dict[str, list[str]]
 
 
 def built_in_classes() -> dict[str, Classes]:
-    """{set: {code: names}}. PAD-UFES-20 and ISIC 2019 by their own codes."""
+    """Return {set: {code: names}}. PAD-UFES-20 and ISIC 2019 use their own codes."""
     ham = ham_classes()
     isic = {
         "MEL": ham["mel"], "NV": ham["nv"], "BCC": ham["bcc"], "AK": ["actinic keratosis"],
@@ -50,8 +50,10 @@ def built_in_classes() -> dict[str, Classes]:
 
 
 def load_templates(name: str) -> list[str]:
-    """A built-in set, or a file: text with one template a line, or a JSON list. Each template has
-    exactly one {}. Errors: UserInputError."""
+    """Return the templates of a built-in set, or of a file: one per line, or a JSON list.
+
+    Each template has exactly one {}. Errors: UserInputError.
+    """
     if name in TEMPLATES:
         return list(TEMPLATES[name])
     path = Path(name)
@@ -83,15 +85,19 @@ def load_templates(name: str) -> list[str]:
 
 
 def named_classes(name: str) -> Classes:
-    """The classes of a built-in set, or of a TOML or JSON file of code -> names: {code: names}, in
-    its order. Errors: UserInputError."""
+    """Return {code: names} of a built-in set, or of a TOML or JSON file, in its order.
+
+    Errors: UserInputError.
+    """
     sets = built_in_classes()
     return sets[name] if name in sets else _read_classes(Path(name), sets)
 
 
 def load_classes(name: str | None, labels: Sequence[str | None], where: Any) -> Classes:
-    """The classes of a zero-shot task: those of `named_classes`, or the built-in set that has all
-    `labels`. Errors: UserInputError, also when `labels` holds none."""
+    """Return the classes called `name`, or without a name the built-in set that has all `labels`.
+
+    Errors: UserInputError, also when no image has a label.
+    """
     known = sorted({label for label in labels if label})
     if not known:
         raise UserInputError(
@@ -100,7 +106,7 @@ def load_classes(name: str | None, labels: Sequence[str | None], where: Any) -> 
     if name is not None:
         return named_classes(name)
     for classes in built_in_classes().values():
-        if not _strange(known, classes):
+        if not _unmatched(known, classes):
             return classes
     raise UserInputError(
         f"no built-in set of classes has all labels of {where} ({', '.join(known[:8])}"
@@ -109,13 +115,13 @@ def load_classes(name: str | None, labels: Sequence[str | None], where: Any) -> 
     )
 
 
-def _strange(labels: Sequence[str], classes: Classes) -> list[str]:
+def _unmatched(labels: Sequence[str], classes: Classes) -> list[str]:
     by_word = class_of(classes)
     return [label for label in labels if _fold(label) not in by_word]
 
 
 def class_of(classes: Classes) -> dict[str, int]:
-    """{folded code or name: number of its class}; a code wins over another class's name."""
+    """Return {folded code or name: number of its class}; a code wins over another class's name."""
     found = {}
     for number, names in enumerate(classes.values()):
         for word in names:
@@ -128,21 +134,23 @@ def _fold(word: str) -> str:
 
 
 def truth_numbers(labels: Sequence[str | None], classes: Classes, where: Any) -> np.ndarray:
-    """(n,) number of the class of each label, -1 where unknown. Errors: UserInputError for labels
-    outside the classes, all of them."""
-    strange = _strange(sorted({label for label in labels if label}), classes)
-    if strange:
+    """Return the class number of each label (n,), -1 where unknown.
+
+    Errors: UserInputError that lists all labels outside the classes.
+    """
+    unmatched = _unmatched(sorted({label for label in labels if label}), classes)
+    if unmatched:
         words = [*classes, *(w for names in classes.values() for w in names)]
-        said = []
-        for label in strange:
+        listed = []
+        for label in unmatched:
             near = closest(label, words)
             tail = f"; did you mean '{near}'?" if near else ""
-            said.append(f"'{label}' ({sum(other == label for other in labels)} images{tail})")
-        left_out = ", ".join("'" + label.replace("'", "''") + "'" for label in strange)
+            listed.append(f"'{label}' ({sum(other == label for other in labels)} images{tail})")
+        left_out = ", ".join("'" + label.replace("'", "''") + "'" for label in unmatched)
         raise UserInputError(
-            f"{where}: {len(strange)} of the labels "
-            f"{'is' if len(strange) == 1 else 'are'} none of the classes "
-            f"{', '.join(list(classes)[:12])}{', …' if len(classes) > 12 else ''}: {', '.join(said)}",
+            f"{where}: {len(unmatched)} of the labels "
+            f"{'is' if len(unmatched) == 1 else 'are'} none of the classes "
+            f"{', '.join(list(classes)[:12])}{', …' if len(classes) > 12 else ''}: {', '.join(listed)}",
             'add them to --classes FILE, or leave their rows out with --where "label not in '
             f'({left_out})"',
         )

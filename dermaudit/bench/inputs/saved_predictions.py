@@ -1,8 +1,8 @@
-"""Saved predictions, an image a row: what `bench table` reads and the other benches write.
+"""Saved predictions, one row per image: what `bench table` reads and the other benchmarks write.
 
 The layout is the published one of DermFM-Zero (arXiv 2602.10624): `DIR/<dataset>/<model>.csv` with
 image_path, true_label, predicted_label, probability_class_0 …, and `DIR/<dataset>.classes.csv`
-(diag,label) beside the folders. A `group` column (patient, lesion) may stand in it as well.
+(diag,label) in the same folder. A `group` column (patient, lesion) is optional.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ _SUM_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Predictions:
-    """`images` names; `truth`, `predicted` (n,) int columns of `probs` (n, classes); `groups` of the
-    rows, their own image where nothing is known (`grouped` False)."""
+    """Predictions of one model for n images.
+
+    `truth` and `predicted` (n,) are columns of `probs` (n, classes). `groups` (n,): without a column of
+    groups each image is its own group, and `grouped` is False.
+    """
 
     images: list[str]
     truth: np.ndarray
@@ -44,6 +47,7 @@ class Predictions:
 
     @property
     def n(self) -> int:
+        """The number of images."""
         return len(self.images)
 
     def take(self, rows: np.ndarray) -> Predictions:
@@ -59,11 +63,11 @@ class Predictions:
 
 
 def read_predictions(folder: Path | str) -> dict[str, dict[str, Predictions]]:
-    """{dataset: {model: predictions}} below a folder, or of one data set's folder itself.
+    """Return {dataset: {model: predictions}} below a folder, or of one data set's folder.
 
-    Within a data set all models have the images of the first, in its order. Errors: UserInputError
-    naming file, line and mend: a folder without predictions, a column that is missing, probabilities
-    that do not sum to 1, a label outside the classes, images or labels that differ between models.
+    Within a data set all models have the images of the first, in its order. Errors: UserInputError naming
+    file, line and fix: a folder without predictions, a missing column, probabilities that do not sum to 1,
+    a label outside the classes, images or labels that differ between models.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -112,7 +116,7 @@ def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
     if classes is not None and len(classes) != len(probability):
         raise UserInputError(
             f"{path} has {len(probability)} columns of probabilities, its classes are {len(classes)}",
-            f"mend {path.parent.name}{CLASSES_SUFFIX} beside its folder",
+            f"fix {path.parent.name}{CLASSES_SUFFIX}",
         )
     classes = classes or [str(c) for c in range(len(probability))]
 
@@ -139,7 +143,7 @@ def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
     for row, image in enumerate(images):
         if image in seen:
             raise UserInputError(
-                f"{at(row)}: {image} stands twice, first at {at(seen[image]).rpartition(', ')[2]}",
+                f"{at(row)}: {image} occurs twice, first at {at(seen[image]).rpartition(', ')[2]}",
                 "keep one row an image",
             )
         seen[image] = row
@@ -183,7 +187,7 @@ def _numbers(table: Any, name: str, at: Any) -> np.ndarray:
         except (TypeError, ValueError):
             values[row] = np.nan
         if not np.isfinite(values[row]):
-            raise UserInputError(f"{at(row)}: {name} is {_said(value)}", "write a number")
+            raise UserInputError(f"{at(row)}: {name} is {_quoted(value)}", "write a number")
     return values
 
 
@@ -196,19 +200,19 @@ def _labels(table: Any, name: str, classes: list[str], at: Any) -> np.ndarray:
             number = -1.0
         if not 0 <= number < len(classes) or number != int(number):
             raise UserInputError(
-                f"{at(row)}: {name} is {_said(value)}, outside the classes 0 … {len(classes) - 1}",
+                f"{at(row)}: {name} is {_quoted(value)}, outside the classes 0 … {len(classes) - 1}",
                 "labels are the numbers of the probability columns",
             )
         values[row] = int(number)
     return values
 
 
-def _said(value: Any) -> str:
+def _quoted(value: Any) -> str:
     return "blank" if value is None else f"'{value}'"
 
 
 def _classes(path: Path) -> list[str] | None:
-    """The names in `<dataset>.classes.csv`, in the order of their numbers; None without the file."""
+    """Return the names in `<dataset>.classes.csv` by number; None without the file."""
     if not path.is_file():
         return None
     table, _ = read_table(path)
@@ -231,8 +235,10 @@ def _classes(path: Path) -> list[str] | None:
 
 
 def aligned(models: dict[str, Predictions]) -> dict[str, Predictions]:
-    """The models on the same images in the order of the first. Errors: UserInputError when images,
-    classes or labels differ: then no difference between them is one on the same patients."""
+    """Return the models on the same images, in the order of the first.
+
+    Errors: UserInputError when images, classes or labels differ, because no paired test is possible then.
+    """
     first_name, first = next(iter(models.items()))
     place = {image: row for row, image in enumerate(first.images)}
     out = {first_name: first}
@@ -241,10 +247,10 @@ def aligned(models: dict[str, Predictions]) -> dict[str, Predictions]:
         extra = [image for image in other.images if image not in place]
         if extra or other.n != first.n:
             known = set(other.images)
-            odd = extra[0] if extra else next(i for i in first.images if i not in known)
+            example = extra[0] if extra else next(i for i in first.images if i not in known)
             lacking = against if extra else where
             raise UserInputError(
-                f"{where} and {against} hold different images (the first: {odd}, not in {lacking}): "
+                f"{where} and {against} hold different images (the first: {example}, not in {lacking}): "
                 "no paired test is possible",
                 "predict the same images with every model, or compare them in separate folders",
             )
@@ -269,7 +275,7 @@ def aligned(models: dict[str, Predictions]) -> dict[str, Predictions]:
 
 
 def _grouped(models: dict[str, Predictions]) -> dict[str, Predictions]:
-    """The groups that one file states hold for all. Errors: UserInputError when two disagree."""
+    """Give the groups of one file to all models. Errors: UserInputError when two files disagree."""
     stated = [(name, p) for name, p in models.items() if p.grouped]
     if not stated:
         return models
@@ -286,7 +292,7 @@ def _grouped(models: dict[str, Predictions]) -> dict[str, Predictions]:
 
 
 def write_predictions(folder: Path, dataset: str, models: dict[str, Predictions]) -> list[Path]:
-    """Write DIR/<dataset>/<model>.csv and DIR/<dataset>.classes.csv; the paths written."""
+    """Write DIR/<dataset>/<model>.csv and DIR/<dataset>.classes.csv; return the paths."""
     first = next(iter(models.values()))
     lines = [("diag", "label"), *((c, i) for i, c in enumerate(first.classes))]
     paths = [folder / f"{dataset}{CLASSES_SUFFIX}"]

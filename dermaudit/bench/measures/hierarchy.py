@@ -1,9 +1,9 @@
-"""Hierarchical accuracy: how far down the ontology a prediction is right.
+"""Hierarchical accuracy: down to which level of the ontology a prediction is right.
 
 At level d an image counts as right when the predicted class lies below the same node of depth d as
-the true one; images whose class is less deep are left out of that level. Beside it the mean
-Wu–Palmer similarity (ACL 1994) of predicted and true class: a melanoma taken for another
-proliferation is less wrong than one taken for a nail disease.
+the true one; images whose class is less deep are left out of that level. The mean Wu–Palmer similarity
+(ACL 1994) of predicted and true class is reported too: calling a melanoma another proliferation is
+less wrong than calling it a nail disease.
 """
 
 from __future__ import annotations

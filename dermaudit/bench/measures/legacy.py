@@ -1,8 +1,8 @@
-"""The published way of the intervals, to check ours against it; not a way to report figures.
+"""The published way of computing intervals, to compare ours with it; not for reporting figures.
 
 DermFM-Zero (arXiv 2602.10624) draws 1,000 resamples of images with numpy's legacy generator, seed 42
-anew for every model, prints the mean of the resamples as the point and their percentiles as the
-interval, lifts a lower bound of 0, and gives one paired t-test on correctness for all seven measures.
+for every model, prints the mean of the resamples as the point and their percentiles as the interval,
+replaces a lower bound of 0, and gives one paired t-test on correctness for all seven measures.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ PUBLISHED_FILE = "published_intervals.csv"
 
 @dataclass(frozen=True)
 class LegacyCell:
-    """Mean of the resamples, their 2.5 and 97.5 percentiles (after the floor), p of the t-test,
-    whether the floor lifted the lower bound."""
+    """One cell of the published table.
+
+    `mean` of the resamples, `low` and `high` their 2.5 and 97.5 percentiles, `p` of the t-test, and whether
+    the lower bound was 0 and therefore replaced (`floored`).
+    """
 
     mean: float
     low: float
@@ -37,23 +40,25 @@ class LegacyCell:
     floored: bool = False
 
     def text(self) -> str:
+        """Return the cell as it is printed."""
         return f"{self.mean:.4f} ({self.low:.4f}-{self.high:.4f})"
 
     def p_text(self) -> str:
+        """Return the p value as it is printed, "" without one."""
         if self.p is None:
             return ""
         return f"{self.p:.3f}" if self.p >= 0.001 else f"{self.p:.2e}"
 
 
 def legacy_weights(n: int, n_draws: int = N_DRAWS, seed: int = SEED) -> np.ndarray:
-    """How often each of n images stands in each resample: (n_draws, n)."""
-    generator = np.random.RandomState(seed)  # noqa: NPY002 — the published generator
+    """Return how often each of n images occurs in each resample: (n_draws, n)."""
+    generator = np.random.RandomState(seed)
     drawn = (generator.choice(n, n, replace=True) for _ in range(n_draws))
     return np.stack([np.bincount(rows, minlength=n) for rows in drawn]).astype(np.float64)
 
 
 def legacy_cells(predictions: Predictions, reference: Predictions | None) -> dict[str, LegacyCell]:
-    """{measure: cell} of one model. `reference`: the model of the t-test, None for itself."""
+    """Return {measure: cell} of one model. `reference`: the model of the t-test, None for itself."""
     weights = legacy_weights(predictions.n)
     draws = metric_draws(predictions.truth, predictions.predicted, predictions.probs, weights)
     p = None
@@ -75,8 +80,11 @@ def legacy_cells(predictions: Predictions, reference: Predictions | None) -> dic
 
 @dataclass(frozen=True)
 class Agreement:
-    """Cells compared with the published table, those equal to the last printed digit, the same for
-    p, and the largest difference of a number in a cell."""
+    """How our cells agree with the published table.
+
+    Cells and p values that were compared, those equal in all printed digits, and the largest difference of
+    a number in a cell.
+    """
 
     cells: int
     equal: int
@@ -87,7 +95,7 @@ class Agreement:
 
 
 def read_published(path: Path) -> dict[tuple[str, str], dict[str, str]]:
-    """{(dataset, model): {measure or measure_p_value: as printed}}. Errors: UserInputError."""
+    """Return {(dataset, model): {measure or measure_p_value: as printed}}. Errors: UserInputError."""
     with path.open(encoding="utf-8-sig", newline="") as handle:
         rows = list(csv.DictReader(handle))
     needed = ["Dataset", "Model", *(m.upper() for m in METRICS)]

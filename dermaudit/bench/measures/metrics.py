@@ -1,7 +1,8 @@
 """Measures of a classifier, for many resamples at once: (draws, n) weights -> (draws, measures).
 
-Only true positives and the sums of rows and columns of the confusion are needed, so that hundreds of
-classes cost three matrix products. Classes that a resample lacks leave its mean, as in scikit-learn.
+Only true positives and the row and column sums of the confusion matrix are needed, so that hundreds of
+classes cost three matrix products. Classes that a resample lacks are left out of its means, as in
+scikit-learn.
 """
 
 from __future__ import annotations

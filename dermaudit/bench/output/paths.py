@@ -1,4 +1,4 @@
-"""Where a bench writes: every file of it is free and its folder can be written, before any work."""
+"""Output paths of a benchmark: before any work, no file exists yet and the folder can be written."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from .render import SUFFIX, check_format
 
 
 class _Tried(Exception):
-    """Ends a write that was only a trial: nothing gets its final name."""
+    """Ends a trial write, so that nothing gets its final name."""
 
 
 def check_place(path: Path, force: bool) -> None:
-    """A file that is there already is kept without --force; the folder must be one that can be
-    written. Errors: UserInputError. Leaves nothing behind."""
+    """Raise UserInputError for a file that exists (without --force), or a folder that cannot be written.
+
+    Leaves nothing behind.
+    """
     try:
         _check(path, force)
     except OSError as error:  # a name too long, a disk that is read only
@@ -40,7 +42,7 @@ def _check(path: Path, force: bool) -> None:
             raise UserInputError(f"cannot write {path}: {folder} is a file", "give a folder there")
     new = [folder for folder in path.parents if not folder.exists()]
     try:
-        # Only a trial tells: root may write everywhere by its rights, and yet not below /proc.
+        # Permissions are not enough: root may write everywhere, but not below /proc.
         with suppress(_Tried), whole_file(path) as temporary:
             temporary.touch()
             raise _Tried
@@ -53,9 +55,11 @@ def _check(path: Path, force: bool) -> None:
 def planned_files(
     out: Path | None, bench: str, form: str, dataset: str, names: Sequence[str], force: bool
 ) -> Path | None:
-    """The file of the table below --out; None without. `names`: models whose predictions go beside
-    it. Errors: UserInputError for an unknown format, a file that is there already without --force,
-    and a folder that cannot be written."""
+    """Return the path of the table below --out; None without --out.
+
+    `names`: models whose predictions are written too. Errors: UserInputError for an unknown format, a file
+    that exists (without --force), and a folder that cannot be written.
+    """
     check_format(form)
     if out is None:
         if form == "parquet":
@@ -63,7 +67,7 @@ def planned_files(
         return None
     table = out / f"{bench}{SUFFIX[form]}"
     # The numbers in predictions mean what the file of classes says: another one must not replace it.
-    beside = [out / f"{dataset}{CLASSES_SUFFIX}"] if names else []
-    for path in (table, *(out / dataset / f"{name}.csv" for name in names), *beside):
+    classes = [out / f"{dataset}{CLASSES_SUFFIX}"] if names else []
+    for path in (table, *(out / dataset / f"{name}.csv" for name in names), *classes):
         check_place(path, force)
     return table

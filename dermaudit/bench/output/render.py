@@ -1,7 +1,7 @@
-"""Tables of a bench as text, Markdown, LaTeX or Parquet.
+"""Tables of a benchmark as text, Markdown, LaTeX or Parquet.
 
-A sheet holds what people read (cells are formatted once, alike in every format) and the tidy records
-behind it, a row a figure, which Parquet keeps unrounded.
+A sheet holds the formatted cells, equal in every format, and the same figures as unrounded records,
+which Parquet and JSON contain.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WORDS = {
 
 @dataclass
 class Sheet:
-    """`rows` of formatted cells under `header`; `records` are the same figures, unrounded."""
+    """One table: `rows` of formatted cells under `header`; `records` are the same figures, unrounded."""
 
     title: str
     header: Sequence[str]
@@ -50,7 +50,7 @@ def _null(value: Any) -> Any:
 
 
 def cell(value: float, low: float, high: float, digits: int = 3, n: int = MIN_CELL) -> str:
-    """`0.796 [0.776, 0.815]`, "n too small" for fewer than 30 images, "–" where undefined."""
+    """Return `0.796 [0.776, 0.815]`, "n too small" for fewer than 30 images, "–" where undefined."""
     if n < MIN_CELL:
         return TOO_SMALL
     if plain(value) is None:
@@ -94,7 +94,7 @@ def figure_sheet(
 def comparison_sheet(
     figures: Figures, comparisons: Sequence[Comparison], *, digits: int = 3, **columns: Any
 ) -> Sheet:
-    """Paired differences, p by the percentile of the bootstrap, Holm over all of the sheet."""
+    """Return paired differences, p by the percentile of the bootstrap, Holm over the whole sheet."""
     rows = [
         (
             WORDS.get(c.metric, c.metric),
@@ -142,13 +142,15 @@ def _p(value: float) -> str:
 
 
 def check_output(form: str | None, out: Path | None) -> str:
-    """The format of a table that goes to the file `out` (the screen without). Errors:
-    UserInputError for an unknown format, and for Parquet without a file."""
+    """Return the format of a table that goes to the file `out` (to the screen without).
+
+    Errors: UserInputError for an unknown format, and for Parquet without a file.
+    """
     if form is None and out is not None:
         by_suffix = {suffix: name for name, suffix in SUFFIX.items()}
         if out.suffix not in by_suffix:
             raise UserInputError(
-                f"the format of --out {out} cannot be told from its name",
+                f"the format of --out {out} does not follow from its name",
                 f"end it in {', '.join(SUFFIX.values())}, or give --format",
             )
         return by_suffix[out.suffix]
@@ -159,6 +161,7 @@ def check_output(form: str | None, out: Path | None) -> str:
 
 
 def check_format(form: str) -> str:
+    """Return `form`. Errors: UserInputError for an unknown format."""
     if form not in SUFFIX:
         raise unknown("format", form, SUFFIX)
     return form
@@ -186,6 +189,7 @@ def show(sheets: Sequence[Sheet], form: str = "text") -> None:
 
 
 def text(sheets: Sequence[Sheet]) -> str:
+    """Return the sheets as aligned text."""
     parts = []
     for sheet in sheets:
         cells = [[str(c) for c in row] for row in (sheet.header, *sheet.rows)]
@@ -198,6 +202,7 @@ def text(sheets: Sequence[Sheet]) -> str:
 
 
 def markdown(sheets: Sequence[Sheet]) -> str:
+    """Return the sheets as Markdown tables."""
     parts = []
     for sheet in sheets:
         rows = [sheet.header, ["---"] * len(sheet.header), *sheet.rows]
@@ -208,17 +213,17 @@ def markdown(sheets: Sequence[Sheet]) -> str:
 
 
 def latex(sheets: Sequence[Sheet]) -> str:
-    """A `table` of booktabs for each sheet."""
+    """Return the sheets as LaTeX tables with booktabs."""
     parts = []
     for sheet in sheets:
         lines = [" & ".join(map(_escaped, row)) + r" \\" for row in (sheet.header, *sheet.rows)]
-        said = ". ".join(_escaped(s) for s in (sheet.title, *sheet.notes))
+        caption = ". ".join(_escaped(s) for s in (sheet.title, *sheet.notes))
         parts.append(
             "\n".join(
                 [
                     r"\begin{table}",
                     r"\centering",
-                    rf"\caption{{{said}}}",
+                    rf"\caption{{{caption}}}",
                     rf"\begin{{tabular}}{{{'l' * len(sheet.header)}}}",
                     r"\toprule",
                     lines[0],
@@ -249,6 +254,6 @@ RENDER = {"text": text, "markdown": markdown, "latex": latex}
 
 
 def _even(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same keys in every record: pyarrow takes its columns from the first."""
+    """Return records with equal keys: pyarrow takes the columns from the first one."""
     names = list(dict.fromkeys(name for record in records for name in record))
     return [{name: record.get(name) for name in names} for record in records]

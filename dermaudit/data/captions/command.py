@@ -1,9 +1,9 @@
-"""The verb `data subcaptions`. Nothing heavy is imported until it runs."""
+"""The command `data subcaptions`. Nothing heavy is imported until it runs."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +14,51 @@ from dermaudit.errors import UserInputError
 
 if TYPE_CHECKING:
     from ..manifest.manifest import Manifest
+    from .subcaptions import TextViewCounts
 
 FORMAT_VERSION = 1
 _MOST = 64
 _SHOWN = 20  # unknown diseases that are printed
-_ROWS = 20  # rows without a caption that are named
+_ROWS = 20  # rows without a caption that are listed
+
+
+@dataclass(frozen=True)
+class SubcaptionOptions:
+    """What is written, from what, and where; the fields are the flags of the command."""
+
+    data: Path
+    out: Path | None
+    ontology: Path | None
+    vocabulary: Path | None
+    max: int
+    llm: str | None
+    llm_cache: Path | None
+    replace: bool
+    link: bool
+    force: bool
+    dry_run: bool
+
+    @property
+    def target(self) -> Path:
+        """The folder of the data set that is written."""
+        if self.out is not None:
+            return self.out
+        return self.data if self.data.is_dir() else self.data.parent
+
+    def check(self) -> None:
+        """Raise UserInputError for options that cannot be used; no caption is read."""
+        if not 1 <= self.max <= _MOST:
+            raise UserInputError(f"--max {self.max} is not between 1 and {_MOST}", "MAKE has 8")
+        if self.out is None and not self.force and not self.dry_run:
+            raise UserInputError(
+                f"{self.data} would be written to",
+                "name a folder for a new data set with --out, or allow it with --force",
+            )
+        if self.out is not None and not self.dry_run:
+            from ..manifest.convert import check_out
+
+            # Checked before any work: the answers of a language model cost time and money.
+            check_out(self.out, {"source": str(self.data.resolve())}, self.force)
 
 
 def subcaptions(
@@ -50,18 +90,25 @@ def subcaptions(
     dry_run: Annotated[bool, typer.Option(help="say what would be written, ask no model")] = False,
 ) -> dict[str, Any]:
     """Write the texts that MAKE trains on: sub-captions, ontology and visual-concept captions."""
-    if not 1 <= max <= _MOST:
-        raise UserInputError(f"--max {max} is not between 1 and {_MOST}", "MAKE has 8")
-    if out is None and not force and not dry_run:
-        raise UserInputError(
-            f"{data} would be written to",
-            "name a folder for a new data set with --out, or allow it with --force",
-        )
-    from ..manifest.convert import refuse_out
+    options = SubcaptionOptions(
+        data=data,
+        out=out,
+        ontology=ontology,
+        vocabulary=vocabulary,
+        max=max,
+        llm=llm,
+        llm_cache=llm_cache,
+        replace=replace,
+        link=link,
+        force=force,
+        dry_run=dry_run,
+    )
+    options.check()
+    return write_subcaptions(options)
 
-    if out is not None and not dry_run:
-        # Before any work: the answers of a model cost time and money.
-        refuse_out(out, force, {"source": str(data.resolve())})
+
+def write_subcaptions(options: SubcaptionOptions) -> dict[str, Any]:
+    """Make the text views, write the data set, and return what `--json` prints."""
     from dermaudit.files import sha256_file
 
     from ..manifest.manifest import Manifest
@@ -71,21 +118,27 @@ def subcaptions(
     from .sentences import segmenter_version
     from .subcaptions import text_views
 
+    ontology, vocabulary = options.ontology, options.vocabulary
     tree = None if ontology is None else Ontology.load(ontology)
     words = ConceptWords.load(vocabulary)
-    target = out if out is not None else data if data.is_dir() else data.parent
     decomposer = None
-    if llm is not None and not dry_run:
-        cache = llm_cache or target.absolute().with_name(f"{target.absolute().name}.llm")
-        decomposer = Decomposer(llm, cache, max)
-    manifest = Manifest.load(data)
-    _refuse(data, manifest, tree is not None, out)
-    done, made = text_views(
-        manifest, most=max, words=words, ontology=tree, decomposer=decomposer, replace=replace
+    if options.llm is not None and not options.dry_run:
+        target = options.target.absolute()
+        cache = options.llm_cache or target.with_name(f"{target.name}.llm")
+        decomposer = Decomposer(options.llm, cache, options.max)
+    manifest = Manifest.load(options.data)
+    _check_manifest(options, manifest)
+    done, counts = text_views(
+        manifest,
+        most=options.max,
+        words=words,
+        ontology=tree,
+        decomposer=decomposer,
+        replace=options.replace,
     )
     report = {
         "format_version": FORMAT_VERSION,
-        "max": max,
+        "max": options.max,
         "segmenter": segmenter_version(),
         "ontology": None if ontology is None else ontology.name,
         "ontology_sha256": None if ontology is None else sha256_file(ontology),
@@ -93,112 +146,112 @@ def subcaptions(
         "vocabulary_sha256": words.sha256(),
         "llm": None
         if decomposer is None
-        else {"model": llm, "prompt": PROMPT_VERSION, **asdict(decomposer.tally)},
-        **_counts(made),
+        else {"model": options.llm, "prompt": PROMPT_VERSION, **asdict(decomposer.counts)},
+        **_as_json(counts),
     }
-    if not dry_run:
-        report["manifest_sha256"] = _write(data, done, out, link=link, force=force, report=report)
-    _print(target, done, made, report, dry_run)
-    return {"out": str(target), "dry_run": dry_run, **report}
+    if not options.dry_run:
+        report["manifest_sha256"] = _write(options, done, report)
+    _print(options, done, counts, report)
+    return {"out": str(options.target), "dry_run": options.dry_run, **report}
 
 
-def _refuse(data: Path, manifest: Manifest, has_tree: bool, out: Path | None) -> None:
-    """UserInputError when there is nothing to write from, or nowhere to write to."""
-    names = manifest.table.column_names
-    if "caption" not in names and "ontology" not in names and not (has_tree and "label" in names):
+def _check_manifest(options: SubcaptionOptions, manifest: Manifest) -> None:
+    """Raise UserInputError when there is nothing to write from, or nowhere to write to."""
+    data, names = options.data, manifest.table.column_names
+    can_look_up = options.ontology is not None and "label" in names
+    if "caption" not in names and "ontology" not in names and not can_look_up:
         raise UserInputError(
             f"{data} has no column 'caption', and no diagnosis to look up",
             "add a column 'caption', or give --ontology for the column 'label'"
-            + ("" if "label" in names else " (which is not there either)"),
+            + ("" if "label" in names else " (which does not exist either)"),
         )
-    if out is None and not data.is_dir() and data.name != "manifest.parquet":
+    if options.out is None and not data.is_dir() and data.name != "manifest.parquet":
         raise UserInputError(
             f"{data} is a table of its own, which is not written to",
             "name a folder for a new data set with --out",
         )
-    if out is not None and out.resolve() == manifest.root.resolve():
-        raise UserInputError(f"--out {out} is {data} itself", "leave --out away and use --force")
+    if options.out is not None and options.out.resolve() == manifest.root.resolve():
+        raise UserInputError(
+            f"--out {options.out} is {data} itself", "leave --out away and use --force"
+        )
 
 
-def _counts(made: Any) -> dict[str, Any]:
-    told = asdict(made)
+def _as_json(counts: TextViewCounts) -> dict[str, Any]:
+    report = asdict(counts)
     for name in ("empty_captions", "no_sentence"):
-        rows = told.pop(name)
-        told[f"n_{name}"], told[f"{name}_rows"] = len(rows), rows[:_ROWS]
-    return told
+        rows = report.pop(name)
+        report[f"n_{name}"], report[f"{name}_rows"] = len(rows), rows[:_ROWS]
+    return report
 
 
-def _write(
-    data: Path, done: Manifest, out: Path | None, *, link: bool, force: bool, report: dict[str, Any]
-) -> str:
-    """Write the data set; returns the hash of its manifest."""
+def _write(options: SubcaptionOptions, done: Manifest, report: dict[str, Any]) -> str:
+    """Write the data set; return the hash of its manifest."""
     from dermaudit.files import read_json, write_json, write_parquet
 
-    if out is not None:
-        from ..manifest.convert import Plan, refuse_overwrite, write
+    if options.out is not None:
+        from ..manifest.convert import ConversionPlan, check_out, write
         from ..manifest.tables import RawTable
 
-        named = RawTable(done.table, done.root, data, "native")
-        planned = Plan(done, named, None)
-        refuse_overwrite(planned, out, force)
-        written, skipped = write(planned, out, link=link, strict=False)
+        plan = ConversionPlan(done, RawTable(done.table, done.root, options.data, "native"), None)
+        check_out(options.out, plan.identity(), options.force)
+        written, skipped = write(plan, options.out, link=options.link, strict=False)
         report["n_skipped"] = len(skipped)
-        write_json(out / "subcaptions.json", report)
+        write_json(options.out / "subcaptions.json", report)
         return written.sha256()
-    # The table first: should this be stopped here, the same command again mends the rest.
+    # The table comes first: if this is stopped here, the same command again repairs the rest.
     write_parquet(done.root / "manifest.parquet", done.table)
     write_json(done.root / "subcaptions.json", report)
-    said = done.root / "data.json"
-    if said.is_file():
-        write_json(said, {**read_json(said), "manifest_sha256": done.sha256()})
+    description = done.root / "data.json"
+    if description.is_file():
+        write_json(description, {**read_json(description), "manifest_sha256": done.sha256()})
     return done.sha256()
 
 
-def _print(target: Path, done: Manifest, made: Any, report: dict[str, Any], dry_run: bool) -> None:
-    n = made.n_images
-    rows = [
-        (view, count, f"{100 * count / n:.1f} %" if n else "", made.kept.get(view, 0))
-        for view, count in made.views.items()
-    ]
+def _print(
+    options: SubcaptionOptions, done: Manifest, counts: TextViewCounts, report: dict[str, Any]
+) -> None:
+    n = counts.n_images
     table(
-        f"{target}: " + ("would hold" if dry_run else "holds") + f" {n} images",
-        ("view", "images", "share", "were there"),
-        rows,
+        f"{options.target}: {'would hold' if options.dry_run else 'holds'} {n} images",
+        ("view", "images", "share", "existed before"),
+        [
+            (view, count, f"{100 * count / n:.1f} %" if n else "", counts.kept.get(view, 0))
+            for view, count in counts.views.items()
+        ],
     )
-    with_parts = sum(map(bool, done.column("subcaption_1", "")))
+    with_subcaption = sum(map(bool, done.column("subcaption_1", "")))
     say(
-        f"  {made.n_subcaptions} new sub-captions"
-        + (f", {with_parts} images have one" if with_parts else "")
-        + (f"; {made.cut} captions had more than {report['max']} sentences" if made.cut else "")
+        f"  {counts.n_subcaptions} new sub-captions"
+        + (f", {with_subcaption} images have one" if with_subcaption else "")
+        + (f"; {counts.cut} captions had more than {report['max']} sentences" if counts.cut else "")
     )
-    for name, said in (
+    for name, kind in (
         ("empty_captions", "empty caption"),
         ("no_sentence", "caption without a sentence"),
     ):
         if n_rows := report[f"n_{name}"]:
             shown = ", ".join(str(row) for row in report[f"{name}_rows"][:5])
-            say(f"  {n_rows} × {said} (row {shown}{', …' if n_rows > 5 else ''})")
-    if made.no_diagnosis:
-        say(f"  {made.no_diagnosis} images without a diagnosis")
-    if made.denied:
-        say(f"  {made.denied} concepts left out because the caption denies them")
+            say(f"  {n_rows} × {kind} (row {shown}{', …' if n_rows > 5 else ''})")
+    if counts.no_diagnosis:
+        say(f"  {counts.no_diagnosis} images without a diagnosis")
+    if counts.denied:
+        say(f"  {counts.denied} concepts left out because the caption denies them")
     if report["llm"]:
         llm = report["llm"]
-        bad = ", ".join(f"{why} {count}" for why, count in llm["invalid"].items())
+        unusable = ", ".join(f"{reason} {count}" for reason, count in llm["invalid"].items())
         say(
             f"  {llm['model']}: {llm['asked']} asked, {llm['cached']} from the cache"
-            + (f"; answers of no use, split into sentences instead: {bad}" if bad else "")
+            + (f"; unusable answers, split into sentences instead: {unusable}" if unusable else "")
         )
-    if made.unknown:
+    if counts.unknown:
         table(
-            f"{len(made.unknown)} diseases that the ontology lacks",
+            f"{len(counts.unknown)} diseases that the ontology lacks",
             ("disease", "images", "nearest"),
             [
                 (name, one["n"], one["nearest"] or "")
-                for name, one in list(made.unknown.items())[:_SHOWN]
+                for name, one in list(counts.unknown.items())[:_SHOWN]
             ],
         )
-        if len(made.unknown) > _SHOWN:
-            say(
-                f"  ... and {len(made.unknown) - _SHOWN} more in {os.fspath(target)}/subcaptions.json"
-            )
+    if len(counts.unknown) > _SHOWN:
+        rest = len(counts.unknown) - _SHOWN
+        say(f"  ... and {rest} more in {os.fspath(options.target)}/subcaptions.json")

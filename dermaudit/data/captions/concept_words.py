@@ -1,12 +1,13 @@
-"""Words for what is seen on skin, and which of them a caption says.
+"""Words for signs on the skin, and which of them a caption mentions.
 
 A vocabulary is JSON `{concept: [terms]}` (MAKE's ConceptTerms.json, arXiv 2505.09372), a JSON list, or
 a text file of one term a line. Terms are matched as whole words, the longest first, singular and
-plural alike; "no scale" says nothing of scale.
+plural alike; "no scale" is not a mention of scale.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -29,22 +30,22 @@ _TWO_CUES = {
 }
 _AFTER = {("not", word) for word in ("seen", "present", "visible", "found", "noted", "observed")}
 _NO_CUES = {("no", "longer"), ("not", "only"), ("no", "doubt"), ("without", "doubt")}
-# What a negation does not reach over. A comma or "and" ends it too, unless an "or" follows: "no
+# Words at which a negation ends. A comma or "and" ends it too, unless an "or" follows: "no
 # scale, crust, or pus" denies three things, "no scale, red papules" one.
 _BE = {"is", "are", "was", "were"}
 _STOPS = {"but", "with", "however", "although", "though", "yet", "except", "which", *_BE}
 _BREAK = re.compile(r"[.;:!?()\n]")
 
 
-class Found(NamedTuple):
-    """Concepts that a text says and those that it denies, each once, in the order of the text."""
+class ConceptMentions(NamedTuple):
+    """Concepts that a text says are present, and those that it denies, each once, in text order."""
 
-    said: list[str]
+    present: list[str]
     denied: list[str]
 
 
 class ConceptWords:
-    """`concepts` {concept: its terms}; a term of two concepts belongs to the first."""
+    """A vocabulary: `concepts` {concept: its terms}. A term of two concepts belongs to the first."""
 
     def __init__(self, concepts: dict[str, list[str]]) -> None:
         self.concepts = concepts
@@ -59,8 +60,10 @@ class ConceptWords:
 
     @classmethod
     def load(cls, path: Path | str | None = None) -> ConceptWords:
-        """Read a vocabulary, the toolkit's own without a path. Errors: UserInputError naming the
-        file and the concept or line."""
+        """Read a vocabulary; without a path, the one of the toolkit.
+
+        Errors: UserInputError naming the file and the concept or line.
+        """
         path = _BUNDLED if path is None else Path(path)
         try:
             text = path.read_text(encoding="utf-8-sig")
@@ -80,11 +83,12 @@ class ConceptWords:
         return cls(_checked({term: [term] for term in terms}, path))
 
     def sha256(self) -> str:
+        """Return the hash of the vocabulary."""
         return sha256_json(self.concepts)
 
-    def find(self, text: str) -> Found:
-        """The concepts in a text: at each word the longest term that begins there, whole words only."""
-        said: dict[str, None] = {}
+    def find(self, text: str) -> ConceptMentions:
+        """Return the concepts in a text. At each word the longest term that begins there counts."""
+        present: dict[str, None] = {}
         denied: dict[str, None] = {}
         for clause in _BREAK.split(text.replace("’", "'")):
             spans = [(match[0], match.start()) for match in _WORD.finditer(clause)]
@@ -95,12 +99,12 @@ class ConceptWords:
                 n = self._match(words, at)
                 if n:
                     concept = self._of[tuple(words[at : at + n])]
-                    (denied if scope[at] else said).setdefault(concept)
+                    (denied if scope[at] else present).setdefault(concept)
                 at += max(n, 1)
-        return Found(list(said), [concept for concept in denied if concept not in said])
+        return ConceptMentions(list(present), [c for c in denied if c not in present])
 
     def _match(self, words: list[str], at: int) -> int:
-        """How many words the longest term at this place has, 0 where none begins."""
+        """Return the number of words of the longest term that begins here, 0 without one."""
         for n in range(self._longest.get(words[at], 0), 0, -1):
             if tuple(words[at : at + n]) in self._of:
                 return n
@@ -116,7 +120,7 @@ def _from_json(text: str, path: Path) -> dict[str, list[str]]:
         raw = {term if isinstance(term, str) else json.dumps(term): [term] for term in raw}
     if not isinstance(raw, dict):
         raise UserInputError(
-            f"vocabulary {path} is no object of terms", 'write {"scale": ["scale", "scaly"]}'
+            f"vocabulary {path} is not an object of terms", 'write {"scale": ["scale", "scaly"]}'
         )
     return _checked(raw, path)
 
@@ -142,7 +146,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _stem(word: str) -> str:
-    """A word without its plural; the same on both sides, so it need not be a word of English."""
+    """Return a word without its plural. Both sides are stemmed, so it need not be an English word."""
     word = word.casefold().removesuffix("'s")
     if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes")):
         return word[:-2]
@@ -154,12 +158,12 @@ def _stem(word: str) -> str:
 
 
 def _denied(clause: str, spans: list[tuple[str, int]]) -> list[bool]:
-    """For each word whether a negation reaches it."""
+    """Return for each word whether a negation reaches it."""
     words = [word.casefold() for word, _ in spans]
-    # comma[i]: whether a comma stands between word i - 1 and word i.
+    # comma[i]: whether a comma is between word i - 1 and word i.
     comma = [False] + [
         "," in clause[start + len(word) : following]
-        for (word, start), (_, following) in zip(spans, spans[1:], strict=False)
+        for (word, start), (_, following) in itertools.pairwise(spans)
     ]
     scope = [False] * len(words)
     for at, word in enumerate(words):
@@ -177,7 +181,7 @@ def _denied(clause: str, spans: list[tuple[str, int]]) -> list[bool]:
 
 
 def _reach(words: list[str], comma: list[bool], scope: list[bool], start: int) -> None:
-    """Mark what a negation before `start` reaches."""
+    """Mark the words that a negation before `start` reaches."""
     stop = next((i for i in range(start, len(words)) if words[i] in _STOPS), len(words))
     listed = any(word in ("or", "nor") for word in words[start:stop])
     for i in range(start, stop):

@@ -1,8 +1,8 @@
-"""A language model that takes a caption apart: any OpenAI-compatible endpoint, answers kept on disk.
+"""A language model that splits captions into sentences: any OpenAI-compatible endpoint, cached on disk.
 
-Address and key come from DERMAUDIT_LLM_URL and DERMAUDIT_LLM_KEY. An answer is JSON and nothing else;
-it is used only if it says nothing that the caption does not. Every answer is kept under the hash of what
-was asked, so that a killed run goes on without asking again. The key is written nowhere.
+Address and key come from DERMAUDIT_LLM_URL and DERMAUDIT_LLM_KEY. An answer must be JSON; it is used
+only if it adds nothing to the caption. Every answer is stored under the hash of its request, so that a
+run that was killed does not ask again. The key is written nowhere.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ _WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
 
 
 @dataclass
-class Tally:
-    """What came of the captions that were put to the model."""
+class AnswerCounts:
+    """Counts of the captions that were sent to the model."""
 
     cached: int = 0
     asked: int = 0
@@ -85,7 +85,7 @@ class Tally:
 
 
 class Decomposer:
-    """`split(captions)` yields the sentences of each, or None where the answer is of no use.
+    """`split(captions)` yields the sentences of each, or None if the answer cannot be used.
 
     `url` is the base of the endpoint ("http://localhost:8000/v1"), `cache` a folder for the answers.
     """
@@ -116,7 +116,7 @@ class Decomposer:
         self._key = key if key is not None else os.environ.get("DERMAUDIT_LLM_KEY", "")
         self.model, self.cache, self.most = model, Path(cache), most
         self.workers, self.timeout = workers, timeout
-        self.tally = Tally()
+        self.counts = AnswerCounts()
         self._lock = threading.Lock()
         self._stop = threading.Event()  # cuts waits short once a run ends early
         self.sleep = sleep or self._stop.wait
@@ -124,8 +124,11 @@ class Decomposer:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def split(self, captions: Sequence[str]) -> Iterator[list[str] | None]:
-        """In the order of the captions. Errors: UserInputError when the endpoint refuses, or does
-        not answer after all tries; what was answered before is kept."""
+        """Yield the sentences of each caption, in order.
+
+        Errors: UserInputError when the endpoint refuses, or does not answer after all tries; earlier answers
+        are kept.
+        """
         self._stop.clear()
         with ThreadPoolExecutor(self.workers) as pool:
             try:
@@ -134,7 +137,7 @@ class Decomposer:
                         yield check_answer(text, caption, self.most)
                     except ValueError as error:
                         why = str(error)
-                        self.tally.invalid[why] = self.tally.invalid.get(why, 0) + 1
+                        self.counts.invalid[why] = self.counts.invalid.get(why, 0) + 1
                         yield None
             finally:
                 self._stop.set()
@@ -173,7 +176,7 @@ class Decomposer:
             }
         ).encode()
         headers = {"Content-Type": "application/json", **self._authorised()}
-        said = ""
+        last_error = ""
         for attempt in range(_TRIES):
             if self._stop.is_set():  # also right after a wait that was cut short
                 break
@@ -183,27 +186,27 @@ class Decomposer:
                 with self._opener.open(request, timeout=self.timeout) as response:
                     return _content(response.read(_ANSWER_BYTES))
             except urllib.error.HTTPError as error:
-                said = f"HTTP {error.code} {error.reason}"
+                last_error = f"HTTP {error.code} {error.reason}"
                 if error.code not in _RETRIED:
                     raise UserInputError(
-                        f"{self.url} refuses: {said}", _mend(error.code)
+                        f"{self.url} refuses: {last_error}", _http_hint(error.code)
                     ) from error
                 wait = max(wait, _asked_wait(error.headers))
             except (OSError, http.client.HTTPException) as error:  # no route, cut off, timed out
-                said = str(getattr(error, "reason", error)) or type(error).__name__
+                last_error = str(getattr(error, "reason", error)) or type(error).__name__
             except ValueError as error:
-                said = str(error)
+                last_error = str(error)
             if attempt + 1 < _TRIES:
                 self._count("retried")
                 self.sleep(wait)
         raise UserInputError(
-            f"{self.url} did not answer in {_TRIES} tries: {said}",
+            f"{self.url} did not answer in {_TRIES} tries: {last_error}",
             "run the same command again later: what was answered is kept and not asked again",
         )
 
     def _count(self, what: str) -> None:
         with self._lock:
-            setattr(self.tally, what, getattr(self.tally, what) + 1)
+            setattr(self.counts, what, getattr(self.counts, what) + 1)
 
     def _authorised(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -215,8 +218,11 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def check_answer(answer: str, caption: str, most: int) -> list[str]:
-    """The sentences of an answer. ValueError with a short reason when it is not a JSON list of 1 to
-    `most` texts, each with at least a word, that say no word or number the caption does not."""
+    """Return the sentences of an answer.
+
+    Errors: ValueError with a short reason when it is not a JSON list of 1 to `most` texts, each with a word,
+    or when a sentence has words or numbers that the caption lacks.
+    """
     text = answer.strip()
     if text.startswith("```"):  # many models cannot help it
         text = text.strip("`").removeprefix("json").strip()
@@ -240,9 +246,9 @@ def check_answer(answer: str, caption: str, most: int) -> list[str]:
 def _is_grounded(sentence: str, known: set[str]) -> bool:
     words = [_fold(word) for word in _WORD.findall(sentence)]
     if any(word[0].isdigit() and word not in known for word in words):
-        return False  # a size or an age that nobody wrote
-    told = [word for word in words if len(word) > 2 and word not in _GRAMMAR]
-    return sum(word in known for word in told) >= _GROUNDED * len(told)
+        return False  # a size or an age that the caption lacks
+    content_words = [word for word in words if len(word) > 2 and word not in _GRAMMAR]
+    return sum(word in known for word in content_words) >= _GROUNDED * len(content_words)
 
 
 def _fold(word: str) -> str:
@@ -251,7 +257,7 @@ def _fold(word: str) -> str:
 
 
 def _content(raw: bytes) -> str:
-    """The text of a chat completion, "" where the model gave none. ValueError for anything else."""
+    """Return the text of a chat completion, "" if it has none. Errors: ValueError for anything else."""
     try:
         text = json.loads(raw)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
@@ -260,14 +266,14 @@ def _content(raw: bytes) -> str:
 
 
 def _asked_wait(headers: Message) -> float:
-    """Seconds that the server asks to wait (Retry-After), 0 where it does not say."""
+    """Return the seconds that the server asks to wait (Retry-After), 0 if it does not ask."""
     try:
         return min(max(float(headers.get("Retry-After", "0")), 0.0), _LONGEST_WAIT)
     except (ValueError, AttributeError):
         return 0.0
 
 
-def _mend(code: int) -> str:
+def _http_hint(code: int) -> str:
     if code in (401, 403):
         return "set DERMAUDIT_LLM_KEY to a key that it accepts"
     if code == 404:

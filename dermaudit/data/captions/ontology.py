@@ -27,11 +27,11 @@ _QUALIFIERS = {"nos"}  # "Chronic dermatitis, NOS": not otherwise specified, no 
 
 
 class Ontology:
-    """`names[i]` is the first name of node i, lower-cased; `synonyms[i]` all of them, that one first;
-    `parent[i]` is None at a root; `depth[i]` is 1 there.
+    """A tree of diseases.
 
-    A name may stand at two places of the tree ("melanocytic", benign and malignant), so `names` may
-    hold it twice; see `find`.
+    `names[i]` is the first name of node i in lower case, `synonyms[i]` are all its names; `parent[i]` is
+    None and `depth[i]` is 1 at a root. A name may occur at two places of the tree ("melanocytic", benign
+    and malignant); see `find`.
     """
 
     def __init__(
@@ -62,8 +62,7 @@ class Ontology:
 
     @classmethod
     def load(cls, path: Path | str) -> Ontology:
-        """Read a JSON file. Errors: UserInputError naming the file and the keys down to what is
-        wrong."""
+        """Read a JSON file. Errors: UserInputError naming the file and the keys down to the fault."""
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8-sig")
@@ -79,14 +78,14 @@ class Ontology:
             ) from error
         except _Twice as error:
             raise UserInputError(
-                f"ontology {path}: the key '{error}' stands twice in one object",
+                f"ontology {path}: the key '{error}' occurs twice in one object",
                 "join the two: the second would replace the first",
             ) from error
         return cls.from_tree(tree, str(path))
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any], where: str = "the ontology") -> Ontology:
-        """From nested dicts; `where` is what messages call it. Errors: UserInputError."""
+        """Build from nested dicts; `where` is their name in messages. Errors: UserInputError."""
         if not isinstance(tree, dict):
             raise UserInputError(
                 f"{where} holds {_kind(tree)}, not an object of diseases",
@@ -109,9 +108,9 @@ class Ontology:
                 while above is not None:
                     at.append(keys[above])
                     above = parent[above]
-                said = "names no disease" if not names else f"is {_kind(below)}, not an object"
+                fault = "names no disease" if not names else f"is {_kind(below)}, not an object"
                 raise UserInputError(
-                    f"{where}: '{SEPARATOR.join(reversed(at))}' {said}",
+                    f"{where}: '{SEPARATOR.join(reversed(at))}' {fault}",
                     "a key is a disease, its value an object of the finer ones, {} for a leaf",
                 )
             index = len(keys)
@@ -129,20 +128,21 @@ class Ontology:
     # ---- names
 
     def find_all(self, name: str) -> list[int]:
-        """Every node of this name: those that bear it first, then those that have it as a synonym,
-        each in pre-order. Letter case, spaces, accents and the kind of apostrophe do not matter."""
+        """Return every node of this name: first by first name, then by synonym, each in pre-order.
+
+        Letter case, spaces, accents and the kind of apostrophe do not matter.
+        """
         return list(self._places.get(_fold(name), ()))
 
     def find(self, name: str | None) -> int | None:
-        """The node of a name (the first of `find_all`); None when it is unknown, blank, or one of
-        the sentences that stand for a blank ("no definitive diagnosis")."""
+        """Return the first node of a name; None if it is unknown, blank, or a placeholder for a blank."""
         if name is None or says_nothing(name):
             return None
         places = self._places.get(_fold(name))
         return places[0] if places else None
 
     def closest(self, name: str) -> str | None:
-        """The name in the tree most like an unknown one, or None when nothing is near."""
+        """Return the name in the tree most similar to an unknown one, None if nothing is similar."""
         if says_nothing(name):
             return None
         return closest(name, (word for names in self.synonyms for word in names))
@@ -150,19 +150,21 @@ class Ontology:
     # ---- the tree
 
     def ancestors(self, index: int) -> list[int]:
-        """The nodes from the root to this one, itself included."""
+        """Return the nodes from the root to this one, itself included."""
         found = [index]
         while (above := self.parent[found[-1]]) is not None:
             found.append(above)
         return found[::-1]
 
     def path(self, index: int) -> list[str]:
-        """The names from the root to this node."""
+        """Return the names from the root to this node."""
         return [self.names[node] for node in self.ancestors(index)]
 
     def distance(self, a: int, b: int) -> float:
-        """1 - 2 depth(lca) / (depth(a) + depth(b)) of two nodes (Wu & Palmer, ACL 1994): 0 for the
-        same node, 1 when they share no root."""
+        """Return 1 - 2 depth(lca) / (depth(a) + depth(b)) of two nodes (Wu & Palmer, ACL 1994).
+
+        0 for the same node, 1 when they share no root.
+        """
         shared = 0
         for left, right in zip(self.ancestors(a), self.ancestors(b), strict=False):
             if left != right:
@@ -171,7 +173,7 @@ class Ontology:
         return 1.0 - 2.0 * shared / (self.depth[a] + self.depth[b])
 
     def distances(self, indices: Sequence[int]) -> np.ndarray:
-        """`distance` between all pairs of k nodes: float64 (k, k), symmetric, 0 on the diagonal."""
+        """Return `distance` between all pairs of k nodes: float64 (k, k), 0 on the diagonal."""
         depth = np.array([self.depth[index] for index in indices], dtype=np.float64)
         paths = np.full((len(depth), int(depth.max(initial=0))), -1)
         for row, index in enumerate(indices):
@@ -183,7 +185,7 @@ class Ontology:
 
 
 class _Twice(Exception):
-    """A key that stands twice in one JSON object."""
+    """A key that occurs twice in one JSON object."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _names(key: str) -> tuple[str, ...]:
-    """The names of a key, split at commas outside brackets, lower-cased, each once."""
+    """Return the names of a key, split at commas outside brackets, in lower case, each once."""
     parts = re.split(r",(?![^()]*\))", key.lower())
     names = [" ".join(part.split()) for part in parts]
     names = [n for i, n in enumerate(names) if n and not (i and n in _QUALIFIERS)]

@@ -1,13 +1,13 @@
-"""Near-duplicates across two image sets, or within one, at millions of rows.
+"""Near-duplicates across two image sets, or within one, for millions of rows.
 
-Two witnesses: the top-1 cosine of image embeddings (DermFM-Zero's leak check does it with SSCD at
-.75, arXiv 2602.10624), and the perceptual hash (duplicates.py). How near unrelated images come
-depends on the model and on how many there are, so the threshold is not a constant: it is a quantile
-of the top-1 cosine of images with those of *other groups* of the same set.
+Two criteria: the top-1 cosine of image embeddings (DermFM-Zero's leak check uses SSCD at .75,
+arXiv 2602.10624), and the perceptual hash (hashes.py). How similar unrelated images are depends on the
+model and on their number, so the threshold is a quantile of the top-1 cosine of images with those of
+*other groups* of the same set.
 
-A small CLIP is no copy detector: it finds copies at half size and as JPEG, few that are mirrored,
-turned or cropped; the hash finds all but crops (tests/benchmarks/bench_dedup.py). For crops give the
-embeddings of a copy detector.
+A small CLIP is no copy detector: it finds copies at half size and as JPEG, but few that are mirrored,
+rotated or cropped; the hash finds all except crops (tests/benchmarks/bench_dedup.py). For crops, give
+the embeddings of a copy detector.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Rows of (n, d) as float32 of length 1. Errors: UserInputError for a row that has none."""
+    """Return rows of (n, d) as float32 of length 1. Errors: UserInputError for a zero or infinite row."""
     x = np.ascontiguousarray(x, dtype=np.float32)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     if not np.isfinite(length).all() or (length == 0).any():
@@ -52,12 +52,12 @@ def top1(
     base_groups: np.ndarray | None = None,
     what: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest base row of each query row by cosine: (row int64, cosine float32), both (n_query,).
+    """Return the nearest base row of each query row by cosine: (row int64, cosine float32), both (n_query,).
 
-    `query` (n, d) and `base` (m, d) of any float type, memory-mapped or not; they are brought to
-    unit float32 a block at a time. With groups (integers), base rows of the query's own group do
-    not count (a row's own number as its group leaves out only itself). -1 and -inf where nothing
-    is left. `what`: name of the progress bar, none without.
+    `query` (n, d) and `base` (m, d) have any float type and may be memory-mapped; they are normalised a
+    block at a time. With groups (integers), base rows of the query's own group do not count (with row
+    numbers as groups, only the row itself). -1 and -inf if nothing is left. `what`: name of the progress
+    bar, none without.
     """
     if query.ndim != 2 or base.ndim != 2 or query.shape[1] != base.shape[1]:
         raise UserInputError(
@@ -87,8 +87,10 @@ def top1(
 
 
 class Calibration(NamedTuple):
-    """What is usual between unrelated images: `n` of them were looked up, `quantiles` of their top-1
-    cosine, and the `threshold` that the share `false_share` of them passes."""
+    """The top-1 cosine of `n` unrelated images.
+
+    `quantiles` of it, and the `threshold` that the share `false_share` of them passes.
+    """
 
     n: int
     quantiles: dict[str, float]
@@ -99,12 +101,11 @@ class Calibration(NamedTuple):
 def calibrate(
     base: np.ndarray, groups: np.ndarray, false_share: float = 0.01, seed: int = 0
 ) -> Calibration:
-    """The threshold of a set from its own unrelated images, `groups` integers (n,).
+    """Return the threshold of a set from its own unrelated images; `groups` integers (n,).
 
-    Each of up to `N_NULL` images is looked up among all images of other groups: as many candidates
-    as an image of another set meets. Duplicates that hide under two groups raise the threshold;
-    where they are more than `false_share`, find them first (`data dedup A`). Errors: EvidenceError
-    when fewer than 5 images are expected above the threshold.
+    Each of up to `N_NULL` images is compared with all images of other groups. Duplicates in two groups raise
+    the threshold; if they are more than `false_share`, find them first (`data dedup A`). Errors:
+    EvidenceError when fewer than 5 images are expected above the threshold.
     """
     n = min(len(base), N_NULL)
     require_evidence(n, len(np.unique(groups)), false_share)
@@ -127,8 +128,10 @@ def require_evidence(n: int, n_groups: int, false_share: float) -> None:
 
 
 class Features(NamedTuple):
-    """Features of n images that are compared: embeddings (n, d), packed hashes (n, 4), and the hashes
-    of each image mirrored and rotated (n, 7, 4); None where they were not computed."""
+    """Features of n images that are compared; None where they were not computed.
+
+    Embeddings (n, d), packed hashes (n, 4), and hashes of each image mirrored and rotated (n, 7, 4).
+    """
 
     embeddings: np.ndarray | None = None
     hashes: np.ndarray | None = None
@@ -143,8 +146,11 @@ class Features(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Suspected duplicates, arrays of one length: rows of A and of B, the cosine (nan without
-    embeddings), the bits that differ (-1 without hashes), and what found them."""
+    """Suspected duplicates, arrays of equal length: rows of A and of B, and their similarity.
+
+    `cosine` is nan without embeddings, `bits` (that differ) -1 without hashes; `by_cosine` and `by_hash` say
+    which criterion found the pair.
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -224,10 +230,10 @@ def _nearest_orientation(
 
 
 def share(rows: np.ndarray, groups: Sequence[str], seed: int = 0) -> dict[str, float]:
-    """Share of all images that are in `rows`, with its 95 % interval by bootstrap over groups.
+    """Return the share of all images that are in `rows`, with its 95 % interval by bootstrap over groups.
 
-    With none or all of them every draw is the same and would claim certainty: there the exact
-    binomial bound over the groups stands (none of G groups: up to 1 - .025 ** (1 / G)).
+    With none or all of them every draw is equal, so the exact binomial bound over the groups is used (none
+    of G groups: up to 1 - .025 ** (1 / G)).
     """
     hit = np.zeros(len(groups))
     hit[np.unique(rows)] = 1

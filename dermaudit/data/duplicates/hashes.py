@@ -1,8 +1,8 @@
-"""Which images are the same picture: equal bytes, or a perceptual hash that nearly agrees.
+"""Images of the same picture: equal bytes, or perceptual hashes that differ in few bits.
 
 The hash is imagehash's phash with 256 bits. Among 3,111 real dermoscopic images the nearest two
 different lesions differ in 44 bits; a copy at half size and JPEG quality 60 differs in at most 16,
-one 20 % brighter mostly in under 24. The usual 64 bits cannot tell two centred nevi apart.
+one 20 % brighter mostly in under 24. The usual 64 bits cannot distinguish two centred nevi.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NONE = np.iinfo(np.int64).max
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
-    """phash of a uint8 (h, w, 3) image: bool (256,)."""
+    """Return the phash of a uint8 (h, w, 3) image: bool (256,)."""
     import imagehash
 
     return imagehash.phash(Image.fromarray(pixels), hash_size=HASH_SIDE).hash.ravel()
@@ -32,10 +32,10 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
 def near_pairs(
     hashes: np.ndarray, max_distance: int = MAX_DISTANCE
 ) -> Iterator[tuple[int, int, int]]:
-    """All (i, j, bits that differ), i < j, at most `max_distance` apart; sorted by j, then i.
+    """Yield all (i, j, bits that differ), i < j, at most `max_distance` apart; sorted by j, then i.
 
-    `hashes` bool (n, bits). Exact, without comparing all pairs: cut into max_distance + 1 bands,
-    two such hashes agree in at least one band whole.
+    `hashes` bool (n, bits). Exact without comparing all pairs: of max_distance + 1 bands, two such hashes
+    agree in at least one whole band.
     """
     n, bits = hashes.shape
     packed = np.packbits(hashes, axis=1)
@@ -63,7 +63,7 @@ def _compare(
 
 
 def turns(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """The seven other ways to lay down a picture (h, w, 3): turned by quarters and mirrored."""
+    """Yield the seven other orientations of a picture (h, w, 3): rotated by quarters and mirrored."""
     for side in (pixels, pixels[:, ::-1]):
         for quarters in range(4):
             if side is not pixels or quarters:
@@ -71,7 +71,7 @@ def turns(pixels: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def pack_hashes(hashes: np.ndarray) -> np.ndarray:
-    """bool (n, 256) -> uint64 (n, 4), as `nearest_hash` compares them."""
+    """Convert bool (n, 256) to uint64 (n, 4), the form that `nearest_hash` compares."""
     return np.packbits(hashes, axis=1).view(np.uint64)
 
 
@@ -81,12 +81,12 @@ def nearest_hash(
     max_distance: int = MAX_DISTANCE,
     own: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each query hash the nearest of `base`: (row int64, bits that differ int64), -1 and -1
-    where none is within `max_distance`; the first row where several are as near.
+    """Return for each query hash the nearest of `base`: (row int64, bits that differ int64).
 
-    Packed hashes uint64 (n, 4). `own`: for each query the base row that does not count, being the
-    same image. Exact by the bands of `near_pairs`; equal hashes of the base are compared once, so
-    that a hundred thousand black frames cost no more than one. Memory: 256 bytes a row, and a block.
+    -1 and -1 if none is within `max_distance`; the first row if several are equally near. Packed hashes
+    uint64 (n, 4). `own`: for each query the base row of the same image, which does not count. Exact by the
+    bands of `near_pairs`; equal hashes of the base are compared once, so that a hundred thousand black
+    frames cost no more than one. Memory: 256 bytes a row, and a block.
     """
     best = np.full(len(query), _NONE, dtype=np.int64)
     if not len(query) or not len(base):
@@ -94,7 +94,7 @@ def nearest_hash(
     _, first, of, count = np.unique(
         base, axis=0, return_index=True, return_inverse=True, return_counts=True
     )
-    # The second row with the same hash stands in where the first is the query itself.
+    # The second row with the same hash is used where the first is the query itself.
     order = np.argsort(of.ravel(), kind="stable")
     after = np.minimum(np.cumsum(count) - count + 1, len(base) - 1)
     second = np.where(count > 1, order[after], -1)
@@ -124,7 +124,7 @@ def nearest_hash(
 
 
 def _blocks(n: np.ndarray) -> Iterator[slice]:
-    """Runs of rows with about `_CANDIDATES` candidates together (one row may have more)."""
+    """Yield runs of rows with about `_CANDIDATES` candidates together (one row may have more)."""
     ends = np.cumsum(n)
     start = 0
     while start < len(n):

@@ -56,8 +56,10 @@ class ImageSet:
 
 
 def open_images(path: Path, *, skip_lost: bool = False) -> ImageSource:
-    """Open a data set or a folder of shards. With `skip_lost`, shards that are missing or cut off are
-    reported and left out."""
+    """Open a data set or a folder of shards.
+
+    With `skip_lost`, shards that are missing or cut off are reported and left out.
+    """
     if (path / SHARDS_FILE).is_file():
         shards = Shards.load(path, strict=not skip_lost)
         for one in shards.lost:
@@ -76,10 +78,11 @@ def read_images(
     *,
     turned: bool,
 ) -> ImageSet:
-    """Compute the features that are compared: hashes of the images, with `turned` also of each mirrored
-    and rotated, and embeddings by `tower` (a HookedTower) or from a file.
+    """Compute the features that are compared.
 
-    Images that cannot be read are skipped and listed. Errors: UserInputError when none can be.
+    Hashes of the images, with `turned` also of each mirrored and rotated; embeddings by `tower` (a
+    HookedTower) or from a file. Images that cannot be read are skipped and listed. Errors: UserInputError
+    when none can be read.
     """
     manifest = images.manifest
     array, rows = None, np.arange(manifest.n)
@@ -172,7 +175,7 @@ def _decoded(
 
 
 def load_embeddings(path: Path) -> np.ndarray:
-    """(n, d) floats from .npy (memory-mapped) or .safetensors (`embeddings`, or its only tensor).
+    """Return (n, d) floats from .npy (memory-mapped) or .safetensors (`embeddings`, or its only tensor).
 
     Errors: UserInputError naming the file and what is wrong with it.
     """
@@ -215,8 +218,10 @@ def embedded_rows(
     given_a: GivenEmbeddings,
     given_b: GivenEmbeddings | None,
 ) -> np.ndarray:
-    """Return the manifest rows of the embeddings of A. Raise UserInputError for files of embeddings
-    that do not fit their images or each other; no image is read."""
+    """Return the manifest rows of the embeddings of A; no image is read.
+
+    Errors: UserInputError for files of embeddings that do not fit their images or each other.
+    """
     array = load_embeddings(given_a.file)
     rows = _rows_of(images_a.manifest, array, given_a)
     if images_b is not None and given_b is not None:

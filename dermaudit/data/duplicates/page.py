@@ -1,4 +1,4 @@
-"""Suspected duplicates as one HTML file with thumbnails side by side: a person decides."""
+"""Suspected duplicates as one HTML file with thumbnails side by side, for the user to judge."""
 
 from __future__ import annotations
 
@@ -36,22 +36,26 @@ def write_page(
     notes: Iterable[str],
     pairs: Iterable[tuple[np.ndarray | None, np.ndarray | None, dict[str, str]]],
 ) -> None:
-    """`pairs`: (pixels uint8 (h, w, 3) or None where unreadable, the same of the other, facts told
-    beside them). The file needs nothing else: no script, no network."""
+    """Write the page; it needs no script and no network.
+
+    `pairs`: (pixels uint8 (h, w, 3) or None where unreadable, the same of the second image, facts).
+    """
     rows = []
     for number, (left, right, facts) in enumerate(pairs, start=1):
-        told = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+        entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
         rows.append(
             f"<li>{_picture(left, f'pair {number}, first')}{_picture(right, f'pair {number}, second')}"
-            f"<dl>{told}</dl></li>"
+            f"<dl>{entries}</dl></li>"
         )
-    said = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    paragraphs = "".join(f"<p>{escape(note)}</p>" for note in notes)
     write_text(
         path,
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1>{said}<ol>\n" + "\n".join(rows) + "\n</ol></body></html>\n",
+        f"<body><h1>{escape(title)}</h1>{paragraphs}<ol>\n"
+        + "\n".join(rows)
+        + "\n</ol></body></html>\n",
     )
 
 

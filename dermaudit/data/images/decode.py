@@ -1,9 +1,8 @@
 """One image file to one uint8 RGB array, safely: what cannot be decoded is a `BadImage`.
 
 The size of an image is judged from its header, before a pixel is decoded. Only the formats of
-`IMAGE_SUFFIXES` are tried, whatever the name says (no EPS, which would start another program).
-Rulers, ink and dark corners sit at the borders, so an image is squashed to a square or padded, and
-never cropped.
+`IMAGE_SUFFIXES` are tried, whatever the name (no EPS, which would start another program). Rulers, ink
+and dark corners are at the borders, so an image is squashed to a square or padded, and never cropped.
 """
 
 from __future__ import annotations
@@ -28,13 +27,16 @@ Mode = Literal["squash", "pad"]
 
 # `ImageLimits` decides; Pillow's own warning (at 89 Mpx) would only clutter the output of a run.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# So would its remarks on broken metadata beside sound pixels.
+# So would its remarks on broken metadata of an image that can be decoded.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BadImage(UserInputError):
-    """An image file that cannot be used; `reason` says why without naming the file, `kind` in one
-    word (missing, empty, huge, truncated, not_image, unreadable)."""
+    """An image file that cannot be used.
+
+    `reason` says why without naming the file, `kind` is one word (missing, empty, huge, truncated,
+    not_image, unreadable).
+    """
 
     code = "bad_image"
 
@@ -62,7 +64,7 @@ def no_readable_image(
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is still decoded. Pillow refuses more than 178 Mpx whatever `max_pixels` says."""
+    """The largest image that is decoded. Pillow refuses more than 178 Mpx whatever `max_pixels` says."""
 
     max_pixels: int = 100_000_000
     max_bytes: int = 1_000_000_000
@@ -70,7 +72,7 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before it is decoded; `orientation` is EXIF's (1 = upright)."""
+    """The header of an image file; `orientation` is EXIF's (1 = upright)."""
 
     width: int
     height: int
@@ -119,9 +121,9 @@ def decode_image(
     limits: ImageLimits = DEFAULT_LIMITS,
     name: str = "image",
 ) -> np.ndarray:
-    """`read_image` of bytes that are in memory already: the same pixels, the same errors.
+    """Decode bytes as `read_image` decodes a file: the same pixels, the same errors.
 
-    `name` stands for the file in messages.
+    `name` is the name of the file in messages.
     """
     with _Opened(name, limits, data) as image:
         return _decoded(image, size, mode)
@@ -193,7 +195,7 @@ class _Opened:
 
 
 def _reason(error: Exception) -> tuple[str, str]:
-    """(why, in one word) for whatever the file system or a decoder raised."""
+    """Return (reason, kind) for whatever the file system or a decoder raised."""
     if isinstance(error, FileNotFoundError):
         return "the file does not exist", "missing"
     if isinstance(error, PermissionError):
@@ -214,7 +216,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:
-        # Broken EXIF beside sound pixels: the pixels are what counts.
+        # Broken EXIF does not matter if the pixels can be decoded.
         return 1
 
 

@@ -1,4 +1,4 @@
-"""All images of a manifest as one array. Bad files are listed and left out; the run goes on."""
+"""All images of a manifest as one array. Bad files are listed and left out; the run continues."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ from . import dermoscopy
 from .csv_rows import files_of
 from .registry import DatasetLayout as DatasetLayout
 from .registry import Layout as Layout
-from .registry import discover
+from .registry import layouts
 
 _PROBED = 200  # rows of a table whose images are looked for
-LAYOUTS = discover()  # in the order in which they are tried
+LAYOUTS = layouts()  # in the order in which they are tried
 # Layouts that are recognised by the columns of a table.
 FOREIGN = {
     name: one
@@ -29,7 +29,7 @@ FOREIGN = {
 
 
 def detect(path: Path) -> str:
-    """The name of the first layout that `path` looks like. UserInputError when there is none."""
+    """Return the name of the first layout that `path` matches. Errors: UserInputError without one."""
     if not path.exists():
         raise missing(path)
     if path.is_file() and path.suffix.lower() not in TABLE_SUFFIXES:
@@ -37,7 +37,7 @@ def detect(path: Path) -> str:
     if (path / UNFINISHED).is_file():
         raise UserInputError(
             f"{path} is an unfinished conversion: {UNFINISHED} is in it",
-            "run the same `dermaudit data convert` again; it goes on where it stopped",
+            "run the same `dermaudit data convert` again; it continues where it stopped",
         )
     if (path / SHARDS_FILE).is_file() or (path / UNFINISHED_SHARDS).is_file():
         raise UserInputError(
@@ -63,7 +63,7 @@ def detect(path: Path) -> str:
 
 
 def foreign_tables(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(layout, file) of the tables in a folder that are in a layout of the published systems."""
+    """Yield (layout, file) of the tables in a folder that are in a published layout."""
     for file in files_of(folder):
         if file.suffix.lower() in (".csv", ".jsonl"):
             name = next((name for name, layout in FOREIGN.items() if layout.matches(file)), None)
@@ -72,10 +72,10 @@ def foreign_tables(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def read_layout(path: Path, layout: str = "auto") -> RawTable:
-    """Read `path` in a layout by name (`auto`: the first that fits).
+    """Read `path` in a layout by name (`auto`: the first that matches).
 
-    `auto` takes a folder of images with one table of the published systems by that table where its
-    images are there, and refuses to choose among several: subfolders would be taken for labels.
+    With `auto`, a folder of images with one published table is read by that table if its images exist;
+    several such tables are refused, because subfolders would otherwise be taken for labels.
     """
     if layout not in ("auto", *LAYOUTS):
         error = unknown("layout", layout, ["auto", *LAYOUTS])
@@ -92,7 +92,7 @@ def read_layout(path: Path, layout: str = "auto") -> RawTable:
 
 
 def _by_table(folder: Path) -> RawTable:
-    """A folder of images, read by the one table of the published systems in it if there is one."""
+    """Read a folder of images by the one published table in it, if there is one."""
     tables = list(foreign_tables(folder))
     if len(tables) > 1:
         raise _several(folder, tables)
@@ -123,19 +123,19 @@ def _by_table(folder: Path) -> RawTable:
 
 
 def _several(folder: Path, tables: list[tuple[str, Path]]) -> UserInputError:
-    told = ", ".join(f"{file.name} ({name})" for name, file in tables[:6])
+    listed = ", ".join(f"{file.name} ({name})" for name, file in tables[:6])
     name, file = tables[0]
     return UserInputError(
-        f"{folder} holds {len(tables)} tables that could be meant: {told}",
+        f"{folder} holds {len(tables)} tables that could be meant: {listed}",
         f"name one of them: {file} --layout {name}; to take the subfolders for labels: --layout folder",
     )
 
 
 def read_for_use(path: Path) -> RawTable:
-    """Read a data set that can be used as it is: native, or a plain folder of images.
+    """Read a data set that can be used without conversion: native, or a plain folder of images.
 
-    Other layouts need `data convert` first, which makes their split; masks beside the images of
-    such a folder would otherwise be taken for images.
+    Other layouts need `data convert` first, which makes their split; masks in their folders would
+    otherwise be taken for images.
     """
     name = detect(path)
     if name not in ("native", "folder"):

@@ -1,7 +1,7 @@
-"""CSV files of other people, as text by rows: each row knows its line, and a bad one is set aside.
+"""CSV files read as text, row by row: each row knows its line, and one that cannot be read is skipped.
 
 Captions hold commas, quotes, line ends and other encodings. A row that cannot be read is skipped with
-one sentence; only what makes the rest of the file unsure (a quote that never ends) is an error.
+a reason; a quote that never ends is an error, because the rest of the file cannot be trusted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import pyarrow as pa
 
@@ -28,7 +29,7 @@ Column = list[str | None]
 
 @dataclass(frozen=True)
 class CsvRows:
-    """`columns` {name: n stripped cells, None where blank}; `lines` (n,) where each row begins."""
+    """A table as text: `columns` {name: n stripped cells, None where blank}, `lines` (n,) of its rows."""
 
     file: Path
     columns: dict[str, Column]
@@ -37,33 +38,39 @@ class CsvRows:
 
     @property
     def n(self) -> int:
+        """The number of rows."""
         return len(self.lines)
 
     def get(self, name: str) -> Column:
-        """The cells of a column, all None where it is absent."""
+        """Return the cells of a column, all None if it is absent."""
         return self.columns.get(name) or [None] * self.n
 
+    def skip(
+        self, row: int, kind: str, reason: str, column: str, hint: str, image: str | None = None
+    ) -> SkippedRow:
+        """Return the record of a row that cannot be used."""
+        return SkippedRow(kind, reason, self.lines[row], image, column, hint)
+
     def need(self, names: Iterable[str], layout: str) -> None:
-        """UserInputError for the columns that are not there, all of them, each once."""
+        """Raise UserInputError for all columns that do not exist, each once."""
         absent = [name for name in dict.fromkeys(names) if name not in self.columns]
         if absent:
             raise UserInputError(
                 f"{self.file} has no column{'s' if absent[1:] else ''} "
                 + ", ".join(f"'{name}'" for name in absent)
                 + f", which the layout '{layout}' needs",
-                there_are(self.columns),
+                columns_hint(self.columns),
             )
 
 
-def there_are(names: Iterable[str]) -> str:
-    """The mend for a column that is missing: those that are there, and where those needed are told."""
-    told = ", ".join(list(names)[:12]) or "none"
-    return f"its columns: {told}; `dermaudit data convert --help` lists what each layout needs"
+def columns_hint(names: Iterable[str]) -> str:
+    """Return the hint for a missing column: lists the columns that exist."""
+    listed = ", ".join(list(names)[:12]) or "none"
+    return f"its columns: {listed}; `dermaudit data convert --help` lists what each layout needs"
 
 
 def header_of(path: Path) -> list[str]:
-    """The names in the first line of a CSV, [] where there is no such file or line. Cheap: for
-    telling layouts apart."""
+    """Return the names in the first line of a CSV, [] if there is no such file or line."""
     if path.suffix.lower() != ".csv" or not path.is_file():
         return []
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
@@ -75,9 +82,10 @@ def header_of(path: Path) -> list[str]:
 
 
 def one_file(path: Path, is_it: Callable[[Path], bool], layout: str, usual: str) -> Path:
-    """The CSV that is meant by a file or folder: the only one in it for which `is_it(file)` holds.
+    """Return `path` itself, or the only CSV in that folder for which `is_it(file)` holds.
 
-    Errors: UserInputError when there is none, or more than one."""
+    Errors: UserInputError when there is none, or more than one.
+    """
     if not path.is_dir():
         return path
     found = sorted(file for file in files_of(path) if is_it(file))
@@ -100,15 +108,18 @@ def files_of(folder: Path) -> Iterator[Path]:
 
 
 def read_rows(path: Path) -> CsvRows:
-    """Read a CSV as text. Errors: UserInputError for a missing or empty file, another encoding with
-    two bytes a letter, a header that names a column twice, and a quote that is never closed."""
+    """Read a CSV as text.
+
+    Errors: UserInputError for a missing or empty file, UTF-16 text, a header that names a column
+    twice, and a quote that is never closed.
+    """
     if not path.is_file():
         raise missing(path)
     with path.open("rb") as handle:
         if handle.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise UserInputError(f"{path} is UTF-16 text", "save it again as UTF-8")
     csv.field_size_limit(_FIELD_LIMIT)
-    # Bytes that are no UTF-8 become lone surrogates, and the row that has them is set aside.
+    # Bytes that are not UTF-8 become lone surrogates, and their row is skipped.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
         delimiter = _delimiter(handle.readline())
         handle.seek(0)
@@ -125,11 +136,13 @@ def raw_table(
     root: Path | None = None,
     left_out: Container[int] = (),
 ) -> RawTable:
-    """Native `columns` first, then those of the source that are not in `used` nor named alike. CsvRows
-    in `bad` are set aside; those in `left_out` are said by other rows."""
+    """Return a table of the native `columns`, then the columns of the source that are not in `used`.
+
+    Rows in `bad` are skipped; rows in `left_out` have been merged into other rows.
+    """
     keep = [row for row in range(rows.n) if row not in bad and row not in left_out]
     if root is None:
-        root, columns["image"] = place(rows.file, columns["image"])
+        root, columns["image"] = locate_images(rows.file, columns["image"])
     left = {name: cells for name, cells in rows.columns.items() if name not in set(used)}
     table = pa.table(
         {
@@ -145,11 +158,12 @@ def raw_table(
     )
 
 
-def place(file: Path, images: Column) -> tuple[Path, Column]:
-    """The folder beside a table in which most of the first rows' images are, and the paths below it.
+def locate_images(file: Path, images: Column) -> tuple[Path, Column]:
+    """Return the folder in which most images of the first rows exist, and the paths below it.
 
-    Paths that begin on the disk of whoever made the table (/data/derm/edu/a.png) lose the folders
-    that are not here (edu/a.png); where no image is found they stay as they are."""
+    Absolute paths of another machine (/data/derm/edu/a.png) lose their leading folders (edu/a.png);
+    paths stay as they are if no image is found.
+    """
     probed = [image for image in images if image and "\0" not in image][:_PROBED]
     best = (0, 0, file.parent)
     for folder in (file.parent / name for name in _IMAGE_FOLDERS):
@@ -170,15 +184,14 @@ def _is_absolute(image: str) -> bool:
 
 
 def _drop(image: str, n: int) -> str:
-    """An absolute path without its root and its first n folders, "" when that leaves nothing; a
-    relative path as it is."""
+    """Return an absolute path without its root and first n folders; a relative path as it is."""
     if not _is_absolute(image):
         return image
     pure = PurePosixPath(image) if image.startswith("/") else PureWindowsPath(image)
     return "/".join(pure.parts[1 + n :])
 
 
-def _rows(path: Path, reader) -> CsvRows:
+def _rows(path: Path, reader: Any) -> CsvRows:
     names: list[str] | None = None
     table: list[Column] = []
     lines: list[int] = []
@@ -198,7 +211,7 @@ def _rows(path: Path, reader) -> CsvRows:
             skipped.append(
                 SkippedRow(
                     "bad_row",
-                    f"a quote stands where none may ({error})",
+                    f"a quote is where none may be ({error})",
                     line,
                     hint="write a quote inside a cell as two",
                 )
@@ -265,7 +278,7 @@ def _delimiter(line: str) -> str:
 
 
 def _array(name: str, cells: Column, *, text: bool) -> pa.Array:
-    """Numbers where every cell of a kept column is one, so that `--where "age > 40"` works."""
+    """Return numbers if every cell is one, so that `--where "age > 40"` works, else text."""
     padded = any(cell and len(cell) > 1 and cell[0] == "0" and cell[1].isdigit() for cell in cells)
     if not text and not padded and not is_text_column(name):  # "0012" is not 12
         for number in (int, float):

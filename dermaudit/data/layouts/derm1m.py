@@ -1,6 +1,6 @@
 """Derm1M (arXiv 2503.14911): pairs of an image and a caption, with a disease and its path.
 
-`No … information`, `no definitive diagnosis` and their like become blanks. An image may stand in many
+`No … information`, `no definitive diagnosis` and similar cells become blank. An image may be in many
 rows (1,029,761 pairs of 403,563 images): the first one's columns are taken, further captions go as a
 JSON list into `more_captions`.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from ..captions.ontology import SEPARATOR
 from ..manifest.blank_cells import known
 from ..manifest.tables import RawTable, SkippedRow
-from .csv_rows import Column, header_of, one_file, raw_table, read_rows
+from .csv_rows import Column, CsvRows, header_of, one_file, raw_table, read_rows
 from .registry import Layout
 
 NAME = "derm1m"
@@ -25,19 +25,18 @@ _USED = {"filename", "caption", "truncated_caption", "disease_label", "hierarchi
 _STRAY = re.compile(r"<\s*/?\s*s\s*>|<\|endoftext\|>|<pad>", re.IGNORECASE)
 
 
-def _is_it(path: Path) -> bool:
+def matches(path: Path) -> bool:
+    """Return whether `path` is such a table."""
     header = set(header_of(path))
     return header >= _NEEDED and "image" not in header
 
 
-def matches(path: Path) -> bool:
-    return _is_it(path)
-
-
 def read(path: Path) -> RawTable:
-    """Errors: UserInputError for a file that is missing, unreadable or lacks a column. Rows without
-    a file name or caption are set aside."""
-    file = one_file(path, _is_it, NAME, "Derm1M_v2_pretrain.csv")
+    """Read the table. Rows without a file name or caption are skipped.
+
+    Errors: UserInputError for a file that is missing, unreadable or lacks a column.
+    """
+    file = one_file(path, matches, NAME, "Derm1M_v2_pretrain.csv")
     rows = read_rows(file)
     rows.need(sorted(_NEEDED), NAME)
     for name in set(rows.columns) - {"filename"}:
@@ -48,7 +47,7 @@ def read(path: Path) -> RawTable:
     bad: dict[int, SkippedRow] = {}
     again: set[int] = set()
     for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        problem = empty_problem(image, caption, rows.lines[row])
+        problem = empty_problem(rows, row, image, caption)
         if problem:
             bad[row] = problem
             continue
@@ -56,9 +55,9 @@ def read(path: Path) -> RawTable:
         assert caption is not None  # empty_problem refuses blank cells
         if image in first:
             again.add(row)
-            said = more.setdefault(first[image], [])
-            if caption not in (captions[first[image]], *said):
-                said.append(caption)
+            further = more.setdefault(first[image], [])
+            if caption not in (captions[first[image]], *further):
+                further.append(caption)
         else:
             first[image] = row
     columns = {
@@ -77,12 +76,12 @@ def read(path: Path) -> RawTable:
 
 
 def clean(cells: Column) -> Column:
-    """Cells without stray tokens and doubled spaces; those that say nothing are blank."""
+    """Return the cells without stray tokens and double spaces; placeholders become blank."""
     return [None if cell is None else known(_STRAY.sub(" ", cell)) for cell in cells]
 
 
 def joined(path: str | None) -> str | None:
-    """ "root, …, disease" as the native "root > … > disease", a name told twice in a row once."""
+    """Return "root, …, disease" as "root > … > disease"; a name repeated in a row appears once."""
     if path is None:
         return None
     parts = [part for part in (known(part) for part in path.split(",")) if part]
@@ -90,25 +89,17 @@ def joined(path: str | None) -> str | None:
     return SEPARATOR.join(parts) or None
 
 
-def empty_problem(image: str | None, caption: str | None, line: int) -> SkippedRow | None:
-    """What is wrong with a row that lacks its image's name or its caption."""
+def empty_problem(
+    rows: CsvRows, row: int, image: str | None, caption: str | None
+) -> SkippedRow | None:
+    """Return what is wrong with a row that lacks its image's name or its caption."""
     if image is None:
-        return SkippedRow(
-            "blank_image",
-            "column 'filename' is blank",
-            line,
-            column="filename",
-            hint="write the path of the image, or remove the row",
-        )
+        hint = "write the path of the image, or remove the row"
+        return rows.skip(row, "blank_image", "column 'filename' is blank", "filename", hint)
     if caption is None:
-        return SkippedRow(
-            "empty_caption",
-            "the caption is empty or says nothing",
-            line,
-            image,
-            "caption",
-            "write what is seen, or remove the row",
-        )
+        reason = "the caption is empty or a placeholder"
+        hint = "write what is seen, or remove the row"
+        return rows.skip(row, "empty_caption", reason, "caption", hint, image)
     return None
 
 

@@ -2,7 +2,7 @@
 
 The dermoscopic image of each case is read; the path of the clinical photograph stays in `clinic`. The
 attributes become concepts: presence of the structure, and its atypical form. The published split is
-taken from `train_indexes.csv`, `valid_indexes.csv` and `test_indexes.csv` beside `meta.csv`.
+taken from `train_indexes.csv`, `valid_indexes.csv` and `test_indexes.csv` in the folder of `meta.csv`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The table of $DERMAUDIT_DATA/dermoscopy: ISIC 2018 with artifacts judged by people, and HAM10000.
+"""The table of $DERMAUDIT_DATA/dermoscopy: ISIC 2018 with artifacts annotated by people, and HAM10000.
 
-Artifacts are known only where `has_artifact_annotation == 1`; a positive-only note elsewhere would
-give a set without negatives. Model outputs (`inferred_*`) stay plain columns: they are no truth.
+Artifacts are known only where `has_artifact_annotation == 1`; elsewhere only present artifacts were
+noted, which would give a set without negatives. Model outputs (`inferred_*`) are not used as truth.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DIAGNOSES = {
     "vasc": "a vascular lesion",
     "df": "dermatofibroma",
 }
-_SAID = {
+_PRESENT_WORDS = {
     "ruler": "a ruler is visible",
     "ink": "ink marks are visible",
     "hair": "hair over the lesion",
@@ -48,7 +48,7 @@ _SAID = {
     "negative_network": "negative network",
     "streaks": "streaks",
 }
-_DENIED = {
+_ABSENT_WORDS = {
     "ruler": "no ruler",
     "ink": "no ink marks",
     "hair": "no hair",
@@ -66,6 +66,7 @@ def _file(path: Path) -> Path:
 
 
 def matches(path: Path) -> bool:
+    """Return whether `path` is in this layout."""
     file = _file(path)
     if not file.is_file():
         return False
@@ -75,7 +76,7 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> RawTable:
-    """Errors: UserInputError when metadata.csv is missing, unreadable or lacks a column."""
+    """Read the table. Errors: UserInputError when metadata.csv is missing, unreadable or lacks a column."""
     file = _file(path)
     source, first_line = read_table(file)
     missing = sorted(_NEEDED - set(source.column_names))
@@ -98,10 +99,10 @@ def read(path: Path) -> RawTable:
         ]
     for word in CONCEPTS:
         columns[f"concept:{word}"] = [row[f"attr_{word}"] for row in rows]
-    spoken = [_captions(row, {n: columns[n][i] for n in columns}) for i, row in enumerate(rows)]
-    columns["caption"] = [sentences[0] for sentences in spoken]
-    for k in range(1, max(map(len, spoken), default=1)):
-        columns[f"subcaption_{k}"] = [s[k] if k < len(s) else None for s in spoken]
+    captions = [_captions(row, {n: columns[n][i] for n in columns}) for i, row in enumerate(rows)]
+    columns["caption"] = [sentences[0] for sentences in captions]
+    for k in range(1, max(map(len, captions), default=1)):
+        columns[f"subcaption_{k}"] = [s[k] if k < len(s) else None for s in captions]
     table = pa.table(columns)
     # The source's own split says `dev` everywhere: ours is made from the group.
     left_out = {"split", "image_id", *ARTIFACTS, *(f"attr_{word}" for word in CONCEPTS)}
@@ -112,13 +113,13 @@ def read(path: Path) -> RawTable:
 
 
 def _captions(row: dict, columns: dict) -> list[str]:
-    """[caption, subcaption, ...] of one image from what is known; a blank is not mentioned."""
+    """Return [caption, subcaption, ...] of one image; an unknown sign is not mentioned."""
     diagnosis = f"dermoscopic image of {DIAGNOSES.get(row['dx'], row['dx'] or 'a skin lesion')}"
     site = f"on the {row['localization']}" if row.get("localization") else ""
     truth = {n.split(":")[1]: value for n, value in columns.items() if ":" in n}
-    signs = [_SAID[w] for w in CONCEPTS if truth[w] == 1]
-    artifacts = [_SAID[w] for w in ARTIFACTS.values() if truth[w] == 1]
-    absent = [_DENIED[w] for w in ARTIFACTS.values() if truth[w] == 0]
+    signs = [_PRESENT_WORDS[w] for w in CONCEPTS if truth[w] == 1]
+    artifacts = [_PRESENT_WORDS[w] for w in ARTIFACTS.values() if truth[w] == 1]
+    absent = [_ABSENT_WORDS[w] for w in ARTIFACTS.values() if truth[w] == 0]
     caption = ", ".join([f"{diagnosis} {site}".strip(), *signs, *artifacts])
     parts = [
         diagnosis,

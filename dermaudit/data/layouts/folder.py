@@ -1,6 +1,6 @@
 """A plain folder of images: subfolders are classes; train/, val/, test/ above them are splits.
 
-Archives put derived files beside the photographs: masks, superpixels, thumbnails. They are left out and
+Archives put derived files into the folders of the photographs: masks, superpixels, thumbnails. They are left out and
 listed as skipped; the layout `folder-all` takes every image file.
 """
 
@@ -30,8 +30,11 @@ _DERIVED = re.compile(
 
 
 def derived_from(images: list[PurePosixPath]) -> dict[PurePosixPath, PurePosixPath]:
-    """Return {derived file: its image} for files whose stem is that of an image of the same folder
-    with the name of a derived product behind it, such as `_segmentation`."""
+    """Return {derived file: its image}.
+
+    A derived file has the stem of an image of the same folder, followed by the name of a derived product
+    such as `_segmentation`.
+    """
     stems = {(image.parent, image.stem.casefold()): image for image in images}
     found = {}
     for image in images:

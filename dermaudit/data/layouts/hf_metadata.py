@@ -13,7 +13,7 @@ from ..manifest.blank_cells import known
 from ..manifest.tables import RawTable, read_table
 from ..manifest.validate import texts
 from ..splits import SPLITS
-from .csv_rows import header_of, raw_table, read_rows, there_are
+from .csv_rows import columns_hint, header_of, raw_table, read_rows
 from .registry import Layout
 
 NAME = "hf-metadata"
@@ -36,13 +36,16 @@ def _names(path: Path) -> set[str]:
 
 
 def matches(path: Path) -> bool:
+    """Return whether `path` is in this layout."""
     names = _names(path)
     return "file_name" in names and "image" not in names
 
 
 def read(path: Path) -> RawTable:
-    """`file_name` becomes the image, `text` the caption where there is none. Errors: UserInputError
-    for a file that is missing or unreadable, and for one without `file_name`."""
+    """Read the table: `file_name` becomes the image, `text` the caption if there is no `caption`.
+
+    Errors: UserInputError for a file that is missing or unreadable, and for one without `file_name`.
+    """
     file = path
     if path.is_dir():
         file = next((path / name for name in _FILES if (path / name).is_file()), None)
@@ -54,24 +57,24 @@ def read(path: Path) -> RawTable:
     if file.suffix.lower() == ".csv":
         rows = read_rows(file)
         rows.need(["file_name"], NAME)
-        spoken = next((name for name in _CAPTIONS if name in rows.columns), "")
+        captions = next((name for name in _CAPTIONS if name in rows.columns), "")
         columns = {"image": rows.get("file_name")}
-        if spoken:
-            columns["caption"] = [known(cell) for cell in rows.get(spoken)]
-        used = {"file_name", spoken, *_foreign_split(rows.get("split"))}
+        if captions:
+            columns["caption"] = [known(cell) for cell in rows.get(captions)]
+        used = {"file_name", captions, *_foreign_split(rows.get("split"))}
         return raw_table(rows, NAME, columns, used, {}, file.parent)
     table, first_line = read_table(file)
     if "file_name" not in table.column_names:
         raise UserInputError(
             f"{file} has no column 'file_name', which the layout '{NAME}' needs",
-            there_are(table.column_names),
+            columns_hint(table.column_names),
         )
-    spoken = next((name for name in _CAPTIONS if name in table.column_names), "")
+    captions = next((name for name in _CAPTIONS if name in table.column_names), "")
     columns = {"image": texts(table, "file_name")}
-    if spoken:
-        columns["caption"] = [known(cell) for cell in texts(table, spoken)]
+    if captions:
+        columns["caption"] = [known(cell) for cell in texts(table, captions)]
     made = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
-    left_out = {"file_name", "image", spoken, *_foreign_split(texts(table, "split"))}
+    left_out = {"file_name", "image", captions, *_foreign_split(texts(table, "split"))}
     for name in table.column_names:
         if name not in left_out:
             made = made.append_column(name, table.column(name))
@@ -79,7 +82,7 @@ def read(path: Path) -> RawTable:
 
 
 def _foreign_split(splits: list[str | None]) -> set[str]:
-    """{"split"} where it says other words than ours: it is then made by group."""
+    """Return {"split"} if the column has other values than ours; the split is then made by group."""
     return set() if {split for split in splits if split} <= set(SPLITS) else {"split"}
 
 

@@ -1,4 +1,4 @@
-"""Images by name: ids in a table, files in a folder with any suffix and letter case."""
+"""Images by name: ids in a table, files in a folder with any suffix, letter case and Unicode form."""
 
 from __future__ import annotations
 

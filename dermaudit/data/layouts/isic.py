@@ -1,6 +1,6 @@
 """ISIC: ground truth of the challenges (a column a diagnosis), or an id and a diagnosis.
 
-A further CSV beside it with the same ids (lesion, patient, age, site …) is joined; the patient, else
+A further CSV in the same folder with the same ids (lesion, patient, age, site …) is joined; the patient, else
 the lesion, is the group. Images are found by name below the table's folder.
 """
 
@@ -13,7 +13,7 @@ from dermaudit.errors import UserInputError
 from ..manifest.blank_cells import known
 from ..manifest.tables import IMAGE_SUFFIXES, RawTable, SkippedRow
 from .concept_meta import images_of
-from .csv_rows import Column, CsvRows, header_of, one_file, raw_table, read_rows, there_are
+from .csv_rows import Column, CsvRows, columns_hint, header_of, one_file, raw_table, read_rows
 from .image_names import ImageNames
 from .registry import Layout
 
@@ -34,7 +34,8 @@ def _id_column(header: list[str]) -> str | None:
     return next((name for name in _IDS if name in header), None)
 
 
-def _is_it(path: Path) -> bool:
+def matches(path: Path) -> bool:
+    """Return whether `path` is such a table."""
     header = header_of(path)
     id_ = _id_column(header)
     if id_ is None or "has_artifact_annotation" in header:
@@ -52,30 +53,28 @@ def _first(path: Path, at: int) -> str:
     return cells[at].strip().strip('"').lower() if len(cells) > at else ""
 
 
-def matches(path: Path) -> bool:
-    return _is_it(path)
-
-
 def read(path: Path) -> RawTable:
-    """`label` is the diagnosis in lower case (`mel`, `nv`, …; UNK is unknown). Errors:
-    UserInputError for a file that is missing, unreadable or has neither form. Rows without an image,
-    or with no or several diagnoses, are set aside."""
-    file = one_file(path, _is_it, NAME, "ISIC_2019_Training_GroundTruth.csv")
+    """Read the table; `label` is the diagnosis in lower case (`mel`, `nv`, …; UNK is unknown).
+
+    Rows without an image, or with no or several diagnoses, are skipped. Errors: UserInputError for a
+    file that is missing, unreadable or has neither form.
+    """
+    file = one_file(path, matches, NAME, "ISIC_2019_Training_GroundTruth.csv")
     rows = read_rows(file)
     id_ = _id_column(list(rows.columns))
     codes = [name for name in rows.columns if name in _CODES]
-    spoken = [name for name in _DIAGNOSES if name in rows.columns]
-    if id_ is None or (len(codes) < 2 and not spoken):
+    diagnoses = [name for name in _DIAGNOSES if name in rows.columns]
+    if id_ is None or (len(codes) < 2 and not diagnoses):
         lacking = [] if id_ else ["'image' (image_id, image_name and isic_id serve too)"]
-        if len(codes) < 2 and not spoken:
+        if len(codes) < 2 and not diagnoses:
             lacking.append(
                 "'diagnosis' (dx, diagnosis_1 … diagnosis_3, or MEL, NV, … of 0/1 serve too)"
             )
         raise UserInputError(
             f"{file} has no column {' and no '.join(lacking)}, which the layout '{NAME}' needs",
-            there_are(rows.columns),
+            columns_hint(rows.columns),
         )
-    said_by: dict[str, int] = {}
+    n_by_column: dict[str, int] = {}
     images, bad = images_of(rows, id_, ImageNames(file.parent, file.parent))
     if len(codes) > 1:
         labels: Column = []
@@ -86,9 +85,9 @@ def read(path: Path) -> RawTable:
                 bad.setdefault(row, problem)
         used = {id_, *codes}
     else:
-        labels, said_by = _finest(rows, spoken)
-        # The coarser ones stay beside the label, for `--where`.
-        used = {id_, *spoken} if len(spoken) == 1 else {id_}
+        labels, n_by_column = _finest(rows, diagnoses)
+        # The coarser ones stay as columns, for `--where`.
+        used = {id_, *diagnoses} if len(diagnoses) == 1 else {id_}
     joined = _beside(file, id_, rows)
     for name, cells in joined.items():
         rows.columns.setdefault(name, cells)
@@ -104,58 +103,46 @@ def read(path: Path) -> RawTable:
         columns["licence"] = rows.get(licence)
         used.add(licence)
     raw = raw_table(rows, NAME, columns, used, bad, file.parent)
-    if said_by:
-        told = ", ".join(f"'{name}' ({n} rows)" for name, n in said_by.items())
-        raw.remark(f"the label is the finest diagnosis that is filled in: column {told}")
+    if n_by_column:
+        listed = ", ".join(f"'{name}' ({n} rows)" for name, n in n_by_column.items())
+        raw.remark(f"the label is the finest diagnosis that is filled in: column {listed}")
     return raw
 
 
 def _finest(rows: CsvRows, names: list[str]) -> tuple[Column, dict[str, int]]:
-    """The first known cell of the columns `names` of each row, and how many rows each one gave."""
+    """Return the first known cell of the columns `names` of each row, and the rows that each gave."""
     labels: Column = []
-    said_by = dict.fromkeys(names, 0)
+    n_by_column = dict.fromkeys(names, 0)
     for cells in zip(*(rows.get(name) for name in names), strict=True):
         at, label = next(
-            ((k, said) for k, cell in enumerate(cells) if (said := known(cell))), (None, None)
+            ((k, value) for k, cell in enumerate(cells) if (value := known(cell))), (None, None)
         )
         labels.append(label)
         if at is not None:
-            said_by[names[at]] += 1
-    return labels, {name: n for name, n in said_by.items() if n}
+            n_by_column[names[at]] += 1
+    return labels, {name: n for name, n in n_by_column.items() if n}
 
 
 def _one_hot(
     rows: CsvRows, id_: str, codes: list[str], row: int
 ) -> tuple[str | None, SkippedRow | None]:
-    """The one code that is 1; None for UNK, and for a row in which no code is filled in."""
-    on = []
-    where = {"line": rows.lines[row], "image": rows.get(id_)[row]}
+    """Return the one code that is 1; None for UNK, and for a row in which no code is filled in."""
+    hint, image = "write 1 for the diagnosis, 0 for the others", rows.get(id_)[row]
     cells = {code: rows.get(code)[row] for code in codes}
     for code, cell in cells.items():
         if cell not in (None, "0", "1", "0.0", "1.0"):
-            return None, SkippedRow(
-                "bad_value",
-                f"column '{code}' says '{cell}'",
-                column=code,
-                hint="write 1 for the diagnosis, 0 for the others",
-                **where,
-            )
-        if cell in ("1", "1.0"):
-            on.append(code)
+            reason = f"column '{code}' says '{cell}'"
+            return None, rows.skip(row, "bad_value", reason, code, hint, image)
+    on = [code for code, cell in cells.items() if cell in ("1", "1.0")]
     if len(on) == 1 or not any(cells.values()):
         return (on[0].lower() if on and on[0] != "UNK" else None), None
-    said = f"{len(on)} diagnoses ({', '.join(on)})" if on else "no diagnosis"
-    return None, SkippedRow(
-        "not_one_hot",
-        f"the row has {said}",
-        column=on[0] if on else codes[0],
-        hint="write 1 for the diagnosis, 0 for the others",
-        **where,
-    )
+    what = f"{len(on)} diagnoses ({', '.join(on)})" if on else "no diagnosis"
+    column = on[0] if on else codes[0]
+    return None, rows.skip(row, "not_one_hot", f"the row has {what}", column, hint, image)
 
 
 def _beside(file: Path, id_: str, rows: CsvRows) -> dict[str, Column]:
-    """The columns of other CSVs in the folder that speak of these ids, in the order of `rows`."""
+    """Return the columns of other CSVs in the folder that have these ids, in the order of `rows`."""
     found: dict[str, Column] = {}
     ids = rows.get(id_)
     for other in sorted(file.parent.glob("*.csv")):

@@ -1,8 +1,8 @@
 """MAKE's training table (arXiv 2505.09372): the text views of an image, and masks of which count.
 
-The masks are text such as "[1, 1, 0]" and are read as that alone; the published loader runs them as
-code. `knowledge_masks` stands for [caption, ontology, visual concepts]: the order of the published
-code, not of its guide. A view that a mask leaves out becomes blank.
+The masks are text such as "[1, 1, 0]" and are parsed as such; the published loader runs them as code.
+`knowledge_masks` is [caption, ontology, visual concepts]: the order of the published code, not of its
+guide. A view that a mask leaves out becomes blank.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ _LABELS = ("standardized_disease", "disease_label")
 _PATHS = ("ontology_final", "hierarchical_disease_label")
 
 
-def _is_it(path: Path) -> bool:
+def matches(path: Path) -> bool:
+    """Return whether `path` is such a table."""
     header = set(header_of(path))
     return header >= {"filename", "sub_caption_mask", "knowledge_masks"} and "image" not in header
 
 
-def matches(path: Path) -> bool:
-    return _is_it(path)
-
-
 def read(path: Path) -> RawTable:
-    """Errors: UserInputError for a file that is missing, unreadable or lacks a column. Rows whose
-    masks do not parse, or disagree with the captions, are set aside."""
-    file = one_file(path, _is_it, NAME, "MAKE_training.csv")
+    """Read the table. Rows whose masks do not parse, or disagree with the captions, are skipped.
+
+    Errors: UserInputError for a file that is missing, unreadable or lacks a column.
+    """
+    file = one_file(path, matches, NAME, "MAKE_training.csv")
     rows = read_rows(file)
     parts = _subcaptions(rows)
     rows.need([*sorted(_NEEDED), *_VIEWS, *([] if parts else ["subcaption_1"])], NAME)
@@ -73,12 +72,15 @@ def read(path: Path) -> RawTable:
 
 
 def parse_mask(cell: str | None, n: int) -> list[int]:
-    """The n zeros and ones of a cell such as "[1, 0, 0]". ValueError with half a sentence."""
+    """Return the n zeros and ones of a cell such as "[1, 0, 0]".
+
+    Errors: ValueError with the end of a sentence that begins with the column.
+    """
     if cell is None:
         raise ValueError("is blank")
     if len(cell) > 1000 or _MASK.fullmatch(cell) is None:
         shown = cell if len(cell) <= 40 else cell[:40] + "…"
-        raise ValueError(f"says '{shown}', which is no list of 0 and 1")
+        raise ValueError(f"says '{shown}', which is not a list of 0 and 1")
     mask = [int(digit) for digit in re.findall(r"[01]", cell)]
     if len(mask) != n:
         raise ValueError(f"has {len(mask)} entries, {n} are needed")
@@ -86,7 +88,7 @@ def parse_mask(cell: str | None, n: int) -> list[int]:
 
 
 def _subcaptions(rows: CsvRows) -> list[str]:
-    """subcaption_1 … as far as they go without a gap."""
+    """Return subcaption_1 … up to the first number that is missing."""
     names = []
     while f"subcaption_{len(names) + 1}" in rows.columns:
         names.append(f"subcaption_{len(names) + 1}")
@@ -96,40 +98,40 @@ def _subcaptions(rows: CsvRows) -> list[str]:
 def _row(
     rows: CsvRows, parts: list[str], row: int, first: dict[str, int]
 ) -> list[int] | SkippedRow:
-    """Which of [caption, ontology, concept, subcaption_1 …] count, or what is wrong."""
-    line, image = rows.lines[row], rows.get("filename")[row]
-
-    def wrong(kind: str, reason: str, column: str, hint: str) -> SkippedRow:
-        return SkippedRow(kind, reason, line, image, column, hint)
-
-    problem = empty_problem(image, "not looked at yet", line)
+    """Return which of [caption, ontology, concept, subcaption_1 …] count, or what is wrong."""
+    image = rows.get("filename")[row]
+    problem = empty_problem(rows, row, image, caption="not checked here")
     if problem:
         return problem
     if image in first:
-        return wrong(
-            "duplicate_image",
-            f"the image was there before, at line {first[image]}",
-            "filename",
-            "one row an image: remove one of the two",
-        )
+        reason = f"the image was there before, at line {first[image]}"
+        hint = "one row an image: remove one of the two"
+        return rows.skip(row, "duplicate_image", reason, "filename", hint, image)
     masks = {}
     for column, n in (("knowledge_masks", 3), ("sub_caption_mask", len(parts))):
         try:
             masks[column] = parse_mask(rows.get(column)[row], n)
         except ValueError as error:
-            return wrong(
-                "bad_mask",
-                f"column '{column}' {error}",
-                column,
-                f"write {n} zeros and ones: [{', '.join('1' * min(n, 3))}{', …' if n > 3 else ''}]",
-            )
+            ones = ", ".join("1" * min(n, 3)) + (", …" if n > 3 else "")
+            hint = f"write {n} zeros and ones: [{ones}]"
+            return rows.skip(row, "bad_mask", f"column '{column}' {error}", column, hint, image)
     views, mask = masks["knowledge_masks"], masks["sub_caption_mask"]
+    return _disagreement(rows, parts, row, views, mask) or [*views, *mask]
+
+
+def _disagreement(
+    rows: CsvRows, parts: list[str], row: int, views: list[int], mask: list[int]
+) -> SkippedRow | None:
+    """Return what is wrong if the masks of a row do not agree with its texts."""
+
+    def skip(kind: str, reason: str, column: str, hint: str) -> SkippedRow:
+        return rows.skip(row, kind, reason, column, hint, rows.get("filename")[row])
+
     for old, counts in zip(_VIEWS, views, strict=True):
         if counts and rows.get(old)[row] is None:
-            # The caption is a kind of its own: it is the one that people forget.
-            kind = "empty_caption" if old == "caption" else "mask_disagrees"
-            return wrong(
-                kind,
+            # A missing caption is the most frequent case and has a kind of its own.
+            return skip(
+                "empty_caption" if old == "caption" else "mask_disagrees",
                 f"knowledge_masks counts '{old}', which is empty",
                 old,
                 "the order is [caption, ontology_caption, visual_concept_caption]: write 0 for it",
@@ -137,29 +139,25 @@ def _row(
     filled = [int(rows.get(part)[row] is not None) for part in parts]
     if filled != mask:
         k = next(k for k, (a, b) in enumerate(zip(filled, mask, strict=True)) if a != b)
-        return wrong(
+        return skip(
             "mask_disagrees",
             f"sub_caption_mask says {mask[k]} for '{parts[k]}', which is "
             + ("filled" if filled[k] else "empty"),
             "sub_caption_mask",
             "write 1 for each sub-caption that is filled, 0 for the rest",
         )
-    said = rows.get("sub_captions")[row]
-    if said is not None and said != str(sum(mask)):
-        return wrong(
+    count = rows.get("sub_captions")[row]
+    if count is not None and count != str(sum(mask)):
+        return skip(
             "count_disagrees",
-            f"sub_captions says {said[:20]}, sub_caption_mask has {sum(mask)} ones",
+            f"sub_captions says {count[:20]}, sub_caption_mask has {sum(mask)} ones",
             "sub_captions",
-            f"write {sum(mask)}, or mend the mask",
+            f"write {sum(mask)}, or fix the mask",
         )
     if not any(views) and not any(mask):
-        return wrong(
-            "empty_caption",
-            "no text of this row counts",
-            "caption",
-            "write a caption, or remove the row",
-        )
-    return [*views, *mask]
+        hint = "write a caption, or remove the row"
+        return skip("empty_caption", "no text of this row counts", "caption", hint)
+    return None
 
 
 LAYOUT = Layout(NAME, NEEDS, matches, read, order=50)

@@ -18,18 +18,19 @@ from .registry import Layout
 def _file(path: Path) -> Path | None:
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return path
-    # Parquet first: it is what `data convert` writes; a CSV beside it is for people.
+    # Parquet first: it is what `data convert` writes; a CSV in the same folder is for people.
     candidates = (path / f"manifest{suffix}" for suffix in TABLE_SUFFIXES)
     return next((file for file in candidates if file.is_file()), None)
 
 
 def matches(path: Path) -> bool:
+    """Return whether `path` is in this layout."""
     file = _file(path)
     return file is not None and not (file == path and dermoscopy.matches(path))
 
 
 def read(path: Path) -> RawTable:
-    """Errors: UserInputError when there is no such table or it cannot be parsed."""
+    """Read the table. Errors: UserInputError when there is no such table or it cannot be parsed."""
     file = _file(path)
     if file is None:
         raise UserInputError(

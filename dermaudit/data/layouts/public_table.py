@@ -38,8 +38,10 @@ class PublicTable:
         return set(header_of(path)) >= {self.image, *self.needed}
 
     def read(self, path: Path) -> RawTable:
-        """Read the table at `path`, or the only one in that folder. Rows without an image are set
-        aside. Errors: UserInputError for a file that is missing, unreadable or lacks a column."""
+        """Read the table at `path`, or the only one in that folder. Rows without an image are skipped.
+
+        Errors: UserInputError for a file that is missing, unreadable or lacks a column.
+        """
         file = one_file(path, self.matches, self.name, self.usual_file)
         rows = read_rows(file)
         rows.need([self.image, *self.needed], self.name)
@@ -61,8 +63,10 @@ class PublicTable:
 
 
 def _images_root(file: Path) -> Path:
-    """Return the folder that holds the images: that of the table, or the one above it if the table lies
-    in a folder of tables (release_v0/meta/meta.csv beside release_v0/images)."""
+    """Return the folder that holds the images: that of the table, or the one above `meta/`.
+
+    derm7pt has release_v0/meta/meta.csv and release_v0/images.
+    """
     folder = file.absolute().parent
     above = folder.parent / "images"
     return file.parent.parent if folder.name == "meta" and above.is_dir() else file.parent

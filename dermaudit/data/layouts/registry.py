@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from dermaudit.plugins import discover
 
 from ..manifest.tables import RawTable
 
@@ -19,15 +19,29 @@ class DatasetLayout(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name after `--layout`."""
+        ...
+
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """The columns that are read, in one line."""
+        ...
+
     @property
-    def order(self) -> int: ...
+    def order(self) -> int:
+        """Layouts with a smaller number are tried first."""
+        ...
+
     @property
-    def matches(self) -> Callable[[Path], bool]: ...
+    def matches(self) -> Callable[[Path], bool]:
+        """Whether a path is in this layout."""
+        ...
+
     @property
-    def read(self) -> Callable[[Path], RawTable]: ...
+    def read(self) -> Callable[[Path], RawTable]:
+        """Read a path."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,13 +55,7 @@ class Layout:
     order: int = 50
 
 
-def discover() -> dict[str, DatasetLayout]:
+def layouts() -> dict[str, DatasetLayout]:
     """Return {name: layout} of every module in this folder that defines `LAYOUT`, by `order`."""
-    package = __name__.rpartition(".")[0]
-    folder = str(Path(__file__).parent)
-    modules = (
-        importlib.import_module(f"{package}.{module.name}")
-        for module in pkgutil.iter_modules([folder])
-    )
-    layouts = [module.LAYOUT for module in modules if hasattr(module, "LAYOUT")]
-    return {one.name: one for one in sorted(layouts, key=lambda one: (one.order, one.name))}
+    found = discover(__name__.rpartition(".")[0], "LAYOUT").values()
+    return {one.name: one for one in sorted(found, key=lambda one: (one.order, one.name))}

@@ -1,6 +1,6 @@
 """SCIN (Ward et al., arXiv 2402.18545): one case has up to three photographs.
 
-`scin_labels.csv` beside `scin_cases.csv` gives the diagnoses; the one with the largest weight is the
+`scin_labels.csv` in the folder of `scin_cases.csv` gives the diagnoses; the one with the largest weight is the
 label. Every photograph of a case is one row, and the case is the group.
 """
 
@@ -28,8 +28,10 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> RawTable:
-    """Read the cases and their labels. Errors: UserInputError for a file that is missing,
-    unreadable or lacks a column."""
+    """Read the cases and their labels.
+
+    Errors: UserInputError for a file that is missing, unreadable or lacks a column.
+    """
     file = one_file(path, matches, NAME, "scin_cases.csv")
     cases = read_rows(file)
     cases.need(["case_id", "image_1_path"], NAME)
@@ -57,10 +59,10 @@ def read(path: Path) -> RawTable:
 
 
 def _labels(file: Path, cases: CsvRows) -> Columns:
-    beside = file.with_name(file.name.replace("cases", "labels"))
-    if beside == file or not beside.is_file():
+    labels_file = file.with_name(file.name.replace("cases", "labels"))
+    if labels_file == file or not labels_file.is_file():
         return {}
-    labels = read_rows(beside)
+    labels = read_rows(labels_file)
     row_of = {case: row for row, case in enumerate(labels.get("case_id"))}
     rows = [row_of.get(case) for case in cases.get("case_id")]
     return {

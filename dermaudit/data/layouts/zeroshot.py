@@ -13,57 +13,42 @@ NEEDS = "image_path, label (a number), diag (its name)"
 _NEEDED = ("image_path", "label", "diag")
 
 
-def _is_it(path: Path) -> bool:
+def matches(path: Path) -> bool:
+    """Return whether `path` is such a table."""
     header = set(header_of(path))
     return header >= set(_NEEDED) and "image" not in header
 
 
-def matches(path: Path) -> bool:
-    return _is_it(path)
-
-
 def read(path: Path) -> RawTable:
-    """`diag` becomes the label, the number `class_index`. Errors: UserInputError for a file that is
-    missing, unreadable or lacks a column. Rows whose number and name do not belong together are set
-    aside."""
-    file = one_file(path, _is_it, NAME, "test.csv")
+    """Read the table: `diag` becomes the label, the number `class_index`.
+
+    Rows whose number and name do not belong together are skipped. Errors: UserInputError for a file
+    that is missing, unreadable or lacks a column.
+    """
+    file = one_file(path, matches, NAME, "test.csv")
     rows = read_rows(file)
     rows.need(_NEEDED, NAME)
     images, numbers, names = (rows.get(name) for name in _NEEDED)
     bad: dict[int, SkippedRow] = {}
-    first: dict[str, int] = {}  # of each number, the row that gave it its name
+    first: dict[str, int] = {}  # the row in which each number gets its name
     for row, (image, number, name) in enumerate(zip(images, numbers, names, strict=True)):
-        where = {"line": rows.lines[row], "image": image}
         if image is None:
-            bad[row] = SkippedRow(
-                "blank_image",
+            reason, hint = (
                 "column 'image_path' is blank",
-                column="image_path",
-                hint="write the path of the image, or remove the row",
-                **where,
+                "write the path of the image, or remove the row",
             )
-            continue
-        if number is None:
-            continue
-        if not number.isdecimal():
-            bad[row] = SkippedRow(
-                "bad_value",
-                f"column 'label' says '{number}', not the number of a class",
-                column="label",
-                hint="write 0, 1, … and the class's name in 'diag'",
-                **where,
-            )
-            continue
-        before = first.setdefault(number, row)
-        if name != names[before]:
-            bad[row] = SkippedRow(
-                "class_disagrees",
+            bad[row] = rows.skip(row, "blank_image", reason, "image_path", hint)
+        elif number is not None and not number.isdecimal():
+            reason = f"column 'label' says '{number}', not the number of a class"
+            hint = "write 0, 1, … and the class's name in 'diag'"
+            bad[row] = rows.skip(row, "bad_value", reason, "label", hint, image)
+        elif number is not None and name != names[first.setdefault(number, row)]:
+            before = first[number]
+            reason = (
                 f"class {number} is called '{name or ''}' here and '{names[before] or ''}' at line "
-                f"{rows.lines[before]}",
-                column="diag",
-                hint="one name a number",
-                **where,
+                f"{rows.lines[before]}"
             )
+            bad[row] = rows.skip(row, "class_disagrees", reason, "diag", "one name a number", image)
     columns = {"image": images, "label": names, "class_index": numbers}
     return raw_table(rows, NAME, columns, _NEEDED, bad)
 

@@ -1,4 +1,4 @@
-"""Cells that say nothing in words: "No age information", "no definitive diagnosis", "N/A".
+"""Cells whose text means "blank": "No age information", "no definitive diagnosis", "N/A".
 
 Derm1M writes such sentences where a column is unknown (arXiv 2503.14911). Blank is unknown: taken as
 text they would become a disease, a body site and the most frequent caption.
@@ -34,7 +34,7 @@ _SENTINEL = re.compile(
 
 
 def says_nothing(text: str | None) -> bool:
-    """Whether a cell is blank or one of the sentences that stand for a blank."""
+    """Return whether a cell is blank or a placeholder for a blank."""
     if text is None:
         return True
     bare = " ".join(text.lower().split()).strip("[]().,; ")
@@ -42,7 +42,7 @@ def says_nothing(text: str | None) -> bool:
 
 
 def known(text: str | None) -> str | None:
-    """The cell with its spaces in order, None where it says nothing."""
+    """Return the cell with single spaces, None if it is blank or a placeholder."""
     if text is None or says_nothing(text):
         return None
     return " ".join(text.split())

@@ -1,6 +1,6 @@
-"""What is wrong with a data set, row by row: the table, then every image, then who is like whom.
+"""Problems of a data set, row by row: the table, then every image, then near-duplicates.
 
-What would spoil a measurement comes first: a group or a picture in two splits. Nothing is changed.
+Leaks come first: a group or a picture in two splits. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from .tables import IMAGE_SUFFIXES, RawTable
 from .validate import Finding, findings, skipped_findings, texts
 
 TINY = 32  # a short side below this many pixels: nothing is left to see
-# What each level means for a run, in the order in which findings are told.
+# What each level means for a run, in the order in which findings are reported.
 LEVELS = {
     "leak": "the same lesion or picture on both sides of a split",
-    "error": "the table is refused until this is mended",
+    "error": "the table is refused until this is fixed",
     "skip": "the image is left out",
     "warning": "used as it is",
 }
 
 
 class Unusable(UserInputError):
-    """A data set that no run can use; `check` is what `check_data` found, told under --json too."""
+    """A data set that no run can use; `check` is the result of `check_data`, printed by `--json`."""
 
     code = "unusable_data"
 
@@ -48,6 +48,7 @@ class Unusable(UserInputError):
         self.check = check
 
     def as_json(self) -> dict[str, Any]:
+        """Return the error with the whole check."""
         return {**super().as_json(), "check": self.check}
 
 
@@ -66,10 +67,10 @@ def check_data(
     limits: ImageLimits = DEFAULT_LIMITS,
     merges: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Findings over a whole data set: {layout, n_rows, n_usable, usable, counts, findings, remarks}.
-    `usable`: the table is not refused, and at least one image can be read.
+    """Check a whole data set: {layout, n_rows, n_usable, usable, counts, findings, remarks}.
 
-    Errors: UserInputError only when there is no table to check.
+    `usable`: the table is not refused, and at least one image can be read. Errors: UserInputError only when
+    there is no table to check.
     """
     raw = merge_labels(read_layout(path, layout), merges)
     refused = list(findings(raw))
@@ -104,15 +105,15 @@ def check_data(
 
 
 def _as_leak(finding: Finding) -> Finding:
-    # A group in two splits is refused as any error; here it is told with its like, first.
+    # A group in two splits is refused as any error; here it is reported with the other leaks, first.
     if finding.kind != "group_across_splits":
         return finding
     return Finding(**{**finding.as_json(), "level": "leak"})
 
 
-def _finding(raw: RawTable, kind: str, level: str, row: int, image: str, said: str) -> Finding:
+def _finding(raw: RawTable, kind: str, level: str, row: int, image: str, problem: str) -> Finding:
     return Finding(
-        kind, level, f"{raw.place(row, image)}: {said}", row=row, line=raw.line(row), image=image
+        kind, level, f"{raw.place(row, image)}: {problem}", row=row, line=raw.line(row), image=image
     )
 
 
@@ -131,8 +132,8 @@ def _images(raw: RawTable, limits: ImageLimits, seen: list[Seen]) -> Iterator[Fi
             yield _finding(raw, error.kind, "skip", row, image, error.reason)
             continue
         seen.append(Seen(row, _sha256(path), perceptual_hash(pixels)))
-        for kind, said in _oddities(header):
-            yield _finding(raw, kind, "warning", row, image, said)
+        for kind, problem in _oddities(header):
+            yield _finding(raw, kind, "warning", row, image, problem)
 
 
 def _oddities(header: Header) -> Iterator[tuple[str, str]]:
@@ -151,7 +152,7 @@ def _sha256(path: Path) -> str:
 
 
 def _duplicates(raw: RawTable, seen: list[Seen]) -> Iterator[Finding]:
-    """At most one finding a row: its earlier twin, one in another split if there is any."""
+    """Yield at most one finding per row: its earlier twin, one in another split if there is any."""
     images = texts(raw.table, "image")
     splits = _splits(raw)
     labels = texts(raw.table, "label")
@@ -171,7 +172,7 @@ def _duplicates(raw: RawTable, seen: list[Seen]) -> Iterator[Finding]:
 
 
 def _first_rows(keys: dict[int, Any], splits: list[str | None]) -> dict[Any, list[int]]:
-    """For each key the first row of each split that has it; `keys` is {row: key}, ascending."""
+    """Return for each key the first row of each split that has it; `keys` is {row: key}, ascending."""
     firsts: dict[Any, dict[str | None, int]] = defaultdict(dict)
     for row, key in keys.items():
         firsts[key].setdefault(splits[row], row)
@@ -179,7 +180,7 @@ def _first_rows(keys: dict[int, Any], splits: list[str | None]) -> dict[Any, lis
 
 
 def _near(phashes: list[bytes]) -> dict[bytes, list[tuple[bytes, int]]]:
-    """For each hash the hashes near it and the bits that differ, itself (0) included."""
+    """Return for each hash the hashes near it and the bits that differ, itself (0) included."""
     near = {phash: [(phash, 0)] for phash in phashes}
     if phashes:
         bits_of = np.stack([np.frombuffer(phash, dtype=bool) for phash in phashes])
@@ -194,22 +195,22 @@ def _twin(
 ) -> Finding:
     same_split, bits, other = twin
     kind = "exact_duplicate" if bits < 0 else "near_duplicate"
-    said = (
+    problem = (
         "the same file as"
         if bits < 0
         else (f"nearly the same picture ({bits} of {N_BITS} bits differ) as")
     )
-    said += f" {images[other]}" + ("" if raw.layout == "folder" else f" ({raw.at(other)})")
+    problem += f" {images[other]}" + ("" if raw.layout == "folder" else f" ({raw.at(other)})")
     if labels[row] != labels[other]:
-        said += f", but labelled {labels[row]} here and {labels[other]} there"
+        problem += f", but labelled {labels[row]} here and {labels[other]} there"
     if same_split:
-        return _finding(raw, kind, "warning", row, images[row], said)
-    said += f"; that is in {splits[other]}, this in {splits[row]}: give both one group"
-    return _finding(raw, f"{kind}_across_splits", "leak", row, images[row], said)
+        return _finding(raw, kind, "warning", row, images[row], problem)
+    problem += f"; that is in {splits[other]}, this in {splits[row]}: give both one group"
+    return _finding(raw, f"{kind}_across_splits", "leak", row, images[row], problem)
 
 
 def _splits(raw: RawTable) -> list[str | None]:
-    """The split of each row: as written, or as it would be made by group."""
+    """Return the split of each row: as written, or as it would be made by group."""
     splits = texts(raw.table, "split")
     if any(splits):
         return splits
@@ -238,7 +239,7 @@ def _label_spellings(raw: RawTable) -> Iterator[Finding]:
 
 
 def _unlisted(raw: RawTable) -> Iterator[Finding]:
-    """Images in the folders of listed ones that no row names: perhaps forgotten."""
+    """Yield images in the folders of listed ones that no row names: perhaps forgotten."""
     if raw.layout != "native":
         return
     listed = {image for image in texts(raw.table, "image") if image and not path_problem(image)}

@@ -76,31 +76,31 @@ def convert(
     isic: image (or image_id, image_name, isic_id), and MEL, NV, … of 0/1 or diagnosis (or dx,
     diagnosis_1 … diagnosis_3)
     """
-    from .convert import plan, refuse_overwrite, summary, write
+    from .convert import check_out, plan_conversion, summary, write
     from .labels import describe, spellings
 
-    planned = plan(src, layout, out, where, strict=strict, merges=merge_labels or [])
-    for counts in spellings(planned.manifest.labels):
+    plan = plan_conversion(src, layout, out, where, strict=strict, merges=merge_labels or [])
+    for counts in spellings(plan.manifest.labels):
         say("  warning: {}\n    {}".format(*describe(counts)))
-    for remark in planned.raw.remarks:
+    for remark in plan.raw.remarks:
         say(remark)
     if not dry_run:
-        refuse_overwrite(planned, out, force)
+        check_out(out, plan.identity(), force)
     if dry_run:
-        counts = summary(planned.manifest)
-        _print_counts(f"{out}: would hold {planned.manifest.n} images", counts)
-        for one in planned.raw.skipped[:_SHOWN]:
-            say(f"  would be skipped: {planned.raw.describe(one)}")
+        counts = summary(plan.manifest)
+        _print_counts(f"{out}: would hold {plan.manifest.n} images", counts)
+        for one in plan.raw.skipped[:_SHOWN]:
+            say(f"  would be skipped: {plan.raw.describe(one)}")
         return {
             "out": str(out),
-            "layout": planned.raw.layout,
+            "layout": plan.raw.layout,
             "dry_run": True,
             **counts,
-            "n_skipped": len(planned.raw.skipped),
+            "n_skipped": len(plan.raw.skipped),
         }
-    manifest, skipped = write(planned, out, link=link, strict=strict)
+    manifest, skipped = write(plan, out, link=link, strict=strict)
     counts = summary(manifest)
-    _print_counts(f"{out}: {manifest.n} images ({planned.raw.layout})", counts)
+    _print_counts(f"{out}: {manifest.n} images ({plan.raw.layout})", counts)
     if skipped:
         table(
             f"{len(skipped)} images skipped (all of them in {out / 'skipped.parquet'})",
@@ -109,7 +109,7 @@ def convert(
         )
     return {
         "out": str(out),
-        "layout": planned.raw.layout,
+        "layout": plan.raw.layout,
         "dry_run": False,
         **counts,
         "n_skipped": len(skipped),
@@ -130,13 +130,13 @@ def check(
     for remark in result["remarks"]:
         say(remark)
     for level, meaning in LEVELS.items():
-        told = [f for f in result["findings"] if f["level"] == level]
-        if not told:
+        findings = [f for f in result["findings"] if f["level"] == level]
+        if not findings:
             continue
-        say(f"\n{level}: {meaning} ({len(told)})")
+        say(f"\n{level}: {meaning} ({len(findings)})")
         per_kind: Counter[str] = Counter()
-        total = Counter(finding["kind"] for finding in told)
-        for finding in told:
+        total = Counter(finding["kind"] for finding in findings)
+        for finding in findings:
             per_kind[finding["kind"]] += 1
             if finding["kind"] in _ONE_FACT and total[finding["kind"]] > 1:
                 if per_kind[finding["kind"]] == 1:
@@ -154,10 +154,12 @@ def check(
             if n > _SHOWN and kind not in _ONE_FACT:
                 say(f"  {kind:<32} ... and {n - _SHOWN} more (--json has them all)")
     counted = ", ".join(f"{n} {kind}" for kind, n in result["counts"].items()) or "nothing is wrong"
-    said = f"{path}: {result['n_usable']} of {result['n_rows']} images can be used; {counted}"
+    summary_line = (
+        f"{path}: {result['n_usable']} of {result['n_rows']} images can be used; {counted}"
+    )
     if not result["usable"]:
-        raise Unusable(said, result)
-    say(f"\n{said}")
+        raise Unusable(summary_line, result)
+    say(f"\n{summary_line}")
     return result
 
 

@@ -1,7 +1,7 @@
-"""Make a data set that stands alone: manifest.parquet, data.json and images/ in one folder.
+"""Make a self-contained data set: manifest.parquet, data.json and images/ in one folder.
 
-While it runs the folder holds `unfinished.json`, and nobody reads such a folder as a data set. The
-same command again goes on where it stopped and keeps every image that is already there whole.
+While it runs the folder holds `unfinished.json`, and such a folder is not read as a data set. The same
+command continues where it stopped and keeps every image that is already complete.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import pyarrow as pa
 from dermaudit.console import track
 from dermaudit.errors import UserInputError
 from dermaudit.failpoints import hit
-from dermaudit.files import read_json, whole_file, write_json, write_parquet
+from dermaudit.files import whole_file, write_json, write_parquet
 from dermaudit.stats.intervals import MIN_CELL
 
 from ..images.decode import BadImage, no_readable_image, read_image
 from ..layouts import read_layout
+from ..output_folder import check_output_folder
 from ..splits import SPLITS
 from .labels import merge_labels
 from .manifest import Manifest
@@ -35,15 +36,15 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What will be converted: the rows that `where` left, and the layout they came in."""
+class ConversionPlan:
+    """The rows to convert (those for which `where` holds), and the source with its layout."""
 
     manifest: Manifest
     raw: RawTable
     where: str | None
 
     def identity(self) -> dict[str, Any]:
-        """What tells one conversion from another when it is gone on with."""
+        """Return what must be equal for an unfinished conversion to be continued."""
         return {
             "layout": self.raw.layout,
             "source": str(self.raw.file.resolve()),
@@ -52,7 +53,7 @@ class Plan:
         }
 
 
-def plan(
+def plan_conversion(
     src: Path,
     layout: str,
     out: Path,
@@ -60,9 +61,11 @@ def plan(
     *,
     strict: bool = False,
     merges: Sequence[str] = (),
-) -> Plan:
-    """Read and check the source; nothing is written. Errors: UserInputError, with `strict` also for
-    the first row that the layout would set aside."""
+) -> ConversionPlan:
+    """Read and check the source; nothing is written.
+
+    Errors: UserInputError, with `strict` also for the first row that the layout would set aside.
+    """
     raw = merge_labels(read_layout(src, layout), merges)
     if strict and raw.skipped:
         more = f" (and {len(raw.skipped) - 1} more)" if raw.skipped[1:] else ""
@@ -75,52 +78,40 @@ def plan(
         )
     check_table(raw)
     manifest = Manifest(complete(raw), raw.root, src)
-    return Plan(manifest.where(where) if where else manifest, raw, where)
+    return ConversionPlan(manifest.where(where) if where else manifest, raw, where)
 
 
-def refuse_overwrite(planned: Plan, out: Path, force: bool) -> None:
-    """UserInputError when `out` holds something and `force` is not given.
+def check_out(out: Path, identity: dict[str, Any], force: bool) -> None:
+    """Raise UserInputError unless `out` may be written to, or holds this very conversion, stopped.
 
-    This very conversion, stopped half way, is gone on with.
+    `identity` is that of the plan, or the part of it that is known before there is a plan.
     """
-    refuse_out(out, force, planned.identity())
+    check_output_folder(
+        out,
+        what="a data set",
+        finished="manifest.parquet",
+        unfinished=UNFINISHED,
+        identity=identity,
+        force=force,
+    )
 
 
-def refuse_out(out: Path, force: bool, identity: dict[str, Any]) -> None:
-    """The same from what is known of the conversion (`identity`, or a part of it) before there is a
-    plan."""
-    if out.exists() and not out.is_dir():
-        raise UserInputError(f"--out {out} is a file", "choose a folder")
-    if force or not out.exists():
-        return
-    if (out / UNFINISHED).exists():
-        said = read_json(out / UNFINISHED)
-        if {name: said.get(name) for name in identity} != identity:
-            raise UserInputError(
-                f"{out} holds an unfinished conversion of another source",
-                "use --force to begin again, or another --out",
-            )
-        return
-    held = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))
-    if held:
-        what = "a data set" if "manifest.parquet" in held else f"files ({held[0]})"
-        raise UserInputError(
-            f"{out} already holds {what}", "use --force to replace it, or another --out"
-        )
+def write(
+    plan: ConversionPlan, out: Path, *, link: bool, strict: bool
+) -> tuple[Manifest, list[dict]]:
+    """Copy or link the images, then write the tables.
 
-
-def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manifest, list[dict]]:
-    """Copy or link the images, then write the tables. Returns the manifest and the skipped rows
-    [{row, image, reason}] (`row` among the rows that `where` left; None for a row of the source that
-    the layout could not use, whatever `where` says)."""
-    manifest = planned.manifest
-    write_json(out / UNFINISHED, planned.identity())
-    # A table of other images beside these would be a lie, should this be stopped half way.
+    Returns the manifest and the skipped rows [{row, image, reason}]; `row` counts the rows of the plan
+    and is None for a row that the layout could not use.
+    """
+    manifest = plan.manifest
+    write_json(out / UNFINISHED, plan.identity())
+    # If this is stopped half way, no table of other images may remain.
     (out / "manifest.parquet").unlink(missing_ok=True)
     images = [_target(image) for image in manifest.column("image")]
     kept: list[int] = []
     skipped: list[dict] = [
-        {"row": None, "image": one.image, "reason": _reason(one)} for one in planned.raw.skipped
+        {"row": None, "image": one.image, "reason": _reason(one)} for one in plan.raw.skipped
     ]
     for stale in (out / "images").rglob(".*.tmp"):
         stale.unlink()
@@ -153,12 +144,12 @@ def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manife
         out / "data.json",
         {
             "format_version": FORMAT_VERSION,
-            "layout": planned.raw.layout,
+            "layout": plan.raw.layout,
             "licence": ", ".join(sorted({w for w in done.column("licence", "") if w})) or None,
             "n_images": done.n,
             "n_skipped": len(skipped),
-            "source": planned.raw.file.name,
-            "where": planned.where,
+            "source": plan.raw.file.name,
+            "where": plan.where,
             "manifest_sha256": done.sha256(),
         },
     )
@@ -168,7 +159,7 @@ def write(planned: Plan, out: Path, *, link: bool, strict: bool) -> tuple[Manife
 
 
 def summary(manifest: Manifest) -> dict[str, Any]:
-    """Counts: `splits`, `labels`, and per truth column present / absent / unknown."""
+    """Return counts: `splits`, `labels`, and present / absent / unknown of each truth column."""
     truth = {}
     for name, (kind, values) in manifest.truth().items():
         present, absent = int((values >= 0.5).sum()), int((values < 0.5).sum())
@@ -210,7 +201,7 @@ def _target(image: str) -> str:
 
 
 def _place(source: Path, target: Path, link: bool) -> None:
-    """Put an image at `target`, whole or not at all; one that is there already is kept."""
+    """Copy or link an image to `target`, whole or not at all; an equal file is kept."""
     if link:
         wanted = str(source.resolve())
         if target.is_symlink() and str(target.readlink()) == wanted:

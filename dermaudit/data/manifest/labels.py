@@ -35,7 +35,8 @@ def merge_labels(raw: RawTable, merges: Sequence[str]) -> RawTable:
     """Return the table with labels replaced as `old=new` says.
 
     Raises UserInputError for a merge without "=", for a table without labels, and for a label that
-    no image has."""
+    no image has.
+    """
     if not merges:
         return raw
     if "label" not in raw.table.column_names:

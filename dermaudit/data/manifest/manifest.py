@@ -28,8 +28,11 @@ Truth = dict[str, tuple[str, np.ndarray]]
 
 
 class Manifest:
-    """`table` is a complete pyarrow table, `root` the folder its images are below, `path` what was
-    opened (for messages)."""
+    """The table of images of a data set.
+
+    `table` is a complete pyarrow table, `root` the folder of its images, `path` what was opened (for
+    messages).
+    """
 
     def __init__(self, table: pa.Table, root: Path, path: Path) -> None:
         self.table = table
@@ -38,10 +41,9 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path | str) -> Manifest:
-        """Open a folder with a manifest.parquet / .csv / .jsonl, such a file, or a plain folder of
-        images (class subfolders are labels).
+        """Open a folder with a manifest.parquet / .csv / .jsonl, such a file, or a plain folder of images.
 
-        Errors: UserInputError naming file, row, column and fix.
+        Subfolders of a plain folder are labels. Errors: UserInputError naming file, row, column and fix.
         """
         path = Path(path)
         raw = read_for_use(path)
@@ -60,20 +62,21 @@ class Manifest:
 
     @property
     def n(self) -> int:
+        """The number of images."""
         return self.table.num_rows
 
     def __len__(self) -> int:
         return self.n
 
     def paths(self) -> list[Path]:
-        """Absolute paths of the images, by row."""
+        """Return the absolute paths of the images, by row."""
         root = self.root.absolute()
         return [root / image for image in self.table.column("image").to_pylist()]
 
     def column(self, name: str, default: Any = None) -> Any:
-        """The values of a column as a list, blanks replaced by `default`.
+        """Return the values of a column as a list, blanks replaced by `default`.
 
-        For a column that is absent: None without a default, else a list of the default.
+        A column that is absent gives None without a default, else a list of the default.
         """
         if name not in self.table.column_names:
             return None if default is None else [default] * self.n
@@ -82,6 +85,7 @@ class Manifest:
 
     @property
     def ids(self) -> list[str]:
+        """The image_id of each row."""
         return self.column("image_id")
 
     @property
@@ -91,7 +95,7 @@ class Manifest:
 
     @property
     def groups(self) -> list[str]:
-        """Lesion or patient of each row; the image's own id where the table says nothing."""
+        """Lesion or patient of each row; the image's own id if the table has none."""
         return self.column("group")
 
     @property
@@ -110,22 +114,22 @@ class Manifest:
         return found
 
     def truth(self) -> Truth:
-        """{word: ('concept' | 'artifact', float64 (n,))}: 1, 0, a probability; nan = unknown."""
+        """Return {word: ('concept' | 'artifact', float64 (n,))}: 1, 0, a probability; nan = unknown."""
         return dict(self._truth)
 
     # ---- parts of it
 
     def take(self, rows: Iterable[int]) -> Manifest:
-        """The manifest of some rows, in the given order."""
+        """Return the manifest of some rows, in the given order."""
         indices = pa.array(np.asarray(list(rows), dtype=np.int64))
         return Manifest(self.table.take(indices).combine_chunks(), self.root, self.path)
 
     def where(self, expression: str) -> Manifest:
-        """The rows for which an SQL expression over the columns holds, in order.
+        """Return the rows for which an SQL expression over the columns holds, in order.
 
         `where("licence == 'CC0-1.0' and split = 'test'")`; names with a colon are quoted:
-        `where('"artifact:ruler" = 1')`. Errors: UserInputError when the expression cannot be
-        read, or holds for no row.
+        `where('"artifact:ruler" = 1')`. Errors: UserInputError when the expression cannot be parsed, or holds
+        for no row.
         """
         import duckdb
 
@@ -138,30 +142,30 @@ class Manifest:
             ).fetchnumpy()["__row"]
         except duckdb.Error as error:
             raise UserInputError(
-                f"--where {expression!r} cannot be used: {_why(error)}", self._near(expression)
+                f"--where {expression!r} cannot be used: {_reason(error)}", self._near(expression)
             ) from error
         finally:
             connection.close()
         if len(found) == 0:
             raise UserInputError(
                 f"--where {expression!r} holds for none of the {self.n} rows of {self.path}",
-                "names with a colon stand in double quotes, text in single quotes",
+                "put names with a colon in double quotes, text in single quotes",
             )
         return self.take(found)
 
     def _near(self, expression: str) -> str:
-        """The mend for an expression that cannot be read: the nearest column, or all of them."""
+        """Return the hint for an expression that cannot be parsed: the nearest column, or all of them."""
         names = self.table.column_names
         quoted = {name: f'"{name}"' if ":" in name else name for name in names}
         short = {name.split(":")[-1]: name for name in names}
         for word in re.findall(r"[A-Za-z_]\w*", re.sub(r"'[^']*'|\"[^\"]*\"", " ", expression)):
             near = closest(word, short)
             if near and short[near] != word:
-                return f"did you mean {quoted[short[near]]}? text stands in 'single quotes'"
+                return f"did you mean {quoted[short[near]]}? put text in 'single quotes'"
         return f"columns: {', '.join(quoted[n] for n in names[:24])}; text in 'single quotes'"
 
     def sha256(self) -> str:
-        """Hash of the columns' names and values (not of the image files), hexadecimal."""
+        """Return the hash of the columns' names and values (not of the image files), hexadecimal."""
         digest = hashlib.sha256()
         for name in self.table.column_names:
             values = self.table.column(name).to_pylist()
@@ -169,9 +173,9 @@ class Manifest:
         return digest.hexdigest()
 
 
-def _why(error: Exception) -> str:
-    """What is wrong with a condition, from what DuckDB says of it in its first line."""
-    said = str(error).partition("\n")[0]
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a condition, from the first line of DuckDB's message."""
+    message = str(error).partition("\n")[0]
     for pattern, reason in (
         (r'Referenced column "(.+?)" not found', "there is no column {}"),
         (r"Function with name (\S+) does not exist", "there is no function {}"),
@@ -179,15 +183,10 @@ def _why(error: Exception) -> str:
         (r"unterminated (?:string|quoted)", "a quote is not closed"),
         (r'at or near "\)"', "a part is missing, or a bracket too many"),
         (r'at or near "(.+?)"', "it cannot be read from '{}' on"),
-        (r"Could not convert string '(.*?)' to", "the text '{}' stands where a number is needed"),
+        (r"Could not convert string '(.*?)' to", "the text '{}' is where a number is needed"),
         (r"disabled", "reading other files is disabled"),
         (r"aggregates|window", "it must hold or not hold for each row by itself"),
     ):
-        if found := re.search(pattern, said):
+        if found := re.search(pattern, message):
             return reason.format(*found.groups())
     return "it is no condition on one row"
-
-
-def load_manifest(path: Path | str) -> Manifest:
-    """The same as `Manifest.load`."""
-    return Manifest.load(path)

@@ -1,4 +1,4 @@
-"""What is said of a path that is not there, or of a table in a format that is not read."""
+"""Errors for a path that does not exist, and for a table in a format that is not read."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ _AS_CSV = (".xlsx", ".xls", ".ods", ".tsv", ".tab", ".txt")
 
 
 def missing(path: Path, what: str = "") -> UserInputError:
-    """The error for a path that does not exist (`what` stands before it): the nearest name beside
-    it is offered, else the first folder above it that is missing too is named."""
-    said = f"{what} {path}".lstrip()
-    gone = path
-    while not gone.parent.exists() and gone.parent != gone:
-        gone = gone.parent
-    if gone != path:
+    """Return the error for a path that does not exist; `what` comes before it in the message.
+
+    The hint is the nearest name in the same folder, or the first folder above it that is missing too.
+    """
+    name = f"{what} {path}".lstrip()
+    absent = path
+    while not absent.parent.exists() and absent.parent != absent:
+        absent = absent.parent
+    if absent != path:
         return UserInputError(
-            f"{said} does not exist", f"there is no {gone} either: see the spelling"
+            f"{name} does not exist", f"there is no {absent} either: check the spelling"
         )
     try:
-        beside = [other.name for other in path.parent.iterdir()]
+        names = [other.name for other in path.parent.iterdir()]
     except OSError:
-        beside = []
-    near = closest(path.name, beside)
+        names = []
+    near = closest(path.name, names)
     if near:
-        return UserInputError(f"{said} does not exist", f"did you mean {path.parent / near}?")
+        return UserInputError(f"{name} does not exist", f"did you mean {path.parent / near}?")
     where = "the working folder" if path.parent == Path() else str(path.parent)
     return UserInputError(
-        f"{said} does not exist", f"nothing in {where} is called so: see the spelling"
+        f"{name} does not exist", f"{where} has no such file or folder: check the spelling"
     )
 
 
 def no_table(path: Path) -> UserInputError:
-    """The error for a file whose suffix is none of a table that is read."""
+    """Return the error for a file whose suffix is not that of a table."""
     hint = "save it as .csv" if path.suffix.lower() in _AS_CSV else "use .csv, .parquet or .jsonl"
     return UserInputError(f"{path} is not a table that can be read", hint)

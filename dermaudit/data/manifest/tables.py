@@ -1,7 +1,7 @@
 """Tables from files: CSV, Parquet and JSONL as pyarrow, with a clear sentence when they fail.
 
 Names and ids stay text ("0012" is not 12); truth columns are left as they are written, for
-`validate` to judge cell by cell. Rows count from 0 everywhere in the toolkit; for text files the
+`validate` to check cell by cell. Rows count from 0 everywhere in the toolkit; for text files the
 messages name the line, as an editor shows it.
 """
 
@@ -28,7 +28,7 @@ TRUTH_PREFIXES = ("concept:", "artifact:")
 SHARDS_FILE = "shards.json"  # the head of a folder of webdataset shards (pack.py, shards.py)
 INDEX_FILE = "index.parquet"
 UNFINISHED_SHARDS = "unfinished-shards.json"
-UNFINISHED = "unfinished.json"  # what a conversion that was stopped leaves beside its images
+UNFINISHED = "unfinished.json"  # what a stopped conversion leaves in its folder
 #: columns with one plain value per image; a list or an object in them is an error.
 PLAIN_COLUMNS = ("image", "image_id", "label", "group", "split")
 NESTED_HINT = "write one value per image; for several findings use columns such as concept:scale"
@@ -56,8 +56,10 @@ _BLANK = ["", "NA", "N/A", "NaN", "nan", "NULL", "null"]
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row of the source that cannot be used and is in no table: `reason` is half a sentence that
-    goes behind the file and the line."""
+    """A row of the source that cannot be used and is in no table.
+
+    `reason` is the end of a sentence that begins with the file and the line.
+    """
 
     kind: str
     reason: str
@@ -71,8 +73,8 @@ class SkippedRow:
 class RawTable:
     """A table as a layout read it. `image` is a path below `root`; `file` is what messages name.
 
-    `first_line` is the line of row 0 in a text file whose rows are its lines, else None; `lines` are
-    those of every row where they do not follow each other. `skipped` are further rows of the source.
+    `first_line` is the line of row 0 in a text file with one line per row, else None; `lines` are those of
+    every row where they do not follow each other. `skipped` are further rows of the source.
     """
 
     table: pa.Table
@@ -85,38 +87,40 @@ class RawTable:
     skipped: tuple[SkippedRow, ...] = ()
 
     def at(self, row: int) -> str:
-        """Which row, for messages: `line 4` of a text file, otherwise `row 2`."""
+        """Return the name of a row in messages: `line 4` of a text file, otherwise `row 2`."""
         line = self.line(row)
         return f"row {row}" if line is None else f"line {line}"
 
     def place(self, row: int, image: str | None) -> str:
-        """A row in front of what is said of it: the table and the row, or just the file."""
+        """Return the begin of a message about a row: the table and the row, or the file of a folder."""
         if self.layout == "folder":
             return f"{self.root / (image or '')}"
         return f"{self.file}, {self.at(row)}" + (f": {image}" if image else "")
 
     def describe(self, skipped: SkippedRow) -> str:
-        """The whole sentence of a row that cannot be used."""
+        """Return the whole sentence about a row that cannot be used."""
         line = "" if skipped.line is None else f", line {skipped.line}"
         image = f": {skipped.image}" if skipped.image else ""
         return f"{self.file}{line}{image}: {skipped.reason}"
 
     def remark(self, sentence: str) -> None:
-        """Something that people should know of how the table was read (`remarks`)."""
+        """Add something that users should know about how the table was read."""
         self.notes.setdefault("remarks", []).append(sentence)
 
     @property
     def remarks(self) -> list[str]:
+        """What users should know about how the table was read."""
         return self.notes.get("remarks", [])
 
     def line(self, row: int) -> int | None:
+        """Return the line of a row in a text file, None without one."""
         if self.lines is not None:
             return self.lines[row]
         return None if self.first_line is None else row + self.first_line
 
 
 def is_text_column(name: str) -> bool:
-    """Columns that are read as text whatever is in them."""
+    """Return whether a column is read as text whatever it contains."""
     return name in _TEXT or name.startswith(("subcaption_", *TRUTH_PREFIXES))
 
 
@@ -178,8 +182,10 @@ def _read_csv(path: Path) -> tuple[pa.Table, int | None]:
 
 
 def _ragged(path: Path, delimiter: str) -> UserInputError | None:
-    """The error for the first row with more or fewer fields than the header, None where all agree:
-    pyarrow says neither its line nor the numbers."""
+    """Return the error for the first row with more or fewer fields than the header, None if all agree.
+
+    pyarrow reports neither its line nor the numbers.
+    """
     csv.field_size_limit(1 << 24)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
         reader = csv.reader(handle, delimiter=delimiter)

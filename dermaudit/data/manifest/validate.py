@@ -149,8 +149,10 @@ def near_columns(names: list[str]) -> dict[str, str]:
 
 
 def _likely_image_column(raw: RawTable) -> str | None:
-    """Return the column that most likely names the images: its values are files that exist, or look
-    like image files, or its own name says so. None if there is no such column."""
+    """Return the column that most likely names the images, None without one.
+
+    Its values are files that exist, or look like image files, or its own name says so.
+    """
     best = None
     for name in raw.table.column_names:
         column = raw.table[name].slice(0, 20)
@@ -185,7 +187,7 @@ def _concept_names(raw: RawTable) -> Iterator[Finding]:
 
 
 def check_table(raw: RawTable) -> None:
-    """Raise UserInputError for the first error of the table, saying how many more there are."""
+    """Raise UserInputError for the first error of the table, with the number of further errors."""
     found = list(findings(raw))
     if not found:
         return
@@ -194,7 +196,7 @@ def check_table(raw: RawTable) -> None:
 
 
 def skipped_findings(raw: RawTable) -> Iterator[Finding]:
-    """The rows of the source that the layout set aside."""
+    """Yield the rows of the source that the layout skipped."""
     for one in raw.skipped:
         yield Finding(
             one.kind,
@@ -208,8 +210,10 @@ def skipped_findings(raw: RawTable) -> Iterator[Finding]:
 
 
 def complete(raw: RawTable) -> pa.Table:
-    """The table with image, image_id, group, split filled in, and truth columns as float64 with
-    nulls for unknown. Call `check_table` first."""
+    """Return the table with image, image_id, group and split filled in; call `check_table` first.
+
+    Truth columns become float64 with nulls for unknown.
+    """
     table = raw.table
     images = [image or "" for image in texts(table, "image")]  # check_table refuses blank ones
     ids = [own or image for own, image in zip(texts(table, "image_id"), images, strict=True)]
@@ -234,7 +238,7 @@ def complete(raw: RawTable) -> pa.Table:
 
 
 def texts(table: pa.Table, name: str) -> list[str | None]:
-    """A column as stripped text, None where blank or where the column is absent."""
+    """Return a column as stripped text, None where blank or if the column is absent."""
     if name not in table.column_names:
         return [None] * table.num_rows
     return [_text(cell) for cell in table.column(name).to_pylist()]
@@ -245,7 +249,7 @@ def _text(cell: Any) -> str | None:
 
 
 def truth_value(cell: Any) -> float | None:
-    """1, 0 or a probability as a number, None for blank. ValueError for anything else."""
+    """Return 1, 0 or a probability as a number, None for blank. Errors: ValueError for anything else."""
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return None
     value = float(cell)
@@ -257,6 +261,7 @@ def truth_value(cell: Any) -> float | None:
 
 
 def put(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    """Return the table with this column, in the place of one of the same name."""
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, column)
     return table.append_column(name, column)

@@ -1,1 +1,1 @@
-"""webdataset shards, written and read by seek (`data shard`)."""
+"""Data sets packed as webdataset shards: tar files with an index."""

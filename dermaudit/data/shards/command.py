@@ -29,7 +29,7 @@ def shard(
     """Pack a data set into webdataset tar shards, for training on very many images."""
     _check_flags(per_shard, size, quality, threads)
     from ..manifest.manifest import Manifest
-    from .write import Packing, clear, pack, refuse_overwrite
+    from .write import Packing, check_out, clear, pack
 
     manifest = Manifest.load(data)
     if where:
@@ -38,20 +38,20 @@ def shard(
     identity = packing.identity(manifest)
     if force and out.is_dir():
         clear(out)
-    refuse_overwrite(out, identity)
-    said = pack(manifest, out, packing, threads=threads, strict=strict)
-    n_bytes = sum(part["bytes"] for part in said["shards"])
-    say(f"{out}: {said['n']} images in {len(said['shards'])} shards, {n_bytes / 1e6:.1f} MB")
-    if said["n_skipped"]:
+    check_out(out, identity)
+    head = pack(manifest, out, packing, threads=threads, strict=strict)
+    n_bytes = sum(part["bytes"] for part in head["shards"])
+    say(f"{out}: {head['n']} images in {len(head['shards'])} shards, {n_bytes / 1e6:.1f} MB")
+    if head["n_skipped"]:
         _print_skipped(out)
     return {
         "out": str(out),
-        "n": said["n"],
-        "n_skipped": said["n_skipped"],
-        "n_shards": len(said["shards"]),
+        "n": head["n"],
+        "n_skipped": head["n_skipped"],
+        "n_shards": len(head["shards"]),
         "bytes": n_bytes,
-        "manifest_sha256": said["manifest_sha256"],
-        "index_sha256": said["index_sha256"],
+        "manifest_sha256": head["manifest_sha256"],
+        "index_sha256": head["index_sha256"],
     }
 
 

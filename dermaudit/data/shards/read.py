@@ -2,7 +2,7 @@
 
 `shards.json` names the tar files with their sizes and hashes, `index.parquet` has every row of the
 table with the place of its image. A position in the data is (epoch, k): `order(seed, epoch)[k]` is
-the same row on every machine, so a training that was stopped goes on with exactly the next image.
+the same row on every machine, so a training that was stopped continues with exactly the next image.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ WINDOW = 4
 
 
 class Shards:
-    """`table`: the pyarrow table of all rows (image_id, split, group, label, caption, …), row i
-    the sample with the key i. `manifest`: the same as a Manifest, for truth, labels and `where`
-    (its `paths()` are those of the source, which need not be there). `lost`: what `strict=False`
-    left out, as [{file, n, reason}]. Reading is safe in threads and forked workers.
+    """A folder of shards; reading is safe in threads and forked workers.
+
+    `table` has all rows (image_id, split, group, label, caption, …); row i is the sample with the key i.
+    `lost`: what `strict=False` left out, as [{file, n, reason}].
     """
 
     def __init__(
@@ -50,21 +50,21 @@ class Shards:
 
     @classmethod
     def load(cls, folder: Path | str, *, strict: bool = True) -> Shards:
-        """Open a folder of shards; every file is checked by its size (`verify` reads them).
+        """Open a folder of shards; every file is checked by its size.
 
         A shard that is missing or cut off is an error that names it; with `strict=False` its
         samples are left out and counted in `lost`. Errors: UserInputError.
         """
         folder = Path(folder)
-        said = _read_head(folder)
+        head = _read_head(folder)
         index, _ = read_table(folder / INDEX_FILE)
-        if sha256_file(folder / INDEX_FILE) != said["index_sha256"]:
+        if sha256_file(folder / INDEX_FILE) != head["index_sha256"]:
             raise UserInputError(
                 f"{folder / INDEX_FILE} is not the index that {SHARDS_FILE} was written with",
                 "copy the folder again from where it was made, or make it again",
             )
-        lost, sound = [], np.ones(len(said["shards"]), dtype=bool)
-        for number, shard in enumerate(said["shards"]):
+        lost, usable = [], np.ones(len(head["shards"]), dtype=bool)
+        for number, shard in enumerate(head["shards"]):
             reason = _size_fault(folder / shard["file"], shard)
             if reason is None:
                 continue
@@ -74,34 +74,30 @@ class Shards:
                     "copy the shard again, or go on without it: --skip-lost (it is counted)",
                 )
             lost.append({"file": shard["file"], "n": shard["n"], "reason": reason})
-            sound[number] = False
+            usable[number] = False
         places = {name: index.column(name).to_numpy() for name in _INDEX_COLUMNS[:3]}
         table = index.drop_columns(list(_INDEX_COLUMNS))
         if lost:
-            kept = np.flatnonzero(sound[places["__shard__"]])
+            kept = np.flatnonzero(usable[places["__shard__"]])
             if not len(kept):
                 raise UserInputError(
-                    f"none of the {len(sound)} shards of {folder} can be used: "
+                    f"none of the {len(usable)} shards of {folder} can be used: "
                     f"{lost[0]['file']}: {lost[0]['reason']}"
                 )
             table = table.take(pa.array(kept)).combine_chunks()
             places = {name: values[kept] for name, values in places.items()}
-        return cls(folder, table, places, said["shards"], lost)
+        return cls(folder, table, places, head["shards"], lost)
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     @property
     def manifest(self) -> Manifest:
+        """The table as a Manifest, for truth, labels and `where`; its `paths()` need not exist."""
         return Manifest(self.table, self.folder, self.folder)
 
-    @property
-    def n_lost(self) -> int:
-        """Samples that `strict=False` left out."""
-        return sum(entry["n"] for entry in self.lost)
-
     def read(self, row: int) -> bytes:
-        """The bytes of one image file. Errors: UserInputError when the shard ends before them."""
+        """Return the bytes of one image file. Errors: UserInputError when the shard ends before them."""
         path = self.folder / self.files[self._shard[row]]["file"]
         size = int(self._size[row])
         try:
@@ -125,8 +121,10 @@ class Shards:
         mode: Mode = "squash",
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> np.ndarray:
-        """One image as uint8 (size, size, 3), or (height, width, 3) without a size; the pixels of
-        `read_image` of the same file. Errors: BadImage."""
+        """Return one image as uint8 (size, size, 3), or (height, width, 3) without a size.
+
+        The pixels are those of `read_image` of the same file. Errors: BadImage.
+        """
         try:
             data = self.read(row)
         except UserInputError as error:
@@ -140,10 +138,10 @@ class Shards:
     def order(
         self, seed: int, epoch: int, window: int = WINDOW, rows: Iterable[int] | None = None
     ) -> np.ndarray:
-        """All rows once, int64 (n,), shuffled by (seed, epoch): the shards, then the samples of
-        each `window` shards among themselves, so that reading stays near in the files.
+        """Return all rows once, int64 (n,), shuffled by (seed, epoch).
 
-        `rows`: only these (those of a split, say), in the order that the whole would have.
+        The shards are shuffled, then the samples of each `window` shards together, so that reads stay close
+        together in the files. `rows`: only these, in the order that they have among all.
         """
         if window < 1:
             raise UserInputError(f"a window of {window} shards", "give 1 or more")
@@ -163,38 +161,26 @@ class Shards:
         wanted[np.asarray(list(rows), dtype=np.int64)] = True
         return order[wanted[order]]
 
-    def verify(self) -> list[dict[str, Any]]:
-        """Read every shard and compare its sha256: [{file, n, reason}] of those that differ."""
-        faults = []
-        for shard in self.files:
-            path = self.folder / shard["file"]
-            reason = _size_fault(path, shard)
-            if reason is None and sha256_file(path) != shard["sha256"]:
-                reason = "altered: its sha256 is not the one it was written with"
-            if reason:
-                faults.append({"file": shard["file"], "n": shard["n"], "reason": reason})
-        return faults
-
 
 def _read_head(folder: Path) -> dict[str, Any]:
     if (folder / UNFINISHED_SHARDS).is_file() and not (folder / SHARDS_FILE).is_file():
         raise UserInputError(
             f"{folder} holds unfinished shards",
-            "run the same `dermaudit data shard` again; it goes on where it stopped",
+            "run the same `dermaudit data shard` again; it continues where it stopped",
         )
     if not (folder / SHARDS_FILE).is_file():
         raise UserInputError(
             f"{folder} holds no shards: it has no {SHARDS_FILE}",
             "make them: dermaudit data shard <data set> --out <folder>",
         )
-    said = read_json(folder / SHARDS_FILE, "list of shards")
-    if not isinstance(said, dict) or said.get("format_version") != FORMAT_VERSION:
-        found = said.get("format_version") if isinstance(said, dict) else None
+    head = read_json(folder / SHARDS_FILE, "list of shards")
+    if not isinstance(head, dict) or head.get("format_version") != FORMAT_VERSION:
+        found = head.get("format_version") if isinstance(head, dict) else None
         raise UserInputError(
             f"{folder / SHARDS_FILE} has format_version {found}, this program reads {FORMAT_VERSION}",
             "make the shards again with this version",
         )
-    return said
+    return head
 
 
 def _size_fault(path: Path, shard: dict[str, Any]) -> str | None:

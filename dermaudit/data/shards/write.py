@@ -1,8 +1,8 @@
 """Pack a data set into webdataset shards: a few large tar files instead of a million small ones.
 
 A sample is `<key>.jpg` (or `.png`) and `<key>.json`, the key its row. The same images give the same
-bytes: no times, no owners. A shard is written whole and then noted in `.parts/`; the same command
-after a kill goes on behind the last one noted, and the result is the same to the byte.
+bytes: no times, no owners. A shard is written whole and then recorded in `.parts/`; the same command
+after a kill continues behind the last recorded shard, and the result is the same to the byte.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import pyarrow as pa
 from PIL import Image
 
 from dermaudit.console import track
-from dermaudit.errors import UserInputError
 from dermaudit.failpoints import hit
 from dermaudit.files import (
     canonical_json,
@@ -36,6 +35,7 @@ from dermaudit.files import (
 from ..images.decode import BadImage, decode_image, no_readable_image, read_header
 from ..manifest.manifest import Manifest
 from ..manifest.tables import INDEX_FILE, SHARDS_FILE, UNFINISHED_SHARDS
+from ..output_folder import check_output_folder
 
 FORMAT_VERSION = 1
 SKIPPED_FILE = "skipped.parquet"
@@ -47,15 +47,18 @@ _AHEAD = 64  # images in flight: bounds memory, whatever the data set's size
 
 @dataclass(frozen=True)
 class Packing:
-    """How to pack. `size`: the shorter side of an image is brought down to this many pixels, its
-    shape kept, never enlarged; None keeps the source's bytes. `quality`: of a JPEG made anew."""
+    """How to pack.
+
+    `size`: larger images are scaled so that their shorter side has this many pixels; None keeps the source's
+    bytes. `quality`: of JPEGs that are encoded again.
+    """
 
     per_shard: int = 1000
     size: int | None = None
     quality: int = 92
 
     def identity(self, manifest: Manifest) -> dict[str, Any]:
-        """What tells one packing from another when it is gone on with."""
+        """Return what must be equal for an unfinished packing to be continued."""
         return {
             "format_version": FORMAT_VERSION,
             "manifest_sha256": manifest.sha256(),
@@ -66,35 +69,19 @@ class Packing:
 
 
 def shard_name(number: int) -> str:
+    """Return the file name of a shard."""
     return f"shard-{number:06d}.tar"
 
 
-def refuse_overwrite(out: Path, identity: dict[str, Any]) -> None:
-    """UserInputError when `out` holds anything but this very packing, stopped half way."""
-    if out.exists() and not out.is_dir():
-        raise UserInputError(f"--out {out} is a file", "choose a folder")
-    if not out.exists():
-        return
-    if (out / UNFINISHED_SHARDS).exists():
-        if read_json(out / UNFINISHED_SHARDS) != identity:
-            raise UserInputError(
-                f"{out} holds unfinished shards of another data set, or with other options",
-                "use --force to begin again, or another --out",
-            )
-        return
-    held = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))
-    if held:
-        what = "shards" if SHARDS_FILE in held else f"files ({held[0]})"
-        raise UserInputError(
-            f"{out} already holds {what}",
-            "use --force to replace shards, or another --out"
-            if what == "shards"
-            else "choose another --out",
-        )
+def check_out(out: Path, identity: dict[str, Any]) -> None:
+    """Raise UserInputError when `out` holds anything but this very packing, stopped half way."""
+    check_output_folder(
+        out, what="shards", finished=SHARDS_FILE, unfinished=UNFINISHED_SHARDS, identity=identity
+    )
 
 
 def clear(out: Path) -> None:
-    """Remove the shards in `out`, whole or half, and nothing else."""
+    """Remove the shards in `out`, finished or not, and nothing else."""
     for name in (SHARDS_FILE, UNFINISHED_SHARDS, INDEX_FILE, SKIPPED_FILE):
         (out / name).unlink(missing_ok=True)
     for shard in out.glob("shard-??????.tar"):
@@ -105,14 +92,14 @@ def clear(out: Path) -> None:
 def pack(
     manifest: Manifest, out: Path, packing: Packing, *, threads: int = 1, strict: bool = False
 ) -> dict[str, Any]:
-    """Write the shards of `manifest` to `out`; returns what `shards.json` says.
+    """Write the shards of `manifest` to `out`; return the content of `shards.json`.
 
     Images that cannot be read are left out and listed in `skipped.parquet` (row, image, reason).
     Errors: BadImage at the first of them if `strict`; UserInputError when none can be read.
     """
     identity = packing.identity(manifest)
     write_json(out / UNFINISHED_SHARDS, identity)
-    # Until the new ones are whole nobody must read old tables beside them.
+    # Old tables must not be read until the new shards are complete.
     (out / SHARDS_FILE).unlink(missing_ok=True)
     for stale in out.glob(".shard-*.tmp"):
         stale.unlink()
@@ -134,7 +121,7 @@ def pack(
 
 
 def _parts_done(out: Path) -> list[dict[str, Any]]:
-    """The notes of the shards that are there whole, up to the first that is not."""
+    """Return the records of the complete shards, up to the first that is not complete."""
     parts = []
     while (path := _part_path(out, len(parts))).is_file():
         part = read_json(path)
@@ -150,7 +137,7 @@ def _part_path(out: Path, number: int) -> Path:
 
 
 def _row_texts(manifest: Manifest) -> Any:
-    """A function from a row to the JSON of all its columns; blank and nan are null."""
+    """Return a function from a row to the JSON of all its columns; blank and nan are null."""
     table = manifest.table
 
     def text(row: int) -> bytes:
@@ -166,7 +153,7 @@ def _row_texts(manifest: Manifest) -> Any:
 def _samples(
     manifest: Manifest, start: int, packing: Packing, threads: int, strict: bool
 ) -> Iterator[tuple[int, tuple[str, bytes] | BadImage]]:
-    """(row, (suffix, bytes) or what is wrong), in the order of the rows from `start` on."""
+    """Yield (row, (suffix, bytes) or the error), in the order of the rows from `start` on."""
     paths = manifest.paths()
 
     def one(row: int) -> tuple[str, bytes] | BadImage:
@@ -186,7 +173,7 @@ def _samples(
 
 
 def _prepare(path: Path, packing: Packing) -> tuple[str, bytes]:
-    """One image file as (suffix, bytes) of a sample. Errors: BadImage."""
+    """Return one image file as (suffix, bytes) of a sample. Errors: BadImage."""
     header = read_header(path)
     try:
         data = path.read_bytes()
@@ -216,7 +203,7 @@ def _prepare(path: Path, packing: Packing) -> tuple[str, bytes]:
 def _write_shard(
     out: Path, number: int, first_key: int, samples: Iterator, row_text: Any, per_shard: int
 ) -> dict[str, Any]:
-    """Take samples until the shard is full or there are no more; the note of what was done.
+    """Take samples until the shard is full or there are no more; return the record of the shard.
 
     Without a single readable image no file is written (`file` is None).
     """
@@ -271,7 +258,7 @@ def _finish(
     parts: list[dict[str, Any]],
     manifest_sha256: str,
 ) -> dict[str, Any]:
-    """Join the notes to the tables of the whole; `shards.json` comes last."""
+    """Join the records to the tables of the whole; `shards.json` comes last."""
     skipped = [entry for part in parts for entry in part["skipped"]]
     whole = [part for part in parts if part["file"]]
     if not whole:
@@ -299,7 +286,7 @@ def _finish(
                 ]
             ),
         )
-    said = {
+    head = {
         "format_version": FORMAT_VERSION,
         "n": index.num_rows,
         "n_skipped": len(skipped),
@@ -318,7 +305,7 @@ def _finish(
             for part in whole
         ],
     }
-    write_json(out / SHARDS_FILE, said)
+    write_json(out / SHARDS_FILE, head)
     shutil.rmtree(out / _PARTS, ignore_errors=True)
     (out / UNFINISHED_SHARDS).unlink(missing_ok=True)
-    return said
+    return head

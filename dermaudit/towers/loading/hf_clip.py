@@ -77,7 +77,8 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     try:
         # Their class, for its defaults: published files leave out what is usual.
         config = CLIPConfig(**given)
-        vision, text = config.vision_config, config.text_config
+        vision: Any = config.vision_config  # declared as a config or a dict; it is a config here
+        text: Any = config.text_config
         acts = {vision.hidden_act, text.hidden_act}
     except Exception as error:  # any class: the configuration is foreign input
         raise ForeignArtifactError(
@@ -145,7 +146,8 @@ def _preprocess(folder: Path, image_size: int) -> dict[str, Any]:
 
 def convert_hf_clip(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The state dict of open_clip's CLIP. Errors: ForeignArtifactError naming `path` and the keys
-    that are not CLIP's, or the blocks that lack a part of their attention."""
+    that are not CLIP's, or the blocks that lack a part of their attention.
+    """
     converted: dict[str, Tensor] = {}
     attention: dict[tuple[str, str], dict[str, Tensor]] = {}
     foreign = []

@@ -9,15 +9,18 @@ the weights.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
 from .hub import require_text_config
 from .names import CONFIG_FILE, HF_CONFIG
+
+if TYPE_CHECKING:
+    from open_clip.hf_model import HFTextEncoder
 
 _MARK = "transformer.embeddings.token_type_embeddings.weight"
 _HEAD_WIDTH = 64
@@ -31,7 +34,7 @@ def is_bert(state: dict[str, Tensor], prefix: str = "text.") -> bool:
 
 def hf_text_from_state(
     state: dict[str, Tensor], cfg: dict[str, Any], folder: Path
-) -> nn.Module | None:
+) -> HFTextEncoder | None:
     """open_clip's `HFTextEncoder` of the sizes of `state` (keys without `text.`), weights not loaded.
 
     A `config.json` beside the checkpoint is believed before the shapes. None when neither it nor
@@ -47,14 +50,16 @@ def hf_text_from_state(
         text_cfg = CLIPTextCfg(**cfg["text_cfg"])
     except TypeError as error:
         raise ForeignArtifactError(f"{folder / CONFIG_FILE}: text_cfg: {error}") from error
+    name = text_cfg.hf_model_name
+    assert name is not None, "the caller checks hf_model_name"
     config = _config_beside(folder)
     if config is None and is_bert(state, ""):
         config = _bert_config(state)
     if config is None:
-        require_text_config(text_cfg.hf_model_name, folder)
+        require_text_config(name, folder)
         return None
     encoder = HFTextEncoder(
-        text_cfg.hf_model_name,
+        name,
         output_dim=cfg["embed_dim"],
         config=config,
         pooler_type=text_cfg.hf_pooler_type,
@@ -74,9 +79,10 @@ def _config_beside(folder: Path) -> Any:
 
     path = folder / HF_CONFIG
     given = read_json(path, "text configuration") if path.is_file() else None
-    kind = given.get("model_type") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or given.get("model_type") not in arch_dict:
+        return None
     # Of an encoder with a decoder open_clip takes one half; that is left to it.
-    if kind not in arch_dict or given.get("is_encoder_decoder") or kind in ("t5", "mt5"):
+    if given.get("is_encoder_decoder") or given["model_type"] in ("t5", "mt5"):
         return None
     return AutoConfig.for_model(**given)
 

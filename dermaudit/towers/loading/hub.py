@@ -156,7 +156,8 @@ def fetch_text(name: str) -> Path:
 
 def require_text_config(name: str, folder: Path) -> None:
     """Errors: UserInputError when the configuration of a text tower that the checkpoint in `folder`
-    does not hold is neither cached nor in reach."""
+    does not hold is neither cached nor in reach.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     if Path(name).is_dir() or isinstance(try_to_load_from_cache(name, HF_CONFIG), str):

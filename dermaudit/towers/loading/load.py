@@ -12,12 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import read_json
 
 from ..hooked import HookedTower
+from ..open_clip_model import OpenClipModel, as_open_clip
 from .hf_clip import convert_hf_clip, is_hf_clip, read_hf_config
 from .hf_text import hf_text_from_state
 from .hub import fetch_repo, require_weights, tokenizer_source
@@ -75,14 +76,15 @@ def _open_tag(source: Source) -> HookedTower:
     return HookedTower(
         model,
         tokenizer=open_clip.get_tokenizer(source.arch),
-        preprocess_cfg=dict(model.visual.preprocess_cfg),
+        preprocess_cfg=dict(as_open_clip(model).visual.preprocess_cfg),
         name=source.name,
     )
 
 
 def tag_quick_gelu(source: Source) -> bool:
     """Whether the weights of a tag were trained with QuickGELU: open_clip only warns when the
-    architecture's name says otherwise (as of `ViT-B-16/openai`) and computes something else."""
+    architecture's name says otherwise (as of `ViT-B-16/openai`) and computes something else.
+    """
     from open_clip.pretrained import get_pretrained_cfg
 
     return bool(get_pretrained_cfg(source.arch, source.tag).get("quick_gelu", False))
@@ -109,7 +111,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def build_model(
     model_cfg: dict[str, Any], state: dict[str, Tensor], folder: Path, path: Path
-) -> nn.Module:
+) -> OpenClipModel:
     """The open_clip model of `model_cfg` with `state` in it.
 
     A PanDerm image tower and a BERT text tower are recognised by their keys and built from their
@@ -143,7 +145,7 @@ def build_model(
     return model
 
 
-def _construct(cfg: dict[str, Any], folder: Path) -> nn.Module:
+def _construct(cfg: dict[str, Any], folder: Path) -> OpenClipModel:
     import open_clip
     from open_clip.coca_model import CoCa
 
@@ -157,7 +159,7 @@ def _construct(cfg: dict[str, Any], folder: Path) -> nn.Module:
     if "hf_model_name" in cfg["text_cfg"]:
         cfg["text_cfg"]["hf_model_pretrained"] = False
     try:
-        return kind(**cfg)
+        return as_open_clip(kind(**cfg))
     except Exception as error:  # any class: the configuration is foreign input
         raise ForeignArtifactError(
             f"{folder / CONFIG_FILE}: open_clip cannot build this model "
@@ -166,7 +168,7 @@ def _construct(cfg: dict[str, Any], folder: Path) -> nn.Module:
         ) from error
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def _fill(model: OpenClipModel, state: dict[str, Tensor], path: Path) -> None:
     """Load `state` strictly, after the conversions that open_clip's own loader makes.
 
     Errors: ForeignArtifactError that names the file and the keys that do not fit.
@@ -179,7 +181,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     )
 
     try:
-        state = convert_state_dict(model, dict(state))
+        state = convert_state_dict(model, dict(state))  # pyright: ignore[reportArgumentType]  # CoCa too
         if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
             state = convert_to_custom_text_state_dict(state)
         resize_pos_embed(state, model)
@@ -211,7 +213,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     model.load_state_dict(state, strict=True)
 
 
-def _preprocess_cfg(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+def _preprocess_cfg(config: dict[str, Any], model: OpenClipModel) -> dict[str, Any]:
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
     merged = merge_preprocess_dict(asdict(PreprocessCfg()), config.get("preprocess_cfg") or {})

@@ -132,7 +132,8 @@ class PanDermVisual(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep no activations inside the blocks but compute them again backward: less memory, the
-        same gradients. The name and the meaning of open_clip's towers."""
+        same gradients. The name and the meaning of open_clip's towers.
+        """
         self.grad_checkpointing = enable
 
     def forward(self, images: Tensor) -> Tensor:
@@ -197,7 +198,8 @@ def panderm_from_state(state: Mapping[str, Tensor], head_width: int = 64) -> Pan
 
 class LeftOut(NamedTuple):
     """What a start from a file did not use: `missing` keys of the tower keep their first values,
-    `unused` keys of the file were not asked for."""
+    `unused` keys of the file were not asked for.
+    """
 
     missing: list[str]
     unused: list[str]
@@ -279,6 +281,7 @@ def _first_values(visual: PanDermVisual) -> None:
                 nn.init.zeros_(module.bias)
     patches = visual.patch_embed.proj
     nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
+    assert patches.bias is not None
     nn.init.zeros_(patches.bias)
     nn.init.trunc_normal_(visual.cls_token, std=0.02)
     with torch.no_grad():

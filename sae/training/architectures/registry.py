@@ -7,11 +7,10 @@ files to validate its options, so torch and sae-lens are imported inside their m
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dermaudit.errors import unknown
+from dermaudit.plugins import discover
 
 if TYPE_CHECKING:
     from sae_lens import TrainingSAE
@@ -80,13 +79,7 @@ class SAEArchitecture(Protocol):
 @functools.cache
 def architectures() -> dict[str, SAEArchitecture]:
     """Return {name: architecture} of every module of this folder that defines `ARCHITECTURE`."""
-    package = __name__.rpartition(".")[0]
-    modules = (
-        importlib.import_module(f"{package}.{module.name}")
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
-    )
-    found = [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
-    return {architecture.name: architecture for architecture in found}
+    return discover(__name__.rpartition(".")[0], "ARCHITECTURE")
 
 
 def architecture(name: str) -> SAEArchitecture:

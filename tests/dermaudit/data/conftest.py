@@ -30,8 +30,8 @@ class FakeModel:
                     outer.headers.append(dict(self.headers) | {"path": self.path})
                 reply = outer.replies(caption, n)
                 if isinstance(reply, str):
-                    said = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
-                    reply = (200, {}, json.dumps(said))
+                    message = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
+                    reply = (200, {}, json.dumps(message))
                 status, headers, text = reply
                 self.send_response(status)
                 for name, value in headers.items():

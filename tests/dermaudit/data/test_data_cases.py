@@ -1,4 +1,4 @@
-"""Inputs that failed in practice: derived files beside images, one class under several spellings."""
+"""Inputs that failed in practice: derived files among images, one class under several spellings."""
 
 from __future__ import annotations
 

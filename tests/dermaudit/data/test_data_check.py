@@ -58,7 +58,7 @@ def kinds(answer) -> dict[str, list]:
     return found
 
 
-def test_a_sound_folder_has_no_finding(cli, image_folder):
+def test_a_folder_without_problems_has_no_finding(cli, image_folder):
     done = cli("data", "check", image_folder("mel/a.png", "nv/b.png"), "--json")
     answer = done.json()
     assert (done.rc, answer["findings"], answer["n_usable"]) == (0, [], 2)
@@ -66,8 +66,8 @@ def test_a_sound_folder_has_no_finding(cli, image_folder):
 
 
 @pytest.fixture
-def spoiled(image_folder):
-    """One sound image and one of each fault, in a table with a split."""
+def faulty(image_folder):
+    """One intact image and one of each fault, in a table with a split."""
     root = image_folder("sound.png", "big.png", side=120)
     sound = Image.open(root / "sound.png")
     (root / "copy.png").write_bytes((root / "sound.png").read_bytes())
@@ -100,8 +100,8 @@ def spoiled(image_folder):
     return root
 
 
-def test_every_fault_is_named_with_its_line(cli, spoiled):
-    done = cli("data", "check", spoiled, "--json")
+def test_every_fault_is_named_with_its_line(cli, faulty):
+    done = cli("data", "check", faulty, "--json")
     assert done.rc == 0, done.stderr
     answer = done.json()
     found = kinds(answer)
@@ -122,25 +122,25 @@ def test_every_fault_is_named_with_its_line(cli, spoiled):
     assert answer["levels"] == {"leak": 2, "error": 0, "skip": 4, "warning": 5}
     copy = found["exact_duplicate_across_splits"][0]
     assert (copy["row"], copy["line"]) == (1, 3)
-    for said in (
+    for message in (
         "manifest.csv, line 3: copy.png",
         "sound.png (line 2)",
         "in train, this in test",
         "labelled nv here and mel there",
         "give both one group",
     ):
-        assert said in copy["message"]
+        assert message in copy["message"]
     for finding in answer["findings"]:
         assert finding["message"] in done.stderr
 
 
-def test_leaks_come_first(main, spoiled):
-    levels = [f["level"] for f in main("data", "check", spoiled, "--json").json()["findings"]]
+def test_leaks_come_first(main, faulty):
+    levels = [f["level"] for f in main("data", "check", faulty, "--json").json()["findings"]]
     assert levels == sorted(levels, key=["leak", "error", "skip", "warning"].index)
     assert levels[0] == "leak"
 
 
-def test_duplicates_within_a_split_are_only_told(image_folder):
+def test_duplicates_within_a_split_are_only_warnings(image_folder):
     root = image_folder("a.png", "b.png")
     (root / "c.png").write_bytes((root / "a.png").read_bytes())
     (root / "manifest.csv").write_text("image,group\na.png,G\nb.png,G\nc.png,G\n")
@@ -149,7 +149,7 @@ def test_duplicates_within_a_split_are_only_told(image_folder):
     assert found["exact_duplicate"][0]["level"] == "warning"
 
 
-def test_of_many_copies_each_is_told_once_and_the_other_split_wins(image_folder):
+def test_each_copy_is_reported_once_and_across_splits_first(image_folder):
     root = image_folder("a.png")
     rows = ["image,split", "a.png,train"]
     for k in range(6):
@@ -217,7 +217,7 @@ def test_a_fault_of_one_image_alone_is_no_failure(main, image_folder):
 
 
 def test_a_group_in_two_splits_alone_is_refused(main, image_folder):
-    """It is told as a leak, not as an error, and refused by a run as any error."""
+    """It is reported as a leak, and refused by a run as any error."""
     root = image_folder("a.png", "b.png")
     (root / "manifest.csv").write_text("image,group,split\na.png,G,train\nb.png,G,test\n")
     done = main("data", "check", root, "--json")

@@ -35,7 +35,7 @@ def test_split__in_the_order_of_the_captions_with_the_key(make, model):
     model.replies = lambda caption, n: json.dumps(parts[caption])
     split = make()
     assert list(split.split(list(parts))) == list(parts.values())
-    assert split.tally.asked == 2 and split.tally.cached == 0 and split.tally.invalid == {}
+    assert split.counts.asked == 2 and split.counts.cached == 0 and split.counts.invalid == {}
     assert {h["Authorization"] for h in model.headers} == {"Bearer secret"}
     assert {h["path"] for h in model.headers} == {"/v1/chat/completions"}
 
@@ -45,7 +45,7 @@ def test_split__answers_are_kept_and_not_asked_again(make, model, tmp_path):
     first = list(make().split(captions))
     again = make()
     assert list(again.split(captions)) == first and len(model.asked) == 3
-    assert again.tally.cached == 3 and again.tally.asked == 0
+    assert again.counts.cached == 3 and again.counts.asked == 0
     kept = list((tmp_path / "cache").rglob("*.json"))
     assert len(kept) == 3 and not any("secret" in file.read_text() for file in kept)
     kept[0].write_text("{ cut off")
@@ -54,7 +54,7 @@ def test_split__answers_are_kept_and_not_asked_again(make, model, tmp_path):
     assert len(model.asked) == 5, "only what is new"
 
 
-def test_split__a_run_that_was_refused_goes_on_where_it_stopped(make, model):
+def test_split__a_refused_run_continues_where_it_stopped(make, model):
     captions = [f"Papule {word}." for word in ("one", "two", "three")]
     model.replies = lambda caption, n: (
         (401, {}, "no") if "three" in caption and n == 0 else json.dumps([caption])
@@ -71,10 +71,10 @@ def test_split__busy_servers_are_asked_again_with_growing_waits(make, model, wai
     model.replies = lambda caption, n: (status, {}, "busy") if n < 3 else json.dumps(["Red."])
     split = make()
     assert list(split.split(["Red."])) == [["Red."]]
-    assert waits == [1.0, 2.0, 4.0] and split.tally.retried == 3 and split.tally.asked == 1
+    assert waits == [1.0, 2.0, 4.0] and split.counts.retried == 3 and split.counts.asked == 1
 
 
-def test_split__the_server_may_say_how_long_to_wait(make, model, waits):
+def test_split__waits_as_long_as_the_server_asks(make, model, waits):
     model.replies = lambda caption, n: (
         (429, {"Retry-After": ["17", "1e9", "soon"][n]}, "") if n < 3 else json.dumps(["Red."])
     )
@@ -82,7 +82,7 @@ def test_split__the_server_may_say_how_long_to_wait(make, model, waits):
     assert waits == [17.0, 60.0, 4.0]
 
 
-def test_split__what_is_no_chat_completion_is_asked_again(make, model, waits):
+def test_split__asks_again_after_an_answer_that_is_no_chat_completion(make, model, waits):
     replies = [(200, {}, "<html>"), (200, {}, '{"choices": []}'), (200, {}, "")]
     model.replies = lambda caption, n: replies[n] if n < 3 else json.dumps(["Red."])
     assert list(make().split(["Red."])) == [["Red."]] and len(waits) == 3
@@ -149,7 +149,7 @@ def test_split__answers_of_no_use_are_counted(make, model, answer, why):
     model.replies = lambda caption, n: answer
     split = make()
     assert list(split.split([PLAQUE])) == [None]
-    assert split.tally.invalid == {why: 1} and len(model.asked) == 1
+    assert split.counts.invalid == {why: 1} and len(model.asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_split__answers_of_no_use_are_counted(make, model, answer, why):
         ('["Red plaques on the arm."]', ["Red plaques on the arm."]),
     ],
 )
-def test_check_answer__takes_what_the_caption_says(answer, expected):
+def test_check_answer__accepts_words_of_the_caption(answer, expected):
     assert check_answer(answer, PLAQUE, 8) == expected
 
 

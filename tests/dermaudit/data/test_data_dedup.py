@@ -196,10 +196,10 @@ def test_turns__are_the_seven_other_ways_and_their_hashes_find_each_other():
     assert not len(dedup.find_pairs(alone, None, np.inf).a)
 
 
-# ---- both, and the verb --------------------------------------------------------------------------
+# ---- both, and the command --------------------------------------------------------------------------
 
 
-def test_find_pairs__keeps_both_scores_and_says_what_found_them():
+def test_find_pairs__keeps_both_scores_and_which_criterion_found_them():
     rng = np.random.default_rng(3)
     a, hashes_a = rng.standard_normal((50, 16)), random_hashes(rng, 50)
     b, hashes_b = rng.standard_normal((4, 16)), random_hashes(rng, 4)
@@ -359,7 +359,7 @@ def test_a_lost_shard__is_refused_or_left_out(main, tmp_path):
     assert "shard-000000.tar: the file does not exist; its 4 images are left out" in done.stderr
 
 
-def test_what_was_not_looked_at__is_not_reported(main, tmp_path):
+def test_a_criterion_that_was_not_used__is_not_reported(main, tmp_path):
     a = folder(tmp_path / "a", range(4))
     done = main("data", "dedup", a, "--by", "hash", "--json")
     assert set(done.json()["duplicates"]) == {"either", "hash"}
@@ -367,7 +367,7 @@ def test_what_was_not_looked_at__is_not_reported(main, tmp_path):
     assert rows == ["hash"]
 
 
-def test_too_few_for_a_threshold__the_hash_is_told_alone(main, tmp_path):
+def test_too_few_for_a_threshold__only_the_hash_is_reported(main, tmp_path):
     a, b = folder(tmp_path / "a", range(8)), folder(tmp_path / "b", [3, 30], smaller)
     done = main("data", "dedup", a, b, "--json")
     answer = done.json()
@@ -384,7 +384,7 @@ def test_wrong_names_and_shapes__come_before_too_few_images(main, tmp_path):
     done = main("data", "dedup", a, b, "--model", "dermoscopy-smal")
     assert done.rc == 2 and "did you mean 'dermoscopy-small'" in done.stderr
     np.save(tmp_path / "a.npy", np.ones((4, 6), np.float32))
-    for shape, said in (((3, 5), "of 6 numbers"), ((2, 6), "has 2 rows")):
+    for shape, message in (((3, 5), "of 6 numbers"), ((2, 6), "has 2 rows")):
         np.save(tmp_path / "b.npy", np.ones(shape, np.float32))
         done = main(
             "data",
@@ -396,13 +396,13 @@ def test_wrong_names_and_shapes__come_before_too_few_images(main, tmp_path):
             "--embeddings-b",
             tmp_path / "b.npy",
         )
-        assert done.rc == 2 and said in done.stderr
+        assert done.rc == 2 and message in done.stderr
     missing = main("data", "dedup", a, "--embeddings-a", tmp_path / "aa.npy")
     assert missing.rc == 2 and f"did you mean {tmp_path / 'a.npy'}?" in missing.stderr
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--by", "cosin"), "did you mean 'cosine'"),
         (("--threshold", 2), "--threshold 2.0 is not a cosine"),
@@ -413,9 +413,9 @@ def test_wrong_names_and_shapes__come_before_too_few_images(main, tmp_path):
         (("--ids-a", "x.txt"), "--ids-a belongs to a file"),
     ],
 )
-def test_flags_that_cannot_be__are_named(main, tmp_path, flags, said):
+def test_flags_that_cannot_be_used__are_named(main, tmp_path, flags, message):
     done = main("data", "dedup", tmp_path, tmp_path, *flags)
-    assert done.rc == 2 and said in done.stderr
+    assert done.rc == 2 and message in done.stderr
 
 
 @pytest.mark.data

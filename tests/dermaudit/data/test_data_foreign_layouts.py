@@ -1,4 +1,4 @@
-"""Tables of the published systems: their columns become ours, and a bad row is told, never guessed."""
+"""Published tables: their columns are mapped, and a bad row is skipped with its reason."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from data_files import write_csv
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,17 +18,9 @@ from dermaudit.data.layouts import detect, foreign_tables, read_layout
 from dermaudit.data.layouts.csv_rows import read_rows
 from dermaudit.data.layouts.make import parse_mask
 from dermaudit.data.manifest.check import check_data
-from dermaudit.data.manifest.convert import plan
+from dermaudit.data.manifest.convert import plan_conversion
 from dermaudit.data.manifest.validate import check_table, complete
 from dermaudit.errors import UserInputError
-
-
-def write(file: Path, rows: list[dict]) -> Path:
-    with file.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return file
 
 
 def loaded(path: Path, layout: str = "auto") -> Manifest:
@@ -63,7 +56,7 @@ def derm1m(**columns) -> dict:
 
 def test_derm1m__columns_and_sentinels(tmp_path, image_folder):
     root = image_folder("edu/a.png", "edu/b  2.png")
-    file = write(
+    file = write_csv(
         root / "Derm1M_v2_pretrain.csv",
         [
             derm1m(),
@@ -91,7 +84,7 @@ def test_derm1m__columns_and_sentinels(tmp_path, image_folder):
 
 
 def test_derm1m__further_captions_of_an_image_are_kept(tmp_path):
-    file = write(
+    file = write_csv(
         tmp_path / "a.csv",
         [
             derm1m(),
@@ -108,7 +101,7 @@ def test_derm1m__further_captions_of_an_image_are_kept(tmp_path):
 
 
 def test_derm1m__empty_captions_and_names_are_set_aside_with_their_line(tmp_path):
-    file = write(
+    file = write_csv(
         tmp_path / "a.csv",
         [
             derm1m(caption="of two\nlines"),
@@ -129,12 +122,12 @@ def test_derm1m__empty_captions_and_names_are_set_aside_with_their_line(tmp_path
     raw = read_layout(file)
     assert (
         raw.describe(raw.skipped[0])
-        == f"{file}, line 4: b.png: the caption is empty or says nothing"
+        == f"{file}, line 4: b.png: the caption is empty or a placeholder"
     )
     assert (raw.at(0), raw.at(1)) == ("line 2", "line 8")
 
 
-def test_rows__another_encoding_is_told_by_row(tmp_path):
+def test_rows__another_encoding_is_reported_with_its_row(tmp_path):
     file = tmp_path / "a.csv"
     file.write_bytes(b"filename,caption,disease_label\na.png,caf\xe9 au lait,x\nb.png,red,y\n")
     raw = read_layout(file)
@@ -162,7 +155,7 @@ def test_rows__cells_too_few_and_stray_quotes(tmp_path):
 
 
 def test_rows__ids_stay_text_and_numbers_become_numbers(tmp_path):
-    file = write(
+    file = write_csv(
         tmp_path / "a.csv",
         [derm1m(age="44", source="0012"), derm1m(filename="b.png", age="5.5", source="7")],
     )
@@ -215,7 +208,7 @@ def make(**columns) -> dict:
 
 
 def test_make__masks_blank_the_views_in_the_order_of_the_code(tmp_path):
-    file = write(
+    file = write_csv(
         tmp_path / "m.csv",
         [
             make(),
@@ -240,17 +233,17 @@ def test_make__masks_blank_the_views_in_the_order_of_the_code(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "kind", "said"),
+    ("columns", "kind", "message"),
     [
         (
             {"sub_caption_mask": "__import__('os').getcwd()"},
             "bad_mask",
-            "which is no list of 0 and 1",
+            "which is not a list of 0 and 1",
         ),
         ({"sub_caption_mask": "[1, 1, 0]"}, "bad_mask", "'sub_caption_mask' has 3 entries, 8 are"),
         ({"sub_caption_mask": ""}, "bad_mask", "column 'sub_caption_mask' is blank"),
         ({"knowledge_masks": "[1, 1, 2]"}, "bad_mask", "column 'knowledge_masks' says '[1, 1, 2]'"),
-        ({"knowledge_masks": "[True, 1, 1]"}, "bad_mask", "no list of 0 and 1"),
+        ({"knowledge_masks": "[True, 1, 1]"}, "bad_mask", "not a list of 0 and 1"),
         (
             {"sub_captions": "3"},
             "count_disagrees",
@@ -270,18 +263,18 @@ def test_make__masks_blank_the_views_in_the_order_of_the_code(tmp_path):
         ({"filename": "good.png"}, "duplicate_image", "was there before, at line 2"),
     ],
 )
-def test_make__each_bad_row_is_one_sentence(tmp_path, columns, kind, said):
-    file = write(tmp_path / "m.csv", [make(filename="good.png"), make(**columns)])
+def test_make__each_bad_row_is_reported_in_one_sentence(tmp_path, columns, kind, message):
+    file = write_csv(tmp_path / "m.csv", [make(filename="good.png"), make(**columns)])
     raw = read_layout(file)
     assert raw.table.num_rows == 1
     [one] = raw.skipped
-    assert one.kind == kind and one.line == 3 and said in one.reason and one.hint
+    assert one.kind == kind and one.line == 3 and message in one.reason and one.hint
     assert "\n" not in raw.describe(one)
 
 
 def test_make__a_mask_is_never_run(tmp_path):
     trap = tmp_path / "ran"
-    file = write(
+    file = write_csv(
         tmp_path / "m.csv",
         [make(), make(filename="b.png", knowledge_masks=f"open({str(trap)!r}, 'w')")],
     )
@@ -305,7 +298,7 @@ def test_parse_mask__reads_nothing_else(text):
 
 def test_make__through_the_commands(main, image_folder, tmp_path):
     root = image_folder("a.png", "b.png")
-    file = write(root / "train.csv", [make(), make(filename="b.png", sub_caption_mask="1,1")])
+    file = write_csv(root / "train.csv", [make(), make(filename="b.png", sub_caption_mask="1,1")])
     checked = main("data", "check", file, "--json")
     found = [f for f in checked.json()["findings"] if f["kind"] == "bad_mask"]
     assert checked.rc == 0 and found[0]["line"] == 3 and found[0]["level"] == "skip"
@@ -321,12 +314,12 @@ def test_make__through_the_commands(main, image_folder, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_a_table_with_no_good_row_says_what_is_wrong_with_the_first(tmp_path):
-    file = write(tmp_path / "m.csv", [make(knowledge_masks="x"), make(knowledge_masks="y")])
+def test_a_table_without_a_usable_row_reports_the_first_problem(tmp_path):
+    file = write_csv(tmp_path / "m.csv", [make(knowledge_masks="x"), make(knowledge_masks="y")])
     with pytest.raises(
         UserInputError, match=r"none of its 2 rows can be used; the first: .*line 2"
     ):
-        plan(file, "auto", tmp_path / "out", None)
+        plan_conversion(file, "auto", tmp_path / "out", None)
 
 
 # ---- zero-shot
@@ -334,7 +327,7 @@ def test_a_table_with_no_good_row_says_what_is_wrong_with_the_first(tmp_path):
 
 def test_zeroshot__the_name_is_the_label(tmp_path, image_folder):
     root = image_folder("HAM/a.png", "HAM/b.png", name="images")
-    file = write(
+    file = write_csv(
         root.parent / "toy.csv",
         [
             {"image_path": "HAM/a.png", "label": "4", "diag": "melanoma"},
@@ -356,7 +349,7 @@ def test_zeroshot__the_name_is_the_label(tmp_path, image_folder):
 @pytest.mark.parametrize("start", ["/", "/VL_Data/", "/mnt/hdd/derm/", "C:\\derm\\data\\"])
 def test_absolute_paths_lose_the_folders_of_another_machine(tmp_path, image_folder, start):
     root = image_folder("images/edu/a, b.png", "images/edu/c.png", name="set")
-    file = write(
+    file = write_csv(
         root / "m.csv",
         [
             make(filename=f"{start}edu/a, b.png"),
@@ -371,11 +364,11 @@ def test_absolute_paths_lose_the_folders_of_another_machine(tmp_path, image_fold
 
 def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_folder):
     root = image_folder("a.png")
-    file = write(
+    file = write_csv(
         root / "toy.csv", [{"image_path": str(root / "a.png"), "label": "0", "diag": "nevus"}]
     )
     assert loaded(file).column("image") == ["a.png"]
-    file = write(
+    file = write_csv(
         root / "toy.csv", [{"image_path": "/else/gone.png", "label": "0", "diag": "nevus"}]
     )
     with pytest.raises(UserInputError, match="line 2.*is an absolute path"):
@@ -387,7 +380,7 @@ def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_fold
 
 def test_concept_meta__images_are_matched_by_name(image_folder):
     root = image_folder("final_images/B.JPEG", "final_images/a.png", "final_images/c.x.webp")
-    file = write(
+    file = write_csv(
         root / "meta.csv",
         [
             {
@@ -445,10 +438,10 @@ def test_concept_meta__images_are_matched_by_name(image_folder):
 
 def test_concept_meta__two_images_of_one_name_and_no_folder(image_folder, tmp_path):
     root = image_folder("final_images/a.png", "final_images/A.jpg", "final_images/a.jpg")
-    file = write(root / "meta.csv", [{"ImageID": "a", "Papule": "1"}])
+    file = write_csv(root / "meta.csv", [{"ImageID": "a", "Papule": "1"}])
     assert "2 images have this name" in read_layout(file).skipped[0].reason
     (tmp_path / "bare").mkdir()
-    file = write(tmp_path / "bare" / "meta.csv", [{"ImageID": "a", "Papule": "1"}])
+    file = write_csv(tmp_path / "bare" / "meta.csv", [{"ImageID": "a", "Papule": "1"}])
     with pytest.raises(UserInputError, match="holds no folder final_images"):
         read_layout(file)
 
@@ -464,7 +457,7 @@ def test_concept_meta__known_artifacts_are_artifacts(main, image_folder, tmp_pat
         "purple pen": "0100",
         "gel-bubble": "1   ",
     }
-    file = write(
+    file = write_csv(
         root / "meta.csv",
         [
             {"ImageID": str(k), **{name: cells[k].strip() for name, cells in columns.items()}}
@@ -482,28 +475,28 @@ def test_concept_meta__known_artifacts_are_artifacts(main, image_folder, tmp_pat
         "'Ruler' as artifact:ruler" in done.stderr and "'purple pen' as artifact:ink" in done.stderr
     )
     # In SkinCon's words a patch is a lesion.
-    file = write(
+    file = write_csv(
         root / "meta.csv",
         [{"ImageID": str(k), "Papule": "1", "Patch": str(k % 2)} for k in range(4)],
     )
     assert loaded(file).truth()["patch"][0] == "concept"
     assert "taken for the kind of lesion" in read_layout(file).remarks[0]
-    file = write(
+    file = write_csv(
         root / "meta.csv", [{"ImageID": str(k), "artifact:patch": str(k % 2)} for k in range(4)]
     )
     assert loaded(file).truth()["patch"][0] == "artifact" and not read_layout(file).remarks
 
 
-def test_concept_meta__a_slip_in_a_concept_column_is_named(image_folder):
+def test_concept_meta__a_typing_error_in_a_concept_column_is_reported(image_folder):
     names = [f"final_images/{i}.png" for i in range(40)]
     root = image_folder(*names, side=16)
     rows = [{"ImageID": str(i), "Papule": str(i % 2), "years": str(i)} for i in range(40)]
     rows[7]["Papule"] = "yes"
-    write(root / "meta.csv", rows)
+    write_csv(root / "meta.csv", rows)
     with pytest.raises(UserInputError, match="line 9: column 'concept:papule' says 'yes'"):
         loaded(root, "concept-meta")
     rows[7]["Papule"] = "1"
-    write(root / "meta.csv", rows)
+    write_csv(root / "meta.csv", rows)
     assert loaded(root, "concept-meta").column("years") == list(range(40))
 
 
@@ -519,7 +512,7 @@ def test_hf_metadata__file_name_and_text(image_folder, kind):
     ]
     file = root / f"metadata.{kind}"
     if kind == "csv":
-        write(file, rows)
+        write_csv(file, rows)
     else:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert detect(file) == "hf-metadata" and detect(root) == "folder"
@@ -545,7 +538,7 @@ def one_hot(image: str, code: str | None) -> dict:
     return {"image": image, **{c: f"{float(c == code)}" for c in ("MEL", "NV", "BCC", "UNK")}}
 
 
-def test_isic__one_hot_with_the_metadata_beside_it(image_folder):
+def test_isic__one_hot_is_joined_with_the_metadata_in_the_folder(image_folder):
     root = image_folder(
         "Input/ISIC_1.JPG",
         "Input/ISIC_2.jpg",
@@ -554,7 +547,7 @@ def test_isic__one_hot_with_the_metadata_beside_it(image_folder):
         "Input/ISIC_5.jpg",
     )
     both = one_hot("ISIC_4", "MEL") | {"NV": "1.0"}
-    file = write(
+    file = write_csv(
         root / "GroundTruth.csv",
         [
             one_hot("ISIC_2", "MEL"),
@@ -565,7 +558,7 @@ def test_isic__one_hot_with_the_metadata_beside_it(image_folder):
             one_hot("ISIC_9", "NV"),
         ],
     )
-    write(
+    write_csv(
         root / "Metadata.csv",
         [
             {"image": "ISIC_1", "age_approx": "55", "lesion_id": "L1"},
@@ -584,7 +577,7 @@ def test_isic__one_hot_with_the_metadata_beside_it(image_folder):
 
 def test_isic__id_and_diagnosis_with_patients(image_folder):
     root = image_folder("train/ISIC_1.jpg", "train/ISIC_2.jpg")
-    file = write(
+    file = write_csv(
         root / "train.csv",
         [
             {"image_name": "ISIC_1", "patient_id": "P1", "lesion_id": "L1", "diagnosis": "unknown"},
@@ -598,7 +591,7 @@ def test_isic__id_and_diagnosis_with_patients(image_folder):
 def test_isic__the_archive_gives_the_finest_diagnosis_and_the_licence(main, image_folder, tmp_path):
     root = image_folder("ISIC_1.jpg", "ISIC_2.jpg", "ISIC_3.jpg")
     columns = ("isic_id", "copyright_license", "diagnosis_1", "diagnosis_2", "diagnosis_3")
-    file = write(
+    file = write_csv(
         root / "metadata.csv",
         [
             dict(zip(columns, row, strict=True))
@@ -640,7 +633,7 @@ def test_columns_that_are_missing_are_named_all_and_once(tmp_path):
 # ---- which layout
 
 
-def test_detection__a_table_that_is_ours_stays_ours(image_folder):
+def test_detection__a_native_table_with_foreign_columns_stays_native(image_folder):
     root = image_folder("a.png")
     (root / "isic.csv").write_text("image,MEL,NV,diagnosis\na.png,1,0,mel\n")
     (root / "pairs.csv").write_text("image,filename,caption,disease_label\na.png,a,b,c\n")
@@ -654,7 +647,7 @@ def test_detection__a_table_that_is_ours_stays_ours(image_folder):
 
 def test_a_folder_with_one_such_table_is_read_by_it(main, image_folder, tmp_path):
     root = image_folder("final_images/a.png")
-    file = write(root / "meta.csv", [{"ImageID": "a", "Papule": "1"}])
+    file = write_csv(root / "meta.csv", [{"ImageID": "a", "Papule": "1"}])
     assert [name for name, _ in foreign_tables(root)] == ["concept-meta"]
     done = main("data", "convert", root, "--out", tmp_path / "out", "--json")
     assert done.rc == 0 and f"{file} was read, in the layout 'concept-meta'" in done.stderr
@@ -667,11 +660,11 @@ def test_a_folder_with_one_such_table_is_read_by_it(main, image_folder, tmp_path
     assert plain.rc == 0 and plain.json()["layout"] == "folder"
 
 
-def test_a_folder_with_a_table_of_other_images_stays_a_folder_and_says_so(
+def test_a_folder_with_a_table_of_other_images_stays_a_folder_with_a_remark(
     main, image_folder, tmp_path
 ):
     root = image_folder("mel/a.png")
-    file = write(root / "derm1m.csv", [derm1m(filename="else/x.png")])
+    file = write_csv(root / "derm1m.csv", [derm1m(filename="else/x.png")])
     done = main("data", "convert", root, "--out", tmp_path / "out", "--json")
     assert done.rc == 0 and done.json()["labels"] == {"mel": 1}
     assert f"{file} was not read: it looks like the layout 'derm1m'" in done.stderr
@@ -679,8 +672,8 @@ def test_a_folder_with_a_table_of_other_images_stays_a_folder_and_says_so(
 
 def test_a_folder_with_several_such_tables_is_refused(main, image_folder, tmp_path):
     root = image_folder("edu/a.png")
-    write(root / "a.csv", [derm1m()])
-    write(root / "b.csv", [make(filename="edu/a.png")])
+    write_csv(root / "a.csv", [derm1m()])
+    write_csv(root / "b.csv", [make(filename="edu/a.png")])
     done = main("data", "convert", root, "--out", tmp_path / "out", "--json")
     error = done.json()["error"]
     assert done.rc == 2 and "a.csv (derm1m), b.csv (make)" in error["message"]
@@ -697,23 +690,23 @@ def test_a_recognised_table_that_cannot_be_read_is_not_dropped(image_folder):
 
 
 def test_a_foreign_table_must_be_converted_first(tmp_path):
-    file = write(tmp_path / "train.csv", [make()])
+    file = write_csv(tmp_path / "train.csv", [make()])
     with pytest.raises(UserInputError, match="layout 'make', which must be converted first"):
         Manifest.load(file)
     with pytest.raises(UserInputError, match="must be converted first"):
         Manifest.load(tmp_path)
 
 
-def test_subfolders_are_not_taken_for_labels_beside_a_foreign_table(image_folder):
+def test_a_folder_with_a_foreign_table_must_be_converted_first(image_folder):
     root = image_folder("edu/a.png")
-    write(root / "train.csv", [make(filename="edu/a.png")])
+    write_csv(root / "train.csv", [make(filename="edu/a.png")])
     with pytest.raises(UserInputError, match="holds train.csv in the layout 'make'") as caught:
         Manifest.load(root)
     assert "data convert" in caught.value.hint
 
 
 @pytest.mark.parametrize("layout", ["derm1m", "make", "dermfm-zeroshot", "concept-meta", "isic"])
-def test_each_layout__says_which_column_or_table_is_missing(tmp_path, layout):
+def test_each_layout__reports_the_missing_column_or_table(tmp_path, layout):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserInputError, match="has no column"):
         read_layout(tmp_path / "t.csv", layout)
@@ -726,7 +719,7 @@ def test_each_layout__says_which_column_or_table_is_missing(tmp_path, layout):
 
 def test_two_tables_in_a_folder__one_must_be_named(tmp_path):
     for name in ("pretrain.csv", "validation.csv"):
-        write(tmp_path / name, [derm1m()])
+        write_csv(tmp_path / name, [derm1m()])
     with pytest.raises(UserInputError, match="holds 2 tables in the layout 'derm1m': pretrain.csv"):
         read_layout(tmp_path, "derm1m")
 

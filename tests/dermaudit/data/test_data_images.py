@@ -86,7 +86,7 @@ def test_cmyk_jpeg_is_not_inverted(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [None, 32])
 def test_a_turned_photograph_is_set_upright(tmp_path, orientation, size):
-    """The camera stores the scene turned and says how in the EXIF tag; what comes back is it."""
+    """The camera stores the scene rotated, with an EXIF tag; the scene comes back upright."""
     stored = {
         1: lambda a: a,
         2: np.fliplr,
@@ -108,7 +108,7 @@ def test_a_turned_photograph_is_set_upright(tmp_path, orientation, size):
     assert np.array_equal(read_image(path, size), expected)
 
 
-def test_broken_exif_beside_sound_pixels_is_ignored(tmp_path):
+def test_broken_exif_is_ignored_if_the_pixels_can_be_decoded(tmp_path):
     Image.fromarray(scene()).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert np.array_equal(read_image(tmp_path / "a.png"), scene())
 
@@ -234,7 +234,7 @@ FORMATS = {kind: encoded(kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF"
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(FORMATS)), st.sampled_from([None, 16]), st.data())
 def test_whatever_the_bytes_it_is_an_image_or_a_bad_image(tmp_path_factory, kind, size, data):
-    """Bytes changed, removed and added at random places of a sound file."""
+    """Bytes changed, removed and added at random places of an intact file."""
     content = bytearray(FORMATS[kind])
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, max(0, len(content) - 1)))
@@ -256,7 +256,7 @@ def test_whatever_the_bytes_it_is_an_image_or_a_bad_image(tmp_path_factory, kind
 
 @pytest.fixture
 def mixed(image_folder):
-    """Four sound images and two bad ones, in the order a, b, c, d, e, f."""
+    """Four intact images and two bad ones, in the order a, b, c, d, e, f."""
     root = image_folder("a.png", "c.jpg", "d.png", "f.png", side=20)
     (root / "b.jpg").write_bytes(b"hello")
     (root / "e.png").write_bytes((root / "a.png").read_bytes()[:150])
@@ -285,7 +285,7 @@ def test_decode_all_strict_stops_at_the_first_bad_file(mixed):
         decode_all(Manifest.load(mixed), 16, strict=True)
 
 
-def test_decode_all_with_no_sound_image_says_so(tmp_path):
+def test_decode_all_without_a_readable_image_is_an_error(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"hello")
     with pytest.raises(UserInputError, match="none of the 1 images .* a.jpg: not an image"):
         decode_all(Manifest.load(tmp_path), 16)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-
 import numpy as np
 import pytest
+from data_files import write_csv
 
 from dermaudit.data import Manifest
 from dermaudit.data.layouts import LAYOUTS, dermoscopy, detect, read_layout
@@ -54,7 +53,7 @@ def test_hidden_files_and_other_files_are_left_out(image_folder):
 
 
 def row(**columns) -> dict:
-    """One row of metadata.csv: annotated, nothing known, unless said."""
+    """One row of metadata.csv: annotated, everything unknown unless given."""
     names = [*dermoscopy.ARTIFACTS, *(f"attr_{word}" for word in dermoscopy.CONCEPTS)]
     return {
         "image_id": "I1",
@@ -74,10 +73,7 @@ def row(**columns) -> dict:
 def convert(tmp_path, *rows: dict) -> Manifest:
     folder = tmp_path / "source"
     folder.mkdir()
-    with (folder / "metadata.csv").open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "metadata.csv", rows)
     raw = read_layout(folder, "dermoscopy")
     return Manifest(complete(raw), raw.root, folder)
 
@@ -114,7 +110,7 @@ def test_attributes_label_and_group(tmp_path):
     assert len(set(manifest.splits)) == 1 and set(manifest.splits) <= {"train", "val", "test"}
 
 
-def test_captions_say_what_is_known_and_nothing_else(tmp_path):
+def test_captions_mention_known_signs_only(tmp_path):
     manifest = convert(
         tmp_path,
         row(image_id="I1", localization="back", ruler="1", hair="1", ink="0", attr_globules="1"),
@@ -138,17 +134,14 @@ def test_captions_say_what_is_known_and_nothing_else(tmp_path):
     ]
 
 
-def test_an_id_that_climbs_out_is_refused(tmp_path):
+def test_an_id_that_leaves_the_folder_is_refused(tmp_path):
     folder = tmp_path / "source"
     folder.mkdir()
-    with (folder / "metadata.csv").open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, list(row()))
-        writer.writeheader()
-        writer.writerow(row(image_id="../../secret"))
-    from dermaudit.data.manifest.convert import plan
+    write_csv(folder / "metadata.csv", [row(image_id="../../secret")])
+    from dermaudit.data.manifest.convert import plan_conversion
 
     with pytest.raises(UserInputError, match=r"images/../../secret.jpg' is a path outside"):
-        plan(folder, "auto", tmp_path / "out", None)
+        plan_conversion(folder, "auto", tmp_path / "out", None)
 
 
 def test_a_table_without_the_columns_is_named(tmp_path):
@@ -171,7 +164,7 @@ def test_detection(tmp_path, image_folder):
 
 
 def test_a_source_layout_is_not_audited_as_a_folder_of_classes(tmp_path):
-    """Its masks would be taken for images, and its split would be nobody's."""
+    """Its masks would be taken for images."""
     convert(tmp_path, row())
     with pytest.raises(UserInputError, match="must be converted first") as caught:
         Manifest.load(tmp_path / "source")

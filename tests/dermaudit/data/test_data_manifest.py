@@ -1,4 +1,4 @@
-"""The manifest: the same table from every format, and every fault named with file, line and mend."""
+"""The manifest: the same table from every format, and every fault named with file, line and fix."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_where(tmp_path, expression, ids):
 
 
 @pytest.mark.parametrize(
-    ("expression", "said", "hint"),
+    ("expression", "message", "hint"),
     [
         ("lable = 'mel'", "lable", "did you mean label?"),
         ("rular = 1", "rular", 'did you mean "artifact:ruler"?'),
@@ -151,7 +151,7 @@ def test_where(tmp_path, expression, ids):
         ("label = ", "cannot be used: a part is missing", "columns: image"),
         ("label = = 'mel'", "cannot be used: it cannot be read from '=' on", "columns"),
         ("label = 'mel", "cannot be used: a quote is not closed", "columns"),
-        ("age > 'old'", "the text 'old' stands where a number is needed", "columns"),
+        ("age > 'old'", "the text 'old' is where a number is needed", "columns"),
         ("lenth(label) = 3", "there is no function lenth", "columns"),
         ("label + 1 = 2", "it is no condition on one row", "columns"),
         ("max(age) = 3", "for each row by itself", "columns"),
@@ -160,12 +160,12 @@ def test_where(tmp_path, expression, ids):
         ("1=1); COPY manifest TO 'stolen.csv'; SELECT (1", "cannot be used", "columns"),
     ],
 )
-def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, said, hint):
+def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, message, hint):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, *ROWS)
     with pytest.raises(UserInputError) as caught:
         Manifest.load(tmp_path).where(expression)
-    assert said in caught.value.message and hint in caught.value.hint
+    assert message in caught.value.message and hint in caught.value.hint
     assert "Error" not in caught.value.message, "DuckDB's own words are left out"
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.csv"]
 
@@ -174,7 +174,7 @@ def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, said, hint
 
 
 @pytest.mark.parametrize(
-    ("header", "rows", "said", "hint"),
+    ("header", "rows", "message", "hint"),
     [
         ("imgae,label", ["a.jpg,mel"], "has no column 'image'", "rename the column 'imgae'"),
         ("image_path,label", ["a.jpg,mel"], "has no column 'image'", "'image_path' to 'image'"),
@@ -257,11 +257,11 @@ def test_where_that_cannot_be_used(tmp_path, monkeypatch, expression, said, hint
         ),
     ],
 )
-def test_a_fault_is_named_with_its_place_and_mend(tmp_path, header, rows, said, hint):
+def test_a_fault_is_reported_with_its_place_and_fix(tmp_path, header, rows, message, hint):
     path = write(tmp_path, *rows, header=header)
     with pytest.raises(UserInputError) as caught:
         Manifest.load(tmp_path)
-    assert said in caught.value.message and str(path) in caught.value.message
+    assert message in caught.value.message and str(path) in caught.value.message
     assert hint in caught.value.hint
 
 
@@ -282,7 +282,7 @@ def test_rows_are_counted_where_lines_are_not_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("manifest.csv", b"", "is empty"),
         ("manifest.csv", b"image\n\xff\xfe.jpg\n", "cannot be read as CSV"),
@@ -291,9 +291,9 @@ def test_rows_are_counted_where_lines_are_not_rows(tmp_path):
         ("manifest.parquet", b"PAR1 and no more", "cannot be read as PARQUET"),
     ],
 )
-def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, said):
+def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserInputError, match=said) as caught:
+    with pytest.raises(UserInputError, match=message) as caught:
         Manifest.load(tmp_path)
     assert name in caught.value.message and caught.value.hint
 
@@ -301,7 +301,7 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, said):
 def test_a_place_without_images_is_named(tmp_path):
     with pytest.raises(UserInputError, match="nothing-here does not exist") as caught:
         Manifest.load(tmp_path / "nothing-here")
-    assert caught.value.hint == f"nothing in {tmp_path} is called so: see the spelling"
+    assert caught.value.hint == f"{tmp_path} has no such file or folder: check the spelling"
     with pytest.raises(UserInputError) as caught:
         Manifest.load(tmp_path / "no" / "such" / "place")
     assert caught.value.hint.startswith(f"there is no {tmp_path / 'no'} either")
@@ -322,7 +322,7 @@ def test_a_place_without_images_is_named(tmp_path):
     ],
 )
 @pytest.mark.parametrize("layout", ["auto", "native", "isic"])
-def test_a_file_that_is_no_table_says_how_to_save_it(tmp_path, suffix, hint, layout):
+def test_the_hint_for_a_file_that_is_no_table_is_how_to_save_it(tmp_path, suffix, hint, layout):
     file = tmp_path / f"a{suffix}"
     file.write_bytes(b"image\tlabel\n")
     with pytest.raises(UserInputError, match="is not a table that can be read") as caught:
@@ -330,7 +330,7 @@ def test_a_file_that_is_no_table_says_how_to_save_it(tmp_path, suffix, hint, lay
     assert caught.value.hint == hint
 
 
-def test_images_may_be_links_but_paths_never_climb(tmp_path, image_folder):
+def test_images_may_be_links_but_paths_may_not_leave_the_folder(tmp_path, image_folder):
     """`data convert --link` makes links that point outside; a path in a table may not."""
     source = image_folder("a.png", name="elsewhere")
     data = tmp_path / "data"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dermaudit.data import Manifest, decode_all
-from dermaudit.data.manifest.convert import plan
+from dermaudit.data.manifest.convert import plan_conversion
 
 pytestmark = pytest.mark.data
 
@@ -34,7 +34,7 @@ ATTRIBUTES = {
 @pytest.fixture(scope="module")
 def manifest(data_dir, tmp_path_factory) -> Manifest:
     out = tmp_path_factory.mktemp("real") / "out"
-    return plan(data_dir / "dermoscopy", "dermoscopy", out, None).manifest
+    return plan_conversion(data_dir / "dermoscopy", "dermoscopy", out, None).manifest
 
 
 def test_rows_labels_and_split(manifest):
@@ -65,7 +65,7 @@ def test_truth_counts(manifest):
     assert set(truth) == {*ARTIFACTS, *ATTRIBUTES}
 
 
-def test_nothing_is_known_of_artifacts_where_nobody_judged_them(manifest):
+def test_artifacts_without_annotation_are_unknown(manifest):
     unjudged = np.array(manifest.column("dataset")) == "HAM10000"
     assert unjudged.sum() == 1328
     for name in ARTIFACTS:
@@ -84,8 +84,8 @@ def test_captions_never_mention_what_is_unknown(manifest):
     captions = manifest.column("caption")
     for name, word in {"ruler": "ruler", "ink": "ink marks", "streaks": "streaks"}.items():
         values = manifest.truth()[name][1]
-        said = np.array([word in caption for caption in captions])
-        np.testing.assert_array_equal(said, values == 1)
+        message = np.array([word in caption for caption in captions])
+        np.testing.assert_array_equal(message, values == 1)
 
 
 def test_every_image_is_there_and_a_sample_decodes(manifest):

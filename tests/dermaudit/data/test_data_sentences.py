@@ -1,4 +1,4 @@
-"""Captions taken apart: sentences, and the concepts that a text says or denies."""
+"""Captions split into sentences, and the concepts that a text mentions or denies."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_sentences__abbreviations_and_decimals_end_none(caption, expected):
 
 @given(st.text(st.sampled_from("abAB .,!?2é\n"), max_size=60))
 def test_sentences__are_parts_of_the_caption_in_order(caption):
-    """Nothing is added and nothing that has a word is lost (but what is said twice)."""
+    """Nothing is added, and nothing that has a word is lost, except repetitions."""
     bare = re.sub(r"\s", "", caption)
     at = 0
     for sentence in sentences(caption):
@@ -86,7 +86,7 @@ def words() -> ConceptWords:
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "denied"),
+    ("text", "mentioned", "denied"),
     [
         ("An atypical pigment network.", ["atypical network"], []),
         ("Pigment networks; a network.", ["pigment network", "network"], []),
@@ -107,14 +107,14 @@ def words() -> ConceptWords:
         ("", [], []),
     ],
 )
-def test_find__longest_whole_words_and_what_is_denied(words, text, said, denied):
-    assert words.find(text) == (said, denied)
+def test_find__longest_whole_words_and_what_is_denied(words, text, mentioned, denied):
+    assert words.find(text) == (mentioned, denied)
 
 
 @given(
     st.lists(st.sampled_from(["scale", "pigment", "network", "atypical", "red", "x"]), max_size=9)
 )
-def test_find__equals_a_plain_search_of_the_longest_first(said):
+def test_find__equals_a_plain_search_of_the_longest_first(mentioned):
     vocabulary = ConceptWords(
         {
             t: [t]
@@ -128,20 +128,20 @@ def test_find__equals_a_plain_search_of_the_longest_first(said):
             )
         }
     )
-    left, expected = " ".join(said) + " ", []
+    left, expected = " ".join(mentioned) + " ", []
     while left:  # an independent reading: at each word the longest term that begins there
         starts = [t for t in vocabulary.concepts if left.startswith(t + " ")]
         term = max(starts, key=len, default=None)
         expected += [term] if term else []
         left = left[len(term) + 1 :] if term else left.partition(" ")[2]
-    assert vocabulary.find(" ".join(said)).said == list(dict.fromkeys(expected))
+    assert vocabulary.find(" ".join(mentioned)).present == list(dict.fromkeys(expected))
 
 
 def test_the_bundled_vocabulary_has_no_term_of_two_concepts():
     words = ConceptWords.load()
     seen: dict[str, str] = {}
     for concept, terms in words.concepts.items():
-        assert concept in words.find(f"it has {terms[0]}").said
+        assert concept in words.find(f"it has {terms[0]}").present
         for term in terms:
             assert seen.setdefault(term, concept) == concept, term
     assert {"scale", "papule", "ruler", "pigment network"} <= set(words.concepts)
@@ -152,14 +152,14 @@ def test_load__json_list_and_lines(tmp_path):
     (tmp_path / "b.txt").write_text("# words\nscale\n\nred patch\n")
     (tmp_path / "c.json").write_text(json.dumps({"red_patch": ["red patch", "ruby patch"]}))
     for name in ("a.json", "b.txt", "c.json"):
-        assert "red patch" in ConceptWords.load(tmp_path / name).find("A red patch").said
+        assert "red patch" in ConceptWords.load(tmp_path / name).find("A red patch").present
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("a.json", "{", "is not valid JSON"),
-        ("a.json", "3", "is no object of terms"),
+        ("a.json", "3", "is not an object of terms"),
         ("a.json", '{"scale": "scaly"}', "the terms of 'scale' are not a list of words"),
         ("a.json", '{"scale": []}', "the terms of 'scale'"),
         ("a.json", "[1]", "the terms of '1'"),
@@ -168,11 +168,11 @@ def test_load__json_list_and_lines(tmp_path):
         ("a.txt", "scale\n???\n", "the terms of '???'"),
     ],
 )
-def test_load__says_what_is_wrong(tmp_path, name, text, said):
+def test_load__reports_what_is_wrong(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserInputError, match="vocabulary ") as caught:
         ConceptWords.load(tmp_path / name)
-    assert said in caught.value.message and name in caught.value.message
+    assert message in caught.value.message and name in caught.value.message
 
 
 def test_load__missing_and_other_encodings(tmp_path):
@@ -187,7 +187,7 @@ def test_load__missing_and_other_encodings(tmp_path):
 def test_the_published_terms(data_dir):
     words = ConceptWords.load(data_dir / "peer-data" / "make" / "ConceptTerms.json")
     assert len(words.concepts) == 64
-    assert words.find("hyperpigmented, with whiteheads").said == [
+    assert words.find("hyperpigmented, with whiteheads").present == [
         "brown(hyperpigmentation)",
         "comedo",
     ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from data_files import write_csv
 
 from dermaudit.data import Manifest
 from dermaudit.data.captions.concept_words import ConceptWords
@@ -36,10 +36,8 @@ def data(image_folder):
 
     def make(rows: list[dict] = ROWS, name: str = "set") -> Path:
         root = image_folder(*(f"img/{i}.png" for i in range(len(rows))), name=name, side=16)
-        with (root / "manifest.csv").open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, ["image", *rows[0]])
-            writer.writeheader()
-            writer.writerows({"image": f"img/{i}.png", **row} for i, row in enumerate(rows))
+        named = [{"image": f"img/{i}.png", **row} for i, row in enumerate(rows)]
+        write_csv(root / "manifest.csv", named)
         (root.parent / "tree.json").write_text(json.dumps(TREE))
         return root
 
@@ -86,7 +84,7 @@ def test_text_views__by_hand(data):
     assert made.unknown == {"psoriasys": {"n": 1, "nearest": "psoriasis"}}
 
 
-def test_text_views__what_is_there_is_kept_unless_it_is_to_be_replaced(data):
+def test_text_views__existing_views_are_kept_unless_replaced(data):
     rows = [
         {
             "label": "melanoma",
@@ -122,7 +120,7 @@ def test_text_views__what_is_there_is_kept_unless_it_is_to_be_replaced(data):
     assert "subcaption_3" not in anew.table.column_names
 
 
-def test_text_views__without_an_ontology_the_column_is_said(data):
+def test_text_views__without_an_ontology_the_column_is_used(data):
     rows = [
         {"label": "x", "caption": "Red.", "ontology": "skin > odd > x"},
         {"label": "x", "caption": "Red.", "ontology": "No ontology information"},
@@ -130,7 +128,7 @@ def test_text_views__without_an_ontology_the_column_is_said(data):
     done, made = views(Manifest.load(data(rows)), ontology=None)
     assert done.column("ontology_caption") == ["A skin image diagnosed as skin, odd, x.", None]
     assert made.unknown == {}
-    # With one, what it lacks is said as the column has it, and counted.
+    # With one, what it lacks is message as the column has it, and counted.
     done, made = views(Manifest.load(data(rows)))
     assert done.column("ontology_caption")[0] == "A skin image diagnosed as skin, odd, x."
     assert made.unknown == {"x": {"n": 2, "nearest": None}}
@@ -182,10 +180,10 @@ def test_find_disease__label_and_path_together(label, path, expected):
     assert (None if node is None else tree.path(node)) == expected
 
 
-# ---- the verb
+# ---- the command
 
 
-def test_the_verb__makes_a_new_data_set(cli, data, tmp_path):
+def test_command__makes_a_new_data_set(cli, data, tmp_path):
     root, out = data(), tmp_path / "out"
     before = {path.name: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     done = cli(
@@ -202,15 +200,15 @@ def test_the_verb__makes_a_new_data_set(cli, data, tmp_path):
     assert (
         json.loads((out / "data.json").read_text())["manifest_sha256"] == answer["manifest_sha256"]
     )
-    said = json.loads((out / "subcaptions.json").read_text())
-    assert said["segmenter"].startswith("nupunkt ") and said["n_no_sentence"] == 1
+    message = json.loads((out / "subcaptions.json").read_text())
+    assert message["segmenter"].startswith("nupunkt ") and message["n_no_sentence"] == 1
     assert all(path.is_file() for path in manifest.paths())
     assert before == {path.name: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     again = cli("data", "subcaptions", root, "--out", out, "--json")
     assert again.rc == 2 and "already holds a data set" in again.json()["error"]["message"]
 
 
-def test_the_verb__writes_in_place_only_when_it_may(main, data):
+def test_command__writes_in_place_only_with_force(main, data):
     root = data()
     refused = main("data", "subcaptions", root, "--json")
     assert refused.rc == 2 and "--force" in refused.json()["error"]["hint"]
@@ -229,7 +227,7 @@ def test_the_verb__writes_in_place_only_when_it_may(main, data):
     assert (root / "manifest.parquet").read_bytes() == first
 
 
-def test_the_verb__a_full_disk_leaves_the_table_as_it_was(cli, data):
+def test_command__a_full_disk_leaves_the_table_as_it_was(cli, data):
     rows = [
         {"label": "x", "caption": " ".join(f"Word {i} {j} {i * j}." for j in range(30))}
         for i in range(60)
@@ -253,7 +251,7 @@ def test_the_verb__a_full_disk_leaves_the_table_as_it_was(cli, data):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--max", "0"], "--max 0 is not between 1 and 64"),
         (["--max", "65"], "--max 65 is not between"),
@@ -262,30 +260,30 @@ def test_the_verb__a_full_disk_leaves_the_table_as_it_was(cli, data):
         (["--llm", "small"], "DERMAUDIT_LLM_URL is not set"),
     ],
 )
-def test_the_verb__wrong_options_are_named(main, data, options, said, monkeypatch):
+def test_command__wrong_options_are_named(main, data, options, message, monkeypatch):
     monkeypatch.delenv("DERMAUDIT_LLM_URL", raising=False)
     done = main("data", "subcaptions", data(), "--force", *options, "--json")
-    assert done.rc == 2 and said in done.json()["error"]["message"]
+    assert done.rc == 2 and message in done.json()["error"]["message"]
 
 
-def test_the_verb__out_is_looked_at_before_the_model_is_asked(
+def test_command__out_is_checked_before_the_model_is_asked(
     main, data, model, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("DERMAUDIT_LLM_URL", model.url)
     out = tmp_path / "out"
     out.mkdir()
     argv = ("data", "subcaptions", data(), "--out", out, "--llm", "small", "--json")
-    for name, text, said in (
+    for name, text, message in (
         ("thesis.txt", "mine", "already holds files (thesis.txt)"),
-        ("unfinished.json", '{"source": "/else"}', "an unfinished conversion of another source"),
+        ("unfinished.json", '{"source": "/else"}', "unfinished work of another source"),
     ):
         (out / name).write_text(text)
         done = main(*argv)
-        assert done.rc == 2 and said in done.json()["error"]["message"]
+        assert done.rc == 2 and message in done.json()["error"]["message"]
     assert model.asked == [] and not out.with_name("out.llm").exists()
 
 
-def test_the_verb__a_data_set_without_words(main, data, image_folder, tmp_path):
+def test_command__a_data_set_without_words(main, data, image_folder, tmp_path):
     root = data([{"label": "melanoma"}])
     done = main("data", "subcaptions", root, "--force", "--json")
     assert done.rc == 2 and "has no column 'caption'" in done.json()["error"]["message"]
@@ -295,7 +293,7 @@ def test_the_verb__a_data_set_without_words(main, data, image_folder, tmp_path):
     assert done.rc == 0 and done.json()["views"]["ontology_caption"] == 1
     bare = image_folder("a.png", name="bare")
     done = main("data", "subcaptions", bare, "--out", tmp_path / "o", "--json")
-    assert done.rc == 2 and "not there either" in done.json()["error"]["hint"]
+    assert done.rc == 2 and "does not exist either" in done.json()["error"]["hint"]
     (root / "own.csv").write_text("image,caption\nimg/0.png,Red.\n")
     done = main("data", "subcaptions", root / "own.csv", "--force", "--json")
     assert done.rc == 2 and "a table of its own" in done.json()["error"]["message"]
@@ -305,7 +303,7 @@ def test_the_verb__a_data_set_without_words(main, data, image_folder, tmp_path):
     assert done.rc == 2 and "has no rows" in done.json()["error"]["message"]
 
 
-def test_the_verb__a_killed_run_asks_the_model_no_caption_twice(cli, data, model, tmp_path):
+def test_command__a_killed_run_asks_the_model_no_caption_twice(cli, data, model, tmp_path):
     """The server refuses at the third caption; the same command again asks for that one only."""
     rows = [{"caption": f"A {word} papule. It itches."} for word in ("red", "blue", "pink")]
     root, refuse = data(rows), [True]
@@ -337,7 +335,7 @@ def test_the_verb__a_killed_run_asks_the_model_no_caption_twice(cli, data, model
     assert third.rc == 0 and third.json()["llm"]["asked"] == 0
 
 
-def test_the_verb__help_loads_nothing_heavy(run_python):
+def test_command__help_loads_nothing_heavy(run_python):
     done = run_python(
         "-c",
         (

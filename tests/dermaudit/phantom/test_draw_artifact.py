@@ -1,4 +1,4 @@
-"""The artifact renderer on images that are not ours."""
+"""The artifact renderer on photographs."""
 
 from __future__ import annotations
 

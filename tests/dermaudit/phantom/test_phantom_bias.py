@@ -1,4 +1,4 @@
-"""The bias table: frequencies, rules, and what a bad file says."""
+"""The bias table: frequencies, rules, and the errors of a bad file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def within(count, n, p, cells):
     return binom.ppf(tail, n, p) <= count <= binom.ppf(1 - tail, n, p)
 
 
-def test_frequencies_follow_the_table():
-    table = load_bias_table().with_trap("ruler", "mel", 0.9, 0.1)
+def test_frequencies_follow_the_table(ruler_table):
+    table = ruler_table(0.9, 0.1)
     drawn = scenes(table, 1500)
     cells = 7 * (len(CONCEPTS) + len(ARTIFACTS) + 1)
     by_diagnosis = Counter(scene.diagnosis for scene in drawn)
@@ -48,7 +48,7 @@ def test_rules_of_a_lesion_always_hold():
         assert seen["color_blue_gray"] or not seen["blue_whitish_veil"]
 
 
-def test_default_row_then_own_row(tmp_path):
+def test_default_row_then_own_row(tmp_path, ruler_table):
     path = tmp_path / "trap.toml"
     path.write_text("[artifact.mel]\nruler = 0.9\n[artifact.default]\nruler = 0.1\n")
     table = load_bias_table(path)
@@ -57,7 +57,7 @@ def test_default_row_then_own_row(tmp_path):
     assert table.artifact["nv"]["ink"] == load_bias_table().artifact["nv"]["ink"]
     path = tmp_path / "trap.json"
     path.write_text(json.dumps({"artifact": {"default": {"ruler": 0.1}, "mel": {"ruler": 0.9}}}))
-    assert load_bias_table(path) == table == load_bias_table().with_trap("ruler", "mel", 0.9, 0.1)
+    assert load_bias_table(path) == table == ruler_table(0.9, 0.1)
 
 
 def test_a_prior_is_given_whole():

@@ -61,18 +61,18 @@ def test_captions_name_every_fact_and_no_other():
         scene = sample(1001, index)
         phantom = render(scene, 16)
         assert 3 <= len(phantom.subcaptions) <= MAX_SUBCAPTIONS
-        said = " ".join(phantom.subcaptions).lower()
+        message = " ".join(phantom.subcaptions).lower()
         for words, truth in ((CONCEPT_WORDS, scene.concepts), (ARTIFACT_WORDS, scene.artifacts)):
             for name, present in truth.items():
                 if present:
                     assert any(word.lower() in phantom.caption.lower() for word in words[name])
-                    assert any(word.lower() in said for word in words[name])
+                    assert any(word.lower() in message for word in words[name])
         if not any(scene.artifacts.values()):
             assert phantom.caption.count(".") == 1
-        assert "a a" not in said and "{" not in said
+        assert "a a" not in message and "{" not in message
 
 
-def test_captions_forget_an_artifact_that_is_taken_out():
+def test_captions_do_not_mention_an_artifact_that_is_left_out():
     table = load_bias_table().changed(
         {"artifact": {"default": {name: float(name == "ink") for name in ARTIFACTS}}}
     )
@@ -103,7 +103,7 @@ def test_folder_holds_what_the_rows_say(tmp_path):
             assert np.array_equal(np.asarray(Image.open(twin)), clean)
 
 
-def test_a_killed_write_goes_on_and_gives_the_same_bytes(tmp_path):
+def test_a_killed_write_can_be_continued_and_gives_the_same_bytes(tmp_path):
     code = (
         "from dermaudit.phantom import write_phantoms;"
         f"write_phantoms({str(tmp_path / 'killed')!r}, 8, 1000, 32, masks=True)"
@@ -123,14 +123,14 @@ def test_a_killed_write_goes_on_and_gives_the_same_bytes(tmp_path):
     assert files(tmp_path / "killed") == files(whole)
 
 
-def test_a_folder_of_other_settings_is_refused(tmp_path):
+def test_a_folder_of_other_settings_is_refused(tmp_path, ruler_table):
     write_phantoms(tmp_path, 1, 1000, 32)
     with pytest.raises(UserInputError, match="another size"):
         write_phantoms(tmp_path, 1, 1000, 48)
     with pytest.raises(UserInputError, match="another seed"):
         write_phantoms(tmp_path, 1, 1001, 32)
     with pytest.raises(UserInputError, match="another bias_table"):
-        table = load_bias_table().with_trap("ruler", "mel", 0.9, 0.1)
+        table = ruler_table(0.9, 0.1)
         write_phantoms(tmp_path, 1, 1000, 32, table)
     with pytest.raises(UserInputError, match="at least one"):
         write_phantoms(tmp_path, 0, 1000, 32)

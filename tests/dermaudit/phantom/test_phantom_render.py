@@ -35,7 +35,7 @@ def test_any_size(size):
     assert all(mask.shape == (size, size) for mask in phantom.masks.values())
 
 
-def test_masks_are_there_iff_present():
+def test_masks_exist_exactly_for_what_is_present():
     for index in range(60):
         phantom = render(sample(1002, index), 96, masks=True)
         assert set(phantom.masks) == {"lesion", *CONCEPTS, *ARTIFACTS}
@@ -89,9 +89,9 @@ def test_the_artifact_changes_the_pixels_that_it_claims(name):
         assert not strong.any() or np.median(moved[strong]) > 15
 
 
-def test_a_table_that_changes_one_probability_changes_that_factor_alone():
-    low = load_bias_table().with_trap("ruler", "mel", 0.0, 0.0)
-    high = load_bias_table().with_trap("ruler", "mel", 1.0, 1.0)
+def test_a_table_that_changes_one_probability_changes_that_factor_alone(ruler_table):
+    low = ruler_table(0.0, 0.0)
+    high = ruler_table(1.0, 1.0)
     for index in range(10):
         without, with_ruler = sample(1005, index, low), sample(1005, index, high)
         assert without.concepts == with_ruler.concepts
@@ -99,7 +99,7 @@ def test_a_table_that_changes_one_probability_changes_that_factor_alone():
         assert np.array_equal(render(without, 48).rgb, render(with_ruler, 48, without="ruler").rgb)
 
 
-def test_taking_out_what_is_not_there_changes_nothing():
+def test_leaving_out_an_absent_artifact_changes_nothing():
     scene = next(s for s in (sample(1006, i) for i in range(50)) if not s.artifacts["ink"])
     assert np.array_equal(render(scene, 48).rgb, render(scene, 48, without="ink").rgb)
 

@@ -1,20 +1,17 @@
-"""The extension point for naming methods: a method is one file in this folder with a `@register`ed function."""
+"""The extension point for naming methods: a file of this folder that defines `NAMER` adds one."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from dermaudit.errors import unknown
+from dermaudit.plugins import discover
 
-from ..vocabulary.vocabulary import Vocabulary
-
-_NOT_METHODS = ("namer", "stage", "listing")
+from ...vocabulary.vocabulary import Vocabulary
 
 
 @dataclass
@@ -49,25 +46,22 @@ class Namer(Protocol):
     ) -> Names: ...
 
 
-_NAMERS: dict[str, Namer] = {}
+@dataclass(frozen=True)
+class NamingMethod:
+    """A `Namer` with the name by which `dermaudit name --method` finds it."""
+
+    name: str
+    run: Namer
 
 
-def register(name: str) -> Callable[[Namer], Namer]:
-    """Register the function below as the naming method `name` (`dermaudit name --method`)."""
-
-    def keep(method: Namer) -> Namer:
-        _NAMERS[name] = method
-        return method
-
-    return keep
+@functools.cache
+def naming_methods() -> dict[str, NamingMethod]:
+    """Return {name: method} of every module of this folder that defines `NAMER`."""
+    return discover(__name__.rpartition(".")[0], "NAMER")
 
 
-def namer(name: str) -> Namer:
+def naming_method(name: str) -> Namer:
     """Return a naming method; UserInputError offers the nearest for an unknown name."""
-    package = __package__ or ""
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        if module.name not in _NOT_METHODS:
-            importlib.import_module(f"{package}.{module.name}")
-    if name not in _NAMERS:
-        raise unknown("naming method", name, _NAMERS)
-    return _NAMERS[name]
+    if name not in naming_methods():
+        raise unknown("naming method", name, naming_methods())
+    return naming_methods()[name].run

@@ -13,8 +13,8 @@ import json
 
 import numpy as np
 
-from ..vocabulary.vocabulary import Vocabulary
-from .namer import Names, register
+from ...vocabulary.vocabulary import Vocabulary
+from .registry import Names, NamingMethod
 
 N_PERMUTATIONS = 200
 MIN_ACTIVE = 10
@@ -22,7 +22,6 @@ ALPHA = 0.05
 RIVALS = 5
 
 
-@register("permutation")
 def name_latents(
     codes: np.ndarray,
     pooled: np.ndarray,
@@ -99,3 +98,6 @@ def _rivals(scores: np.ndarray, vocabulary: Vocabulary) -> str:
     words = [c.id for c in concepts] + [f"({word})" for word in vocabulary.distractors]
     top = np.argsort(-scores, kind="stable")[:RIVALS]
     return json.dumps([[words[t], round(float(scores[t]), 4)] for t in top])
+
+
+NAMER = NamingMethod("permutation", name_latents)

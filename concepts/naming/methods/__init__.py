@@ -1,0 +1,1 @@
+"""Naming methods: one file each, found by the registry."""
