@@ -92,7 +92,7 @@ def require_enough_images(config: AuditConfig) -> None:
     """Refuse a data set that is too small for an SAE before its images are embedded; an unknown model
     is refused first."""
     from dermaudit.data import Manifest
-    from dermaudit.sae.training.fit import require_enough_images
+    from dermaudit.sae.training.site_rows import require_enough_images
     from dermaudit.towers import resolve
 
     resolve(config.model)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -24,8 +24,15 @@ _ARRAYS = ("indptr", "indices", "values", "csc_indptr", "csc_indices", "csc_valu
 _CELLS = 1 << 23  # codes that are transposed at a time
 
 
+class Activations(Protocol):
+    """Activations (n, d) or (n, tokens, d), read by slices: an array, or rows of a store."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: slice, /) -> np.ndarray: ...
+
+
 def encode_images(
-    sae: ThresholdSAE | TopKSAE, acts: np.ndarray, chunk: int = 256
+    sae: ThresholdSAE | TopKSAE, acts: Activations, chunk: int = 256
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Yield (dense codes (b, d_sae) float32, argmax token (b, d_sae) or None) for chunks of images."""
     import torch  # here, because pages read codes without loading torch
@@ -42,7 +49,7 @@ def encode_images(
 
 
 def write_codes(
-    folder: Path, sae: ThresholdSAE | TopKSAE, acts: np.ndarray, site: str
+    folder: Path, sae: ThresholdSAE | TopKSAE, acts: Activations, site: str
 ) -> list[Path]:
     """Encode `acts` (n, d) or (n, tokens, d) and write the arrays; returns the files.
 
