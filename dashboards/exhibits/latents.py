@@ -17,14 +17,17 @@ FILTERS = ("all", "named", "unnamed", "artifact", "clinical")
 
 
 def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[dict[str, Any]]:
-    """The live latents of a filter, named ones first, then by z. `artifact` and `clinical` take a latent by its
-    name's type, or by the type of the labelled concept that it was chosen for."""
+    """Return the live latents of a filter, named ones first, then by z.
+
+    `artifact` and `clinical` select a latent by the type of its name, or by the type of the labelled
+    concept that it was chosen for.
+    """
     chosen = {(r["site"], r["latent"]): r for r in label_choices(view)}
     kept = []
     for row in view.concepts:
         label = chosen.get((row["site"], row["latent"]))
         types = {row["type"], label["type"] if label else None}
-        if kind == "named" and not row["name"] or kind == "unnamed" and row["name"]:
+        if (kind == "named" and not row["name"]) or (kind == "unnamed" and row["name"]):
             continue
         if kind == "artifact" and "artifact" not in types:
             continue
@@ -55,7 +58,7 @@ def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[dict[
 
 
 def label_choices(view: RunView) -> list[dict[str, Any]]:
-    """The rows of labels.parquet that have a latent; [] where there are none."""
+    """Return the rows of labels.parquet that have a latent; [] where there are none."""
     try:
         return [r for r in view.label_rows if r["latent"] is not None]
     except (EvidenceError, UserInputError):
@@ -63,6 +66,7 @@ def label_choices(view: RunView) -> list[dict[str, Any]]:
 
 
 def concept_table(rows: list[dict[str, Any]]) -> Table:
+    """Return the table of latents."""
     return Table(
         (
             "name",
@@ -113,7 +117,7 @@ CONCEPTS_CAPTION = (
 
 
 def over_seeds(view: RunView, row: dict[str, Any]) -> str:
-    """In a sentence: would another fit have found this latent?"""
+    """Return in a sentence whether another fit found this latent too."""
     report = view.other_seeds(row["site"])
     if report is None:
         return "Over seeds: not measured (`dermaudit fit` on this run compares three)."
@@ -172,7 +176,7 @@ def suppressed_by(view: RunView, site: str, latent: int) -> list[str]:
 
 
 def find_concept(view: RunView, site: str, latent: int) -> dict[str, Any]:
-    """The row of one latent. UserInputError when it never fires, or is not there."""
+    """Return the row of one latent. UserInputError when it is never active, or does not exist."""
     for row in view.concepts:
         if row["site"] == site and row["latent"] == latent:
             return row
@@ -183,7 +187,7 @@ def find_concept(view: RunView, site: str, latent: int) -> dict[str, Any]:
 
 
 def active_rows(view: RunView, site: str, latent: int) -> list[tuple[int, float]]:
-    """(row, activation) of every image in which a latent fires, strongest first."""
+    """Return (row, activation) of every image in which a latent is active, strongest first."""
     column = view.codes(site).column(latent)
     fires = np.flatnonzero(column > 0)
     order = fires[np.argsort(-column[fires], kind="stable")]
@@ -206,7 +210,7 @@ def firing_condition(view: RunView, site: str, latent: int) -> str:
 
 
 def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
-    """Histogram of a latent's activations with its threshold, split by the label it ranks best."""
+    """Return the histogram of a latent's activations, split by the label that it ranks best."""
     site, latent = row["site"], row["latent"]
     column = view.codes(site).column(latent)
     threshold = _threshold(view, site, latent)
@@ -249,7 +253,7 @@ def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
 
 
 def rival_names(row: dict[str, Any]) -> Exhibit:
-    """The words that scored best; distractors (words that name nothing here) are hatched."""
+    """Return the words that scored best; distractors (words that name nothing here) are hatched."""
     rivals = rivals_of(row)
     if not rivals:
         raise EvidenceError(row["reason"] or "no word was scored for this latent")
@@ -278,7 +282,7 @@ def rival_names(row: dict[str, Any]) -> Exhibit:
 
 
 def against_labels(view: RunView, row: dict[str, Any]) -> Exhibit:
-    """How the latent ranks labelled concepts on test, with intervals."""
+    """Return how the latent ranks labelled concepts on test images, with intervals."""
     rows = measures.latent_evidence(view, row["site"], row["latent"])
     shown = [r for r in rows if r["auroc"] is not None]
     if not shown:

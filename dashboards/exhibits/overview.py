@@ -22,7 +22,7 @@ KINDS = {
 
 
 def provenance(view: RunView) -> Exhibit:
-    """What the run was made from, with hashes."""
+    """Return what the run was made from, with hashes."""
     meta = view.run.meta
     model, data = meta.get("model") or {}, meta.get("data") or {}
     facts = view.data_facts
@@ -49,7 +49,7 @@ def provenance(view: RunView) -> Exhibit:
 
 
 def counts(view: RunView) -> Exhibit:
-    """Images by split and label."""
+    """Return the number of images by split and label."""
     splits = [s for s in ("train", "val", "test") if (view.splits == s).any()]
     splits += sorted(set(view.splits) - set(splits))
     labels = sorted(set(view.labels) - {""})
@@ -70,7 +70,7 @@ def counts(view: RunView) -> Exhibit:
 
 
 def skin_tones(view: RunView) -> Exhibit:
-    """How many images there are of each skin tone. EvidenceError where none is recorded."""
+    """Return how many images there are of each skin tone. EvidenceError where none is recorded."""
     tones = Counter(view.column("skin_tone"))
     if set(tones) <= {""}:
         raise EvidenceError("no skin tones in the manifest: not measured")
@@ -87,7 +87,7 @@ def skin_tones(view: RunView) -> Exhibit:
 
 
 def artifact_prevalence(view: RunView) -> Exhibit:
-    """Artifact × label: how often, and φ with its interval."""
+    """Return how often each artifact is in the images of each label, and φ with its interval."""
     cells = measures.prevalence(view)
     names = list(dict.fromkeys(c.artifact for c in cells))
     labels = list(dict.fromkeys(c.label for c in cells))
@@ -140,7 +140,7 @@ def artifact_prevalence(view: RunView) -> Exhibit:
 
 
 def sae(view: RunView) -> Exhibit:
-    """Metrics of the dictionaries on held-out rows."""
+    """Return the metrics of the SAEs on held-out embeddings."""
     rows = []
     for site in view.sites:
         m = view.sae_metrics(site)
@@ -174,7 +174,7 @@ def sae(view: RunView) -> Exhibit:
 
 
 def found(view: RunView) -> Exhibit:
-    """The best single latent of each labelled concept beside the probe and the prevalence."""
+    """Return the best single latent of each labelled concept, with the probe and the prevalence."""
     everything = view.label_rows
     rows = [row for row in everything if row["auprc"] is not None]
     if not rows:
@@ -249,7 +249,7 @@ def found(view: RunView) -> Exhibit:
 
 
 def naming(view: RunView) -> Exhibit:
-    """How many latents got a name, how many of the names are wrong, and the null."""
+    """Return how many latents got a name, how many of the names are wrong, and the null."""
     m = view.naming
     judged = m.get("n_judged")
     rows = [
@@ -273,7 +273,7 @@ def naming(view: RunView) -> Exhibit:
 
 
 def bottleneck(view: RunView) -> Exhibit:
-    """Equal numbers of concepts: latents, vocabulary, random words; and the full probe."""
+    """Return bottlenecks of equally many latents, vocabulary words and random words, and the probe."""
     rows = view.bottlenecks
     if not rows:
         raise EvidenceError("no bottleneck was fitted")

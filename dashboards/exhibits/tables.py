@@ -19,7 +19,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """`header` words; `rows` raw values: str, int, float, bool, None, or a (low, high) interval."""
+    """`header`, and `rows` of raw values: str, int, float, bool, None, or a (low, high) interval."""
 
     header: tuple[str, ...]
     rows: list[tuple[Any, ...]]
@@ -27,6 +27,7 @@ class Table:
     shares: frozenset[str] = frozenset()  # columns printed as per cent
 
     def words(self) -> list[list[str]]:
+        """Return the formatted cells."""
         return [
             [
                 word(v, self.digits, share=h in self.shares)
@@ -36,7 +37,7 @@ class Table:
         ]
 
     def numeric(self) -> list[bool]:
-        """Which columns hold numbers (they are set flush right)."""
+        """Return which columns hold numbers (they are set flush right)."""
         return [
             any(
                 isinstance(row[i], (int, float, tuple)) and not isinstance(row[i], bool)
@@ -74,7 +75,7 @@ def reason(error: DermauditError) -> str:
 
 
 def word(value: Any, digits: int = 3, *, share: bool = False) -> str:
-    """One cell: `–` for what is not known, `[low, high]` for an interval."""
+    """Return one formatted cell: a dash for an unknown value, `[low, high]` for an interval."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return NOTHING
     if isinstance(value, bool):
@@ -91,7 +92,7 @@ def word(value: Any, digits: int = 3, *, share: bool = False) -> str:
 
 
 def span(low: Any, high: Any) -> tuple[float, float] | None:
-    """An interval, or None where either end is missing."""
+    """Return an interval, or None where either end is missing."""
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return None
     return float(low), float(high)
