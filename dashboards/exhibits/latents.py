@@ -11,7 +11,7 @@ from dermaudit.errors import DermauditError, EvidenceError, UserInputError
 
 from . import figures, measures
 from .run_view import RunView, latent_title, rivals_of
-from .tables import Exhibit, Table, span
+from .tables import Exhibit, Table, site_title, span
 
 FILTERS = ("all", "named", "unnamed", "artifact", "clinical")
 
@@ -35,7 +35,8 @@ def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[dict[
             continue
         best = label["concept"] if label else ""
         words = (
-            f"{latent_title(row)} {row['label_concept'] or ''} {best} {row['site']} {row['latent']}"
+            f"{latent_title(row)} {row['label_concept'] or ''} {best} {row['site']} "
+            f"{site_title(row['site'])} {row['latent']}"
         )
         if text.strip().lower() not in words.lower():
             continue
@@ -71,7 +72,7 @@ def concept_table(rows: list[dict[str, Any]]) -> Table:
         (
             "name",
             "type",
-            "site",
+            "reads",
             "latent",
             "z",
             "q",
@@ -87,7 +88,7 @@ def concept_table(rows: list[dict[str, Any]]) -> Table:
             (
                 latent_title(r),
                 r["type"],
-                r["site"],
+                site_title(r["site"]),
                 r["latent"],
                 r["z"],
                 r["q"],
@@ -106,13 +107,12 @@ def concept_table(rows: list[dict[str, Any]]) -> Table:
 
 
 CONCEPTS_CAPTION = (
-    "One row a latent that fires. z = text score of the name; q = its false-discovery rate "
-    "against the permutation "
-    "null; frequency = share of images in which the latent fires; over seeds = every other seed that was "
-    "fitted found it too (– = only one was: dermaudit fit); best labelled = the labelled "
-    "concept that it ranks best on "
-    "test, with its average precision; chosen for = the labelled concept for which it is the "
-    "best latent on val."
+    "One row for each latent that is active in an image. reads = the embedding of the whole image, or "
+    "of each patch after a block of the model; z = text score of the name; q = its false-discovery "
+    "rate against the permutation null; frequency = share of images in which the latent is active; "
+    "over seeds = every other seed that was fitted found it too (– = only one was: dermaudit fit); "
+    "best labelled = the labelled concept that it ranks best on test, with its average precision; "
+    "chosen for = the labelled concept for which it is the best latent on validation images."
 )
 
 

@@ -237,7 +237,7 @@ def cost(view: RunView, concept: str) -> Exhibit:
         Table(
             ("figure", "value", "95 % interval", "n", "not measured because"),
             [row for row in rows if row[1] is not None or row[4]],
-        ),
+        ).without_empty_last(),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dermaudit.errors import DermauditError
@@ -35,6 +35,12 @@ class Table:
             ]
             for row in self.rows
         ]
+
+    def without_empty_last(self) -> Table:
+        """Return the table without its last column if that is empty, as reasons often are."""
+        if any(row[-1] is not None for row in self.rows):
+            return self
+        return replace(self, header=self.header[:-1], rows=[row[:-1] for row in self.rows])
 
     def numeric(self) -> list[bool]:
         """Return which columns hold numbers (they are set flush right)."""
