@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .peers
 DERMAUDIT_DATA ?= $(wildcard ../shared)
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadgroup
 export DERMAUDIT_DATA
 
 .PHONY: install demo test test-fast lint docs coverage results bench bench-sae bench-peers clean
@@ -20,7 +21,17 @@ demo: install
 	$(BIN)/dermaudit demo --force
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# Without the tests that take long or need a browser: for use while you work.
+test-fast: install
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser"
+
+# Branch coverage of everything, with a lower limit for the core.
+coverage: install
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=
+	$(BIN)/coverage report --sort=cover --skip-covered
+	$(BIN)/coverage report --include='sae/*,concepts/*,dermaudit/run/*,dermaudit/stats/*' --fail-under=90 | tail -1
 
 lint: install
 	$(BIN)/ruff check .

@@ -51,6 +51,7 @@ class RunData:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._codes: dict[str, Codes] = {}
+        self._saes: dict[str, ThresholdSAE | TopKSAE] = {}
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -221,10 +222,12 @@ class RunData:
 
     def sae(self, site: str) -> ThresholdSAE | TopKSAE:
         """Return the SAE of a site (this imports torch)."""
-        from .inference.model import load_sae
+        if site not in self._saes:
+            from .inference.model import load_sae
 
-        self.run.require(f"fit:{site}")
-        return load_sae(self.run.files.sae(site))
+            self.run.require(f"fit:{site}")
+            self._saes[site] = load_sae(self.run.files.sae(site))
+        return self._saes[site]
 
     def sae_metrics(self, site: str) -> dict[str, Any]:
         """Return the figures that the fit of a site wrote."""

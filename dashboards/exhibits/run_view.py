@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dermaudit.errors import UserInputError
 from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import POOLED, RunData, Truth
-
-if TYPE_CHECKING:
-    from dermaudit.sae import ThresholdSAE, TopKSAE
 
 __all__ = ["POOLED", "RunView", "Truth", "latent_title", "rivals_of"]
 
@@ -25,7 +22,6 @@ class RunView(RunData):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        self._saes: dict[str, ThresholdSAE | TopKSAE] = {}
         self.memo: dict[str, Any] = {}  # what takes long to compute and is asked for more than once
 
     def image_file(self, row: int) -> Path | None:
@@ -45,12 +41,6 @@ class RunView(RunData):
         """Whether every other seed has a latent like it; None where that is not known."""
         report = self.other_seeds(site)
         return None if report is None else report["per_latent"]["stable"][latent]
-
-    def sae(self, site: str) -> ThresholdSAE | TopKSAE:
-        """Return the SAE of a site, read once (this imports torch)."""
-        if site not in self._saes:
-            self._saes[site] = super().sae(site)
-        return self._saes[site]
 
 
 def latent_title(row: dict[str, Any]) -> str:

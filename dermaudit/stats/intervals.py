@@ -163,7 +163,7 @@ def auroc_draws(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np
 def auroc_interval(
     truth: np.ndarray,
     score: np.ndarray,
-    groups: Sequence[object],
+    groups: Sequence[object] | np.ndarray,
     *,
     n_draws: int = 1000,
     seed: int = 0,

@@ -66,7 +66,9 @@ def make_run(path: Path, n: int, d: int, dtype: str) -> tuple[Run, int]:
     write_parquet(run.file("images.parquet"), pa.table(table))
     run.record("images", {}, [run.file("images.parquet")])
     identity = Identity(FINGERPRINT, "0" * 64, POOLED, "pooled", dtype)
-    site = StoreTarget(run.file("embeddings", POOLED), identity, {"d": d, "tokens": 1, "grid": None})
+    site = StoreTarget(
+        run.file("embeddings", POOLED), identity, {"d": d, "tokens": 1, "grid": None}
+    )
     images = ImageList(ids, ids, ids)
     plan = plan_shards(site, images, SHARD)
     directions = np.random.default_rng(0).standard_normal((ATOMS, d), dtype=np.float32)
