@@ -68,41 +68,22 @@ def label_choices(view: RunView) -> list[dict[str, Any]]:
 
 def concept_table(rows: list[dict[str, Any]]) -> Table:
     """Return the table of latents."""
-    return Table(
-        (
-            "name",
-            "type",
-            "reads",
-            "latent",
-            "z",
-            "q",
-            "frequency",
-            "fires on",
-            "over seeds",
-            "best labelled",
-            "its AUPRC",
-            "chosen for",
-            "unnamed because",
-        ),
-        [
-            (
-                latent_title(r),
-                r["type"],
-                site_title(r["site"]),
-                r["latent"],
-                r["z"],
-                r["q"],
-                r["frequency"],
-                r["n_active"],
-                r.get("stable"),
-                r["label_concept"],
-                r["label_auprc"],
-                r.get("best_for"),
-                r["reason"],
-            )
-            for r in rows
-        ],
-        shares=frozenset({"frequency"}),
+    return Table.of(
+        rows,
+        ("name", latent_title),
+        ("type", "type"),
+        ("reads", lambda r: site_title(r["site"])),
+        ("latent", "latent"),
+        ("z", "z"),
+        ("q", "q"),
+        ("frequency", "frequency"),
+        ("active in", "n_active"),
+        ("over seeds", "stable"),
+        ("best labelled", "label_concept"),
+        ("its AUPRC", "label_auprc"),
+        ("chosen for", "best_for"),
+        ("unnamed because", "reason"),
+        shares=("frequency",),
     )
 
 
@@ -299,33 +280,18 @@ def against_labels(view: RunView, row: dict[str, Any]) -> Exhibit:
         f"The {len(rows)} labels that this latent ranks best on val, scored on test: AUROC with "
         "a 95 % interval (bootstrap over groups, "
         f"{measures.DRAWS} draws), and average precision beside the prevalence. " + chosen,
-        Table(
-            (
-                "label",
-                "type",
-                "AUROC",
-                "95 % interval",
-                "AUPRC",
-                "prevalence",
-                "n+",
-                "n",
-                "not measured because",
-            ),
-            [
-                (
-                    r["concept"],
-                    r["type"],
-                    r["auroc"],
-                    span(r["lo"], r["hi"]),
-                    r["auprc"],
-                    r["prevalence"],
-                    r["n_pos"],
-                    r["n"],
-                    r["reason"],
-                )
-                for r in rows
-            ],
-        ),
+        Table.of(
+            rows,
+            ("label", "concept"),
+            ("type", "type"),
+            ("AUROC", "auroc"),
+            ("95 % interval", ("lo", "hi")),
+            ("AUPRC", "auprc"),
+            ("prevalence", "prevalence"),
+            ("n+", "n_pos"),
+            ("n", "n"),
+            ("not measured because", "reason"),
+        ).without_empty_last(),
         figures.ranked(
             [r["concept"] for r in shown],
             [r["auroc"] for r in shown],

@@ -51,32 +51,17 @@ def groups(view: RunView, concept: str) -> Exhibit:
         f"groups, {measures.DRAWS} draws. Both decision thresholds were set on the rows of "
         "choice; at the unchanged threshold the "
         f"worst group is {word(found.get('worst_group_after_fixed_threshold'))}.",
-        Table(
-            (
-                "group",
-                "n",
-                "before",
-                "before 95 %",
-                "after",
-                "after 95 %",
-                "change 95 %",
-                "latents fire in",
-                "flipped",
-            ),
-            [
-                (
-                    n,
-                    r["n"],
-                    r["before"],
-                    r["before_ci"],
-                    r["after"],
-                    r["after_ci"],
-                    r["change_ci"],
-                    r["fired"],
-                    r["flipped"],
-                )
-                for n, r in zip(names, rows, strict=True)
-            ],
+        Table.of(
+            [{**r, "name": n} for n, r in zip(names, rows, strict=True)],
+            ("group", "name"),
+            ("n", "n"),
+            ("before", "before"),
+            ("before 95 %", "before_ci"),
+            ("after", "after"),
+            ("after 95 %", "after_ci"),
+            ("change 95 %", "change_ci"),
+            ("latents active in", "fired"),
+            ("flipped", "flipped"),
         ),
         figures.before_after(
             names,
@@ -101,25 +86,12 @@ def thresholds(view: RunView, concept: str) -> Exhibit:
     target = found.get("target", "target")
     before, after = found["threshold_before"], found["threshold_after"]
     groups = measures.threshold_effects(view.suppressed_rows(concept), view.groups, before, after)
-    rows = [
-        (
-            f"{group_words(g['group'], concept, target)}: {g['measure']}",
-            g["n"],
-            g["before"],
-            g["before_ci"],
-            g["after_unchanged"],
-            g["after_unchanged_ci"],
-            g["after"],
-            g["after_ci"],
-            g["after_unchanged"] - g["before"],
-            g["after"] - g["after_unchanged"],
-        )
-        for g in groups
-    ]
     worst = {key: min(g[key] for g in groups) for key in ("before", "after_unchanged", "after")}
-    small = [r[0] for r in rows if r[1] < measures.MIN_CELL]
+
+    def name(row: dict[str, Any]) -> str:
+        return f"{group_words(row['group'], concept, target)}: {row['measure']}"
+
     old, new = measures.probability(before), measures.probability(after)
-    interval = "95 % interval"
     return Exhibit(
         "Sensitivity and specificity: the edit and the moved threshold",
         f"The decision threshold is p = {old:.2f} before suppression, and was chosen again after it: "
@@ -128,22 +100,20 @@ def thresholds(view: RunView, concept: str) -> Exhibit:
         'the first of the two changes is made by the edit. The columns "at the old" and "at the new" '
         "are after suppression, at these two thresholds. Intervals: 95 %, bootstrap over groups, "
         f"{measures.DRAWS} draws.",
-        Table(
-            (
-                "group and measure",
-                "n",
-                "before",
-                interval,
-                "at the old",
-                interval,
-                "at the new",
-                interval,
-                "by the edit",
-                "by the threshold",
-            ),
-            rows,
+        Table.of(
+            groups,
+            ("group and measure", name),
+            ("n", "n"),
+            ("before", "before"),
+            ("before 95 %", "before_ci"),
+            ("at the old", "after_unchanged"),
+            ("at the old 95 %", "after_unchanged_ci"),
+            ("at the new", "after"),
+            ("at the new 95 %", "after_ci"),
+            ("by the edit", lambda g: g["after_unchanged"] - g["before"]),
+            ("by the threshold", lambda g: g["after"] - g["after_unchanged"]),
         ),
-        notes=[f"{name}: n too small" for name in small],
+        notes=[f"{name(g)}: n too small" for g in groups if g["n"] < measures.MIN_CELL],
     )
 
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dermaudit.errors import DermauditError
 
 NOTHING = "–"
+
+#: What a cell shows of a row: the value of a key, the interval of two keys, or a computed value.
+Cell = str | tuple[str, str] | Callable[[dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,17 @@ class Table:
     rows: list[tuple[Any, ...]]
     digits: int = 3
     shares: frozenset[str] = frozenset()  # columns printed as per cent
+
+    @classmethod
+    def of(
+        cls, rows: Iterable[dict[str, Any]], *columns: tuple[str, Cell], shares: Iterable[str] = ()
+    ) -> Table:
+        """Return the table of `rows`, each column given as its header and its `Cell`."""
+        return cls(
+            tuple(header for header, _ in columns),
+            [tuple(_cell(row, cell) for _, cell in columns) for row in rows],
+            shares=frozenset(shares),
+        )
 
     def words(self) -> list[list[str]]:
         """Return the formatted cells."""
@@ -63,6 +78,12 @@ class Exhibit:
     figure: Any = None
     alt: str = ""
     notes: list[str] = field(default_factory=list)
+
+
+def _cell(row: dict[str, Any], cell: Cell) -> Any:
+    if isinstance(cell, str):
+        return row.get(cell)
+    return span(row[cell[0]], row[cell[1]]) if isinstance(cell, tuple) else cell(row)
 
 
 def site_title(site: str) -> str:
