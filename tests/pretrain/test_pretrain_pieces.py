@@ -58,7 +58,9 @@ def test_facts__truth_labels_and_columns():
     np.testing.assert_array_equal(by_name["label=mel"].values, [1, np.nan, 0])
     np.testing.assert_array_equal(by_name["localization=back"].values, [1, 0, np.nan])
     assert by_name["ruler"].denials and all(d.startswith("no ") for d in by_name["ruler"].denials)
-    assert by_name["label=mel"].denials == () and "melanoma" in " ".join(by_name["label=mel"].wordings)
+    assert by_name["label=mel"].denials == () and "melanoma" in " ".join(
+        by_name["label=mel"].wordings
+    )
 
 
 def three_facts(values) -> list[Fact]:
