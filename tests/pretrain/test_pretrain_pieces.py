@@ -58,7 +58,9 @@ def test_facts__truth_labels_and_columns():
     np.testing.assert_array_equal(by_name["label=mel"].values, [1, np.nan, 0])
     np.testing.assert_array_equal(by_name["localization=back"].values, [1, 0, np.nan])
     assert by_name["ruler"].denials and all(d.startswith("no ") for d in by_name["ruler"].denials)
-    assert by_name["label=mel"].denials == () and "melanoma" in " ".join(by_name["label=mel"].wordings)
+    assert by_name["label=mel"].denials == () and "melanoma" in " ".join(
+        by_name["label=mel"].wordings
+    )
 
 
 def three_facts(values) -> list[Fact]:
@@ -79,9 +81,9 @@ def test_captions_contain_only_true_and_known_facts(values, seed, keep, deny):
     facts = three_facts(values)
     text = caption(facts, 0, random.Random(seed), keep, deny)
     for fact, value in zip(facts, values, strict=True):
-        said = any(word in text for word in fact.wordings)
+        affirmed = any(word in text for word in fact.wordings)
         denied = fact.denials[0] in text
-        assert not (said and value != 1) and not (denied and value != 0)
+        assert not (affirmed and value != 1) and not (denied and value != 0)
     assert text == caption(facts, 0, random.Random(seed), keep, deny)
 
 
