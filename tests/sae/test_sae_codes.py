@@ -52,9 +52,7 @@ def test_patches__maximum_over_tokens_and_where_it_was(tmp_path):
 
 @pytest.mark.parametrize("shape", [(700, 8), (300, 3, 8)])
 @pytest.mark.parametrize("cells", [40, 1 << 23])
-def test_the_bytes_do_not_depend_on_the_size_of_the_bands(
-    tmp_path, monkeypatch, shape, cells
-):
+def test_the_bytes_do_not_depend_on_the_size_of_the_bands(tmp_path, monkeypatch, shape, cells):
     monkeypatch.setattr("dermaudit.sae.inference.codes._CELLS", cells)
     codes, dense, _ = make(tmp_path / "c", shape)
     dense = dense if dense.ndim == 2 else dense.max(1)
