@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from dermaudit.data import BadImage, Manifest, read_image
 from dermaudit.errors import UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.run.images import refuse_training_images
+
+if TYPE_CHECKING:
+    from .hooked import HookedTower
 
 _BATCH = 64
 
@@ -34,7 +37,7 @@ class Embedded:
 
 
 @torch.no_grad()
-def embed_images(tower: Any, paths: Sequence[Path]) -> tuple[np.ndarray, dict[int, str]]:
+def embed_images(tower: HookedTower, paths: Sequence[Path]) -> tuple[np.ndarray, dict[int, str]]:
     """Return unit embeddings (n, d) float32, with rows of nan for files that cannot be read; {row: why}."""
     x = np.full((len(paths), tower.d_pooled), np.nan, dtype=np.float32)
     failed: dict[int, str] = {}
@@ -51,7 +54,7 @@ def embed_images(tower: Any, paths: Sequence[Path]) -> tuple[np.ndarray, dict[in
     return x, failed
 
 
-def refuse_seen(tower: Any, manifest: Manifest, rows: Sequence[int] | np.ndarray) -> None:
+def refuse_seen(tower: HookedTower, manifest: Manifest, rows: Sequence[int] | np.ndarray) -> None:
     """UserInputError when one of these images was a training image of the model (design §4)."""
     if not tower.training_hashes():
         return
@@ -62,7 +65,9 @@ def refuse_seen(tower: Any, manifest: Manifest, rows: Sequence[int] | np.ndarray
     refuse_training_images(tower, scored, [names[i] for i in rows], hashes, manifest.path)
 
 
-def embed_rows(tower: Any, manifest: Manifest, rows: Sequence[int] | np.ndarray) -> Embedded:
+def embed_rows(
+    tower: HookedTower, manifest: Manifest, rows: Sequence[int] | np.ndarray
+) -> Embedded:
     """Embed the scored rows of a manifest. Errors: UserInputError when one was a training image, or
     when no image can be read.
     """

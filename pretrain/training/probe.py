@@ -16,17 +16,18 @@ from dermaudit.data import Manifest
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import fit_probe, probe_score
 from dermaudit.stats.intervals import MIN_CELL, auroc, auroc_interval
+from dermaudit.towers import HookedTower
 from dermaudit.towers.embedding import embed_images, refuse_seen
 
 from ..data.facts import facts_of
 
 
-def embed(tower: Any, paths: list[Path]) -> np.ndarray:
+def embed(tower: HookedTower, paths: list[Path]) -> np.ndarray:
     """Return unit embeddings (n, d) of image files; rows of nan for files that cannot be read."""
     return embed_images(tower, paths)[0]
 
 
-def embed_splits(tower: Any, manifest: Manifest) -> np.ndarray:
+def embed_splits(tower: HookedTower, manifest: Manifest) -> np.ndarray:
     """Return unit embeddings (n, d) of the train and test rows of a manifest; nan for other rows and for
     files that cannot be read. Errors: UserInputError when a test image was a training image.
     """
@@ -42,7 +43,7 @@ def embed_splits(tower: Any, manifest: Manifest) -> np.ndarray:
 
 @torch.no_grad()
 def measure(
-    tower: Any, manifest: Manifest, *, seed: int = 0, x: np.ndarray | None = None
+    tower: HookedTower, manifest: Manifest, *, seed: int = 0, x: np.ndarray | None = None
 ) -> dict[str, dict[str, Any]]:
     """{label: {n, n_pos, probe, probe_ci, prompt, prompt_ci}} for labels with enough test images.
 

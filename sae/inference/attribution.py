@@ -167,7 +167,8 @@ def latent_preactivation(
             tower, sae.hook_name, seen.append, positions=positions, d_in=sae.d_in
         ):
             tower.encode_image(images)
-        pre = (seen[0] - sae.b_dec) @ sae.W_enc[:, latent] + sae.b_enc[latent]
+        x = seen[0].to(sae.W_enc)  # its device and type
+        pre = (x - sae.b_dec) @ sae.W_enc[:, latent] + sae.b_enc[latent]
         return pre if pre.ndim == 1 else pre.amax(1)
 
     return score

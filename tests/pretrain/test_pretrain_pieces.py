@@ -81,9 +81,9 @@ def test_captions_contain_only_true_and_known_facts(values, seed, keep, deny):
     facts = three_facts(values)
     text = caption(facts, 0, random.Random(seed), keep, deny)
     for fact, value in zip(facts, values, strict=True):
-        said = any(word in text for word in fact.wordings)
+        affirmed = any(word in text for word in fact.wordings)
         denied = fact.denials[0] in text
-        assert not (said and value != 1) and not (denied and value != 0)
+        assert not (affirmed and value != 1) and not (denied and value != 0)
     assert text == caption(facts, 0, random.Random(seed), keep, deny)
 
 
