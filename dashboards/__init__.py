@@ -1,6 +1,6 @@
-"""What people look at: the Streamlit explorer of a run, and the HTML report that is sent around.
+"""The Streamlit explorer of a run, and the HTML report of it.
 
-Both read the run directory alone (docs/formats.md): no model is ever run here.
+Both read only the folder of the run (docs/formats.md). No model is run here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if __name__ != "dermaudit.dashboards":
     raise ImportError("import dermaudit.dashboards, not the bare folder 'dashboards'")
 
 _PUBLIC = {"RunView": ".exhibits.run_view", "write_report": ".report.report"}
-__all__ = ["RunView", "write_report"]
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

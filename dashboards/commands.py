@@ -9,6 +9,21 @@ import typer
 
 from dermaudit.errors import DermauditError, UserInputError
 
+STREAMLIT_OPTIONS = (
+    # The server listens on this machine only.
+    "--server.address=127.0.0.1",
+    # Otherwise Streamlit's first start asks for an e-mail address and waits.
+    "--server.headless=true",
+    "--browser.gatherUsageStats=false",
+    "--server.fileWatcherType=none",
+    # Both palettes: with one alone Streamlit shows the light theme, whatever the reader has set.
+    "--theme.light.primaryColor=#0072B2",
+    "--theme.dark.primaryColor=#56B4E9",
+    "--client.toolbarMode=minimal",
+    "--client.showErrorDetails=none",
+    "--logger.level=warning",
+)
+
 
 def explore(
     run: Annotated[
@@ -39,57 +54,34 @@ def explore(
     from dermaudit.console import say
 
     url = f"http://127.0.0.1:{port}"
+    shown = ", ".join(str(path) for path in ([] if target is None else [target]) + logs)
+    say(f"explorer of {shown}: {url}   (Ctrl-C ends it)")
     app = Path(__file__).parent / "app" / "app.py"
-    said = {
+    command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(port)]
+    # If this process is asked to end, the server must end too.
+    signal.signal(signal.SIGTERM, _interrupt)
+    server = subprocess.Popen(
+        [*command, *STREAMLIT_OPTIONS],
+        env=_environment(os.environ, target, logs),
+        stdout=sys.stderr,
+    )
+    if browser:
+        _open_browser(port)
+    result = {
         "run": None if target is None else str(target),
         "logs": [str(path) for path in logs],
         "url": url,
     }
-    shown = ", ".join(str(path) for path in ([] if target is None else [target]) + logs)
-    say(f"explorer of {shown}: {url}   (Ctrl-C ends it)")
-    # Streamlit's telemetry is off, it listens on this machine alone, and what it says is no result.
-    command = [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        str(app),
-        "--server.address",
-        "127.0.0.1",
-        "--server.port",
-        str(port),
-        # Otherwise Streamlit's first start asks for an e-mail address and waits.
-        "--server.headless",
-        "true",
-        "--browser.gatherUsageStats",
-        "false",
-        "--server.fileWatcherType",
-        "none",
-        # Both palettes: with one alone Streamlit pins the page to light, whatever the reader set.
-        "--theme.light.primaryColor",
-        "#0072B2",
-        "--theme.dark.primaryColor",
-        "#56B4E9",
-        "--client.toolbarMode",
-        "minimal",
-        "--client.showErrorDetails",
-        "none",
-        "--logger.level",
-        "warning",
-    ]
-    # A polite kill of this process must not leave the server behind it.
-    signal.signal(signal.SIGTERM, _interrupt)
-    done = subprocess.Popen(command, env=_environment(os.environ, target, logs), stdout=sys.stderr)
-    if browser:
-        _open_browser(port)
     try:
-        code = done.wait()
+        code = server.wait()
     except KeyboardInterrupt:
-        _end(done)
-        return said
+        _end(server)
+        return result
     if code not in (0, 130, -2, -15):
-        raise DermauditError(f"the explorer ended with code {code}", "its own words stand above")
-    return said
+        raise DermauditError(
+            f"the explorer ended with code {code}", "Streamlit's own message is printed above"
+        )
+    return result
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -97,7 +89,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _open_browser(port: int) -> None:
-    """Open the page once the server answers, where there is a screen to open it on."""
+    """Open the page in a browser once the server answers, if the machine has a screen."""
     import os
     import sys
     import threading
@@ -125,7 +117,7 @@ def _open_browser(port: int) -> None:
 
 
 def _end(server: Any) -> None:
-    """Stop the server. One whose words nobody reads any more dies of its goodbye, and stays."""
+    """Stop the server, by force if it does not end within five seconds."""
     import subprocess
 
     server.terminate()
@@ -160,7 +152,7 @@ def _check_port(port: int) -> None:
 
 
 def _readable_logs(paths: list[Path]) -> list[Path]:
-    """The logs to plot, each read once: what is wrong is said here and not in the browser."""
+    """Return the logs to plot, after reading each once: errors are raised here, not in the browser."""
     from .exhibits.training_log import find_logs, read_log
 
     for path in paths:
@@ -170,8 +162,10 @@ def _readable_logs(paths: list[Path]) -> list[Path]:
 
 
 def _environment(inherited: Any, target: Path | None, logs: list[Path]) -> dict[str, str]:
-    """The child's environment: the run, the logs, and where this package lies (it may not be
-    installed). What was set from outside is not what this command was asked for."""
+    """Return the environment of the server: the run, the logs, and the folder of this package.
+
+    The package may not be installed. A run or a log that was set from outside is not used.
+    """
     import json
     import os
 

@@ -1,9 +1,9 @@
 """The plotly figures of the explorer and the report: plain, colour-blind safe, never colour alone.
 
-Each function takes plain lists and returns a figure in plotly's JSON form, {"data", "layout"}: both
-`st.plotly_chart` and plotly.js take it as it is, and it is made in microseconds (a report has a
-hundred). Series differ by marker shape or hatching as well as by colour (Okabe-Ito), every axis has
-its words, text is 14 px, and the colours keep 3:1 against a white and against a dark page.
+Each function takes plain lists and returns a figure in plotly's JSON form, {"data", "layout"}, which
+`st.plotly_chart` and plotly.js accept and which is made in microseconds. Series differ by marker shape
+or hatching as well as by colour (Okabe-Ito), every axis has its words, text is 14 px, and the colours
+have a contrast of 3:1 on a white and on a dark page.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ GREEN, PINK, VIOLET = "#009E73", "#CC79A7", "#9467BD"
 Interval = tuple[float, float] | None
 Figure = dict[str, Any]
 
-_GRID = "rgba(128, 128, 128, 0.28)"  # seen on a white and on a dark page
+_GRID = "rgba(128, 128, 128, 0.28)"  # visible on a white and on a dark page
 _FONT = {"family": "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif", "size": 14}
 _CLEAR = "rgba(0, 0, 0, 0)"
 
 
 def _plain(text: str) -> str:
-    """A word of the data as plotly's text: plotly reads tags in it, so that they are written out."""
+    """Return a word of the data with the tags in it escaped, which plotly would interpret."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -41,7 +41,7 @@ def _axis(title: str | None = None, **more: Any) -> dict[str, Any]:
 
 
 def _rows(**more: Any) -> dict[str, Any]:
-    """A vertical axis of words, the first on top."""
+    """Return a vertical axis of words, the first on top."""
     return _axis(type="category", autorange="reversed", ticksuffix="  ", **more)
 
 
@@ -55,7 +55,7 @@ def _figure(
     lines: Sequence[tuple[float, str]] = (),
     **layout: Any,
 ) -> Figure:
-    """Put the parts together; `lines` are vertical references (at, what it says)."""
+    """Return a figure of traces and axes; `lines` are vertical references (position, words)."""
     shapes = [
         {
             "type": "line",
@@ -120,7 +120,7 @@ def _dots(
     spans: Sequence[Interval] | None = None,
     size: int = 11,
 ) -> dict[str, Any]:
-    """Markers with their intervals, one series."""
+    """Return one series of markers with their intervals."""
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "markers",
@@ -154,7 +154,7 @@ def phi_grid(
 ) -> Figure:
     """Return φ of each row with each column, the number in every cell; orange with, blue against.
 
-    The colours are the same in every run, from −1 to 1, and follow the square root of |φ|, so that
+    The colours are the same in every run, from -1 to 1, and follow the square root of |φ|, so that
     small values can be told apart and are not shown like large ones.
     """
     ticks = [-1.0, -0.5, -0.2, -0.05, 0.0, 0.05, 0.2, 0.5, 1.0]
@@ -202,7 +202,7 @@ def ranked(
     bounds: tuple[float, float] | None = None,
     reference: tuple[float, str] | None = None,
 ) -> Figure:
-    """One dot with its interval a row, with other marks beside it (a diamond, then a bar)."""
+    """Return one dot with its interval a row, with other marks (a diamond, then a bar)."""
     names, axis = [_plain(n) for n in names], _plain(axis)
     shapes = (("diamond-open", ORANGE), ("line-ns-open", GREY))
     data = [
@@ -224,7 +224,7 @@ def ranked(
 def histogram(
     series: dict[str, Sequence[float]], threshold: float, *, axis: str, bins: int = 40
 ) -> Figure:
-    """Values of the images in which a latent fires, stacked by series (solid, then hatched)."""
+    """Return a histogram of activations, stacked by series (solid, then hatched)."""
     top = max((max(v) for v in series.values() if len(v)), default=1.0)
     size = max(top, 1e-9) / bins
     data = [
@@ -250,7 +250,7 @@ def histogram(
         barmode="stack",
     )
     if len(series) > 1:
-        # Two lines over the plot: the legend above, the threshold's word below it.
+        # Two lines above the plot: the legend, and below it the word of the threshold.
         figure["layout"]["margin"]["t"] = 58
         figure["layout"]["legend"]["y"] = 1.1
     return figure
@@ -259,7 +259,7 @@ def histogram(
 def scores(
     names: list[str], values: list[float], *, axis: str, hatched: Sequence[bool] = ()
 ) -> Figure:
-    """Horizontal bars, the number at each; `hatched` bars are of another kind."""
+    """Return horizontal bars, the number at each; `hatched` bars are of another kind."""
     names = [_plain(n) for n in names]
     marks = ["/" if h else "" for h in hatched] or ["" for _ in names]
     bars = {
@@ -290,8 +290,10 @@ def before_after(
     axis: str,
     bounds: tuple[float, float] | None = None,
 ) -> Figure:
-    """Two dots a row: an open square before, a full circle after, each with its interval, set a
-    little apart so that overlapping intervals are told from each other."""
+    """Return two dots a row with intervals: an open square before, a full circle after.
+
+    They are set a little apart, so that overlapping intervals can be told from each other.
+    """
     names = [_plain(n) for n in names]
     at = list(range(len(names)))
     data = [
@@ -307,7 +309,7 @@ def before_after(
 
 
 def null_strip(control: list[float], effect: float, interval: Interval, *, axis: str) -> Figure:
-    """The effect beside its null: open circles for random sets, a full diamond for the recipe."""
+    """Return an effect and its null: open circles for random sets, a full diamond for the recipe."""
     rows = ["this recipe", "random sets"]
     data = [
         _dots(rows[1], control, [rows[1]] * len(control), "circle-open", GREY, size=10),
@@ -335,8 +337,11 @@ def curves(
     axis: str,
     from_zero: bool = False,
 ) -> Figure:
-    """Panels (title, {name: (x, y)}), two abreast. The place in `names` gives colour, dash and
-    marker, so that a name has its own in every figure of a page. A y of None is a gap."""
+    """Return panels (title, {name: (x, y)}) in two columns; a y of None is a gap.
+
+    The position in `names` gives colour, dash and marker, so that a name keeps its own in every
+    figure of a page.
+    """
     several = len(names) > 1
     rows = -(-len(panels) // 2)
     height = 260 * rows + 20 + (30 if several else 0)
@@ -350,7 +355,7 @@ def curves(
         right = left + 0.46 if len(panels) > 1 else 1.0
         top = 1 - row / rows - (0.0 if row == 0 else 36 / height)
         bottom = 1 - (row + 1) / rows + (52 / height if rows > 1 else 0)
-        # Axis 1 is called x, the others x2, x3, …: so says plotly.
+        # plotly calls axis 1 x, and the others x2, x3, …
         number = "" if i == 0 else str(i + 1)
         layout[f"xaxis{number}"] = _axis(
             axis, anchor=f"y{number}", domain=[left, right], rangemode="tozero"
@@ -374,31 +379,39 @@ def curves(
                 "font": {"size": 14},
             }
         )
-        for name, (x, y) in lines.items():
-            colour, dash, symbol = _LINES[names.index(name) % len(_LINES)]
-            figure["data"].append(
-                {
-                    "type": "scatter",
-                    # A line of one point is seen by its marker alone; of hundreds, they hide it.
-                    "mode": "lines+markers" if few else "lines",
-                    "name": _plain(name),
-                    "legendgroup": name,
-                    "showlegend": not any(t["legendgroup"] == name for t in figure["data"]),
-                    "x": list(x),
-                    "y": list(y),
-                    "xaxis": f"x{number}",
-                    "yaxis": f"y{number}",
-                    "connectgaps": False,
-                    "line": {"color": colour, "width": 2, "dash": dash},
-                    "marker": {
-                        "symbol": symbol,
-                        "size": 7,
-                        "color": colour,
-                        "line": {"width": 2, "color": colour},
-                    },
-                    "hovertemplate": f"{_plain(title)}: %{{y:.4g}} at %{{x:,}}<extra>%{{fullData.name}}</extra>",
-                }
-            )
+        shown = {trace["legendgroup"] for trace in figure["data"]}
+        figure["data"] += [
+            _curve(name, line, names.index(name), title, number, few, legend=name not in shown)
+            for name, line in lines.items()
+        ]
     layout["margin"]["t"] = 64 if several else 34
     layout["legend"]["y"] = 1 + 26 / height
     return figure
+
+
+def _curve(
+    name: str, line: Line, place: int, title: str, axis: str, few: bool, *, legend: bool
+) -> dict[str, Any]:
+    """Return one line of a panel; `place` gives its colour, dash and marker."""
+    colour, dash, symbol = _LINES[place % len(_LINES)]
+    return {
+        "type": "scatter",
+        # A line of one point is visible only by its marker; hundreds of markers hide a line.
+        "mode": "lines+markers" if few else "lines",
+        "name": _plain(name),
+        "legendgroup": name,
+        "showlegend": legend,
+        "x": list(line[0]),
+        "y": list(line[1]),
+        "xaxis": f"x{axis}",
+        "yaxis": f"y{axis}",
+        "connectgaps": False,
+        "line": {"color": colour, "width": 2, "dash": dash},
+        "marker": {
+            "symbol": symbol,
+            "size": 7,
+            "color": colour,
+            "line": {"width": 2, "color": colour},
+        },
+        "hovertemplate": f"{_plain(title)}: %{{y:.4g}} at %{{x:,}}<extra>%{{fullData.name}}</extra>",
+    }

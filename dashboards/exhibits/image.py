@@ -230,5 +230,5 @@ def recipes(view: RunView, row: int) -> Exhibit:
         "recipe's latents are suppressed in the embedding (error term kept). Where nothing "
         "changes, the embedding is the same bit for bit. The suppression page shows each recipe "
         "on the classifier on which it was measured.",
-        Table((*header, "not computed because"), rows),
+        Table((*header, "not computed because"), rows).without_empty_last(),
     )

@@ -11,20 +11,23 @@ from dermaudit.errors import DermauditError, EvidenceError, UserInputError
 
 from . import figures, measures
 from .run_view import RunView, latent_title, rivals_of
-from .tables import Exhibit, Table, span
+from .tables import Exhibit, Table, site_title, span
 
 FILTERS = ("all", "named", "unnamed", "artifact", "clinical")
 
 
 def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[dict[str, Any]]:
-    """The live latents of a filter, named ones first, then by z. `artifact` and `clinical` take a latent by its
-    name's type, or by the type of the labelled concept that it was chosen for."""
+    """Return the live latents of a filter, named ones first, then by z.
+
+    `artifact` and `clinical` select a latent by the type of its name, or by the type of the labelled
+    concept that it was chosen for.
+    """
     chosen = {(r["site"], r["latent"]): r for r in label_choices(view)}
     kept = []
     for row in view.concepts:
         label = chosen.get((row["site"], row["latent"]))
         types = {row["type"], label["type"] if label else None}
-        if kind == "named" and not row["name"] or kind == "unnamed" and row["name"]:
+        if (kind == "named" and not row["name"]) or (kind == "unnamed" and row["name"]):
             continue
         if kind == "artifact" and "artifact" not in types:
             continue
@@ -32,7 +35,8 @@ def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[dict[
             continue
         best = label["concept"] if label else ""
         words = (
-            f"{latent_title(row)} {row['label_concept'] or ''} {best} {row['site']} {row['latent']}"
+            f"{latent_title(row)} {row['label_concept'] or ''} {best} {row['site']} "
+            f"{site_title(row['site'])} {row['latent']}"
         )
         if text.strip().lower() not in words.lower():
             continue
@@ -55,7 +59,7 @@ def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[dict[
 
 
 def label_choices(view: RunView) -> list[dict[str, Any]]:
-    """The rows of labels.parquet that have a latent; [] where there are none."""
+    """Return the rows of labels.parquet that have a latent; [] where there are none."""
     try:
         return [r for r in view.label_rows if r["latent"] is not None]
     except (EvidenceError, UserInputError):
@@ -63,57 +67,38 @@ def label_choices(view: RunView) -> list[dict[str, Any]]:
 
 
 def concept_table(rows: list[dict[str, Any]]) -> Table:
-    return Table(
-        (
-            "name",
-            "type",
-            "site",
-            "latent",
-            "z",
-            "q",
-            "frequency",
-            "fires on",
-            "over seeds",
-            "best labelled",
-            "its AUPRC",
-            "chosen for",
-            "unnamed because",
-        ),
-        [
-            (
-                latent_title(r),
-                r["type"],
-                r["site"],
-                r["latent"],
-                r["z"],
-                r["q"],
-                r["frequency"],
-                r["n_active"],
-                r.get("stable"),
-                r["label_concept"],
-                r["label_auprc"],
-                r.get("best_for"),
-                r["reason"],
-            )
-            for r in rows
-        ],
-        shares=frozenset({"frequency"}),
+    """Return the table of latents."""
+    return Table.of(
+        rows,
+        ("name", latent_title),
+        ("type", "type"),
+        ("reads", lambda r: site_title(r["site"])),
+        ("latent", "latent"),
+        ("z", "z"),
+        ("q", "q"),
+        ("frequency", "frequency"),
+        ("active in", "n_active"),
+        ("over seeds", "stable"),
+        ("best labelled", "label_concept"),
+        ("its AUPRC", "label_auprc"),
+        ("chosen for", "best_for"),
+        ("unnamed because", "reason"),
+        shares=("frequency",),
     )
 
 
 CONCEPTS_CAPTION = (
-    "One row a latent that fires. z = text score of the name; q = its false-discovery rate "
-    "against the permutation "
-    "null; frequency = share of images in which the latent fires; over seeds = every other seed that was "
-    "fitted found it too (– = only one was: dermaudit fit); best labelled = the labelled "
-    "concept that it ranks best on "
-    "test, with its average precision; chosen for = the labelled concept for which it is the "
-    "best latent on val."
+    "One row for each latent that is active in an image. reads = the embedding of the whole image, or "
+    "of each patch after a block of the model; z = text score of the name; q = its false-discovery "
+    "rate against the permutation null; frequency = share of images in which the latent is active; "
+    "over seeds = every other seed that was fitted found it too (– = only one was: dermaudit fit); "
+    "best labelled = the labelled concept that it ranks best on test, with its average precision; "
+    "chosen for = the labelled concept for which it is the best latent on validation images."
 )
 
 
 def over_seeds(view: RunView, row: dict[str, Any]) -> str:
-    """In a sentence: would another fit have found this latent?"""
+    """Return in a sentence whether another fit found this latent too."""
     report = view.other_seeds(row["site"])
     if report is None:
         return "Over seeds: not measured (`dermaudit fit` on this run compares three)."
@@ -172,7 +157,7 @@ def suppressed_by(view: RunView, site: str, latent: int) -> list[str]:
 
 
 def find_concept(view: RunView, site: str, latent: int) -> dict[str, Any]:
-    """The row of one latent. UserInputError when it never fires, or is not there."""
+    """Return the row of one latent. UserInputError when it is never active, or does not exist."""
     for row in view.concepts:
         if row["site"] == site and row["latent"] == latent:
             return row
@@ -183,7 +168,7 @@ def find_concept(view: RunView, site: str, latent: int) -> dict[str, Any]:
 
 
 def active_rows(view: RunView, site: str, latent: int) -> list[tuple[int, float]]:
-    """(row, activation) of every image in which a latent fires, strongest first."""
+    """Return (row, activation) of every image in which a latent is active, strongest first."""
     column = view.codes(site).column(latent)
     fires = np.flatnonzero(column > 0)
     order = fires[np.argsort(-column[fires], kind="stable")]
@@ -206,7 +191,7 @@ def firing_condition(view: RunView, site: str, latent: int) -> str:
 
 
 def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
-    """Histogram of a latent's activations with its threshold, split by the label it ranks best."""
+    """Return the histogram of a latent's activations, split by the label that it ranks best."""
     site, latent = row["site"], row["latent"]
     column = view.codes(site).column(latent)
     threshold = _threshold(view, site, latent)
@@ -249,7 +234,7 @@ def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
 
 
 def rival_names(row: dict[str, Any]) -> Exhibit:
-    """The words that scored best; distractors (words that name nothing here) are hatched."""
+    """Return the words that scored best; distractors (words that name nothing here) are hatched."""
     rivals = rivals_of(row)
     if not rivals:
         raise EvidenceError(row["reason"] or "no word was scored for this latent")
@@ -278,7 +263,7 @@ def rival_names(row: dict[str, Any]) -> Exhibit:
 
 
 def against_labels(view: RunView, row: dict[str, Any]) -> Exhibit:
-    """How the latent ranks labelled concepts on test, with intervals."""
+    """Return how the latent ranks labelled concepts on test images, with intervals."""
     rows = measures.latent_evidence(view, row["site"], row["latent"])
     shown = [r for r in rows if r["auroc"] is not None]
     if not shown:
@@ -295,33 +280,18 @@ def against_labels(view: RunView, row: dict[str, Any]) -> Exhibit:
         f"The {len(rows)} labels that this latent ranks best on val, scored on test: AUROC with "
         "a 95 % interval (bootstrap over groups, "
         f"{measures.DRAWS} draws), and average precision beside the prevalence. " + chosen,
-        Table(
-            (
-                "label",
-                "type",
-                "AUROC",
-                "95 % interval",
-                "AUPRC",
-                "prevalence",
-                "n+",
-                "n",
-                "not measured because",
-            ),
-            [
-                (
-                    r["concept"],
-                    r["type"],
-                    r["auroc"],
-                    span(r["lo"], r["hi"]),
-                    r["auprc"],
-                    r["prevalence"],
-                    r["n_pos"],
-                    r["n"],
-                    r["reason"],
-                )
-                for r in rows
-            ],
-        ),
+        Table.of(
+            rows,
+            ("label", "concept"),
+            ("type", "type"),
+            ("AUROC", "auroc"),
+            ("95 % interval", ("lo", "hi")),
+            ("AUPRC", "auprc"),
+            ("prevalence", "prevalence"),
+            ("n+", "n_pos"),
+            ("n", "n"),
+            ("not measured because", "reason"),
+        ).without_empty_last(),
         figures.ranked(
             [r["concept"] for r in shown],
             [r["auroc"] for r in shown],

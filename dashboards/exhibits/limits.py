@@ -1,4 +1,4 @@
-"""What a run does not know: what could not be measured and why, and when not to lean on it."""
+"""The limits of a run: what could not be measured and why, and when not to use its results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DO_NOT_USE = "Do not use this run if"
 
 
 def unmeasured(view: RunView) -> list[tuple[str, str]]:
-    """(what, why) of everything that has no number in this run."""
+    """Return (what, why) of everything that has no number in this run."""
     missing: list[tuple[str, str]] = []
     for what, make in (
         ("artifacts by label", overview.artifact_prevalence),
@@ -72,8 +72,8 @@ def unmeasured(view: RunView) -> list[tuple[str, str]]:
 
 
 def do_not_use_if(view: RunView) -> list[str]:
-    """When the findings of this run must not be leaned on, from its own numbers."""
-    said = [
+    """Return when the results of this run must not be used, from its own numbers."""
+    lines = [
         "a decision about a patient depends on it: this is research software, not a medical device",
         "your images come from another camera, site or population than the images of this run: "
         "nothing here was measured on them",
@@ -81,14 +81,14 @@ def do_not_use_if(view: RunView) -> list[str]:
     tones = Counter(view.column("skin_tone")[view.splits == "test"])
     few = sorted(t for t, n in tones.items() if t and n < MIN_CELL)
     if set(tones) <= {""}:
-        said.append("results by skin tone matter to you: the manifest records none")
+        lines.append("results by skin tone matter to you: the manifest records none")
     elif few:
-        said.append(
+        lines.append(
             f"your patients have skin tone {', '.join(few)}: fewer than {MIN_CELL} test images each"
         )
     without = [c for c in view.suppressions if not view.has_recipe(c)]
     if without:
-        said.append(
+        lines.append(
             f"you need {', '.join(without)} suppressed: there was not enough evidence for a recipe"
         )
     for concept in view.suppressions:
@@ -97,17 +97,17 @@ def do_not_use_if(view: RunView) -> list[str]:
         try:
             limits = load_recipe(view.run, concept).body["limits"]
         except DermauditError as error:
-            said.append(f"you need {concept} suppressed: {error.message}")
+            lines.append(f"you need {concept} suppressed: {error.message}")
             continue
-        said += [f"you rely on the recipe for {concept}: {limit}" for limit in limits]
+        lines += [f"you rely on the recipe for {concept}: {limit}" for limit in limits]
         ci = view.suppression(concept).get("ci") or []
         if ci and ci[0] is not None and ci[0] <= 0:
-            said.append(
+            lines.append(
                 f"you rely on the recipe for {concept}: the interval of its effect on the worst "
                 "group, "
                 f"{word(tuple(ci))}, does not leave out 0"
             )
     test = int(np.sum(view.splits == "test"))
     if test < MIN_CELL:
-        said.append(f"you need an error bar: the run has {test} test images")
-    return said
+        lines.append(f"you need an error bar: the run has {test} test images")
+    return lines

@@ -1,7 +1,7 @@
-"""The few figures that are computed while looking: prevalences with φ, groups, one latent's evidence.
+"""The figures that are computed when a page is opened: φ, groups, the evidence of one latent.
 
-Each stands on stored labels and codes, carries its n and an interval by bootstrap over groups, and
-keeps the rule of the house: what is chosen is chosen on val, what is claimed is scored on test.
+Each is computed from stored labels and codes, and has its n and an interval by bootstrap over groups.
+What is selected is selected on validation images, and measured on test images.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ SHOWN_LABELS = 6
 
 @dataclass(frozen=True)
 class Cell:
-    """An artifact among the images of one label: `n_pos` of `n` known; φ against the other labels.
-    φ and its interval are None where one of the four cells is empty or n < 30."""
+    """An artifact in the images of one label: `n_pos` of `n` known ones, and φ with its interval.
+
+    φ compares with all other labels. It is None where one of the four cells is empty or n < 30.
+    """
 
     artifact: str
     label: str
@@ -44,14 +46,16 @@ class Cell:
 
 
 def phi(n11: np.ndarray, n1_: np.ndarray, n_1: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """φ of 2 × 2 counts: both, first, second, all. nan where a margin is empty."""
+    """Return φ of the counts of a 2 by 2 table: both, first, second, all; nan for an empty margin."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return (n * n11 - n1_ * n_1) / np.sqrt(n1_ * (n - n1_) * n_1 * (n - n_1))
 
 
 def prevalence(view: RunView, *, seed: int = 0) -> list[Cell]:
-    """Every artifact against every label, over all images whose both are known.
-    EvidenceError where there are no labels or no artifact columns."""
+    """Return every artifact against every label, over the images for which both are known.
+
+    EvidenceError where there are no labels or no artifact columns.
+    """
     if "prevalence" in view.memo:
         return view.memo["prevalence"]
     artifacts = [t for t in view.truth.values() if t.type == "artifact"]
@@ -94,8 +98,11 @@ def prevalence(view: RunView, *, seed: int = 0) -> list[Cell]:
 def latent_evidence(
     view: RunView, site: str, latent: int, *, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """How one latent ranks the labels: the SHOWN_LABELS that it ranks best on val (by AUPRC above
-    prevalence), scored on test with intervals. EvidenceError without labels, or without a val."""
+    """Return how one latent ranks the labels, scored on test images with intervals.
+
+    The labels are the SHOWN_LABELS that it ranks best on validation images, by AUPRC above prevalence.
+    EvidenceError without labels, or without validation images.
+    """
     truths = list(view.truth.values())
     if not truths:
         raise EvidenceError("no labels: not measured")
@@ -145,7 +152,7 @@ def latent_evidence(
 
 
 def _draws(view: RunView, rows: np.ndarray, seed: int) -> np.ndarray:
-    """The bootstrap weights (DRAWS, len(rows)) over the groups of these rows, kept for the run."""
+    """Return the bootstrap weights (DRAWS, len(rows)) over the groups of these rows; they are kept."""
     key = f"draws {seed} {hash(rows.tobytes())}"
     if key not in view.memo:
         drawn = GroupBootstrap(view.groups[rows].tolist(), DRAWS, seed).weights()
@@ -154,15 +161,18 @@ def _draws(view: RunView, rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def auroc_span(y: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the AUROC over the draws `weights` (draws, n)."""
+    """Return the 95 % interval of the AUROC over the draws `weights` (draws, n)."""
     return percentile_interval(auroc_draws(y, score, weights))
 
 
 def group_accuracy(
     rows: list[dict[str, Any]], groups: np.ndarray, target: str, *, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Accuracy of each of the four groups of a trap's test rows before and after a suppression, and
-    the change, each with its interval; cells under 30 images say so and carry none."""
+    """Return the accuracy of each of the four groups before and after a suppression, and the change.
+
+    `rows` are the test images of a trap. Each figure has an interval; a group with fewer than 30
+    images has a reason instead.
+    """
     names = np.array([row["group4"] for row in rows])
     out = []
     for name in sorted(set(names)):
@@ -205,8 +215,10 @@ def threshold_effects(
     *,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return, for each of the four groups, the share of right decisions before suppression, after it
-    at the unchanged threshold, and after it at the threshold that was chosen again.
+    """Return the share of right decisions of each of the four groups, at three moments.
+
+    They are: before suppression, after it at the unchanged threshold, and after it at the threshold
+    that was chosen again.
 
     `rows` are the test images of a trap (docs/formats.md), `groups` the patient or lesion of every
     image of the run, the thresholds logits. The share is the sensitivity in groups with the target
@@ -268,8 +280,10 @@ def decision_shares(view: RunView, predicted: np.ndarray, *, seed: int = 0) -> l
 def flipped_cases(
     rows: list[dict[str, Any]], target: str, threshold_before: float | None = None
 ) -> list[dict[str, Any]]:
-    """The images whose decision changed, with what it means, gravest first: a true target that is
-    no longer called (malignant → benign), then other target → rest, then rest → target.
+    """Return the images whose decision changed, with what it means, gravest first.
+
+    First a true target that is no longer called (malignant → benign), then another one that is no
+    longer called, then those that are called now.
 
     With the threshold before suppression (a logit), `cause` says whether the decision changes at
     this threshold ("edit") or only because the threshold moved ("threshold").
@@ -305,7 +319,7 @@ def flipped_cases(
 
 
 def nearest(view: RunView, row: int, k: int = 6) -> list[tuple[int, float]]:
-    """The images nearest to `row` by cosine of the pooled embedding, itself left out."""
+    """Return the images nearest to `row` by cosine of the pooled embedding, itself left out."""
     x = view.pooled
     length = np.linalg.norm(x, axis=1)
     cosine = x @ x[row] / np.maximum(length * length[row], 1e-12)

@@ -22,7 +22,7 @@ KINDS = {
 
 
 def provenance(view: RunView) -> Exhibit:
-    """What the run was made from, with hashes."""
+    """Return what the run was made from, with hashes."""
     meta = view.run.meta
     model, data = meta.get("model") or {}, meta.get("data") or {}
     facts = view.data_facts
@@ -49,7 +49,7 @@ def provenance(view: RunView) -> Exhibit:
 
 
 def counts(view: RunView) -> Exhibit:
-    """Images by split and label."""
+    """Return the number of images by split and label."""
     splits = [s for s in ("train", "val", "test") if (view.splits == s).any()]
     splits += sorted(set(view.splits) - set(splits))
     labels = sorted(set(view.labels) - {""})
@@ -70,7 +70,7 @@ def counts(view: RunView) -> Exhibit:
 
 
 def skin_tones(view: RunView) -> Exhibit:
-    """How many images there are of each skin tone. EvidenceError where none is recorded."""
+    """Return how many images there are of each skin tone. EvidenceError where none is recorded."""
     tones = Counter(view.column("skin_tone"))
     if set(tones) <= {""}:
         raise EvidenceError("no skin tones in the manifest: not measured")
@@ -87,7 +87,7 @@ def skin_tones(view: RunView) -> Exhibit:
 
 
 def artifact_prevalence(view: RunView) -> Exhibit:
-    """Artifact × label: how often, and φ with its interval."""
+    """Return how often each artifact is in the images of each label, and φ with its interval."""
     cells = measures.prevalence(view)
     names = list(dict.fromkeys(c.artifact for c in cells))
     labels = list(dict.fromkeys(c.label for c in cells))
@@ -140,41 +140,37 @@ def artifact_prevalence(view: RunView) -> Exhibit:
 
 
 def sae(view: RunView) -> Exhibit:
-    """Metrics of the dictionaries on held-out rows."""
-    rows = []
-    for site in view.sites:
-        m = view.sae_metrics(site)
-        rows.append(
-            (
-                site,
-                m.get("d_in"),
-                m.get("d_sae"),
-                m.get("k"),
-                m.get("l0"),
-                m.get("fvu"),
-                m.get("dead"),
-                stability["stable"]["value"] if (stability := view.other_seeds(site)) else None,
-                m.get("n_train"),
-            )
-        )
+    """Return the metrics of the SAEs on held-out embeddings."""
+    rows = [{"site": site, **view.sae_metrics(site)} for site in view.sites]
     if not rows:
         raise EvidenceError("the run has no sparse autoencoder yet")
+
+    def over_seeds(row: dict[str, Any]) -> float | None:
+        report = view.other_seeds(row["site"])
+        return report["stable"]["value"] if report else None
+
     return Exhibit(
         "Sparse autoencoders",
-        "On test rows. L0 = active latents a row; FVU = fraction of variance unexplained; dead "
-        "= latents that "
-        "fire on no test row; over seeds = live latents that every other seed found too (decoder and encoder "
-        "cosine .7 and more), – = one seed was fitted; n = rows it was fitted on (train).",
-        Table(
-            ("site", "d_in", "d_sae", "k", "L0", "FVU", "dead", "over seeds", "n"),
+        "On test images. L0 = active latents of an embedding; FVU = fraction of variance "
+        "unexplained; dead = latents that are active in no test image; over seeds = live latents that "
+        "every other seed found too (decoder and encoder cosine .7 and more), – = one seed was "
+        "fitted; n = embeddings it was fitted on (train).",
+        Table.of(
             rows,
-            shares=frozenset({"dead", "over seeds"}),
+            ("site", "site"),
+            *((name, name) for name in ("d_in", "d_sae", "k")),
+            ("L0", "l0"),
+            ("FVU", "fvu"),
+            ("dead", "dead"),
+            ("over seeds", over_seeds),
+            ("n", "n_train"),
+            shares=("dead", "over seeds"),
         ),
     )
 
 
 def found(view: RunView) -> Exhibit:
-    """The best single latent of each labelled concept beside the probe and the prevalence."""
+    """Return the best single latent of each labelled concept, with the probe and the prevalence."""
     everything = view.label_rows
     rows = [row for row in everything if row["auprc"] is not None]
     if not rows:
@@ -192,26 +188,6 @@ def found(view: RunView) -> Exhibit:
             "prevalence (chance)": [r["prevalence"] for r in rows],
         },
     )
-    table = [
-        (
-            r["concept"],
-            r["type"],
-            site_title(r["site"]) if r["site"] else None,
-            r["latent"],
-            r["n_pos"],
-            r["n"],
-            r["auprc"],
-            span(r["auprc_lo"], r["auprc_hi"]),
-            r["auroc"],
-            span(r["auroc_lo"], r["auroc_hi"]),
-            r["probe_auprc"],
-            r["prevalence"],
-            r["lift_share"],
-            span(r["lift_share_lo"], r["lift_share_hi"]),
-            r["reason"],
-        )
-        for r in everything
-    ]
     best = max(rows, key=lambda r: r["auprc"] - r["prevalence"])
     return Exhibit(
         "How well one latent detects each labelled concept",
@@ -222,25 +198,23 @@ def found(view: RunView) -> Exhibit:
         "prevalence, what chance gives. Lift share = (latent − prevalence) / (probe − "
         "prevalence). Intervals: 95 %, "
         "bootstrap over groups.",
-        Table(
-            (
-                "concept",
-                "type",
-                "reads",
-                "latent",
-                "n+",
-                "n",
-                "AUPRC",
-                "AUPRC 95 %",
-                "AUROC",
-                "AUROC 95 %",
-                "probe AUPRC",
-                "prevalence",
-                "lift share",
-                "lift share 95 %",
-                "not measured because",
-            ),
-            table,
+        Table.of(
+            everything,
+            ("concept", "concept"),
+            ("type", "type"),
+            ("reads", lambda r: site_title(r["site"]) if r["site"] else None),
+            ("latent", "latent"),
+            ("n+", "n_pos"),
+            ("n", "n"),
+            ("AUPRC", "auprc"),
+            ("AUPRC 95 %", ("auprc_lo", "auprc_hi")),
+            ("AUROC", "auroc"),
+            ("AUROC 95 %", ("auroc_lo", "auroc_hi")),
+            ("probe AUPRC", "probe_auprc"),
+            ("prevalence", "prevalence"),
+            ("lift share", "lift_share"),
+            ("lift share 95 %", ("lift_share_lo", "lift_share_hi")),
+            ("not measured because", "reason"),
         ),
         figure,
         f"{len(rows)} concepts; the clearest is {best['concept']}: AUPRC {best['auprc']:.2f} at "
@@ -249,7 +223,7 @@ def found(view: RunView) -> Exhibit:
 
 
 def naming(view: RunView) -> Exhibit:
-    """How many latents got a name, how many of the names are wrong, and the null."""
+    """Return how many latents got a name, how many of the names are wrong, and the null."""
     m = view.naming
     judged = m.get("n_judged")
     rows = [
@@ -273,7 +247,7 @@ def naming(view: RunView) -> Exhibit:
 
 
 def bottleneck(view: RunView) -> Exhibit:
-    """Equal numbers of concepts: latents, vocabulary, random words; and the full probe."""
+    """Return bottlenecks of equally many latents, vocabulary words and random words, and the probe."""
     rows = view.bottlenecks
     if not rows:
         raise EvidenceError("no bottleneck was fitted")
@@ -331,38 +305,32 @@ def head(view: RunView) -> Exhibit:
     if not areas:
         raise EvidenceError(f"the head on test: {test.get('reason', 'n too small')}")
     shares = {s["label"]: s for s in measures.decision_shares(view, predicted_labels(view))}
-    rows: list[tuple[Any, ...]] = []
-    for name, (area, low, high) in areas.items():
-        row: list[Any] = [name, area, span(low, high)]
-        for measure in ("sensitivity", "specificity"):
-            share = shares.get(name, {})
-            row += [share.get(key) for key in (measure, f"{measure}_ci", f"{measure}_n")]
-        rows.append(tuple(row))
+    rows = [
+        {"class": name, "auroc": area, "auroc_ci": span(low, high), **shares.get(name, {})}
+        for name, (area, low, high) in areas.items()
+    ]
     extra = (
         f" Accuracy {word(test['accuracy'])}, balanced accuracy {word(test['balanced_accuracy'])}."
         if "accuracy" in test
         else ""
     )
-    interval = "95 % interval"
     return Exhibit(
         "The classifier of this run",
-        f"The run's head (label), a logistic regression on the pooled embedding, fitted on "
+        "The run's head (label), a logistic regression on the pooled embedding, fitted on "
         f"{fitted.n_train} train images (C = {fitted.C:g}). AUROC of each class against the rest on "
         f"{test.get('n')} test images. Sensitivity and specificity are those of the class with the "
         "highest probability; n = test images with and without the class. Intervals: 95 %, "
         f"bootstrap over groups.{extra}",
-        Table(
-            (
-                "class",
-                "AUROC",
-                interval,
-                "sensitivity",
-                interval,
-                "n with",
-                "specificity",
-                interval,
-                "n without",
-            ),
+        Table.of(
             rows,
+            ("class", "class"),
+            ("AUROC", "auroc"),
+            ("AUROC 95 %", "auroc_ci"),
+            ("sensitivity", "sensitivity"),
+            ("sensitivity 95 %", "sensitivity_ci"),
+            ("n with", "sensitivity_n"),
+            ("specificity", "specificity"),
+            ("specificity 95 %", "specificity_ci"),
+            ("n without", "specificity_n"),
         ),
     )

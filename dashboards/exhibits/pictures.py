@@ -26,9 +26,12 @@ LEVELS = ((0, 32, 77), (65, 77, 107), (124, 123, 120), (188, 175, 111), (255, 23
 
 @dataclass(frozen=True)
 class PatchMap:
-    """`picture` and `plain` (without the map) are webp bytes of the same size; `values` (h, w) codes of the patches;
-    `top` is the latent's largest value in the run, `edges` the lower bounds of the five steps;
-    `fires` says where the latent fires."""
+    """An image with the activations of one latent over it.
+
+    `picture` and `plain` (without the map) are webp bytes of the same size; `values` (h, w) are the
+    codes of the patches; `top` is the latent's largest value in the run; `fires` is the condition
+    under which the latent is active, as a clause.
+    """
 
     picture: bytes
     plain: bytes
@@ -38,18 +41,21 @@ class PatchMap:
 
     @property
     def in_words(self) -> str:
-        """What the map shows, in numbers: its alt text."""
+        """The content of the map in numbers: its alt text."""
         fires = int((self.values > 0).sum())
         return f"largest {self.values.max():.2f}, fires in {fires} of {self.values.size} patches"
 
     @property
     def edges(self) -> list[float]:
+        """The lower bounds of the five steps."""
         return [self.top * i / len(LEVELS) for i in range(len(LEVELS))]
 
 
 def pixels(view: RunView, row: int, side: int) -> np.ndarray:
-    """Image `row`, its longer side `side` px. EvidenceError when it is gone, StaleArtifactError
-    when its bytes are not those that the run saw."""
+    """Return image `row` with its longer side scaled to `side` px.
+
+    EvidenceError when the file is missing, StaleArtifactError when it was changed after the run.
+    """
     from dermaudit.data import read_image
     from dermaudit.data.images.decode import read_header
 
@@ -62,13 +68,14 @@ def pixels(view: RunView, row: int, side: int) -> np.ndarray:
             raise StaleArtifactError(f"image {row} was altered after the run read it")
     header = read_header(path)
     width, height = header.width, header.height
-    if header.orientation >= 5:  # EXIF says that the camera lay on its side
+    if header.orientation >= 5:  # by EXIF the camera was turned on its side
         width, height = height, width
     scale = side / max(width, height)
     return read_image(path, (max(1, round(height * scale)), max(1, round(width * scale))))
 
 
 def webp(array: np.ndarray) -> bytes:
+    """Return an image (h, w, 3) uint8 as webp bytes."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -77,12 +84,12 @@ def webp(array: np.ndarray) -> bytes:
 
 
 def thumbnail(view: RunView, row: int, side: int = SIDE) -> bytes:
-    """Image `row` as webp bytes, a few kB."""
+    """Return image `row` as webp bytes, a few kB."""
     return webp(pixels(view, row, side))
 
 
 def patch_values(view: RunView, row: int, site: str, latent: int) -> np.ndarray:
-    """Codes of one latent at the patches of one image, (h, w), from the stored activations."""
+    """Return the codes of one latent at the patches of one image, (h, w)."""
     import torch
 
     from dermaudit.sae import LatentSuppressor
@@ -100,7 +107,7 @@ def patch_values(view: RunView, row: int, site: str, latent: int) -> np.ndarray:
 def patch_map(
     view: RunView, row: int, site: str, latent: int, *, opacity: float = 0.55, side: int = MAP_SIDE
 ) -> PatchMap:
-    """The map of a latent over an image. Errors: as `pixels`; EvidenceError at a pooled site."""
+    """Return the map of a latent over an image. EvidenceError at a pooled site; see also `pixels`."""
     image = pixels(view, row, side)
     values = patch_values(view, row, site, latent)
     top = float(view.codes(site).column(latent).max())
@@ -109,8 +116,10 @@ def patch_map(
 
 
 def overlay(image: np.ndarray, values: np.ndarray, top: float, opacity: float) -> np.ndarray:
-    """Lay codes (h, w) over image (H, W, 3): steps of colour where the latent fires, and an outline
-    round every firing area; round its strongest two steps the outline is doubled."""
+    """Return image (H, W, 3) with codes (h, w) over it: colour and an outline where a latent is active.
+
+    Around the strongest two steps the outline is twice as thick.
+    """
     height, width = image.shape[:2]
     y = np.minimum(np.arange(height) * values.shape[0] // height, values.shape[0] - 1)
     x = np.minimum(np.arange(width) * values.shape[1] // width, values.shape[1] - 1)
@@ -128,7 +137,7 @@ def overlay(image: np.ndarray, values: np.ndarray, top: float, opacity: float) -
 
 
 def _edge(area: np.ndarray) -> np.ndarray:
-    """Pixels of `area` that touch what is outside it; the picture's border counts as outside."""
+    """Return the pixels of `area` next to a pixel outside it; the picture's border is outside."""
     padded = np.pad(area, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return area & ~inside

@@ -1,4 +1,4 @@
-"""The exhibits of one suppressed concept: groups before and after, the null, what it costs, who flips."""
+"""The exhibits of one suppressed concept: groups before and after, null, cost, changed decisions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .tables import Exhibit, Table, span, word
 
 
 def group_words(name: str, concept: str, target: str) -> str:
-    """ "y=1 a=0" in words: "mel, no ruler"."""
+    """Return a group in words: `y=1 a=0` is "mel, no ruler"."""
     y, a = (part.endswith("1") for part in name.split(" "))
     return f"{target if y else 'not ' + target}, {'with' if a else 'no'} {concept}"
 
 
 def measured(view: RunView, concept: str) -> dict[str, Any]:
-    """The figures of a suppression whose effect was measured; EvidenceError with the reason else."""
+    """Return the figures of a suppression with a measured effect; else EvidenceError with the reason."""
     found = view.suppression(concept)
     if found.get("worst_group_before") is None:
         raise EvidenceError(
@@ -35,7 +35,7 @@ def _where(found: dict[str, Any]) -> str:
 
 
 def groups(view: RunView, concept: str) -> Exhibit:
-    """Accuracy of the four groups of the trap before and after."""
+    """Return the accuracy of the four groups of the trap before and after."""
     found = measured(view, concept)
     target = found.get("target", "target")
     rows = measures.group_accuracy(view.suppressed_rows(concept), view.groups, target)
@@ -51,32 +51,17 @@ def groups(view: RunView, concept: str) -> Exhibit:
         f"groups, {measures.DRAWS} draws. Both decision thresholds were set on the rows of "
         "choice; at the unchanged threshold the "
         f"worst group is {word(found.get('worst_group_after_fixed_threshold'))}.",
-        Table(
-            (
-                "group",
-                "n",
-                "before",
-                "before 95 %",
-                "after",
-                "after 95 %",
-                "change 95 %",
-                "latents fire in",
-                "flipped",
-            ),
-            [
-                (
-                    n,
-                    r["n"],
-                    r["before"],
-                    r["before_ci"],
-                    r["after"],
-                    r["after_ci"],
-                    r["change_ci"],
-                    r["fired"],
-                    r["flipped"],
-                )
-                for n, r in zip(names, rows, strict=True)
-            ],
+        Table.of(
+            [{**r, "name": n} for n, r in zip(names, rows, strict=True)],
+            ("group", "name"),
+            ("n", "n"),
+            ("before", "before"),
+            ("before 95 %", "before_ci"),
+            ("after", "after"),
+            ("after 95 %", "after_ci"),
+            ("change 95 %", "change_ci"),
+            ("latents active in", "fired"),
+            ("flipped", "flipped"),
         ),
         figures.before_after(
             names,
@@ -96,30 +81,17 @@ def groups(view: RunView, concept: str) -> Exhibit:
 
 
 def thresholds(view: RunView, concept: str) -> Exhibit:
-    """What the edit does at the unchanged threshold, and what the moved threshold adds."""
+    """Return what the edit does at the unchanged threshold, and what the moved threshold adds."""
     found = measured(view, concept)
     target = found.get("target", "target")
     before, after = found["threshold_before"], found["threshold_after"]
     groups = measures.threshold_effects(view.suppressed_rows(concept), view.groups, before, after)
-    rows = [
-        (
-            f"{group_words(g['group'], concept, target)}: {g['measure']}",
-            g["n"],
-            g["before"],
-            g["before_ci"],
-            g["after_unchanged"],
-            g["after_unchanged_ci"],
-            g["after"],
-            g["after_ci"],
-            g["after_unchanged"] - g["before"],
-            g["after"] - g["after_unchanged"],
-        )
-        for g in groups
-    ]
     worst = {key: min(g[key] for g in groups) for key in ("before", "after_unchanged", "after")}
-    small = [r[0] for r in rows if r[1] < measures.MIN_CELL]
+
+    def name(row: dict[str, Any]) -> str:
+        return f"{group_words(row['group'], concept, target)}: {row['measure']}"
+
     old, new = measures.probability(before), measures.probability(after)
-    interval = "95 % interval"
     return Exhibit(
         "Sensitivity and specificity: the edit and the moved threshold",
         f"The decision threshold is p = {old:.2f} before suppression, and was chosen again after it: "
@@ -128,27 +100,25 @@ def thresholds(view: RunView, concept: str) -> Exhibit:
         'the first of the two changes is made by the edit. The columns "at the old" and "at the new" '
         "are after suppression, at these two thresholds. Intervals: 95 %, bootstrap over groups, "
         f"{measures.DRAWS} draws.",
-        Table(
-            (
-                "group and measure",
-                "n",
-                "before",
-                interval,
-                "at the old",
-                interval,
-                "at the new",
-                interval,
-                "by the edit",
-                "by the threshold",
-            ),
-            rows,
+        Table.of(
+            groups,
+            ("group and measure", name),
+            ("n", "n"),
+            ("before", "before"),
+            ("before 95 %", "before_ci"),
+            ("at the old", "after_unchanged"),
+            ("at the old 95 %", "after_unchanged_ci"),
+            ("at the new", "after"),
+            ("at the new 95 %", "after_ci"),
+            ("by the edit", lambda g: g["after_unchanged"] - g["before"]),
+            ("by the threshold", lambda g: g["after"] - g["after_unchanged"]),
         ),
-        notes=[f"{name}: n too small" for name in small],
+        notes=[f"{name(g)}: n too small" for g in groups if g["n"] < measures.MIN_CELL],
     )
 
 
 def null(view: RunView, concept: str) -> Exhibit:
-    """The lift of the worst group beside that of random sets of equally often firing latents."""
+    """Return the change of the worst group, with that of random latents that are as often active."""
     found = measured(view, concept)
     lifts = [float(v) for v in found.get("random_lifts") or []]
     if not lifts:
@@ -178,100 +148,71 @@ def null(view: RunView, concept: str) -> Exhibit:
 
 
 def cost(view: RunView, concept: str) -> Exhibit:
-    """The table of effects: worst group, artifact-free cost, insertion residual, identity."""
+    """Return the effects: worst group, artifact-free cost, insertion residual, identity."""
     found = measured(view, concept)
-    n_test = found.get("n_test")
-    rows: list[tuple[Any, ...]] = [
-        (
-            "worst group before",
-            found["worst_group_before"],
-            span(*(found.get("worst_group_before_ci") or (None, None))),
-            n_test,
-            None,
-        ),
+    test, clean, drawn = (found.get(key) for key in ("n_test", "clean_n", "insertion_n"))
+    figures_of: list[tuple[str, str, str, int | None]] = [  # words, key, key of the interval, n
+        ("worst group before", "worst_group_before", "worst_group_before_ci", test),
         (
             "worst group after, at the unchanged threshold",
-            found.get("worst_group_after_fixed_threshold"),
-            None,
-            n_test,
-            None,
+            "worst_group_after_fixed_threshold",
+            "",
+            test,
         ),
         (
             "worst group after, at the threshold chosen again",
-            found["worst_group_after"],
-            span(*(found.get("worst_group_after_ci") or (None, None))),
-            n_test,
-            None,
+            "worst_group_after",
+            "worst_group_after_ci",
+            test,
         ),
-        (
-            "change of the worst group",
-            found.get("worst_group_lift"),
-            span(*(found.get("ci") or (None, None))),
-            n_test,
-            None,
-        ),
-        (
-            "worst group after fitting the head again",
-            found.get("worst_group_after_refit"),
-            None,
-            n_test,
-            None,
-        ),
-        (
-            "worst group of a head fitted without the trap",
-            found.get("worst_group_without_trap"),
-            None,
-            n_test,
-            None,
-        ),
-        ("AUROC on the trap's test rows, before", found.get("auroc_before"), None, n_test, None),
-        ("AUROC on the trap's test rows, after", found.get("auroc_after"), None, n_test, None),
+        ("change of the worst group", "worst_group_lift", "ci", test),
+        ("worst group after fitting the head again", "worst_group_after_refit", "", test),
+        ("worst group of a head fitted without the trap", "worst_group_without_trap", "", test),
+        ("AUROC on the trap's test rows, before", "auroc_before", "", test),
+        ("AUROC on the trap's test rows, after", "auroc_after", "", test),
         (
             f"change of AUROC on {found.get('clean_is', 'artifact-free images')}",
-            found.get("clean_auroc_delta"),
-            None,
-            found.get("clean_n"),
-            found.get("clean_auroc_delta_reason"),
+            "clean_auroc_delta",
+            "",
+            clean,
         ),
-        (
-            f"{concept} drawn onto images: mean shift of p before",
-            found.get("insertion_before"),
-            None,
-            found.get("insertion_n"),
-            None,
-        ),
-        (
-            f"{concept} drawn onto images: mean shift of p after",
-            found.get("insertion_after"),
-            None,
-            found.get("insertion_n"),
-            None,
-        ),
+        (f"{concept} drawn onto images: mean shift of p before", "insertion_before", "", drawn),
+        (f"{concept} drawn onto images: mean shift of p after", "insertion_after", "", drawn),
         (
             "insertion residual (after / before; 0 = the drawn artifact moves nothing)",
-            found.get("insertion_residual"),
-            None,
-            found.get("insertion_n"),
-            found.get("insertion_residual_reason"),
+            "insertion_residual",
+            "",
+            drawn,
         ),
         (
             "images left bit for bit unchanged (no suppressed latent fires)",
-            found.get("identity_rows"),
-            None,
+            "identity_rows",
+            "",
             view.n,
-            None,
         ),
     ]
-    kept = [r for r in rows if r[1] is not None or r[4]]
+    rows = [
+        (
+            words,
+            found.get(key),
+            span(*(found.get(interval) or (None, None))),
+            n,
+            found.get(f"{key}_reason"),
+        )
+        for words, key, interval, n in figures_of
+    ]
     return Exhibit(
         "Benefit and cost",
         "All on test. Where a number is missing, the reason is next to it.",
-        Table(("figure", "value", "95 % interval", "n", "not measured because"), kept),
+        Table(
+            ("figure", "value", "95 % interval", "n", "not measured because"),
+            [row for row in rows if row[1] is not None or row[4]],
+        ).without_empty_last(),
     )
 
 
 def latents(view: RunView, concept: str) -> Exhibit:
-    """Which latents the recipe suppresses, and why each is in."""
+    """Return which latents the recipe suppresses, and why each was selected."""
     recipe = load_recipe(view.run, concept)  # also refuses a recipe of another model or SAE
     try:
         names = {(r["site"], r["latent"]): latent_title(r) for r in view.concepts}
@@ -293,7 +234,7 @@ def latents(view: RunView, concept: str) -> Exhibit:
         f"{recipe.body['operation'].get('error_term', 'kept')}"
         f"{f', its level from {level_from}' if level_from else ''}. "
         f"Body hash {recipe.sha256[:16]}. Chosen on val, measured on test.",
-        Table(("latent", "name", "why it is in"), rows),
+        Table(("latent", "name", "why it was selected"), rows),
         notes=[f"Limit: {limit}" for limit in limits],
     )
 

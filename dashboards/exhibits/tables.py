@@ -9,24 +9,40 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dermaudit.errors import DermauditError
 
 NOTHING = "–"
 
+#: What a cell shows of a row: the value of a key, the interval of two keys, or a computed value.
+Cell = str | tuple[str, str] | Callable[[dict[str, Any]], Any]
+
 
 @dataclass(frozen=True)
 class Table:
-    """`header` words; `rows` raw values: str, int, float, bool, None, or a (low, high) interval."""
+    """`header`, and `rows` of raw values: str, int, float, bool, None, or a (low, high) interval."""
 
     header: tuple[str, ...]
     rows: list[tuple[Any, ...]]
     digits: int = 3
     shares: frozenset[str] = frozenset()  # columns printed as per cent
 
+    @classmethod
+    def of(
+        cls, rows: Iterable[dict[str, Any]], *columns: tuple[str, Cell], shares: Iterable[str] = ()
+    ) -> Table:
+        """Return the table of `rows`, each column given as its header and its `Cell`."""
+        return cls(
+            tuple(header for header, _ in columns),
+            [tuple(_cell(row, cell) for _, cell in columns) for row in rows],
+            shares=frozenset(shares),
+        )
+
     def words(self) -> list[list[str]]:
+        """Return the formatted cells."""
         return [
             [
                 word(v, self.digits, share=h in self.shares)
@@ -35,8 +51,14 @@ class Table:
             for row in self.rows
         ]
 
+    def without_empty_last(self) -> Table:
+        """Return the table without its last column if that is empty, as reasons often are."""
+        if any(row[-1] is not None for row in self.rows):
+            return self
+        return replace(self, header=self.header[:-1], rows=[row[:-1] for row in self.rows])
+
     def numeric(self) -> list[bool]:
-        """Which columns hold numbers (they are set flush right)."""
+        """Return which columns hold numbers (they are set flush right)."""
         return [
             any(
                 isinstance(row[i], (int, float, tuple)) and not isinstance(row[i], bool)
@@ -58,6 +80,12 @@ class Exhibit:
     notes: list[str] = field(default_factory=list)
 
 
+def _cell(row: dict[str, Any], cell: Cell) -> Any:
+    if isinstance(cell, str):
+        return row.get(cell)
+    return span(row[cell[0]], row[cell[1]]) if isinstance(cell, tuple) else cell(row)
+
+
 def site_title(site: str) -> str:
     """Return in plain words what the latents of a site read, from its name in the model."""
     block = re.fullmatch(r"visual\.blocks\.(\d+)\.hook_resid_post", site)
@@ -74,7 +102,7 @@ def reason(error: DermauditError) -> str:
 
 
 def word(value: Any, digits: int = 3, *, share: bool = False) -> str:
-    """One cell: `–` for what is not known, `[low, high]` for an interval."""
+    """Return one formatted cell: a dash for an unknown value, `[low, high]` for an interval."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return NOTHING
     if isinstance(value, bool):
@@ -91,7 +119,7 @@ def word(value: Any, digits: int = 3, *, share: bool = False) -> str:
 
 
 def span(low: Any, high: Any) -> tuple[float, float] | None:
-    """An interval, or None where either end is missing."""
+    """Return an interval, or None where either end is missing."""
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return None
     return float(low), float(high)

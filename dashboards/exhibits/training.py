@@ -12,12 +12,12 @@ _ACROSS = {"images": "images seen", "epoch": "epochs", "line": "lines of the log
 
 
 def stage_names(logs: list[TrainingLog]) -> list[str]:
-    """The stages of all logs, in the order of training."""
+    """Return the stages of all logs, in the order of training."""
     return list(dict.fromkeys(stage.name for log in logs for stage in log.stages))
 
 
 def in_words(log: TrainingLog) -> str:
-    """How far a training came: images, minutes, failed images; what is not logged is said so."""
+    """Return how far a training came: images, minutes, failed images, or "not logged"."""
     images = _total([stage.last("images") for stage in log.stages])
     seconds = _total([stage.seconds for stage in log.stages])
     failed = _total([stage.failed for stage in log.stages])
@@ -26,17 +26,17 @@ def in_words(log: TrainingLog) -> str:
         for stage in log.stages
         if stage.last("epoch") is not None
     ]
-    said = [
+    parts = [
         "epochs: " + (", ".join(epochs) or "not logged"),
         "images seen: " + ("not logged" if images is None else f"n = {_count(images)}"),
         "minutes: " + ("not logged" if seconds is None else f"{seconds / 60:.1f}"),
         "failed images: " + ("not logged" if failed is None else _count(failed)),
     ]
-    return "; ".join(said)
+    return "; ".join(parts)
 
 
 def stages(logs: list[TrainingLog]) -> Exhibit:
-    """What was trained, a row for each stage of each log."""
+    """Return what was trained, a row for each stage of each log."""
     rows = [
         (
             log.name,
@@ -70,7 +70,7 @@ def stages(logs: list[TrainingLog]) -> Exhibit:
 
 
 def losses(logs: list[TrainingLog], stage: str) -> Exhibit:
-    """The loss of a stage and its parts, a panel each, a line for each log."""
+    """Return the loss of a stage and its parts, a panel each, a line for each log."""
     found = _with(logs, stage)
     parts = list(dict.fromkeys(part for _, log in found for part in log.parts))
     titles = {"loss": "loss (total)" if parts else "loss", **{p: p for p in parts}}
@@ -93,7 +93,7 @@ def losses(logs: list[TrainingLog], stage: str) -> Exhibit:
 
 
 def pace(logs: list[TrainingLog], stage: str) -> Exhibit:
-    """Learning rate and images a second of a stage; EvidenceError where no log has them."""
+    """Return learning rate and images/s of a stage; EvidenceError where no log has them."""
     from dermaudit.errors import EvidenceError
 
     found = _with(logs, stage)
@@ -154,7 +154,7 @@ def _exhibit(
 
 
 def _has(log: StageLog, key: str) -> bool:
-    """Whether any line has the key."""
+    """Return whether any line has the key."""
     return any(value is not None for value in log.column(key))
 
 
@@ -164,7 +164,7 @@ def _with(logs: list[TrainingLog], stage: str) -> list[tuple[str, StageLog]]:
 
 
 def _across(logs: Sequence[StageLog]) -> str:
-    """What all lines of all logs can be drawn against."""
+    """Return the key that all lines of all logs can be drawn against."""
     return next((k for k in ("images", "epoch") if all(log.knows(k) for log in logs)), "line")
 
 
@@ -175,12 +175,12 @@ def _places(log: StageLog, across: str) -> list[float]:
 
 
 def _ends(log: StageLog, titles: dict[str, str]) -> str:
-    said = []
+    parts = []
     for key, words in titles.items():
         values = [value for value in log.column(key) if value is not None]
         if values:
-            said.append(f"{words} from {values[0]:.4g} to {values[-1]:.4g}")
-    return ", ".join(said)
+            parts.append(f"{words} from {values[0]:.4g} to {values[-1]:.4g}")
+    return ", ".join(parts)
 
 
 def _per_epoch(stage: StageLog) -> int | None:
@@ -189,7 +189,7 @@ def _per_epoch(stage: StageLog) -> int | None:
 
 
 def _total(values: Sequence[float | None]) -> float | None:
-    """The sum; unknown where one of them is."""
+    """Return the sum, None where one of the values is unknown."""
     return (
         None if any(value is None for value in values) else sum(v for v in values if v is not None)
     )

@@ -18,7 +18,7 @@ from dermaudit.errors import DermauditError, UserInputError
 from dermaudit.towers.loading.names import resolve
 
 FINISHED, RUNNING = "training_log.jsonl", "log.jsonl"
-#: what says where a line stands; every other number of a line is a part of its loss.
+#: Keys that place a line in the training; every other number of a line is a part of its loss.
 PLACE = ("step", "epoch", "images", "seconds", "lr", "images_per_s", "failed")
 _WORK = ".training"
 _HINT = (
@@ -35,19 +35,20 @@ class StageLog:
     entries: list[Entry]
 
     def column(self, key: str) -> list[float | None]:
-        """The values of a key over the lines; None where a line does not have it."""
+        """Return the values of a key over the lines; None where a line does not have it."""
         return [entry.get(key) for entry in self.entries]
 
     def last(self, key: str) -> float | None:
+        """Return the value of a key in the last line."""
         return self.entries[-1].get(key)
 
     def knows(self, key: str) -> bool:
-        """Whether every line has it."""
+        """Return whether every line has a value of the key."""
         return all(value is not None for value in self.column(key))
 
     @cached_property
     def parts(self) -> list[str]:
-        """The parts of the loss that any line has, in the order in which they come."""
+        """The parts of the loss that any line has, in the order of their first appearance."""
         keys = dict.fromkeys(key for entry in self.entries for key in entry)
         return [key for key in keys if key not in PLACE and key != "loss"]
 
@@ -71,7 +72,7 @@ class StageLog:
     def seconds(self) -> float | None:
         """Time that was spent: a resumed training starts its clock again, so its parts are added.
 
-        A part has begun where `seconds` falls, or where seconds × images_per_s, the images of this
+        A part has begun where `seconds` falls, or where seconds * images_per_s, the images of this
         part, are fewer than all images by those of the line before.
         """
         clock = [value for value in self.column("seconds") if value is not None]
@@ -95,7 +96,7 @@ class StageLog:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """`name` says whose it is, `stages` in the order of training; `cut`: a half line was left out."""
+    """A log: `name` of the training, `stages` in order; `cut` if a half-written line was left out."""
 
     name: str
     path: Path
@@ -103,11 +104,12 @@ class TrainingLog:
     cut: bool = False
 
     def stage(self, name: str) -> StageLog | None:
+        """Return a stage by its name, None if the log does not have it."""
         return next((stage for stage in self.stages if stage.name == name), None)
 
 
 def find_logs(path: Path) -> list[Path]:
-    """The logs that `path` means: itself, the one in a folder, and that of a training whose --out it is.
+    """Return the logs that `path` means: a file, those in a folder, that of a training with this --out.
 
     Errors: UserInputError for a path that is not there and for a folder without a log.
     """
@@ -120,7 +122,7 @@ def find_logs(path: Path) -> list[Path]:
     found = [p for p in (*inside, work) if p.is_file()]
     if found:
         return found
-    if work.parent.is_dir() or path.name.endswith(_WORK) and path.is_dir():
+    if work.parent.is_dir() or (path.name.endswith(_WORK) and path.is_dir()):
         raise UserInputError(
             f"the training in {work.parent if work.parent.is_dir() else path} has not logged yet",
             "it logs at the end of an epoch, or at each checkpoint_every",
@@ -131,7 +133,7 @@ def find_logs(path: Path) -> list[Path]:
 
 
 def log_of_model(model: str) -> list[Path]:
-    """The logs beside the checkpoint of a run's model. UserInputError says why there is none."""
+    """Return the logs in the folder of a run's model. UserInputError with the reason if there is none."""
     only = "only models trained by dermaudit pretrain have one; name another log with --log"
     try:
         folder = resolve(model).folder
@@ -147,7 +149,7 @@ def read_log(path: Path) -> TrainingLog:
     """Read a log. UserInputError names the file and the line that is not one of a training log."""
     try:
         with path.open("rb") as handle:
-            # Not a file of weights, read to its end to say that it is no log.
+            # A file of weights is refused before all of it is read.
             head = handle.read(64).lstrip()
             if head and not head.startswith(b"{"):
                 raise UserInputError(f"{path} is not a training log", _HINT)
@@ -161,14 +163,14 @@ def read_log(path: Path) -> TrainingLog:
         if not raw.strip():
             continue
         try:
-            said = json.loads(raw.decode("utf-8"))
+            line = json.loads(raw.decode("utf-8"))
         except ValueError as error:
             # The writer ends each line: what has no end is still being written.
             if number == len(lines) and raw.lstrip().startswith(b"{"):
                 cut = True
                 continue
             raise UserInputError(f"{path}, line {number}: not JSON ({error})", _HINT) from error
-        name, entry = _checked(said, f"{path}, line {number}")
+        name, entry = _checked(line, f"{path}, line {number}")
         stages.setdefault(name, []).append(entry)
     if not stages:
         raise UserInputError(
@@ -181,7 +183,7 @@ def read_log(path: Path) -> TrainingLog:
 
 
 def read_logs(paths: list[Path]) -> tuple[list[TrainingLog], list[DermauditError]]:
-    """Every log that can be read, under names that differ, and what is wrong with the others."""
+    """Return every log that can be read, under different names, and the errors of the others."""
     logs, wrong = [], []
     for path in paths:
         try:
@@ -198,14 +200,14 @@ def read_logs(paths: list[Path]) -> tuple[list[TrainingLog], list[DermauditError
     ], wrong
 
 
-def _checked(said: Any, where: str) -> tuple[str, Entry]:
-    if not isinstance(said, dict):
+def _checked(line: Any, where: str) -> tuple[str, Entry]:
+    if not isinstance(line, dict):
         raise UserInputError(f"{where}: not a JSON object", _HINT)
-    stage = said.get("stage")
+    stage = line.get("stage")
     if not isinstance(stage, str) or not stage:
         raise UserInputError(f"{where}: no line of a training log, it names no stage", _HINT)
     entry: Entry = {}
-    for key, value in said.items():
+    for key, value in line.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             entry[key] = float(value) if math.isfinite(value) else None
         elif key in (*PLACE, "loss") and value is not None:
@@ -216,7 +218,7 @@ def _checked(said: Any, where: str) -> tuple[str, Entry]:
 
 
 def _name(path: Path) -> str:
-    """The folder's name; of a log under another name, the file's too."""
+    """Return the name of the folder, or of the file if it is not named like a log."""
     folder = path.absolute().parent.name
     if path.name not in (FINISHED, RUNNING):
         return path.stem

@@ -16,7 +16,7 @@ def _show(run: RunView) -> None:
     kind = session.keep_value("show", kind or "all", "all")
     text = st.text_input(
         "Find",
-        placeholder="a name, a label, a site or a number",
+        placeholder="a name, a label, 'whole image', 'patches' or a number",
         key=session.start_value("find", ""),
     )
     text = session.keep_value("find", text or "", "")

@@ -183,6 +183,10 @@ def table(
         "height": 36 * (min(len(content.rows), 16) + 1) + 2,
         "hide_index": True,
         "column_config": {
+            # The mark of a wrong name must not be cut off.
+            content.header[0]: st.column_config.TextColumn(width=180),
+        }
+        | {
             name: st.column_config.NumberColumn(
                 format="percent" if name in content.shares else f"%.{content.digits}f"
             )

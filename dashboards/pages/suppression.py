@@ -1,4 +1,4 @@
-"""The Suppression page: one recipe, its groups before and after, its cost, who flips."""
+"""The Suppression page: one recipe, its groups before and after, its cost, changed decisions."""
 
 from __future__ import annotations
 

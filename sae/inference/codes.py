@@ -1,4 +1,4 @@
-"""Image codes of a whole data set, sparse both ways: CSR by image, CSC by latent, memory-mapped.
+"""Image codes of a data set, sparse by image (CSR) and by latent (CSC), memory-mapped.
 
 A pooled site gives one code an image; a patch site gives the maximum over its tokens, and keeps
 which token it was (`argmax`), so that a concept can be pointed at.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .model import ThresholdSAE, TopKSAE
 
 _ARRAYS = ("indptr", "indices", "values", "csc_indptr", "csc_indices", "csc_values")
-_CELLS = 1 << 23  # codes that are turned round at a time
+_CELLS = 1 << 23  # codes that are transposed at a time
 
 
 class Activations(Protocol):
@@ -85,8 +85,8 @@ def write_codes(
 
 @contextmanager
 def _growing(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], object]]:
-    """What appends to a vector on disk, whose bytes are in the end those of `np.save`: the header of
-    an npy file has room for any length, so that it can be written again when the length is known.
+    """Yield a function that appends to a vector on disk, whose bytes are those of `np.save`: the header
+    of an npy file has room for any length, so that it can be written again when the length is known.
     """
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     with whole_file(path) as temporary, temporary.open("wb") as handle:
@@ -106,7 +106,7 @@ def _growing(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], object]
 
 
 def _write_csc(folder: Path, indptr: np.ndarray, d_sae: int) -> None:
-    """The arrays by latent from those by image, read as often as bands of latents are needed."""
+    """Write the arrays by latent from those by image, which are read once per band of latents."""
     counts = np.zeros(d_sae, np.int64)
     for first, stop in _pieces(indptr):
         counts += np.bincount(
@@ -203,6 +203,7 @@ class Codes:
         return np.diff(self.csc_indptr)
 
     def csr(self):
+        """Return the codes as a sparse matrix (images, latents)."""
         from scipy.sparse import csr_matrix
 
         return csr_matrix((self.values, self.indices, self.indptr), shape=self.shape)

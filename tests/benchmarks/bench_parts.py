@@ -80,7 +80,7 @@ def measures(tower, manifest: Manifest, weights: np.ndarray, k: int) -> dict[str
         with torch.no_grad():
             said, denied = (
                 tower.encode_text(list(texts) or ["a lesion"]).mean(0)
-                for texts in (fact.said, fact.denied)
+                for texts in (fact.wordings, fact.denials)
             )
         words.append(auroc_draws(y[seen], x[seen] @ (said - denied).numpy(), weights[:, seen]))
     # A draw without positives of a rare label leaves that label out of its mean.
