@@ -120,7 +120,8 @@ def all_commands() -> dict[str, str]:
 
 def named_commands(args: list[str]) -> dict[str, str]:
     """Return the commands among which the arguments name one. The stages are left out where another
-    command is named, because their modules import numpy."""
+    command is named, because their modules import numpy.
+    """
     functions = {c: text for section in FUNCTIONS.values() for c, (_, text) in section.items()}
     return functions if {args[0], " ".join(args[:2])} & functions.keys() else all_commands()
 

@@ -33,6 +33,7 @@ class ShardMaker:
         self.strict = strict
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Make the shard of one row, and return how many images it has, or the error."""
         from .shard import embed_shard
 
         part, sites = _from_text(row["job"])
