@@ -124,28 +124,9 @@ def truth_report(
     )
     member = group_numbers(groups)
     weights = bootstrap_weights(int(member.max()) + 1, n_draws, seed)[:, member]
-
-    def mean_figure(score: Callable[[_ScoredHalf, np.ndarray], np.ndarray]) -> dict[str, Any]:
-        """Return the mean figure, with its control, of `score(half, weights (draws, its rows))`."""
-
-        def mean(halves: list[_ScoredHalf], w: np.ndarray) -> np.ndarray:
-            return np.mean([score(half, w[:, half.held]) for half in halves], axis=0)
-
-        once = np.ones((1, n))
-        return figure(
-            mean(scored, once)[0],
-            n,
-            percentile_interval(mean(scored, weights)),
-            control=mean(chance, once)[0],
-            control_is="shuffled truth",
-        )
-
     distinct = np.mean([len(set(half.best.tolist())) for half in scored])
     found: dict[str, Any] = {
-        "matched_f1": mean_figure(lambda half, w: half.mean_f1(half.best_predicts, w)),
-        "one_to_one_f1": mean_figure(lambda half, w: half.mean_f1(half.own_predicts, w)),
-        "mcc": mean_figure(lambda half, w: half.correlation(w).mean(1)),
-        "splitting": mean_figure(lambda half, w: half.splitting(w).mean(1)),
+        **_mean_figures(scored, chance, weights),
         "distinct": figure(float(distinct) / len(kept), n),
         "per_factor": {name: _factor(scored, i) for i, name in enumerate(kept_names)},
         "left_out": {
@@ -156,6 +137,37 @@ def truth_report(
     pairs = [(place[p], place[c]) for p, c in hierarchy if p in place and c in place]
     if pairs:
         found["absorption"] = _absorption(scored, pairs, kept_names, weights)
+    return found
+
+
+def _mean_figures(
+    scored: list[_ScoredHalf], chance: list[_ScoredHalf], weights: np.ndarray
+) -> dict[str, Any]:
+    """Return the figures that are means over the halves, with intervals for weights (draws, n)."""
+    n = weights.shape[1]
+    scores: dict[str, Callable[[_ScoredHalf, np.ndarray], np.ndarray]] = {
+        "matched_f1": lambda half, w: half.mean_f1(half.best_predicts, w),
+        "one_to_one_f1": lambda half, w: half.mean_f1(half.own_predicts, w),
+        "mcc": lambda half, w: half.correlation(w).mean(1),
+        "splitting": lambda half, w: half.splitting(w).mean(1),
+    }
+    found = {}
+    for name, score in scores.items():
+        once, interval, control = (
+            np.mean([score(half, w[:, half.held]) for half in halves], axis=0)
+            for halves, w in (
+                (scored, np.ones((1, n))),
+                (scored, weights),
+                (chance, np.ones((1, n))),
+            )
+        )
+        found[name] = figure(
+            once[0],
+            n,
+            percentile_interval(interval),
+            control=control[0],
+            control_is="shuffled truth",
+        )
     return found
 
 

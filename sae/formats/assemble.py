@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +25,67 @@ def tensors_of(path: Path, state: dict[str, Tensor], *names: str) -> list[Tensor
     return [state[name].detach().double() for name in names]
 
 
+@dataclass(frozen=True)
+class ForeignWeights:
+    """Tensors of another program: W_enc (d_in, d_sae), W_dec (d_sae, d_in), b_enc, b_dec.
+
+    `threshold` is (d_sae,), one for all latents, or None for an SAE without thresholds.
+    """
+
+    W_enc: Tensor
+    W_dec: Tensor
+    b_enc: Tensor
+    b_dec: Tensor
+    threshold: Tensor | float | None = None
+
+
 def assemble(
     path: Path,
-    W_enc: Tensor,
-    W_dec: Tensor,
-    b_enc: Tensor,
-    b_dec: Tensor,
+    weights: ForeignWeights,
     *,
-    threshold: Tensor | float | None = None,
     k: int | None = None,
     subtract: bool = True,
     unit_decoder: bool = False,
     metadata: dict[str, Any],
 ) -> ThresholdSAE | TopKSAE:
-    """Return a TopKSAE if `k` is given, a ThresholdSAE if `threshold` is, else a ReLUSAE.
+    """Return a TopKSAE if `k` is given, a ThresholdSAE if there is a threshold, else a ReLUSAE.
 
-    W_enc (d_in, d_sae), W_dec (d_sae, d_in), threshold (d_sae,) or one for all latents. With `subtract` the
-    other program encodes x − b_dec; otherwise it encodes x, and b_dec is added back through b_enc. With
-    `unit_decoder` decoder rows get unit length, and codes and threshold are multiplied by their former
-    length. Folds are computed in float64. ForeignArtifactError for shapes that do not match and for values
-    that are not finite.
+    With `subtract` the other program encodes x − b_dec; otherwise it encodes x, and b_dec is added back
+    through b_enc. With `unit_decoder` decoder rows get unit length, and codes and threshold are multiplied
+    by their former length. Folds are computed in float64. ForeignArtifactError for shapes that do not match
+    and for values that are not finite.
     """
-    tensors = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec}
-    if W_enc.ndim != 2:
+    tensors = _checked(path, weights, with_threshold=k is None)
+    if not subtract:
+        tensors["b_enc"] = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]
+    if unit_decoder:
+        tensors = fold_norm(tensors)
+    single = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    if k is None:
+        kind = ReLUSAE if weights.threshold is None else ThresholdSAE
+        return kind(**single, metadata=metadata)
+    d_sae = len(tensors["b_enc"])
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
         raise ForeignArtifactError(
-            f"{path}: the encoder has the shape {tuple(W_enc.shape)}, not (d_in, d_sae)"
+            f"{path}: k = {k!r}; a TopK of {d_sae} latents needs a whole number of 1 … {d_sae}"
         )
-    d, h = W_enc.shape
-    wanted = {"W_enc": (d, h), "W_dec": (h, d), "b_enc": (h,), "b_dec": (d,)}
-    if k is None and threshold is not None:
-        tensors["threshold"] = torch.as_tensor(threshold, dtype=torch.float64)
-        if tensors["threshold"].ndim == 0:
-            tensors["threshold"] = tensors["threshold"].expand(h)
-        wanted["threshold"] = (h,)
-    for name, shape in wanted.items():
+    return TopKSAE(**single, k=k, metadata={"k": k, **metadata})
+
+
+def _checked(path: Path, weights: ForeignWeights, *, with_threshold: bool) -> dict[str, Tensor]:
+    """Return the tensors in float64. ForeignArtifactError for shapes and values that are not valid."""
+    if weights.W_enc.ndim != 2:
+        raise ForeignArtifactError(
+            f"{path}: the encoder has the shape {tuple(weights.W_enc.shape)}, not (d_in, d_sae)"
+        )
+    d, h = weights.W_enc.shape
+    shapes = {"W_enc": (d, h), "W_dec": (h, d), "b_enc": (h,), "b_dec": (d,)}
+    tensors: dict[str, Tensor] = {name: getattr(weights, name) for name in shapes}
+    if with_threshold and weights.threshold is not None:
+        threshold = torch.as_tensor(weights.threshold, dtype=torch.float64)
+        tensors["threshold"] = threshold.expand(h) if threshold.ndim == 0 else threshold
+        shapes["threshold"] = (h,)
+    for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise ForeignArtifactError(
                 f"{path}: {name} has the shape {tuple(tensors[name].shape)}; with an encoder of "
@@ -68,20 +96,7 @@ def assemble(
                 f"{path}: {name} has values that are not finite",
                 "the training that wrote it diverged: take an earlier checkpoint",
             )
-    tensors = {name: tensor.double() for name, tensor in tensors.items()}
-    if not subtract:
-        tensors["b_enc"] = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]
-    if unit_decoder:
-        tensors = fold_norm(tensors)
-    single = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
-    if k is None:
-        kind = ReLUSAE if threshold is None else ThresholdSAE
-        return kind(**single, metadata=metadata)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= h:
-        raise ForeignArtifactError(
-            f"{path}: k = {k!r}; a TopK of {h} latents needs a whole number of 1 … {h}"
-        )
-    return TopKSAE(**single, k=k, metadata={"k": k, **metadata})
+    return {name: tensor.double() for name, tensor in tensors.items()}
 
 
 def transposed(path: Path, matrix: Tensor) -> Tensor:

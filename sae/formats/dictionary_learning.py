@@ -16,6 +16,7 @@ The biases in the file already contain the scale of the activations in training.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
 from ..inference.model import ThresholdSAE, TopKSAE
-from .assemble import assemble, required_k, tensors_of, transposed
+from .assemble import ForeignWeights, assemble, required_k, tensors_of, transposed
 from .checkpoint import read_state, state_of
 
 NAME = "dictionary_learning"
 
 _LINEAR = {"encoder.weight", "decoder.weight"}
-_MATRICES = {"W_enc", "W_dec", "b_enc", "b_dec"}
+_MATRICES = ("W_enc", "W_dec", "b_enc", "b_dec")
 _BATCH = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 
 
@@ -41,7 +42,7 @@ def matches(path: Path) -> bool:
     state = set(state_of(path) or ())
     if state >= _LINEAR:
         return bool(state & {"bias", "b_dec", "decoder_bias", "decoder.bias"})
-    return state >= _MATRICES and "threshold" in state
+    return state >= set(_MATRICES) and "threshold" in state
 
 
 def read(path: Path) -> ThresholdSAE | TopKSAE:
@@ -51,44 +52,25 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
     kind = _kind(file, state, config)
     metadata: dict[str, Any] = {"imported_from": NAME, "training_architecture": kind}
     if kind == "AutoEncoder":
-        W_enc, b_enc, W_dec, b_dec = tensors_of(
-            file, state, "encoder.weight", "encoder.bias", "decoder.weight", "bias"
-        )
-        W_enc, W_dec = transposed(file, W_enc), transposed(file, W_dec)
-        return assemble(file, W_enc, W_dec, b_enc, b_dec, unit_decoder=True, metadata=metadata)
+        weights = _linear(file, state, "encoder.bias", "bias")
+        return assemble(file, weights, unit_decoder=True, metadata=metadata)
     if kind == "AutoEncoderNew":
-        W_enc, b_enc, W_dec, b_dec = tensors_of(
-            file, state, "encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"
-        )
-        W_enc, W_dec = transposed(file, W_enc), transposed(file, W_dec)
-        return assemble(file, W_enc, W_dec, b_enc, b_dec, subtract=False, metadata=metadata)
+        weights = _linear(file, state, "encoder.bias", "decoder.bias")
+        return assemble(file, weights, subtract=False, metadata=metadata)
     if kind == "GatedAutoEncoder":
-        W_enc, W_dec, b_dec, r, b_mag, b_gate = tensors_of(
-            file,
-            state,
-            "encoder.weight",
-            "decoder.weight",
-            "decoder_bias",
-            "r_mag",
-            "mag_bias",
-            "gate_bias",
+        weights = _linear(file, state, "mag_bias", "decoder_bias")
+        r, b_gate = tensors_of(file, state, "r_mag", "gate_bias")
+        gated = ForeignWeights(
+            weights.W_enc * r.exp(),
+            weights.W_dec,
+            weights.b_enc,
+            weights.b_dec,
+            threshold=weights.b_enc - r.exp() * b_gate,
         )
-        return assemble(
-            file,
-            transposed(file, W_enc) * r.exp(),
-            transposed(file, W_dec),
-            b_mag,
-            b_dec,
-            threshold=b_mag - r.exp() * b_gate,
-            metadata=metadata,
-        )
+        return assemble(file, gated, metadata=metadata)
     if kind == "JumpReluAutoEncoder":
-        W_enc, W_dec, b_enc, b_dec, threshold = tensors_of(
-            file, state, "W_enc", "W_dec", "b_enc", "b_dec", "threshold"
-        )
-        return assemble(
-            file, W_enc, W_dec, b_enc, b_dec, threshold=threshold, subtract=False, metadata=metadata
-        )
+        weights = ForeignWeights(*tensors_of(file, state, *_MATRICES, "threshold"))
+        return assemble(file, weights, subtract=False, metadata=metadata)
     if kind not in ("AutoEncoderTopK", *_BATCH):
         raise ForeignArtifactError(
             f"{file} is a '{kind}' of dictionary_learning, which cannot be read",
@@ -96,23 +78,29 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
             "AutoEncoderTopK, " + ", ".join(_BATCH),
         )
     if "W_enc" in state:
-        W_enc, W_dec, b_enc, b_dec = tensors_of(file, state, "W_enc", "W_dec", "b_enc", "b_dec")
+        weights = ForeignWeights(*tensors_of(file, state, *_MATRICES))
     else:
-        W_enc, W_dec, b_enc, b_dec = tensors_of(
-            file, state, "encoder.weight", "decoder.weight", "encoder.bias", "b_dec"
-        )
-        W_enc, W_dec = transposed(file, W_enc), transposed(file, W_dec)
+        weights = _linear(file, state, "encoder.bias", "b_dec")
     if kind == "AutoEncoderTopK":
         k = int(state["k"]) if "k" in state else (config or {}).get("k")
-        return assemble(file, W_enc, W_dec, b_enc, b_dec, k=required_k(file, k), metadata=metadata)
+        return assemble(file, weights, k=required_k(file, k), metadata=metadata)
     (threshold,) = tensors_of(file, state, "threshold")
     if threshold < 0:
         metadata["notes"] = [
             "the threshold was never set in training (-1): codes are plain relu, as dictionary_learning gives them"
         ]
-    return assemble(
-        file, W_enc, W_dec, b_enc, b_dec, threshold=torch.clamp(threshold, min=0), metadata=metadata
+    weights = replace(weights, threshold=torch.clamp(threshold, min=0))
+    return assemble(file, weights, metadata=metadata)
+
+
+def _linear(
+    file: Path, state: dict[str, Tensor], encoder_bias: str, decoder_bias: str
+) -> ForeignWeights:
+    """Return the weights of two linear layers of torch, with biases of these names."""
+    encoder, decoder, b_enc, b_dec = tensors_of(
+        file, state, "encoder.weight", "decoder.weight", encoder_bias, decoder_bias
     )
+    return ForeignWeights(transposed(file, encoder), transposed(file, decoder), b_enc, b_dec)
 
 
 def _config(file: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from dermaudit.errors import ForeignArtifactError
 
 from ..inference.model import ThresholdSAE, TopKSAE
-from .assemble import assemble, tensors_of, transposed
+from .assemble import ForeignWeights, assemble, tensors_of, transposed
 from .checkpoint import read_state, state_of
 
 NAME = "DermFM-Zero / DN-CBM"
@@ -38,9 +38,6 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
         bias, encoder, encoder_bias, decoder = bias[0], encoder[0], encoder_bias[0], decoder[0]
     return assemble(
         path,
-        transposed(path, encoder),
-        transposed(path, decoder),
-        encoder_bias,
-        bias,
+        ForeignWeights(transposed(path, encoder), transposed(path, decoder), encoder_bias, bias),
         metadata={"imported_from": NAME, "training_architecture": "relu-l1"},
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from dermaudit.errors import ForeignArtifactError, UserInputError
 
 from ..inference.model import ThresholdSAE, TopKSAE
-from .assemble import assemble, tensors_of, transposed
+from .assemble import ForeignWeights, assemble, tensors_of, transposed
 from .checkpoint import read_state, state_of
 
 NAME = "overcomplete"
@@ -51,9 +51,8 @@ def read(path: Path, k: int | None = None) -> ThresholdSAE | TopKSAE:
                 f"--k is not for {file}: it has thresholds (a JumpSAE)", "leave it out"
             )
         (log_threshold,) = tensors_of(file, state, "thresholds")
-        return assemble(
-            file, W_enc, D, b_enc, b_dec, threshold=log_threshold.exp(), metadata=metadata
-        )
+        weights = ForeignWeights(W_enc, D, b_enc, b_dec, log_threshold.exp())
+        return assemble(file, weights, metadata=metadata)
     if k is None:
         raise UserInputError(
             f"{file} does not say whether it is a TopKSAE, nor its k",
@@ -61,7 +60,8 @@ def read(path: Path, k: int | None = None) -> ThresholdSAE | TopKSAE:
             "running threshold, which the file does not have",
         )
     metadata["training_architecture"] = "topk" if k else "relu"
-    return assemble(file, W_enc, D, b_enc, b_dec, k=k or None, metadata=metadata)
+    weights = ForeignWeights(W_enc, D, b_enc, b_dec)
+    return assemble(file, weights, k=k or None, metadata=metadata)
 
 
 def _dictionary(file: Path, state: dict[str, Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
 from ..inference.model import CFG, WEIGHTS, ThresholdSAE, TopKSAE, read_folder
-from .assemble import assemble, fold_norm, required_k, tensors_of
+from .assemble import ForeignWeights, assemble, fold_norm, required_k, tensors_of
 
 NAME = "sae-lens"
 
@@ -90,11 +90,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
         metadata["notes"] = [*metadata.get("notes", []), *notes]
     return assemble(
         where,
-        tensors["W_enc"],
-        tensors["W_dec"],
-        tensors["b_enc"],
-        tensors["b_dec"],
-        threshold=tensors.get("threshold"),
+        ForeignWeights(**tensors),
         k=required_k(folder / CFG, cfg.get("k")) if kind == "topk" else None,
         subtract=bool(cfg.get("apply_b_dec_to_input", True)),
         metadata=metadata,

@@ -16,7 +16,7 @@ from typing import Any
 from dermaudit.errors import ForeignArtifactError
 
 from ..inference.model import ThresholdSAE, TopKSAE
-from .assemble import assemble, required_k, tensors_of
+from .assemble import ForeignWeights, assemble, required_k, tensors_of
 from .checkpoint import load_checkpoint, torch_file
 
 NAME = "saev"
@@ -74,11 +74,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
         metadata["notes"] = notes
     return assemble(
         file,
-        W_enc,
-        W_dec,
-        b_enc,
-        b_dec,
-        threshold=threshold,
+        ForeignWeights(W_enc, W_dec, b_enc, b_dec, threshold),
         k=k,
         subtract=schema is None,
         metadata=metadata,

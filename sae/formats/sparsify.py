@@ -13,7 +13,7 @@ from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
 from ..inference.model import ThresholdSAE, TopKSAE
-from .assemble import assemble, required_k, tensors_of, transposed
+from .assemble import ForeignWeights, assemble, required_k, tensors_of, transposed
 
 NAME = "sparsify"
 
@@ -56,10 +56,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
     encoder, encoder_bias, decoder, bias = tensors_of(where, state, *_KEYS)
     return assemble(
         where,
-        transposed(where, encoder),
-        decoder,
-        encoder_bias,
-        bias,
+        ForeignWeights(transposed(where, encoder), decoder, encoder_bias, bias),
         k=required_k(folder / _CFG, cfg.get("k")),
         metadata={"imported_from": NAME, "training_architecture": "topk"},
     )

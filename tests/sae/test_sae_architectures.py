@@ -1,5 +1,4 @@
-"""Five architectures: fitted, written, opened by stock sae-lens; the unit norm, the penalties' stop,
-and dead latents that begin anew."""
+"""Every architecture is fitted, exported and opened by stock sae-lens; penalties, resampling, bad rows."""
 
 from __future__ import annotations
 
@@ -68,7 +67,7 @@ def test_sae_lens_opens_it_and_gives_the_same_codes(fits, rows, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_exported_sae_has_the_l0_of_training(fits, rows, kind):
-    """The TopK family and jumprelu: k. Held by a penalty without one: what the last steps had."""
+    """It is k for the TopK family and jumprelu, and that of the last steps for a penalty without k."""
     fitted = fits[kind]
     measured = held_out(fitted.sae, torch.from_numpy(rows["train"]))["l0"]
     end = [line["l0"] for line in fitted.log if line["step"] <= fitted.summary["best_step"]][-1]
@@ -81,7 +80,7 @@ def test_exported_sae_has_the_l0_of_training(fits, rows, kind):
 
 
 def test_jumprelu_thresholds_are_shifted_to_k_or_unchanged(rows, monkeypatch):
-    """What is written differs from what was learned by one shift; without a k by nothing."""
+    """Exported thresholds differ from the learned ones by one shift, or not at all without k."""
     far = dataclasses.replace(BASE, architecture="jumprelu", samples=8000, l0_coefficient=0.3)
     step = dataclasses.replace(far, l0_penalty="step")
     learned = []
@@ -118,7 +117,7 @@ def test_decoder_rows_are_unit_and_rows_are_reconstructed(fits, rows, kind):
 
 
 def test_first_latents_of_matryoshka_reconstruct_alone(fits, rows):
-    """Its first 12 latents do better than the same number of an SAE whose latents have no order."""
+    """Its first 12 latents reconstruct better than 12 latents of an SAE without an order."""
     x = torch.from_numpy(rows["test"])
 
     def fvu_of_first(sae, n):
@@ -131,7 +130,7 @@ def test_first_latents_of_matryoshka_reconstruct_alone(fits, rows):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_step_equals_that_of_sae_lens(name):
-    """Loss, gradients and what fired, AuxK at work."""
+    """Loss, gradients and active latents are compared, with dead latents for AuxK."""
     recipe = dataclasses.replace(BASE, architecture=name, penalty_warmup=0.0)
     x = torch.from_numpy(planted(64)) * 5
     dead = torch.zeros(48, dtype=torch.bool)
@@ -175,7 +174,7 @@ def test_build_depends_on_the_seed_and_keeps_the_state_of_torch():
 
 
 def test_relu_l1_gradient_is_orthogonal_to_unit_decoder_rows(rows):
-    """And the step is taken on the sphere: the gradient has nothing along a row."""
+    """The gradient has no component along a decoder row."""
     recipe = KINDS["relu_l1"]
     sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(48))
@@ -188,7 +187,7 @@ def test_relu_l1_gradient_is_orthogonal_to_unit_decoder_rows(rows):
 
 
 def test_relu_l1_objective_equals_the_published_loss():
-    """‖x − x̂‖² + λ Σz: with the published λ it is d times the published loss."""
+    """‖x − x̂‖² + λ Σz with the published λ is d times the published loss."""
     recipe = SAERecipe(**{**dermfm_zero(24), "d_sae": 48})
     sae = build(recipe, torch.zeros(24), dtype=torch.float64, device=torch.device("cpu"))
     assert not sae.b_dec.any()
@@ -216,7 +215,7 @@ def test_penalty_warms_up():
 
 
 def test_early_stopping_of_a_penalty_uses_the_whole_objective(rows):
-    """By the reconstruction alone the first, dense SAE would be kept: the penalty only makes it worse."""
+    """By the reconstruction alone the first, dense SAE would be kept, because the penalty worsens it."""
     recipe = dataclasses.replace(
         BASE, architecture="relu_l1", l1_coefficient=4.0, penalty_warmup=1.0, lr=1e-2
     )
@@ -296,7 +295,7 @@ def test_resample_works_without_dead_and_without_live_latents():
 
 
 def test_resampling_leaves_fewer_dead_latents(rows):
-    """A penalty that kills most latents: begun anew, more of them live."""
+    """With a penalty that kills most latents, resampling keeps more of them alive."""
     recipe = dataclasses.replace(
         BASE,
         architecture="relu_l1",

@@ -1,4 +1,4 @@
-"""The verb `fit`: what it writes, sweeps, seeds, a kill, and what it says of bad input."""
+"""The command `fit`: its files, sweeps, seeds, resumption after a kill, and messages for bad input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dermaudit.sae import Codes
 from dermaudit.sae.inference.model import WEIGHTS, load_sae
 from dermaudit.sae.training.fit import memorising
 
-SHORT = (
+SHORT = [
     "--d-sae",
     "16",
     "--k",
@@ -27,7 +27,7 @@ SHORT = (
     "lr=5e-3",
     "--set",
     "batch=128",
-)
+]
 ALONE = ("--seeds", "0", "--no-metrics")
 
 
@@ -259,19 +259,8 @@ def test_too_few_rows_give_a_warning(main, run):
 
 
 def test_preset_uses_the_published_recipe_at_this_width(main, run):
-    done = main(
-        "fit",
-        "--run",
-        run,
-        "--preset",
-        "dermfm-zero",
-        "--epochs",
-        "2",
-        "--d-sae",
-        "32",
-        *ALONE,
-        "--json",
-    )
+    flags = ["--preset", "dermfm-zero", "--epochs", "2", "--d-sae", "32"]
+    done = main("fit", "--run", run, *flags, *ALONE, "--json")
     assert done.rc == 0, done.stderr
     said = done.json()["sae"][POOLED]
     assert said["architecture"] == "relu_l1" and said["scale"] == 1.0 and said["steps"] == 2

@@ -1,4 +1,4 @@
-"""Checkpoints of other programs: the files are written here with their keys, the formulas in numpy."""
+"""Checkpoints of other programs: files with their keys are written here, their formulas in numpy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def over(p: np.ndarray, threshold) -> np.ndarray:
 
 
 def agrees(sae, z: np.ndarray, x_hat: np.ndarray, tmp_path: Path) -> None:
-    """Ours, and stock sae-lens on what we write, give these codes and reconstructions to 1e-5."""
+    """Our SAE and stock sae-lens on our export give these codes and reconstructions to 1e-5."""
     from sae_lens import SAE
 
     sae.save(tmp_path / "exported")
@@ -628,7 +628,7 @@ def whole(tmp_path_factory) -> list[tuple[Path, bytes]]:
 @given(st.integers(0, 3), st.floats(0, 1), st.integers(-1, 255))
 @settings(max_examples=120, deadline=None)
 def test_damaged_file_gives_one_sentence_or_an_sae(whole, which, where, byte):
-    """Cut off (byte −1) or one byte changed, anywhere."""
+    """The file is cut off (byte −1) or one byte is changed, at any place."""
     path, content = whole[which]
     at = int(where * (len(content) - 1))
     broken = content[:at] if byte < 0 else content[:at] + bytes([byte]) + content[at + 1 :]

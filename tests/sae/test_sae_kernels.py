@@ -1,4 +1,4 @@
-"""Each module of kernels against dense tensors, the threads against one, Adam against torch's."""
+"""Kernels compared with dense tensors, several threads with one, and Adam with that of torch."""
 
 from __future__ import annotations
 

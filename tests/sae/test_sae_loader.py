@@ -1,4 +1,4 @@
-"""The order of rows: every row once an epoch, from (seed, epoch) alone, in memory or in chunks."""
+"""The order of rows: every row once in an epoch, from (seed, epoch) alone, in memory or in chunks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dermaudit.sae.store.rows import EmbeddingRows
 
 
 def numbered(n: int, d: int = 3) -> EmbeddingRows:
-    """Row i holds i in each place."""
+    """Return rows of which row i has the value i everywhere."""
     return EmbeddingRows.of(np.repeat(np.arange(n, dtype=np.float32)[:, None], d, axis=1))
 
 
 class Spy:
-    """Rows that note how many were asked for at a time."""
+    """Rows that record how many are read at a time."""
 
     def __init__(self, rows):
         self.rows, self.n, self.d, self.asked = rows, rows.n, rows.d, []
@@ -69,7 +69,7 @@ def test_order_depends_on_seed_and_epoch_alone(memory):
 
 
 def test_order_mixes_rows_from_the_whole_store():
-    """Where a row stands says nothing of its number; in chunks, each buffer draws from everywhere."""
+    """The position of a row does not depend on its number; buffers have rows from the whole store."""
     for memory in (1 << 20, 12 * 800):
         seen = np.array(epoch_of(Loader(numbered(4000), 8, 0, memory), 0))
         assert abs(np.corrcoef(seen, np.arange(len(seen)))[0, 1]) < 0.15

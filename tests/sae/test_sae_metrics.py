@@ -1,4 +1,4 @@
-"""Reconstruction on held-out rows: by hand, against sae-lens, and intervals over groups."""
+"""Reconstruction figures compared with sae-lens and with computations by hand; intervals over groups."""
 
 from __future__ import annotations
 

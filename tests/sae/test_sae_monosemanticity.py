@@ -1,4 +1,4 @@
-"""Monosemanticity: the sums of one pass are the pairwise definition, and chance is what is said."""
+"""Monosemanticity: sums of one pass equal the pairwise definition, and chance is exact."""
 
 from __future__ import annotations
 

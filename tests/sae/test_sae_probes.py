@@ -1,4 +1,4 @@
-"""k-sparse probes: latents chosen on train, scored on test, beside shuffled labels."""
+"""k-sparse probes: latents are chosen on train and scored on test, with shuffled labels as control."""
 
 from __future__ import annotations
 

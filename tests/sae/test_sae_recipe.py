@@ -1,4 +1,4 @@
-"""Recipes: what cannot be is refused in a sentence that names it; settings and grids from text."""
+"""SAE recipes: impossible values are refused in one sentence; settings and grids are read from text."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_invalid_settings_are_refused(text, said):
 
 
 def test_dermfm_zero_has_the_published_loss():
-    """(1/d)‖x − x̂‖² + 3e-5 Σz is ours divided by d."""
+    """The published loss (1/d)‖x − x̂‖² + 3e-5 Σz is ours divided by d."""
     recipe = SAERecipe(**dermfm_zero(768))
     assert recipe.d_sae == 6144 and recipe.scale == "none" and not recipe.centre
     assert recipe.l1_coefficient / 768 == pytest.approx(3e-5)

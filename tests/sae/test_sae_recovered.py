@@ -1,4 +1,4 @@
-"""Zero-shot recovered: by hand, against sklearn and torch, and what may not be claimed."""
+"""Recovered zero-shot figures compared with scikit-learn and torch, and where they are undefined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed and gone on with: to the bit what an unbroken fit gives, over shuffled epochs in chunks."""
+"""A fit that is killed and resumed equals an uninterrupted one bit by bit, also in chunks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dermaudit.sae.training.state import STATE_FILE
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """{kind: fits}, made in one go without a checkpoint."""
+    """Return {kind: fits}, made without interruption and without a checkpoint."""
     torch.set_num_threads(1)
     return {kind: fit_world.fit(kind, None) for kind in fit_world.KINDS}
 
@@ -28,7 +28,7 @@ def lines(folder):
 
 
 def test_fit_killed_between_checkpoints_resumes_bit_by_bit(run_python, unbroken, tmp_path):
-    """Two kinds (five architectures) one after the other; killed in each, in a step without a check."""
+    """Two kinds (five architectures) one after the other, each killed in a step without a check."""
     argv = ["tests/sae/fit_world.py", tmp_path, "float32"]
     # The second goes on after step 20 of the first kind: 30 steps there, then 25 of the other.
     for visits, kind in ((27, "family"), (55, "penalties")):
@@ -55,7 +55,7 @@ def test_fit_killed_between_checkpoints_resumes_bit_by_bit(run_python, unbroken,
 
 
 def test_saes_fitted_in_one_pass_equal_those_fitted_alone(unbroken):
-    """An early stop of one of them included."""
+    """One of them stops early."""
     assert unbroken["family"][2].summary["steps"] <= unbroken["family"][0].summary["steps"]
     for kind, fits in unbroken.items():
         for recipe, one in zip(fit_world.recipes(kind), fits, strict=True):

@@ -1,4 +1,4 @@
-"""Rows: the same numbers as the whole array, whatever the shards, the order and the dtype."""
+"""Rows of a store equal those of the whole array for any shards, order and dtype."""
 
 from __future__ import annotations
 

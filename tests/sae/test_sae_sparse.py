@@ -1,4 +1,4 @@
-"""The sparse step against dense autograd through sae-lens' own training classes, in float64."""
+"""The sparse step compared with dense autograd through the training classes of sae-lens, in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ D, H, B = 20, 90, 40
 
 
 def make(kind, *, dtype="float64", seed=0, k=4, **options):
-    """A sae-lens training SAE with every parameter moved off its symmetric start."""
+    """Return a sae-lens training SAE whose parameters are perturbed from their initial values."""
     import sae_lens
 
     name = {

@@ -1,4 +1,4 @@
-"""Stability: the same dictionary in another order is found again, another one is not."""
+"""Stability: latents in another order are matched, those of another dictionary are not."""
 
 from __future__ import annotations
 

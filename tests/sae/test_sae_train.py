@@ -1,4 +1,4 @@
-"""Fitting: L0 at the gate, determinism, the fold, files that stock sae-lens opens, metrics by hand."""
+"""Fits: calibrated L0, determinism, the fold, SAE files, and the default recipe of a site."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_calibration_shifts_different_thresholds_by_one_amount():
 
 @pytest.mark.parametrize("k", [1.0, 3.0, 6.0, 14.0])
 def test_calibration_keeps_the_order_of_thresholds(k):
-    """Raised or lowered; in chunks, against a count over all margins at once."""
+    """Thresholds are raised or lowered; compared with a count over all margins at once."""
     sae = random_sae(8, 30)
     learned = torch.rand(30, generator=torch.Generator().manual_seed(2)) * 2
     sae.threshold = learned.clone()

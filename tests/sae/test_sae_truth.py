@@ -1,4 +1,4 @@
-"""Against exact truth: thresholds by brute force, sae-lens' own values, oracles and floors in order."""
+"""Latents compared with exact truth: thresholds by brute force, splitting, absorption, baselines."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_halves_keep_groups_whole_and_shuffle_within():
 
 
 def exact(n: int = 1200, **options):
-    """Synthetic rows and codes that are the factors themselves."""
+    """Return synthetic rows, and their factors as codes."""
     data = synthetic_rows(n, factors=12, active=2.0, **options)
     return data, csr_matrix(data.factors)
 
@@ -184,7 +184,7 @@ def test_implied_pairs_need_more_than_an_accident():
 
 
 def test_intervals_are_of_the_same_figure():
-    """Each figure's interval holds it, and the draws are those of an independent computation."""
+    """Each interval contains its figure, and correlations equal an independent computation."""
     data, codes = exact(600, children=2)
     noisy = codes.toarray() + (np.random.default_rng(1).random(codes.shape) < 0.05)
     report = truth_report(

@@ -1,4 +1,4 @@
-"""One process and two: the same losses, the same weights, the same dead latents."""
+"""Two processes give the same losses, weights and dead latents as one."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_batch_that_processes_cannot_divide_is_refused():
 
 @pytest.mark.slow
 def test_fit_under_torchrun_writes_one_run(run_python, main, tmp_path):
-    """Killed and gone on with; the same figures as one process but for float32; done once."""
+    """It is killed and resumed, gives the figures of one process up to float32, and is done once."""
     run = write_run(tmp_path / "run").path
     flags = ["--d-sae", "16", "--k", "3", "--samples", "10000", "--set", "batch=128"]
     # Without the -- torchrun takes --run for a short form of its own --run-path.
