@@ -38,6 +38,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/python docs/scripts/architecture.py --check
 	$(BIN)/python docs/scripts/results.py --check
+	$(BIN)/pyright
 
 # Runs both audits (minutes) and writes every page with figures.
 results: install

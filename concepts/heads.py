@@ -30,7 +30,8 @@ def fit_heads(run: Run, options: StageOptions = StageOptions()) -> dict[str, Any
     """Fit the linear head of the run on its train split.
 
     It is measured on test images. Without labels, or with too few, the reason is recorded and the run
-    predicts zero-shot."""
+    predicts zero-shot.
+    """
     run.require("embed")
     seed = run.seed(options.seed)
     data = RunData(run)

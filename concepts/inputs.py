@@ -22,7 +22,8 @@ THREADS_HELP = "torch threads"
 
 def vocabulary_of(run: Run, given: str | Path | None = None) -> Vocabulary:
     """Return the given vocabulary; without one, the vocabulary that the run was named with; in a run
-    without names, the bundled one."""
+    without names, the bundled one.
+    """
     if given is not None:
         return Vocabulary.load(given)
     if "name" in run.meta["stages"] and run.files.vocabulary.is_file():
@@ -59,7 +60,8 @@ def labelled_concepts(run: Run) -> list[str]:
 def known_concept(run: Run, vocabulary: Vocabulary, word: str) -> str:
     """Return the concept that `word` means, from the run's labels or the vocabulary.
 
-    Raises UserInputError that offers the nearest concept."""
+    Raises UserInputError that offers the nearest concept.
+    """
     labelled = labelled_concepts(run)
     if word in labelled:
         return word

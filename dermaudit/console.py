@@ -16,10 +16,12 @@ T = TypeVar("T")
 
 
 def quiet() -> bool:
+    """Whether messages for people are left out."""
     return bool(os.environ.get("DERMAUDIT_QUIET"))
 
 
 def say(text: str = "") -> None:
+    """Print a message for people on stderr."""
     if not quiet():
         print(text, file=sys.stderr, flush=True)
 
@@ -66,7 +68,8 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 class Meter:
     """A progress bar over `total` units (`unit`) of which `done` are done already, with their rate and the time
-    left; a context manager. Without a terminal: a line every ten seconds."""
+    left; a context manager. Without a terminal: a line every ten seconds.
+    """
 
     def __init__(
         self, what: str, total: int, done: int = 0, *, unit: str = "images", shown: bool = True
@@ -100,6 +103,7 @@ class Meter:
             self._bar.stop()
 
     def advance(self, n: int, note: str = "") -> None:
+        """Add `n` finished units, and show `note` beside the rate."""
         self.done += n
         if not self.shown:
             return

@@ -1,4 +1,4 @@
-"""Several processes as one: `torchrun` sets them up, and here they gather, average and take shares.
+"""Training in several processes: torchrun starts them; here they gather, average and split work.
 
 Plain torch.distributed, gloo on the CPU and nccl on GPUs. Without torchrun every function is the
 identity, so that callers never ask. A loss that each process computes for its own rows is scaled so
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,15 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
     def share(self, n: int, what: str = "batch") -> slice:
-        """This process's part of n rows. Errors: UserInputError when they cannot be shared equally."""
+        """Return the rows of this process among n. UserInputError if they cannot be shared equally."""
         if n % self.size:
             raise UserInputError(
                 f"a {what} of {n} cannot be shared equally by {self.size} processes",
@@ -45,9 +45,9 @@ class World:
 
 @contextmanager
 def join_world(device: str = "cpu") -> Iterator[World]:
-    """The processes that torchrun started, or this one alone; left again at the end.
+    """Join the processes that torchrun started, if any, and leave them at the end of the block.
 
-    Errors: UserInputError when `device` cannot be used.
+    Raises UserInputError if `device` cannot be used.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
@@ -67,7 +67,7 @@ def join_world(device: str = "cpu") -> Iterator[World]:
 
 
 def checked_device(device: str, size: int = 1) -> str:
-    """The device of this process, one of `size`. Errors: UserInputError when there is none."""
+    """Return the device of this process, one of `size`. Raises UserInputError if there is none."""
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
@@ -90,15 +90,17 @@ def checked_device(device: str, size: int = 1) -> str:
 
 
 def n_processes() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Return the number of this process, from 0."""
     return dist.get_rank() if n_processes() > 1 else 0
 
 
 class _Gather(torch.autograd.Function):
-    """All rows of all processes; backward sums what each process wants of one's own rows."""
+    """All rows of all processes; backward sums the gradients of all processes for the own rows."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over processes of a tensor that needs no gradient."""
+    """Return the sum over processes of a tensor that needs no gradient."""
     if n_processes() == 1:
         return x
     x = x.detach().clone()
@@ -165,5 +167,6 @@ def average_buffers(modules: Iterable[nn.Module]) -> None:
 
 
 def barrier() -> None:
+    """Wait for all processes."""
     if n_processes() > 1:
         dist.barrier()

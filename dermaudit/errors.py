@@ -23,6 +23,7 @@ class DermauditError(Exception):
         self.hint = hint
 
     def as_json(self) -> dict[str, Any]:
+        """Return the object that `--json` prints for the error."""
         return {"code": self.code, "message": self.message, "hint": self.hint}
 
 
@@ -74,6 +75,7 @@ class EvidenceError(DermauditError):
         self.numbers = numbers or {}
 
     def as_json(self) -> dict[str, Any]:
+        """Return the object that `--json` prints for the error."""
         return {**super().as_json(), "numbers": self.numbers}
 
 

@@ -13,6 +13,7 @@ _visits: dict[str, int] = {}
 
 
 def hit(name: str) -> None:
+    """End this process if the environment asks for it at this point."""
     wanted = os.environ.get("DERMAUDIT_FAILPOINT")
     if not wanted:
         return

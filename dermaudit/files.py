@@ -85,11 +85,13 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a file as a whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path | str, text: str) -> None:
+    """Write a UTF-8 file as a whole or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -99,6 +101,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def write_npy(path: Path | str, array: Any) -> None:
+    """Write an array as a whole npy file or not at all."""
     import numpy as np
 
     with whole_file(path) as temporary, temporary.open("wb") as handle:
@@ -160,6 +163,7 @@ def read_json(path: Path | str, what: str = "file") -> Any:
 
 
 def sha256_file(path: Path | str) -> str:
+    """Return the sha256 of a file as hexadecimal text."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as handle:
         while block := handle.read(1 << 20):
@@ -175,4 +179,5 @@ def canonical_json(value: Any) -> bytes:
 
 
 def sha256_json(value: Any) -> str:
+    """Return the sha256 of a value in canonical JSON."""
     return hashlib.sha256(canonical_json(value)).hexdigest()

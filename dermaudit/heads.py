@@ -42,6 +42,7 @@ class LinearHead:
     n_train: int
 
     def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return logits (n, classes) of rows x (n, d)."""
         return ((x - self.mean) / self.scale) @ self.weight.T + self.bias
 
     def tensor_logits(self, x: Tensor) -> Tensor:
@@ -52,15 +53,17 @@ class LinearHead:
         return ((x - mean) / scale) @ weight.T + bias
 
     def probs(self, x: np.ndarray) -> np.ndarray:
+        """Return probabilities (n, classes) of rows x (n, d)."""
         logits = self.logits(x)
         exponent = np.exp(logits - logits.max(1, keepdims=True))
         return exponent / exponent.sum(1, keepdims=True)
 
     def direction(self) -> np.ndarray:
-        """D logits / d x: (classes, d)."""
+        """Return the gradient of the logits with respect to x: (classes, d)."""
         return self.weight / self.scale
 
     def save(self, path: Path) -> None:
+        """Write the head as safetensors."""
         import torch
 
         from dermaudit.files import write_safetensors
@@ -80,6 +83,7 @@ class LinearHead:
 
     @classmethod
     def load(cls, path: Path) -> LinearHead:
+        """Read a head. Raises ForeignArtifactError for a file that is none."""
         from safetensors import SafetensorError, safe_open
 
         if not path.is_file():
@@ -149,7 +153,7 @@ def choose_c(
     c_grid: Sequence[float] = C_GRID,
     seed: int = 0,
 ) -> float:
-    """The C with the least log loss over 3 grouped inner folds."""
+    """Return the C with the least log loss over 3 grouped inner folds."""
     from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -178,13 +182,13 @@ def choose_c(
 def fit_probe(
     x: np.ndarray, truth: np.ndarray, groups: Sequence[object] | np.ndarray, *, seed: int = 0
 ) -> LinearHead:
-    """A supervised linear probe of one concept (0/1 truth): the ceiling of a single latent."""
+    """Fit a supervised linear probe of one concept (0/1 truth): the ceiling of a single latent."""
     words = np.where(np.asarray(truth) > 0.5, "present", "absent")
     return fit_head(x, words, groups, seed=seed)
 
 
 def probe_score(head: LinearHead, x: np.ndarray) -> np.ndarray:
-    """The logit of "present" against "absent" of a two-class head: (n,)."""
+    """Return the logit (n,) of "present" against "absent" of a two-class head."""
     logits = head.logits(x)
     return logits[:, 1] - logits[:, 0]
 

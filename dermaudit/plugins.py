@@ -9,7 +9,8 @@ from typing import Any
 
 def discover(package: str, attribute: str) -> dict[str, Any]:
     """Return {name: object} of every module of `package` that defines `attribute`, in alphabetical
-    order of the modules. The object has the attribute `name`."""
+    order of the modules. The object has the attribute `name`.
+    """
     names = [
         found.name for found in pkgutil.iter_modules(importlib.import_module(package).__path__)
     ]

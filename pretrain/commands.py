@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dermaudit.errors import UserInputError
 from dermaudit.towers.loading.names import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from dermaudit.data import Manifest
+
+    from .recipe import TrainingRecipe
 
 
 def pretrain(
@@ -43,7 +48,7 @@ def pretrain(
         bool, typer.Option("--skip-lost", help="go on without shards that are missing or cut off")
     ] = False,
     force: Annotated[bool, typer.Option(help="replace the checkpoint in --out")] = False,
-    dry_run: Annotated[bool, typer.Option(help="say what would be done")] = False,
+    dry_run: Annotated[bool, typer.Option(help="print what would be done")] = False,
 ) -> dict[str, Any]:
     """Train a foundation model: masked latent modelling, then contrastive, on the train split only.
 
@@ -52,66 +57,62 @@ def pretrain(
     from .recipe import load_recipe
 
     overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
-    plan = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides)
     _check_out(out, resume, force)
-    if plan.precision == "bf16" and not device.startswith("cuda"):
+    if loaded.precision == "bf16" and not device.startswith("cuda"):
         raise UserInputError(
-            f"the recipe {plan.name} computes in bf16, which is very slow on a CPU",
+            f"the recipe {loaded.name} computes in bf16, which is very slow on a CPU",
             "use --device cuda, or --set precision=float32",
         )
-    from dermaudit.console import say
     from dermaudit.data import Manifest
 
     manifest, shards = open_data(data, strict=not skip_lost)
-    scored = Manifest.load(test) if test is not None else None
+    test_manifest = Manifest.load(test) if test is not None else None
     if dry_run:
-        n = sum(split == "train" for split in manifest.splits)
-        stages = {"masked": plan.masked.epochs, "contrastive": plan.contrastive.epochs}
-        told = ", ".join(f"{epochs:g} epochs {name}" for name, epochs in stages.items() if epochs)
-        say(
-            f"{out}: would be trained by {plan.name} on {n} images of {data}: {told}, batch {plan.batch}"
-        )
-        return {"recipe": plan.model_dump(mode="json"), "n_train": n, "out": str(out)}
+        return _dry_run(loaded, manifest, data, out)
     from dermaudit.distributed import join_world
 
-    from .training.build import build_and_train
-    from .training.state import STATE_FILE
+    from .training.build import TrainingJob, build_and_train
 
-    work = out.with_name(f".{out.name}.training")
-    if (work / STATE_FILE).is_file() and not resume and not force:
-        raise UserInputError(
-            f"{work} holds an unfinished training",
-            "go on with it: --resume, or begin again: --force",
-        )
-    _make_folder(work)
+    work = _work_folder(out, resume, force)
+    command = [recipe, "--seed", str(loaded.seed), "--threads", str(threads), "--device", device]
+    command += [word for text in set_ or [] for word in ("--set", text)]
     with join_world(device) as world:
         if not world.leads:
             os.environ["DERMAUDIT_QUIET"] = "1"
         return build_and_train(
-            plan,
-            manifest,
-            out,
-            work,
-            threads=threads,
-            resume=resume,
-            shards=shards,
-            test=scored,
-            given=[
-                recipe,
-                "--seed",
-                str(plan.seed),
-                "--threads",
-                str(threads),
-                "--device",
-                device,
-                *(word for text in set_ or [] for word in ("--set", text)),
-            ],
-            world=world,
+            TrainingJob(
+                loaded,
+                manifest,
+                out,
+                work,
+                threads=threads,
+                resume=resume,
+                shards=shards,
+                test=test_manifest,
+                command=command,
+                world=world,
+            )
         )
 
 
+def _dry_run(recipe: TrainingRecipe, manifest: Manifest, data: Path, out: Path) -> dict[str, Any]:
+    from dermaudit.console import say
+
+    n = sum(split == "train" for split in manifest.splits)
+    epochs = {"masked": recipe.masked.epochs, "contrastive": recipe.contrastive.epochs}
+    stages = ", ".join(
+        f"{n_epochs:g} epochs {name}" for name, n_epochs in epochs.items() if n_epochs
+    )
+    say(
+        f"{out}: would be trained by {recipe.name} on {n} images of {data}: {stages}, "
+        f"batch {recipe.batch}"
+    )
+    return {"recipe": recipe.model_dump(mode="json"), "n_train": n, "out": str(out)}
+
+
 def _check_out(out: Path, resume: bool, force: bool) -> None:
-    """UserInputError unless `out` can become a checkpoint without losing anything that is not one."""
+    """Raise UserInputError unless `out` can become a checkpoint without losing other files."""
     if not out.name:
         raise UserInputError(f"--out {out} has no name", "name the checkpoint's folder")
     if out.exists() and not out.is_dir():
@@ -125,7 +126,7 @@ def _check_out(out: Path, resume: bool, force: bool) -> None:
         )
     if resume and not out.with_name(f".{out.name}.training").is_dir():
         raise UserInputError(
-            f"{out} is finished: there is nothing to resume", "use --force to train it anew"
+            f"{out} is finished: there is nothing to resume", "use --force to train it again"
         )
     if not force:
         raise UserInputError(
@@ -133,17 +134,27 @@ def _check_out(out: Path, resume: bool, force: bool) -> None:
         )
 
 
-def _make_folder(work: Path) -> None:
+def _work_folder(out: Path, resume: bool, force: bool) -> Path:
+    """Make the folder of the unfinished training. UserInputError if it holds one that is not resumed."""
+    from .training.state import STATE_FILE
+
+    work = out.with_name(f".{out.name}.training")
+    if (work / STATE_FILE).is_file() and not resume and not force:
+        raise UserInputError(
+            f"{work} holds an unfinished training",
+            "continue it: --resume, or begin again: --force",
+        )
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserInputError(
             f"--out: the folder {work} cannot be made: {error.strerror}", "choose another --out"
         ) from error
+    return work
 
 
 def open_data(path: Path, *, strict: bool = True) -> tuple[Any, Any]:
-    """(manifest, shards or None) of a data set or of a folder of shards."""
+    """Return the manifest, and the shards or None, of a data set or of a folder of shards."""
     from dermaudit.data import Manifest
     from dermaudit.data.manifest.tables import SHARDS_FILE
 

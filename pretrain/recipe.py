@@ -29,7 +29,7 @@ class ModelSection(_Section):
 
     `init`: a model that load_model opens, with its tokenizer and preprocessing; or fresh towers in
     open_clip's words (`embed_dim`, `vision_cfg`, `text_cfg` without the vocabulary). `vision_cfg` may
-    say `panderm = "base" | "large"`, `text_cfg` may name a Hugging Face text tower (`hf_model_name`: a
+    hold `panderm = "base" | "large"`, `text_cfg` may name a Hugging Face text tower (`hf_model_name`: a
     folder or a hub id). `vision_init`: weights of the image tower alone.
     """
 
@@ -155,7 +155,7 @@ class ContrastiveSection(_Section):
     keep: float = Field(default=0.7, ge=0, le=1)
     deny: float = Field(default=0.15, ge=0, le=1)
     lr: float = Field(default=1e-3, gt=0)
-    columns: tuple[str, ...] = ()  # further manifest columns whose values captions may say
+    columns: tuple[str, ...] = ()  # further manifest columns whose values captions may contain
 
     @model_validator(mode="after")
     def _fits(self) -> ContrastiveSection:
@@ -227,9 +227,9 @@ class TrainingRecipe(_Section):
 
 
 def load_recipe(name: str | Path, overrides: list[str] | None = None) -> TrainingRecipe:
-    """A bundled recipe by name, or a TOML file, with `key=value` overrides (values in TOML).
+    """Read a bundled recipe by name, or a TOML file, with `key=value` overrides (values in TOML).
 
-    UserInputError names the file, the key and the mend for each thing that is wrong.
+    UserInputError names the file, the key and the fix of each fault.
     """
     path = Path(name)
     if path.suffix != ".toml":
@@ -278,14 +278,18 @@ def _sentences(error: ValidationError) -> list[str]:
         where = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             near = closest(str(fault["loc"][-1]), _all_fields())
-            # One that is a key elsewhere is told with where it belongs.
-            whole = [f"{part}.{near}" for part in _SECTIONS if near in _SECTIONS[part].model_fields]
-            told = f"'{near}'" if near != fault["loc"][-1] or not whole else " or ".join(whole)
-            lines.append(f"unknown key '{where}'" + (f": did you mean {told}?" if near else ""))
+            # A key of another section is named with its section.
+            sections = [
+                f"{part}.{near}" for part in _SECTIONS if near in _SECTIONS[part].model_fields
+            ]
+            hint = (
+                f"'{near}'" if near != fault["loc"][-1] or not sections else " or ".join(sections)
+            )
+            lines.append(f"unknown key '{where}'" + (f": did you mean {hint}?" if near else ""))
         else:
             got = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
-            said = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{where or 'recipe'}: {said}{got}")
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{where or 'recipe'}: {message}{got}")
     return lines
 
 

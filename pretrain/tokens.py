@@ -93,7 +93,7 @@ class TokenReader:
         return Tokens(out[:, : self.n_first], out[:, self.n_first :], embedding)
 
     def _end(self, visual: ImageTower) -> nn.Module:
-        """The module whose output is the tokens of the last block."""
+        """Return the module whose output is the tokens of the last block."""
         if self.family == "PanDerm":
             return visual.normed_tokens
         if self.family == "open_clip ViT":
@@ -157,9 +157,9 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 def encode_texts(model: OpenClipModel, ids: Tensor, *, buckets: int = 4) -> Tensor:
     """`model.encode_text(ids, normalize=True)` (n, e) at the cost of the words, not of the padding.
 
-    Texts are sorted by length and encoded in a few groups, each cut to its longest text: what stands
+    Texts are sorted by length and encoded in a few groups, each cut to its longest text: what comes
     behind a text changes nothing in a causal tower that is pooled at its end token, nor in a Hugging
-    Face tower that masks its padding. Other towers get the ids whole. ids (n, context), padding last.
+    Face tower that masks its padding. Other towers get the whole ids. ids (n, context), padding last.
     """
     lengths = _lengths(model, ids)
     if lengths is None:

@@ -82,7 +82,8 @@ class RunData:
     def verified(self, path: Path, stage: str) -> Path:
         """Return `path` after the stage that wrote it was verified; `stage` is the one that should have.
 
-        EvidenceError if that stage is finished and did not write the file."""
+        EvidenceError if that stage is finished and did not write the file.
+        """
         self.run.require(self.stage_that_wrote(path) or stage)
         if self.stage_that_wrote(path) is None or not path.is_file():
             name = path.relative_to(self.run.path).as_posix()
@@ -154,7 +155,8 @@ class RunData:
     def truth(self) -> dict[str, Truth]:
         """Known concepts: the columns `artifact:*` and `concept:*`, then each label against the rest.
 
-        A probability counts as 1 from .5 on; a blank cell is unknown."""
+        A probability counts as 1 from .5 on; a blank cell is unknown.
+        """
         found: dict[str, Truth] = {}
         for column in self.images.column_names:
             kind, _, name = column.partition(":")
@@ -235,7 +237,8 @@ class RunData:
 
     def stability(self, site: str) -> dict[str, Any] | None:
         """Return how the SAE of a site compares with other seeds, or {"reason": …}; None where this was
-        never measured."""
+        never measured.
+        """
         stage = f"seeds:{site}"
         if stage not in self.stages:
             return None
@@ -285,7 +288,8 @@ class RunData:
     @cached_property
     def suppressions(self) -> list[str]:
         """The concepts whose suppression was tried: those with a measured effect first, then those
-        whose latents were chosen by name, then those without evidence."""
+        whose latents were chosen by name, then those without evidence.
+        """
         files = self.run.files
         tried = [stage.partition(":")[2] for stage in self.stages if stage.startswith("recipe:")]
         return sorted(

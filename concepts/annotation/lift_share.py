@@ -55,6 +55,7 @@ class LabelEvidence:
     reason: str | None = None
 
     def as_row(self) -> dict:
+        """Return the row of labels.parquet."""
         return asdict(self)
 
 

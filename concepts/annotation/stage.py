@@ -28,7 +28,8 @@ ANNOTATE = Record("annotate", reads=("images", "embed", "fit:*"), writes=("label
 def annotate_run(run: Run, options: StageOptions = StageOptions()) -> dict[str, Any]:
     """Compare latents with labels: the best latent of every known concept.
 
-    Its lift share is measured on test images. Without labels the stage records that nothing was measured."""
+    Its lift share is measured on test images. Without labels the stage records that nothing was measured.
+    """
     seed = run.seed(options.seed)
     path = run.files.labels
 

@@ -43,7 +43,8 @@ class CompareOptions(StageOptions):
 def compare(run: Run, options: CompareOptions) -> dict[str, Any]:
     """Compare concept bottlenecks at an equal number of effective concepts (NEC).
 
-    Compared are the SAE codes, the vocabulary, random words, and the probe on the full embedding."""
+    Compared are the SAE codes, the vocabulary, random words, and the probe on the full embedding.
+    """
     words = vocabulary_of(run, options.vocabulary)
     return compare_run(run, words, tower_of(run, options.threads), options)
 
@@ -53,7 +54,8 @@ def compare_run(
 ) -> dict[str, Any]:
     """Compare bottlenecks at equal NEC: SAE codes, the vocabulary, random words; and the full probe.
 
-    Too few images are recorded as the result, with the reason. UserInputError for an unknown task."""
+    Too few images are recorded as the result, with the reason. UserInputError for an unknown task.
+    """
     seed, task, nec = run.seed(options.seed), options.task, options.nec
     data = RunData(run)
     path = run.files.bottlenecks

@@ -14,7 +14,8 @@ HEADER = ("site", "latent", "name", "type", "z", "q", "active on", "label AUPRC"
 def list_concepts(run: Run, unnamed: bool) -> dict[str, Any]:
     """Print and return the named latents, with `unnamed` also the others.
 
-    Raises StaleArtifactError if the names, or anything that they were made from, changed."""
+    Raises StaleArtifactError if the names, or anything that they were made from, changed.
+    """
     rows = RunData(run).concepts
     shown = [row for row in rows if unnamed or row["name"]]
     n_named = sum(bool(row["name"]) for row in rows)

@@ -44,7 +44,8 @@ class NameOptions(StageOptions):
 def name(run: Run, options: NameOptions) -> dict[str, Any]:
     """Name the latents that a word explains better than chance.
 
-    The other latents stay unnamed."""
+    The other latents stay unnamed.
+    """
     words = vocabulary_of(run, options.vocabulary)
     return name_run(run, words, tower_of(run, options.threads), options)
 
@@ -54,7 +55,8 @@ def name_run(
 ) -> dict[str, Any]:
     """Name the latents of every site: `concepts.parquet`, `naming.json` and `vocabulary.json`.
 
-    Names are made on train and val images and compared with labels on test images."""
+    Names are made on train and val images and compared with labels on test images.
+    """
     seed, method = run.seed(options.seed), naming_method(options.method)
 
     def make() -> Made:
@@ -138,7 +140,8 @@ def _judge(data: RunData, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     A name is wrong if its latent ranks another labelled concept better (by normalised lift
     (AUPRC − prevalence) / (1 − prevalence)), or its own concept no better than chance. The label
-    shown next to a latent (`label_concept`) is chosen on train and val and scored on test."""
+    shown next to a latent (`label_concept`) is chosen on train and val and scored on test.
+    """
     truths = list(data.truth.values())
     test, seen = (np.flatnonzero(data.rows(*s)) for s in (("test",), ("train", "val")))
     empty = {"n_judged": 0, "wrong_among_named": None}
@@ -168,7 +171,8 @@ def _judge(data: RunData, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _auprc_and_lift(data: RunData, rows: np.ndarray) -> tuple[dict, dict]:
     """Return, per site, the AUPRC on `rows` and the normalised lift, each (truths, d_sae); the lift is
-    nan for a truth with fewer than 5 positives."""
+    nan for a truth with fewer than 5 positives.
+    """
     values = np.stack([truth.values[rows] for truth in data.truth.values()], 1)
     known, positives = np.isfinite(values).sum(0), np.nansum(values, 0)
     prevalence = np.where(positives >= 5, positives / np.maximum(known, 1), np.nan)

@@ -22,7 +22,8 @@ _KEPT = 8  # sets of rows whose codes are kept
 
 class Editor:
     """`mode` on any set S of latents. `factor`: of mode `scale`; `free` (m, d_sae) csr: the codes of
-    artifact-free images, for the modes in LEVELLED."""
+    artifact-free images, for the modes in LEVELLED.
+    """
 
     def __init__(
         self,

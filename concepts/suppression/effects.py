@@ -50,6 +50,7 @@ class Measurement:
 
     @property
     def worst(self) -> float:
+        """The lowest accuracy of the groups."""
         return min(self.groups.values())
 
 
@@ -57,7 +58,8 @@ def measure(
     head, editor: Editor | None, latents, x, trap: Trap, threshold: float | None = None
 ) -> Measurement:
     """Accuracy of each group of the test rows; the threshold comes from the rows of choice. Without
-    latents no editor is needed."""
+    latents no editor is needed.
+    """
 
     def score_of(rows: np.ndarray) -> np.ndarray:
         if not latents:
@@ -105,7 +107,8 @@ def evaluate(
     n_draws: int = 1000,
 ) -> dict[str, Any]:
     """The figures of `suppression` (docs/formats.md) on the test rows. `clean` (m,) are test rows
-    without artifacts; `active` (d_sae,) how often each latent fires."""
+    without artifacts; `active` (d_sae,) how often each latent fires.
+    """
     before = measure(head, None, [], x, trap)
     after = measure(head, editor, chosen.latents, x, trap)
     fixed = measure(head, editor, chosen.latents, x, trap, threshold=before.threshold)
@@ -181,7 +184,8 @@ def worst_without_trap(
     x: np.ndarray, trap: Trap, train: np.ndarray, groups: np.ndarray, seed: int
 ) -> float:
     """Worst group of a head fitted on as many labelled train rows without the trap: what there is to
-    win back. `train` are the row numbers to draw from."""
+    win back. `train` are the row numbers to draw from.
+    """
     known = train[np.isfinite(trap.y[train]) & np.isfinite(trap.a[train])]
     rows = np.random.default_rng(seed).permutation(known)[: len(trap.fit)]
     head = fit_probe(x[rows], trap.y[rows], groups[rows], seed=seed)

@@ -98,7 +98,8 @@ def _measured(
     tower: Any,
 ) -> tuple[dict[str, Any], list[dict[str, float]], pa.Table]:
     """Choose latents on the rows of choice, and measure their suppression on test rows; `a` (n,) is 1
-    where the concept is present, 0 where absent, nan where unknown."""
+    where the concept is present, 0 where absent, nan where unknown.
+    """
     data, editor, x, target = given.data, given.editor, given.x, options.target
     seed, groups, concept = data.run.seed(options.seed), data.groups, given.concept
     y = np.where(data.labels == "", np.nan, (data.labels == target).astype(float))
@@ -194,7 +195,8 @@ def _insertion(
 ) -> dict[str, Any]:
     """Draw the artifact onto test images that lack it: mean |Δp| before and after suppression.
 
-    `insertion_residual` = after / before, 1 = nothing gained, 0 = the artifact moves nothing."""
+    `insertion_residual` = after / before, 1 = nothing gained, 0 = the artifact moves nothing.
+    """
     from dermaudit.phantom import ARTIFACTS
 
     if tower is None or concept not in ARTIFACTS:

@@ -39,7 +39,8 @@ BATCH = 64
 @dataclass(frozen=True)
 class SuppressOptions:
     """`out`: the CSV file. `head`, `target`, `mode`, `level`: None for those of the run and its
-    recipes. `seed` (of a recipe that is made first) None: the run's."""
+    recipes. `seed` (of a recipe that is made first) None: the run's.
+    """
 
     out: Path
     head: str | None = None

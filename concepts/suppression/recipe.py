@@ -34,17 +34,21 @@ class SuppressionRecipe:
 
     @property
     def latents(self) -> list[int]:
+        """The latents that are suppressed."""
         return [entry["latent"] for entry in self.body["latents"]]
 
     @property
     def site(self) -> str:
+        """The site whose embedding is edited."""
         return self.body["sae"]["site"]
 
     @property
     def sha256(self) -> str:
+        """The hash of the body: the identity of the recipe."""
         return sha256_json(self.body)
 
     def save(self, path: Path) -> None:
+        """Write the recipe with the hash of its body."""
         write_json(
             path,
             {
@@ -57,6 +61,7 @@ class SuppressionRecipe:
 
     @classmethod
     def load(cls, path: Path) -> SuppressionRecipe:
+        """Read a recipe. StaleArtifactError if its body was altered."""
         raw = read_json(path, "recipe")
         if (
             not isinstance(raw, dict)
@@ -106,13 +111,15 @@ class SuppressionRecipe:
 
 def sae_facts(run: Run, site: str) -> dict[str, Any]:
     """Return what a recipe records of its SAE: the hash of the weights, and the k of a per-sample TopK,
-    which the weights do not contain."""
+    which the weights do not contain.
+    """
     cfg = read_json(run.files.sae_config(site), "SAE config")
     facts = {"site": site, "weights_sha256": sae_hash(run, site), "d_sae": cfg["d_sae"]}
     return {**facts, "k": cfg["k"]} if cfg["architecture"] == "topk" else facts
 
 
 def sae_hash(run: Run, site: str) -> str:
+    """Return the sha256 of the weights of the SAE of a site."""
     return sha256_file(run.files.sae_weights(site))
 
 
@@ -120,7 +127,8 @@ def load_recipe(run: Run, concept: str) -> SuppressionRecipe:
     """Return the run's recipe for a concept, verified with everything that it was made from.
 
     Raises UserInputError if the run has none, StaleArtifactError for a recipe that the run did not
-    record, or a changed file that it was made from."""
+    record, or a changed file that it was made from.
+    """
     path, stage = run.files.recipe(concept), f"recipe:{concept}"
     recorded = run.meta["stages"].get(stage, {}).get("outputs", {})
     if f"recipes/{path.name}" not in recorded:

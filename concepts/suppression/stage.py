@@ -28,7 +28,8 @@ RECIPE = Record(
 def make_recipes(run: Run, options: RecipeOptions) -> dict[str, Any]:
     """Choose the latents of a concept, measure their suppression, and write the recipe.
 
-    The latents are chosen on val images, and the effect is measured on test images."""
+    The latents are chosen on val images, and the effect is measured on test images.
+    """
     words = vocabulary_of(run, options.vocabulary)
     if options.concept:
         concepts = {concept: known_concept(run, words, concept) for concept in options.concept}
@@ -54,7 +55,8 @@ def recipe_run(
 ) -> dict[str, Any]:
     """Write `recipes/<concept>.recipe.json` and `suppression/<concept>.json|.parquet`; return the figures.
 
-    Without evidence: EvidenceError if `options.refuse`, else the reason is the result."""
+    Without evidence: EvidenceError if `options.refuse`, else the reason is the result.
+    """
     from .make_recipe import make_recipe
 
     data = RunData(run)

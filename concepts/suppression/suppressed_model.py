@@ -47,9 +47,11 @@ class ZeroShotHead:
         self.classes = list(self.model.classes)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return logits (n, classes) of unit embeddings (n, d)."""
         return self.model.logits(torch.from_numpy(x)).detach().numpy()
 
     def probs(self, x: np.ndarray) -> np.ndarray:
+        """Return probabilities (n, classes) of unit embeddings (n, d)."""
         return self.model.probs(torch.from_numpy(x)).detach().numpy()
 
 
@@ -65,10 +67,12 @@ class Prediction:
     delta_logit: np.ndarray  # (n, |S|): the target's logit change by each latent alone
 
     def top1(self, p: np.ndarray) -> list[str]:
+        """Return the most probable class of each row."""
         return [self.classes[i] for i in p.argmax(1)]
 
     @property
     def flipped(self) -> np.ndarray:
+        """Whether the most probable class changed, by image."""
         return self.p_before.argmax(1) != self.p_after.argmax(1)
 
 
@@ -127,7 +131,7 @@ class SuppressedModel:
         return attribution_map(score, x, method, **options)
 
     def predict_rows(self, x: np.ndarray) -> Prediction:
-        """The same for unit embeddings x (n, d) that are already there."""
+        """Predict for unit embeddings x (n, d) that are computed already."""
         parts = [self.suppressor.apply_to(part) for part in torch.from_numpy(x).split(_ROWS)]
         after, z, fired = (torch.cat(column) for column in zip(*parts, strict=True))
         return Prediction(
@@ -207,8 +211,7 @@ def _levels(
     mode: str | None,
     level: float | None,
 ) -> dict[str, Any]:
-    """`level` (|S|,) or `gate_level` of one recipe: its own where its own mode is meant, else those of
-    the run."""
+    """Return `level` (|S|,) or `gate_level`: the recipe's own, or the run's if `mode` is another."""
     operation = recipe.body["operation"]
     if mode is None:
         kept = {name: operation[name] for name in ("level", "gate_level") if name in operation}
@@ -220,7 +223,7 @@ def _levels(
 
 
 def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHead:
-    """The head named, `zeroshot`, or by default the run's `label` head where it has one."""
+    """Return the head `name`, the zero-shot classifier, or by default the run's head if it has one."""
     if name == "zeroshot":
         return ZeroShotHead(tower)
     data = RunData(run)
@@ -235,7 +238,7 @@ def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHe
 
 
 def pick_target(classes: list[str], wanted: str | None) -> str:
-    """The class whose Δlogit is logged: the one asked for, melanoma, or the last."""
+    """Return the class whose logit is logged: `wanted`, else melanoma, else the last."""
     if wanted is not None:
         if wanted not in classes:
             raise UserInputError(
@@ -255,7 +258,7 @@ def build(
     mode: str | None = None,
     level: float | None = None,
 ) -> SuppressedModel:
-    """The suppressed model of a recipe; another model than the run's is refused."""
+    """Return the suppressed model of a recipe. Raises an error for another model than the run's."""
     run.check_model(tower.fingerprint)
     sae = load_sae(run.files.sae(recipe.site))
     chosen = pick_head(run, tower, head)
@@ -274,7 +277,9 @@ def suppressed(
     mode: str | None = None,
     level: float | None = None,
 ) -> Iterator[SuppressedModel]:
-    """`with run.suppress("ruler", model) as m: m.predict(images)`. The model itself is not changed.
-    `mode`, and the `level` of mode `scale`, instead of the recipe's own."""
+    """Suppress a concept: `with run.suppress("ruler", model) as m: m.predict(images)`.
+
+    The model itself is not changed. `mode`, and the `level` of mode `scale`, replace the recipe's.
+    """
     recipe = load_recipe(run, concept)
     yield build(run, recipe, model, head=head, target=target, mode=mode, level=level)

@@ -22,7 +22,8 @@ class Trap:
     the train images that the head does not see (choices weigh the four groups alike, so they need
     many of each, not the trap's proportions); `test`: swapped where that leaves enough in every
     group, else every labelled test image (the accuracy of a group does not depend on how many of
-    each there are); `test_is` says which. `y`, `a` are (n,) over all rows."""
+    each there are); `test_is` says which. `y`, `a` are (n,) over all rows.
+    """
 
     fit: np.ndarray
     choose: np.ndarray
@@ -58,7 +59,8 @@ def make_trap(
 ) -> Trap:
     """Draw the trap. With `groups`, no train row of a group that the head sees is a row of choice.
     EvidenceError with the counts when a test cell has under 30 images or the head would be fitted
-    on fewer than 30 of one kind."""
+    on fewer than 30 of one kind.
+    """
     generator = np.random.default_rng(seed)
     known = np.isfinite(y) & np.isfinite(a)
     fit = _draw(y, a, np.flatnonzero(known & (splits == "train")), strength, generator)
@@ -110,6 +112,6 @@ def _draw(
             len(with_a) / share if share > 0 else np.inf,
             len(without) / (1 - share) if share < 1 else np.inf,
         )
-        picked.append(generator.permutation(with_a)[: int(round(total * share))])
-        picked.append(generator.permutation(without)[: int(round(total * (1 - share)))])
+        picked.append(generator.permutation(with_a)[: round(total * share)])
+        picked.append(generator.permutation(without)[: round(total * (1 - share))])
     return np.concatenate(picked)

@@ -33,6 +33,8 @@ class Concept:
 
 @dataclass(frozen=True)
 class Vocabulary:
+    """Concepts with their words, prompt templates, and distractor words."""
+
     name: str
     concepts: tuple[Concept, ...]
     templates: tuple[str, ...]
@@ -100,6 +102,7 @@ class Vocabulary:
         raise unknown("concept", word, [concept.id for concept in self.concepts])
 
     def sha256(self) -> str:
+        """Return the hash of everything in the vocabulary."""
         return sha256_json(
             {
                 "concepts": {

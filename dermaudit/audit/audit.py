@@ -25,7 +25,8 @@ from .summary import audit_result, print_summary
 class AuditConfig:
     """What an audit does: `concepts` to suppress (empty: every artifact that is labelled or named),
     `target` the label whose prediction is audited, `where` an SQL condition on the manifest,
-    `seeds` of the SAEs (empty: `seed` alone)."""
+    `seeds` of the SAEs (empty: `seed` alone).
+    """
 
     data: Path
     model: str
@@ -68,7 +69,8 @@ def audit_stages() -> list[Stage[Any]]:
 def perform_audit(config: AuditConfig, seconds: dict[str, float] | None = None) -> dict[str, Any]:
     """Make every stage of the run, print the summary, and return the object of `--json`.
 
-    `seconds`: what was done before, by name; its total is the total of the audit."""
+    `seconds`: what was done before, by name; its total is the total of the audit.
+    """
     seconds = dict(seconds or {})
     require_enough_images(config)
     options = config.stage_options()
@@ -90,9 +92,10 @@ def perform_audit(config: AuditConfig, seconds: dict[str, float] | None = None) 
 
 def require_enough_images(config: AuditConfig) -> None:
     """Refuse a data set that is too small for an SAE before its images are embedded; an unknown model
-    is refused first."""
+    is refused first.
+    """
     from dermaudit.data import Manifest
-    from dermaudit.sae.training.fit import require_enough_images
+    from dermaudit.sae.training.site_rows import require_enough_images
     from dermaudit.towers import resolve
 
     resolve(config.model)

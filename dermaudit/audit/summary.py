@@ -52,17 +52,20 @@ def audit_result(
 
 
 def bottleneck_summary(compared: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """Return what `--json` has of the bottlenecks."""
     kinds = ("sae", "vocabulary", "random", "probe")
     out = {"nec": compared.get("nec"), "task": target, **{k: compared.get(k) for k in kinds}}
     return out | ({"reason": compared["reason"]} if "reason" in compared else {})
 
 
 def suppression_summary(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `--json` has of one suppression."""
     row = {key: figures.get(key) for key in SUPPRESSION_KEYS}
     return row | {key: figures[key] for key in REASON_KEYS if figures.get(key)}
 
 
 def concept_summary(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `--json` has of each labelled concept."""
     out = {}
     for name, row in labels.items():
         out[name] = {
@@ -90,6 +93,7 @@ def _pair(row: dict[str, Any], key: str) -> list[float] | None:
 
 
 def naming_summary(naming: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `--json` has of the names."""
     keys = (
         "named",
         "unnamed",

@@ -33,13 +33,13 @@ from .output.render import TOO_SMALL, Sheet, cell, comparison_sheet
 from .session import BenchSession, split_rows
 
 TEMPERATURE = math.exp(-4.5944)
-#: words that no image of skin is about. Several letters and sounds, for tokenisers by word or piece.
+#: words that no image of skin is about. They vary in letters and sounds, for tokenisers by word or piece.
 RANDOM_WORDS = (
     "table", "river", "violin", "parliament", "bicycle", "harvest", "thunder", "library", "engine",
     "orchard", "compass", "lantern", "Tuesday", "marathon", "glacier", "recipe", "tunnel", "poetry",
     "satellite", "market", "curtain", "journey", "algebra", "kitchen",
 )  # fmt: skip
-GOOD = 0.7  # the published count: concepts with an AUROC above it
+GOOD = 0.7  # the published table counts concepts with an AUROC above it
 MEAN = "mean AUROC"
 COUNT = f"concepts above {GOOD}"
 
@@ -68,7 +68,7 @@ def run_annotation(shared: BenchOptions, *, terms: Path | None, templates: str) 
     session = BenchSession(shared, "annotate")
     manifest = session.manifest()
     if words is None:
-        words = {fact.name: fact.said for fact in facts_of(manifest)}
+        words = {fact.name: fact.wordings for fact in facts_of(manifest)}
     rows = split_rows(manifest, shared.split)
     concepts, unmatched = concepts_of(manifest, words, rows)
     if not any(enough(c.truth) for c in concepts):
@@ -119,7 +119,7 @@ def presence(
     score = np.zeros((len(x), len(terms)))
     x = x.astype(np.float64)
     for with_term, without in templates:
-        # Text by itself, reference by itself: neither depends on how many concepts are asked for.
+        # Encoded separately, so that neither depends on the number of concepts.
         with torch.no_grad():
             target = tower.encode_text([with_term.format(t) for t in flat]).cpu().numpy()
             reference = tower.encode_text([without]).cpu().numpy()[0]

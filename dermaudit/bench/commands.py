@@ -111,7 +111,7 @@ def bench_annotate(
     model: Models,
     data: Data,
     terms: Annotated[
-        Path | None, typer.Option(help="ConceptTerms.json: concept -> terms, met by name")
+        Path | None, typer.Option(help="ConceptTerms.json: concept -> terms, matched by name")
     ] = None,
     templates: Annotated[
         str, typer.Option(help="skin (MAKE's six) or dermoscopy (MONET's two)")

@@ -22,7 +22,7 @@ from .output.render import TOO_SMALL, WORDS, Sheet, cells_of, comparison_sheet
 
 FRACTIONS = (0.01, 0.10, 0.30, 0.50, 1.0)
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
-#: what is compared between models at every fraction; the four would cost Holm's correction too much.
+#: what is compared between models at every fraction; all four would make Holm's correction too strict.
 TESTED = ("balanced_accuracy", "auroc")
 
 

@@ -115,39 +115,7 @@ def legacy_sheets(
             reference = None if name == REFERENCE else against
             cells[dataset, name] = legacy_cells(predictions, reference)
         n = next(iter(models.values())).n
-        rows = [
-            (
-                name,
-                *(cells[dataset, name][m].text() for m in METRICS),
-                cells[dataset, name]["accuracy"].p_text(),
-            )
-            for name in models
-        ]
-        sheet = Sheet(
-            f"{dataset}: {n} images, the published bootstrap (legacy)",
-            ("model", *(WORDS[m] for m in METRICS), f"p against {REFERENCE}"),
-            rows,
-            [
-                "points are means of 1,000 resamples of images (seed 42 for each model), not the "
-                "values of the sample; one t-test on correctness stands for all measures"
-            ],
-            [
-                {
-                    "table": "legacy",
-                    "dataset": dataset,
-                    "model": name,
-                    "metric": metric,
-                    "value": c.mean,
-                    "low": c.low,
-                    "high": c.high,
-                    "p": c.p,
-                    "n": n,
-                }
-                for name in models
-                for metric, c in cells[dataset, name].items()
-            ],
-        )
-        sheets.append(sheet)
+        sheets.append(_legacy_sheet(dataset, n, {m: cells[dataset, m] for m in models}))
     floored = sum(c.floored for measures in cells.values() for c in measures.values())
     sheets[-1].notes.append(f"a lower bound of 0 was lifted in {floored} cells, as published")
     path = _published_file(folder)
@@ -167,6 +135,37 @@ def legacy_sheets(
             "differing": list(checked.differing),
         }
     }
+
+
+def _legacy_sheet(dataset: str, n: int, cells: dict[str, dict[str, LegacyCell]]) -> Sheet:
+    """Return the sheet of one data set; `cells` {model: {measure: cell}}."""
+    return Sheet(
+        f"{dataset}: {n} images, the published bootstrap (legacy)",
+        ("model", *(WORDS[m] for m in METRICS), f"p against {REFERENCE}"),
+        [
+            (name, *(measures[m].text() for m in METRICS), measures["accuracy"].p_text())
+            for name, measures in cells.items()
+        ],
+        [
+            "points are means of 1,000 resamples of images (seed 42 for each model), not the "
+            "values of the sample; one t-test on correctness stands for all measures"
+        ],
+        [
+            {
+                "table": "legacy",
+                "dataset": dataset,
+                "model": name,
+                "metric": metric,
+                "value": cell.mean,
+                "low": cell.low,
+                "high": cell.high,
+                "p": cell.p,
+                "n": n,
+            }
+            for name, measures in cells.items()
+            for metric, cell in measures.items()
+        ],
+    )
 
 
 def _published_file(folder: Path) -> Path | None:

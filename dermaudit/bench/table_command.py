@@ -14,7 +14,9 @@ def bench_table(
     ],
     legacy_bootstrap: Annotated[
         bool,
-        typer.Option("--legacy-bootstrap", help="the published intervals, and how many come out"),
+        typer.Option(
+            "--legacy-bootstrap", help="the published intervals, and how many are reproduced"
+        ),
     ] = False,
     reference: Annotated[
         str | None, typer.Option(help="compare every model with this one, not all pairs")

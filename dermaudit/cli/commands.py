@@ -118,6 +118,14 @@ def all_commands() -> dict[str, str]:
     return {command: text for section in sections().values() for command, text in section.items()}
 
 
+def named_commands(args: list[str]) -> dict[str, str]:
+    """Return the commands among which the arguments name one. The stages are left out where another
+    command is named, because their modules import numpy.
+    """
+    functions = {c: text for section in FUNCTIONS.values() for c, (_, text) in section.items()}
+    return functions if {args[0], " ".join(args[:2])} & functions.keys() else all_commands()
+
+
 def function_of(command: str) -> Callable[..., dict[str, Any]]:
     """Return the function of a command. UserInputError offers the nearest one if it does not exist."""
     for functions in FUNCTIONS.values():

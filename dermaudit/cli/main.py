@@ -15,7 +15,7 @@ from typing import Any
 
 from dermaudit.errors import DermauditError, UserInputError, unknown
 
-from .commands import all_commands, function_of, sections
+from .commands import function_of, named_commands, sections
 
 SCHEMA_VERSION = 1
 _EPILOG = "Every command also takes --json (one object on stdout) and --quiet."
@@ -85,7 +85,7 @@ def _run(args: list[str]) -> dict[str, Any] | int:
 
         print(f"dermaudit {__version__}")
         return 0
-    commands = all_commands()
+    commands = named_commands(args)
     group = {name: text for name, text in commands.items() if name.startswith(args[0] + " ")}
     if args[0] not in commands and group and args[1:] in (["--help"], ["-h"]):
         _print_help({"": group})

@@ -1,4 +1,4 @@
-"""Images and the table that describes them: manifests, layouts that people have, safe decoding.
+"""Images and the table that describes them: manifests, dataset layouts, safe decoding.
 
 `Manifest.load` opens a data set, `decode_all` its images; `data convert` and `data check` are here.
 The split is owned by the data (design §4): made once, by group, and only read afterwards.

@@ -1,4 +1,4 @@
-"""The folder that a command writes to: when it may be used, and when an unfinished command is continued."""
+"""The folder that a command writes to: when it may be used, and when work in it is continued."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .fields import Array, bezier, coordinates, fractal, lay, noise, polyline, r
 from .seeds import stream
 from .vocabulary import ARTIFACTS
 
-# Alphas below one grey level are nothing: masks must not smear over pixels that do not change.
+# Alphas below one grey level become 0: a mask must not cover pixels that do not change.
 FAINT = 0.02
 
 

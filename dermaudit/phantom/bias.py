@@ -98,7 +98,7 @@ def _merge(base: dict[str, Any], changes: Any, source: str) -> dict[str, Any]:
             raise UserInputError(f"{where}: expected a table, found {_kind(rows)}")
         if section in ("diagnosis", "skin_type"):
             if section == "diagnosis" and rows:
-                # A prior is given whole: diagnoses left out are not drawn.
+                # A prior is complete: diagnoses that it leaves out are not drawn.
                 base[section] = dict.fromkeys(_KEYS[section], 0.0)
             base[section].update(_numbers(rows, _KEYS[section], where, section, cap=False))
             continue

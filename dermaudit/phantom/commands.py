@@ -1,4 +1,4 @@
-"""The verbs `data phantom` and `data render`."""
+"""The commands `data phantom` and `data render`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,14 @@ def phantom(
         Path | None,
         typer.Option(help="TOML or JSON: P(concept | diagnosis), P(artifact | diagnosis)"),
     ] = None,
-    masks: Annotated[
-        bool, typer.Option(help="write the mask of everything that is present")
-    ] = False,
+    masks: Annotated[bool, typer.Option(help="write a mask of every sign that is present")] = False,
     without: Annotated[
         list[str] | None, typer.Option(help="also write each image without this artifact")
     ] = None,
     force: Annotated[
-        bool, typer.Option(help="go on in a folder that already holds a finished set")
+        bool, typer.Option(help="continue in a folder that already holds a finished set")
     ] = False,
-    dry_run: Annotated[bool, typer.Option(help="say what would be written")] = False,
+    dry_run: Annotated[bool, typer.Option(help="show what would be written")] = False,
 ) -> dict[str, Any]:
     """Render phantoms: dermoscopic images whose concepts, masks and artifacts are known exactly."""
     from .bias import load_bias_table
@@ -38,7 +36,7 @@ def phantom(
     table = load_bias_table(bias_table)
     if (out / "manifest.parquet").exists() and not force:
         raise UserInputError(
-            f"{out} already holds a data set", "use --force to go on in it, or another --out"
+            f"{out} already holds a data set", "use --force to continue in it, or another --out"
         )
     if dry_run:
         return {"out": str(out), "n": n, "seed": seed, "size": size, "dry_run": True}

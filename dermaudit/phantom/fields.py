@@ -1,4 +1,4 @@
-"""Float fields over an image: coordinates, smooth noise, thresholds by area, stamped lines.
+"""Float fields over an image: coordinates, smooth noise, thresholds by area, lines of discs.
 
 All fields are float32 of shape (height, width). Noise is a small random grid spread by cubic
 B-splines, so that the same stream gives the same picture at every size.

@@ -97,7 +97,7 @@ class Lesion:
         ax = self.centre[0] + r * np.cos(angle)
         ay = self.centre[1] + r * np.sin(angle)
         near = np.hypot(self.x - np.float32(ax), self.y - np.float32(ay)) / np.float32(self.radius)
-        # Regions shun each other, so that each one that is present can be seen.
+        # Regions avoid each other, so that each one that is present can be seen.
         score = 0.42 * fractal(rng, size, size, 7, 3) - 1.5 * near - 2 * self.taken
         alpha = cut(score, self.inside, share * self.room, soft) * self.alpha
         self.taken = np.maximum(self.taken, alpha)

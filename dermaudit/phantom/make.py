@@ -9,7 +9,6 @@ import numpy as np
 
 from dermaudit.console import track
 from dermaudit.data.splits import assign
-from dermaudit.errors import UserInputError
 from dermaudit.failpoints import hit
 from dermaudit.files import whole_file, write_json, write_parquet
 
@@ -72,9 +71,9 @@ def render_onto(
     """
     from PIL import Image
 
-    from dermaudit.data import BadImage, read_image
+    from dermaudit.data.images.decode import BadImage, no_readable_image, read_image
 
-    done, skipped = 0, []
+    done, skipped, failed = 0, [], []
     for row, (path, name) in enumerate(
         zip(track(manifest.paths(), artifact, manifest.n), manifest.column("image"), strict=True)
     ):
@@ -83,6 +82,7 @@ def render_onto(
             pixels = read_image(path, size)
         except BadImage as error:
             skipped.append({"image": name, "reason": str(error)})
+            failed.append((name, error.reason))
             continue
         drawn, alpha = draw_artifact(artifact, pixels, seed=seed * 1_000_003 + row)
         file = Path(name).with_suffix(".png")
@@ -92,7 +92,5 @@ def render_onto(
                 Image.fromarray(image).save(temporary, format="PNG", compress_level=3)
         done += 1
     if not done:
-        raise UserInputError(
-            f"none of the images of {manifest.path} can be read", skipped[0]["reason"]
-        )
+        raise no_readable_image(manifest.n, manifest.path, *failed[0])
     return done, skipped

@@ -43,7 +43,7 @@ def sample(seed: int, index: int, table: BiasTable | None = None) -> Scene:
     p = table.concept[diagnosis]
     present = {name: int(uniform(name) < p[name]) for name in CONCEPTS}
 
-    # Exact marginals and never no colour: the three probabilities lie end to end on a line that
+    # Exact marginals and at least one colour: the three probabilities lie end to end on a line that
     # is sampled at every whole step from a random start.
     order = stream(seed, index, "presence:base_color").permutation(len(BASE_COLORS))
     at, start = 0.0, uniform("base_color_start")

@@ -31,7 +31,8 @@ def ingest(
     run: Run, manifest: Manifest, tower: Any, *, strict: bool = False, force: bool = False
 ) -> dict[str, Any]:
     """Fill the `images` stage of a run. Errors: UserInputError when no image decodes, when
-    `strict` and one does not, or when a labelled test image is a training image of the model."""
+    `strict` and one does not, or when a labelled test image is a training image of the model.
+    """
     note_origin(run, manifest, tower)
     inputs = {"manifest": manifest.sha256(), "model": tower.fingerprint}
     summary = run.perform(
@@ -129,7 +130,8 @@ def refuse_training_images(
     tower: Any, splits: Sequence[str], names: Sequence[str], hashes: Sequence[str], where: Any
 ) -> None:
     """Scores come from the test split: UserInputError when one of its files (sha256 `hashes`) is an
-    image that the model was trained on (design §4)."""
+    image that the model was trained on (design §4).
+    """
     seen = tower.training_hashes()
     if not seen:
         return

@@ -30,7 +30,8 @@ WRITING = 2.0
 def run_lock(run: Path, command: Sequence[str]) -> Iterator[None]:
     """Hold the lock of a run. The process that holds it, and processes that it starts, may enter again.
 
-    Raises LockedRunError (exit code 2) if another process holds it."""
+    Raises LockedRunError (exit code 2) if another process holds it.
+    """
     path = run / LOCK_FILE
     me = {
         "host": platform.node(),

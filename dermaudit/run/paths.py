@@ -14,10 +14,12 @@ class RunFiles:
 
     @property
     def images(self) -> Path:
+        """A row for each image of the run."""
         return self.root / "images.parquet"
 
     @property
     def skipped(self) -> Path:
+        """The images that cannot be read, each with the reason."""
         return self.root / "skipped.parquet"
 
     def embeddings(self, site: str) -> Path:
@@ -31,12 +33,15 @@ class RunFiles:
         return self.root / "sae" / site
 
     def sae_config(self, site: str) -> Path:
+        """The configuration of the SAE of a site."""
         return self.sae(site) / "cfg.json"
 
     def sae_weights(self, site: str) -> Path:
+        """The weights of the SAE of a site."""
         return self.sae(site) / "sae_weights.safetensors"
 
     def sae_metrics(self, site: str) -> Path:
+        """The figures of the fit of a site."""
         return self.sae(site) / "metrics.json"
 
     def measured(self, site: str) -> Path:
@@ -67,37 +72,46 @@ class RunFiles:
 
     @property
     def labels(self) -> Path:
+        """The best latent of each labelled concept."""
         return self.root / "labels.parquet"
 
     @property
     def concepts(self) -> Path:
+        """A row for each live latent, with its name."""
         return self.root / "concepts.parquet"
 
     @property
     def naming(self) -> Path:
+        """The figures of the naming."""
         return self.root / "naming.json"
 
     @property
     def vocabulary(self) -> Path:
+        """The vocabulary that the run was named with."""
         return self.root / "vocabulary.json"
 
     @property
     def bottlenecks(self) -> Path:
+        """A row for each concept bottleneck."""
         return self.root / "bottlenecks.parquet"
 
     @property
     def bottlenecks_reason(self) -> Path:
+        """Why there are no bottlenecks."""
         return self.root / "bottlenecks.reason.json"
 
     def head(self, name: str = "label") -> Path:
+        """A linear head."""
         return self.root / "heads" / f"{name}.safetensors"
 
     def head_reason(self, name: str = "label") -> Path:
+        """Why there is no such head."""
         return self.root / "heads" / f"{name}.reason.json"
 
     # ---- suppression
 
     def recipe(self, concept: str) -> Path:
+        """The suppression recipe of a concept."""
         return self.root / "recipes" / f"{concept}.recipe.json"
 
     def effects(self, concept: str) -> Path:
@@ -109,8 +123,10 @@ class RunFiles:
         return self.root / "suppression" / f"{concept}.parquet"
 
     def suppression_reason(self, concept: str) -> Path:
+        """Why there is no recipe for a concept."""
         return self.root / "suppression" / f"{concept}.reason.json"
 
     @property
     def report(self) -> Path:
+        """The HTML report."""
         return self.root / "report" / "index.html"

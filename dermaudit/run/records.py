@@ -41,6 +41,7 @@ class RunRecords:
         self._hashes = FileHashes(path)
 
     def save(self) -> None:
+        """Write run.json."""
         write_json(self.path / "run.json", self.meta)
 
     def file(self, *parts: str) -> Path:
@@ -119,7 +120,8 @@ class RunRecords:
     def current_stages(self, besides: str) -> list[str]:
         """Return the stages, `besides` left out, that are not stale.
 
-        Raises AlteredArtifactError for a file that was changed or removed."""
+        Raises AlteredArtifactError for a file that was changed or removed.
+        """
         current = []
         for stage in self.meta["stages"].keys() - {besides}:
             try:
@@ -310,7 +312,8 @@ class RunRecords:
 
     def finished(self, kind: str) -> list[str]:
         """Return the records of one kind, such as "fit:visual.pooled", verified. UserInputError if the
-        run has none."""
+        run has none.
+        """
         records = [name for name in self.meta["stages"] if name.partition(":")[0] == kind]
         if not records:
             self.require(kind)
@@ -346,7 +349,8 @@ class RunRecords:
 
     def _columns_of(self, record: Record) -> list[str]:
         """Return the columns of images.parquet that a record is made from; a pattern stands for those
-        that the table has."""
+        that the table has.
+        """
         patterns = [column for column in record.columns if "*" in column]
         plain = [column for column in record.columns if "*" not in column]
         if not patterns:
@@ -359,7 +363,8 @@ class RunRecords:
     def data_root(self) -> Path:
         """Return the folder of the manifest. run.json keeps it relative to the run, so that a run and
         its data can be moved together; runs of earlier versions kept it relative to where they were
-        made."""
+        made.
+        """
         root = (self.meta.get("data") or {}).get("root", ".")
         from_run = self.path / root
         return Path(root) if not from_run.exists() and Path(root).exists() else from_run
@@ -375,4 +380,5 @@ def _command_line() -> list[str]:
 
 
 def now() -> str:
+    """Return the present time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -119,7 +119,7 @@ def bootstrap_figures(
     """
     points = [statistic(np.ones((1, n)))[0] for statistic in statistics.values()]
     parts: list[list[np.ndarray]] = [[] for _ in statistics]
-    # Draws on the outside: a block of weights is made once for all models.
+    # Draws in the outer loop: a block of weights is made once for all models.
     for weights in bootstrap.blocks():
         for part, statistic in zip(parts, statistics.values(), strict=True):
             part.append(statistic(weights))

@@ -29,6 +29,7 @@ class HubModel:
 
     @property
     def gb(self) -> float:
+        """Size of the weights in float32."""
         return round(self.millions * 4 / 1000, 1)
 
 
@@ -85,58 +86,23 @@ STARTS = (
     ("PanDerm ViT-B/16", "base", 86, "CC BY-NC-ND 4.0"),
     ("PanDerm ViT-L/16", "large", 304, "CC BY-NC-ND 4.0"),
 )
-_LOGIN = {True: "yes", False: "no", None: "not known"}
+_YES_NO = {True: "yes", False: "no", None: "not known"}
 
 
 def models() -> dict[str, Any]:
     """List the models that can be opened by name."""
-    from .loading.hub import cached_folder
-
-    folder = bundled_folder()
-    bundled = []
-    for name in bundled_names():
-        size = sum(p.stat().st_size for p in (folder / name).iterdir() if p.is_file())
-        config = read_json(folder / name / CONFIG_FILE)
-        bundled.append(
-            {
-                "name": name,
-                "mb": round(size / 1e6, 1),
-                "licence": read_card(folder / name).licence,
-                "image_size": _size(config),
-                "context": config["model_cfg"]["text_cfg"].get("context_length"),
-            }
-        )
-    hub = [
-        {
-            **asdict(m),
-            "gb": m.gb,
-            "cached": cached_folder(m.name.removeprefix("hf-hub:")) is not None,
-        }
-        for m in HUB_MODELS
-    ]
+    bundled, hub = _bundled_models(), _hub_models()
     table(
         "Bundled checkpoints",
         ("name", "MB", "image", "context", "licence"),
         [(m["name"], m["mb"], m["image_size"], m["context"], m["licence"]) for m in bundled]
         or [("none installed", "", "", "", "")],
     )
+    columns = ("name", "gb", "image_size", "context", "width", "cached", "login", "licence", "what")
     table(
         "On the Hugging Face hub (where a login is needed: `hf auth login`, and accept its terms)",
         ("name", "GB", "image", "context", "width", "here now", "login", "licence", "what"),
-        [
-            (
-                m["name"],
-                m["gb"],
-                m["image_size"],
-                m["context"],
-                m["width"],
-                "yes" if m["cached"] else "no",
-                _LOGIN[m["login"]],
-                m["licence"],
-                m["what"],
-            )
-            for m in hub
-        ],
+        [tuple(_YES_NO[m[c]] if c in ("cached", "login") else m[c] for c in columns) for m in hub],
     )
     table(
         "Image towers alone, as a file to start a training from (arXiv 2410.15038)",
@@ -158,6 +124,37 @@ def models() -> dict[str, Any]:
             for name, size, n, licence in STARTS
         ],
     }
+
+
+def _bundled_models() -> list[dict[str, Any]]:
+    folder = bundled_folder()
+    found = []
+    for name in bundled_names():
+        n_bytes = sum(p.stat().st_size for p in (folder / name).iterdir() if p.is_file())
+        config = read_json(folder / name / CONFIG_FILE)
+        found.append(
+            {
+                "name": name,
+                "mb": round(n_bytes / 1e6, 1),
+                "licence": read_card(folder / name).licence,
+                "image_size": _size(config),
+                "context": config["model_cfg"]["text_cfg"].get("context_length"),
+            }
+        )
+    return found
+
+
+def _hub_models() -> list[dict[str, Any]]:
+    from .loading.hub import cached_folder
+
+    return [
+        {
+            **asdict(m),
+            "gb": m.gb,
+            "cached": cached_folder(m.name.removeprefix("hf-hub:")) is not None,
+        }
+        for m in HUB_MODELS
+    ]
 
 
 def _size(config: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The images of a bench, embedded once per model: the whole set, files that fail counted.
+"""Embeddings of the images of a bench, once per model; files that cannot be read are counted.
 
 Images that the checkpoint was trained on are refused before any of them is scored.
 """
@@ -35,7 +35,7 @@ class Embedded:
 
 @torch.no_grad()
 def embed_images(tower: Any, paths: Sequence[Path]) -> tuple[np.ndarray, dict[int, str]]:
-    """(unit embeddings (n, d) float32, rows of nan for files that cannot be read; {row: why})."""
+    """Return unit embeddings (n, d) float32, with rows of nan for files that cannot be read; {row: why}."""
     x = np.full((len(paths), tower.d_pooled), np.nan, dtype=np.float32)
     failed: dict[int, str] = {}
     for start in track(range(0, len(paths), _BATCH), "embedding"):

@@ -1,6 +1,6 @@
-"""HookedTower: an open_clip model with hook points, its output bit for bit what it was.
+"""HookedTower: an open_clip model with hook points, whose output stays bit for bit the same.
 
-The points do not replace modules, they tap them with forward hooks (taps.py), so that the state
+The points do not replace modules but tap them with forward hooks (taps.py), so that the state
 dict of `tower.model` keeps its keys. Always in eval mode; parameters are frozen, gradients still
 flow to the input. Names, signatures and verbs are those of transformer-lens and sae-lens.
 """
@@ -23,7 +23,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from dermaudit.errors import UserInputError, unknown
 
-from .loading.cards import Card, read_card, read_training_hashes
+from .loading.cards import ModelCard, read_card, read_training_hashes
 from .loading.fingerprint import tower_fingerprint
 from .open_clip_model import OpenClipModel, as_open_clip
 from .preprocess import ImageInput, Preprocess
@@ -96,10 +96,12 @@ class HookedTower(HookedRootModule):
 
     @property
     def family(self) -> str:
+        """Kind of the image tower."""
         return self._visual_taps.family
 
     @property
     def n_blocks(self) -> int:
+        """Number of blocks of the image tower."""
         return self._visual_taps.n_blocks
 
     @property
@@ -109,7 +111,7 @@ class HookedTower(HookedRootModule):
 
     @property
     def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of patches; token n_prefix_tokens + r * columns + c is patch (r, c)."""
+        """Rows and columns of patches: token n_prefix_tokens + r * columns + c is patch (r, c)."""
         if self._visual_taps.grid is None:
             raise UserInputError(f"the image tower of '{self.name}' has no patches")
         return self._visual_taps.grid
@@ -129,7 +131,7 @@ class HookedTower(HookedRootModule):
 
     @property
     def logit_scale(self) -> float:
-        """Exp of the learned logit scale: 1 / temperature."""
+        """The learned logit scale: 1 / temperature."""
         return float(self.model.logit_scale.detach().exp())
 
     @cached_property
@@ -138,21 +140,21 @@ class HookedTower(HookedRootModule):
         return tower_fingerprint(self.model.state_dict(), self.preprocess_config)
 
     @cached_property
-    def card(self) -> Card:
-        """The model card beside the checkpoint; empty when there is none."""
+    def card(self) -> ModelCard:
+        """The model card of the checkpoint; empty if there is none."""
         return read_card(self.folder)
 
     def training_hashes(self) -> frozenset[str]:
-        """The first 16 hex digits of sha256 of every training image file; empty when not listed."""
+        """Return the first 16 hex digits of the sha256 of every training image; empty if not listed."""
         return read_training_hashes(self.folder)
 
     @property
     def sites(self) -> list[str]:
-        """The names of the hook points, in the order in which the taps were laid."""
+        """The names of the hook points, in the order of the taps."""
         return list(self._points)
 
     def site_width(self, site: str) -> int:
-        """The last dimension of the activation at an image site."""
+        """Return the last dimension of the activation at an image site."""
         self.check_site(site)
         if site in self._visual_taps.stages:
             return self._visual_taps.stages[site][0]
@@ -168,7 +170,7 @@ class HookedTower(HookedRootModule):
         return self.patch_grid
 
     def check_site(self, site: str) -> None:
-        """Errors: UserInputError with the nearest site when there is no such hook point."""
+        """Raise UserInputError, with the nearest site, if there is no such hook point."""
         if site not in self._points:
             raise unknown("site", site, self._points)
 
@@ -215,7 +217,7 @@ class HookedTower(HookedRootModule):
             )
 
     def encode_text(self, texts: list[str] | Tensor, normalize: bool = True) -> Tensor:
-        """Strings (tokenised as the checkpoint says) or ids (n, context) -> (n, d_pooled)."""
+        """Embed texts, strings or token ids (n, context): (n, d_pooled), unit vectors if `normalize`."""
         if isinstance(texts, Tensor):
             return self._encode_tokens(texts, normalize)
         tokens = self.tokenize(texts)
@@ -257,7 +259,7 @@ class HookedTower(HookedRootModule):
         return self.encode_image(images, normalize), self.encode_text(texts, normalize)
 
     def train(self, mode: bool = True) -> HookedTower:
-        """A tower stays in eval mode: patch dropout would change the tokens under the hooks."""
+        """Stay in eval mode: patch dropout would change the tokens that the hooks see."""
         return super().train(False)
 
     # ---- hook points -------------------------------------------------------------------------
@@ -313,10 +315,10 @@ class HookedTower(HookedRootModule):
 
     @torch.no_grad()
     def assert_taps_fire(self) -> None:
-        """One forward of a blank image and an empty prompt: every tap fires exactly once.
+        """Check with a blank image and an empty prompt that every tap fires exactly once.
 
-        Errors: RuntimeError that lists the taps that fired never or more often. A tap that stays
-        silent would cache nothing, and one that fires twice would keep only the second value.
+        A tap that does not fire would cache nothing; one that fires twice would keep only the second
+        value. Raises RuntimeError with the taps that fired never or more than once.
         """
         self._counts = Counter()
         try:
@@ -358,7 +360,7 @@ class HookedTower(HookedRootModule):
     # ---- copies ------------------------------------------------------------------------------
 
     def release(self) -> OpenClipModel:
-        """The open_clip model without its taps, to be trained or copied; the tower is of no more use."""
+        """Return the open_clip model without its taps, to be trained or copied; the tower ends here."""
         for handle in self._handles:
             handle.remove()
         return self.model

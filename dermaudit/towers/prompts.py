@@ -39,7 +39,7 @@ HAM_CLASSES: tuple[DiagnosisClass, ...] = (
 
 
 def ham_classes() -> dict[str, list[str]]:
-    """The seven classes: code -> names."""
+    """Return the seven classes: code -> names."""
     return {c.code: list(c.names) for c in HAM_CLASSES}
 
 

@@ -1,4 +1,4 @@
-"""The one tap table: which module of which kind of tower stands behind each hook point.
+"""The tap table: which module of which kind of tower provides each hook point.
 
 A tap is (site, module, in or out, layout). The names are those of transformer-lens, under `visual.`
 and `text.`; what a family does not have as a module has no tap (a native open_clip block keeps its
@@ -204,7 +204,7 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _convolutional(trunk: Any) -> TowerTaps:
-    """A timm trunk of stages (RegNet, ResNet): each stage of `feature_info` after the stem is a
+    """Return the taps of a timm trunk of stages (RegNet, ResNet): each stage of `feature_info` after the stem is a
     block, its map presented as one token a cell, row by row.
     """
     stages = [

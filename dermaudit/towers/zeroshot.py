@@ -49,17 +49,17 @@ class ZeroShot:
         return prompt_vector(tower, [t.format(name) for name in names for t in self.templates])
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Unit embeddings (n, d_pooled) -> (n, n_classes): logit_scale * cosine."""
+        """Return logits (n, n_classes) of unit embeddings (n, d_pooled): logit_scale * cosine."""
         return self.logit_scale * (embeddings @ self.weight.to(embeddings).T)
 
     def probs(self, embeddings: Tensor) -> Tensor:
-        """(n, d_pooled) -> (n, n_classes), rows sum to 1."""
+        """Return probabilities (n, n_classes) of unit embeddings (n, d_pooled)."""
         return self.logits(embeddings).softmax(dim=-1)
 
 
 @torch.no_grad()
 def prompt_vector(tower: HookedTower, prompts: Sequence[str]) -> Tensor:
-    """The unit vector (d_pooled,) of an ensemble of prompts."""
+    """Return the unit vector (d_pooled,) of an ensemble of prompts."""
     return F.normalize(tower.encode_text(list(prompts)).mean(dim=0), dim=0)
 
 

@@ -19,7 +19,7 @@ _GREY = (0.299, 0.587, 0.114)
 
 
 def draw_views(n: int, part: AugmentSection, generator: torch.Generator) -> dict[str, Tensor]:
-    """What makes n views: tensors of n rows (`turn` holds for all of them)."""
+    """Draw the parameters of n views: tensors of n rows (`turn` holds for all of them)."""
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
@@ -59,7 +59,7 @@ def _affine(angle, scale, shift, part: AugmentSection, area, ratio, place) -> Te
 def apply_views(
     images: Tensor, part: AugmentSection, views: dict[str, Tensor], size: int | None = None
 ) -> Tensor:
-    """Views (n, 3, size, size; as they came without one) of uint8 images (n, 3, s, s), as float32 in
+    """Return views (n, 3, size, size; of their own size without one) of uint8 images (n, 3, s, s), as float32 in
     0 … 255; `views` has n rows.
     """
     x = images.float()

@@ -1,4 +1,4 @@
-"""What a caption may say of an image: facts with wordings, from the columns of a manifest.
+"""What a caption may contain about an image: facts with wordings, from the columns of a manifest.
 
 A fact is a truth column (`artifact:ruler`, `concept:streaks`), one value of `label`, or one value of
 another column (`localization=back`). It is 1, 0 or unknown for each image; an unknown fact is never
@@ -24,26 +24,26 @@ _FRAMES = ("dermoscopic image of {}", "dermoscopy of {}", "a lesion: {}", "{}")
 
 @dataclass(frozen=True)
 class Fact:
-    """`values` (n,) 1, 0 or nan; `said` wordings of presence, `denied` of absence (may be empty:
+    """`values` (n,) 1, 0 or nan; `wordings` of presence, `denials` of absence (may be empty:
     then absence is not put into captions); `kind` concept, artifact, label or the column's name.
     """
 
     name: str
     values: np.ndarray
-    said: tuple[str, ...]
-    denied: tuple[str, ...]
+    wordings: tuple[str, ...]
+    denials: tuple[str, ...]
     kind: str = ""
     of: str = ""  # what the diagnosis is a kind of
 
 
 def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
-    """The facts of a manifest: its truth columns, its labels, and the values of `columns`."""
+    """Return the facts of a manifest: its truth columns, its labels, and the values of `columns`."""
     wordings = tomllib.loads(_WORDINGS.read_text(encoding="utf-8"))
     facts = []
     for name, (kind, values) in manifest.truth().items():
-        said = tuple(wordings["present"].get(name, [name.replace("_", " ")]))
+        names = tuple(wordings["present"].get(name, [name.replace("_", " ")]))
         values = np.asarray(values, dtype=np.float32)
-        facts.append(Fact(name, values, said, _denied(said), kind))
+        facts.append(Fact(name, values, names, _denied(names), kind))
     for column, kind in (("label", "label"), *((name, name) for name in columns)):
         raw = manifest.column(column, None)
         if raw is None:
@@ -52,46 +52,46 @@ def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
         for value in sorted(set(words) - {""}):
             values = np.where(words == "", np.nan, (words == value).astype(np.float32))
             table = wordings["diagnosis"] if kind == "label" else {}
-            said = tuple(table.get(value, [value.replace("_", " ")]))
+            names = tuple(table.get(value, [value.replace("_", " ")]))
             of = wordings["lineage"].get(value, "") if kind == "label" else ""
-            facts.append(Fact(f"{kind}={value}", values.astype(np.float32), said, (), kind, of))
+            facts.append(Fact(f"{kind}={value}", values.astype(np.float32), names, (), kind, of))
     return facts
 
 
-def _denied(said: tuple[str, ...]) -> tuple[str, ...]:
-    """ "no …" before the two shortest wordings, without their article."""
-    bare = {word.removeprefix("a ").removeprefix("an ") for word in said}
+def _denied(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return "no …" before the two shortest wordings, without their article."""
+    bare = {word.removeprefix("a ").removeprefix("an ") for word in names}
     return tuple(f"no {word}" for word in sorted(bare, key=lambda word: (len(word), word))[:2])
 
 
 def caption(facts: list[Fact], row: int, rng: random.Random, keep: float, deny: float) -> str:
-    """One caption of an image: a random part of what is known, in random order and wording.
+    """Return one caption of an image: a random part of what is known, in random order and wording.
 
-    `keep` is the chance that a present fact is said, `deny` that an absent one is denied.
+    `keep` is the chance that a present fact is mentioned, `deny` that an absent one is denied.
     """
     parts = []
     for fact in facts:
         value = fact.values[row]
         if value > 0.5 and rng.random() < keep:
-            parts.append(rng.choice(fact.said))
-        elif value < 0.5 and fact.denied and rng.random() < deny:
-            parts.append(rng.choice(fact.denied))
+            parts.append(rng.choice(fact.wordings))
+        elif value < 0.5 and fact.denials and rng.random() < deny:
+            parts.append(rng.choice(fact.denials))
     rng.shuffle(parts)
     return rng.choice(_FRAMES).format(", ".join(parts) if parts else "skin")
 
 
 def corpus(facts: list[Fact], extra: tuple[str, ...] = ()) -> list[str]:
-    """Every wording, for the tokenizer."""
-    words = (w for fact in facts for w in (*fact.said, *fact.denied, fact.of))
+    """Return every wording, for the tokenizer."""
+    words = (w for fact in facts for w in (*fact.wordings, *fact.denials, fact.of))
     return [*_FRAMES, *VIEW_FRAMES, *extra, *filter(None, words)]
 
 
 def absent_sentence(fact: Fact, rng: random.Random) -> str:
-    """What stands against a fact in the aspect loss: its denial, or the bare frame."""
-    return rng.choice(fact.denied) if fact.denied else "a lesion"
+    """Return the sentence that contrasts with a fact in the aspect loss: its denial, or the bare frame."""
+    return rng.choice(fact.denials) if fact.denials else "a lesion"
 
 
 def lineage(fact: Fact, rng: random.Random) -> str:
-    """A diagnosis with what it is a kind of in front, as an ontology has it."""
-    said = rng.choice(fact.said)
-    return f"{fact.of}, {said}" if fact.of else said
+    """Return a diagnosis after the kind that it belongs to, as an ontology orders them."""
+    wording = rng.choice(fact.wordings)
+    return f"{fact.of}, {wording}" if fact.of else wording

@@ -1,7 +1,7 @@
 """Where training images come from: an array in memory, files, or shards; and batches read ahead.
 
 A batch is a list of rows. An image that cannot be read is counted and replaced by the next row that can,
-so that a batch keeps its size and every process its share; which row stands in does not depend on threads.
+so that a batch keeps its size and every process its share; which row replaces it does not depend on threads.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ class ImageSource(ABC):
 
     @property
     def n(self) -> int:
+        """Number of images."""
         return len(self.rows)
 
     def only(self, rows: Sequence[int] | np.ndarray) -> ImageSource:
-        """The same with those of its rows that are among `rows`."""
+        """Return a source with those of its rows that are among `rows`."""
         other = copy.copy(self)
         other.rows = self.rows[np.isin(self.rows, np.asarray(rows))]
         return other
 
     def order(self, seed: int) -> np.ndarray:
-        """The rows, permuted."""
+        """Return the rows, permuted."""
         places = torch.randperm(self.n, generator=torch.Generator().manual_seed(seed))
         return self.rows[places.numpy()]
 
@@ -53,7 +54,7 @@ class ImageSource(ABC):
 
 
 class ImagesInMemory(ImageSource):
-    """uint8 images (n, 3, s, s), decoded before; `rows` says which row each of them is."""
+    """uint8 images (n, 3, s, s), decoded before; `rows`: the row of each of them."""
 
     def __init__(self, images: Tensor, rows: Sequence[int] | np.ndarray | None = None) -> None:
         super().__init__(range(len(images)) if rows is None else rows)
@@ -62,9 +63,11 @@ class ImagesInMemory(ImageSource):
         self._place[self.rows] = np.arange(len(self.rows))
 
     def image(self, row: int) -> np.ndarray:
+        """Return one image: uint8 (s, s, 3)."""
         return self.take(np.array([row]))[0].permute(1, 2, 0).numpy()
 
     def take(self, rows: np.ndarray) -> Tensor:
+        """Return images of some rows: uint8 (n, 3, s, s)."""
         return self.images[torch.from_numpy(self._place[rows])]
 
 
@@ -76,6 +79,7 @@ class ImageFiles(ImageSource):
         self.paths, self.size = list(paths), size
 
     def image(self, row: int) -> np.ndarray:
+        """Return one image: uint8 (s, s, 3)."""
         return read_image(self.paths[row], self.size)
 
 
@@ -89,9 +93,11 @@ class ImagesFromShards(ImageSource):
         self.shards, self.in_shards, self.size = shards, np.asarray(in_shards), size
 
     def image(self, row: int) -> np.ndarray:
+        """Return one image: uint8 (s, s, 3)."""
         return self.shards.decode(int(self.in_shards[row]), self.size)
 
     def order(self, seed: int) -> np.ndarray:
+        """Return the rows in an order in which shards are read one after another."""
         row_of = np.full(len(self.shards), -1)
         row_of[self.in_shards[self.rows]] = self.rows
         found = row_of[self.shards.order(seed, 0)]

@@ -1,7 +1,7 @@
 """The texts of an image: its raw caption, and the views that MAKE contrasts.
 
-Views stand in the order raw caption, ontology caption, visual-concept caption, sub-captions; one that is
-not there is None. They come from facts (columns of truth, worded anew each time) or from the text columns
+Views have the order raw caption, ontology caption, visual-concept caption, sub-captions; one that is
+absent is None. They come from facts (columns of truth, with a random wording each time) or from the text columns
 of the manifest, as `dermaudit data subcaptions` writes them.
 """
 
@@ -22,9 +22,13 @@ COLUMNS = ("caption", "ontology_caption", "concept_caption")
 class TextSource(Protocol):
     """Where captions come from. `rows` count as the training images do."""
 
-    def raw(self, row: int, rng: random.Random) -> str: ...
+    def raw(self, row: int, rng: random.Random) -> str:
+        """Return the raw caption of an image."""
+        ...
 
-    def views(self, row: int, rng: random.Random, k: int) -> Views: ...
+    def views(self, row: int, rng: random.Random, k: int) -> Views:
+        """Return the three captions of an image and k sub-captions."""
+        ...
 
 
 class FactTexts:
@@ -34,6 +38,7 @@ class FactTexts:
         self.facts, self.keep, self.deny = list(facts), keep, deny
 
     def raw(self, row: int, rng: random.Random) -> str:
+        """Return the raw caption of an image."""
         return caption(self.facts, row, rng, self.keep, self.deny)
 
     def views(self, row: int, rng: random.Random, k: int) -> Views:
@@ -42,9 +47,9 @@ class FactTexts:
         """
         present = [f for f in self.facts if f.values[row] > 0.5]
         diagnosis = next((f for f in present if f.kind == "label"), None)
-        signs = [rng.choice(f.said) for f in present if f.kind == "concept"]
+        signs = [rng.choice(f.wordings) for f in present if f.kind == "concept"]
         rng.shuffle(signs)
-        parts = [rng.choice(f.said) for f in present if f.kind != "label"]
+        parts = [rng.choice(f.wordings) for f in present if f.kind != "label"]
         subs = rng.sample(parts, min(k, len(parts)))
         return [
             self.raw(row, rng),
@@ -72,9 +77,11 @@ class ColumnTexts:
         ]
 
     def has_caption(self, row: int) -> bool:
+        """Return whether an image has a raw caption."""
         return bool(self._full[row][0])
 
     def take(self, rows: Sequence[int]) -> ColumnTexts:
+        """Return the texts of some rows."""
         other = object.__new__(ColumnTexts)
         other._full = [self._full[i] for i in rows]
         other._subs = [self._subs[i] for i in rows]
@@ -90,9 +97,11 @@ class ColumnTexts:
         ]
 
     def raw(self, row: int, rng: random.Random) -> str:
+        """Return the raw caption of an image."""
         return self._full[row][0] or next((t for t in self._full[row] if t), "")
 
     def views(self, row: int, rng: random.Random, k: int) -> Views:
+        """Return the three captions of an image and k of its sub-captions."""
         subs = self._subs[row]
         # In the order of the text; where there are more than k, others each time.
         picked = sorted(rng.sample(range(len(subs)), min(k, len(subs))))

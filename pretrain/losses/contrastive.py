@@ -1,12 +1,12 @@
 """Stage 2: open_clip's contrastive loss on captions, and a sigmoid loss on single aspects.
 
-Captions that say the same of two images are false negatives of the softmax; the aspect loss has none:
+Equal captions of two images are false negatives of the softmax; the aspect loss has none:
 each (image, fact) pair is known to be true or false, or is left out. For image i and fact f,
-BCE(s · v_i·(t_f⁺ − t_f⁻), y_if), t⁺ and t⁻ the text embeddings of a sentence that says the fact and
+BCE(s · v_i·(t_f⁺ − t_f⁻), y_if), t⁺ and t⁻ the text embeddings of a sentence that affirms the fact and
 of one that denies it (sigmoid pairs as in SigLIP, arXiv 2303.15343; aspects as in MAKE, 2505.09372).
 
 The same loss on patch tokens aligns single cells with sentences (MAKE's fine-grained alignment): what
-an image says is what its best cells say, a soft maximum over cells, because a ruler fills few of them.
+the score of an image is a soft maximum over its cells, because a ruler fills few of them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,19 @@ class AspectLoss(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
     def forward(
-        self, images: torch.Tensor, said: torch.Tensor, denied: torch.Tensor, truth: torch.Tensor
+        self,
+        images: torch.Tensor,
+        affirmed: torch.Tensor,
+        denied: torch.Tensor,
+        truth: torch.Tensor,
     ) -> torch.Tensor:
-        """Images (n, d), or tokens (n, cells, d); said and denied (f, d); unit rows; truth (n, f) 1,
-        0 or nan.
+        """Return the loss. Unit rows: images (n, d), or tokens (n, cells, d); affirmed and denied (f, d).
+
+        truth (n, f) is 1, 0, or nan where it is not known.
         """
         known = torch.isfinite(truth)
         scale = self.log_scale.clamp(max=4.6).exp()
-        aspects = images @ (said - denied).T
+        aspects = images @ (affirmed - denied).T
         if images.ndim == 3:
             aspects = soft_maximum(aspects, dim=1)
         loss = F.binary_cross_entropy_with_logits(
@@ -50,14 +55,16 @@ class AspectLoss(nn.Module):
 
 def soft_maximum(x: torch.Tensor, dim: int, sharpness: float = 8.0) -> torch.Tensor:
     """log-mean-exp: between the mean (sharpness 0) and the maximum (∞) along `dim`. Unlike the
-    maximum it sends a gradient to every cell, so that no cell is lost at the start.
+    maximum it sends a gradient to every cell, so that every cell is trained from the start.
     """
     return (torch.logsumexp(sharpness * x, dim) - math.log(x.shape[dim])) / sharpness
 
 
 def aspect_sentences(facts: list[Fact], rng: random.Random) -> tuple[list[str], list[str]]:
     """One wording of presence and one of absence for every fact."""
-    return [rng.choice(fact.said) for fact in facts], [absent_sentence(fact, rng) for fact in facts]
+    return [rng.choice(fact.wordings) for fact in facts], [
+        absent_sentence(fact, rng) for fact in facts
+    ]
 
 
 def caption_loss(

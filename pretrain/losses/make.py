@@ -81,27 +81,29 @@ def make_loss(
     if soft is not None and switches.denominator != "view":
         raise ValueError('soft targets need denominator = "view"')
     weight = diagnosis_weights(texts.detach(), mask, switches.weights)
-    all_images, all_texts = gather(images), gather(texts)
-    all_mask = _gather_bool(mask)
-    whole = _Batch(all_images, all_texts, all_mask, rank() * len(images))
+    own = _Rows(images, texts, mask, rank() * len(images))
+    whole = _Rows(gather(images), gather(texts), _gather_bool(mask), own.first)
     if switches.denominator == "view":
-        contrastive = _per_view(images, texts, mask, weight, scale, whole, switches, soft)
+        contrastive = _per_view(own, whole, weight, scale, switches, soft)
     else:
-        contrastive = _over_all(images, texts, mask, weight, scale, whole, switches)
+        contrastive = _over_all(own, whole, weight, scale, switches)
     if pooled is None:
         alignment = contrastive.new_zeros(())
     elif switches.alignment == "text_to_image":
-        alignment = _subcaptions_to_images(pooled, texts, mask, weight, scale, whole)
+        alignment = _subcaptions_to_images(pooled, own, weight, scale)
     else:
-        alignment = _images_to_texts(pooled, mask, weight, scale, whole, switches.mask_positives)
+        counted = weight * mask
+        alignment = _images_to_texts(pooled, whole, counted, scale, switches.mask_positives)
     return MakeLosses(contrastive, alignment)
 
 
-class _Batch(NamedTuple):
-    images: Tensor  # (B, d)
-    texts: Tensor  # (B, N, d)
-    mask: Tensor  # (B, N)
-    offset: int  # of this process' first row
+class _Rows(NamedTuple):
+    """Rows of this process, b of them, or of the whole batch, B; `first`: this process' first in it."""
+
+    images: Tensor  # (b, d)
+    texts: Tensor  # (b, N, d)
+    mask: Tensor  # (b, N)
+    first: int
 
 
 def diagnosis_weights(texts: Tensor, mask: Tensor, kind: str) -> Tensor:
@@ -141,29 +143,39 @@ def pool_patches(patches: Tensor, raw: Tensor, has_raw: Tensor, switches: MakeSw
 
 
 def _per_view(
-    images, texts, mask, weight, scale, whole: _Batch, switches: MakeSwitches, soft
+    own: _Rows,
+    whole: _Rows,
+    weight: Tensor,
+    scale: Tensor,
+    switches: MakeSwitches,
+    soft: Tensor | None,
 ) -> Tensor:
-    """Each view against the same view of all images, both ways."""
+    """Return the loss of each view against the same view of all images, both ways."""
     # (view, own image, whole batch)
-    to_texts = scale * torch.einsum("id,jkd->kij", images, whole.texts)
-    alone = n_processes() == 1  # then they are the same products, the other way round
-    to_images = to_texts.mT if alone else scale * torch.einsum("ikd,jd->kij", texts, whole.images)
-    # An absent caption is nobody's negative; an image always is one.
-    to_texts = to_texts.masked_fill(_absent(whole.mask, len(images), whole.offset), -torch.inf)
-    to_text, to_image = (
-        _cross_entropy(logits, whole.offset, soft).T for logits in (to_texts, to_images)
+    to_texts = scale * torch.einsum("id,jkd->kij", own.images, whole.texts)
+    transposed = n_processes() == 1  # then they are the same products
+    to_images = (
+        to_texts.mT if transposed else scale * torch.einsum("ikd,jd->kij", own.texts, whole.images)
     )
-    return _both_ways(to_text, to_image, weight * mask, mask, switches)
+    # An absent caption is no negative; an image always is one.
+    absent = _absent(whole.mask, len(own.images), own.first)
+    to_texts = to_texts.masked_fill(absent, -torch.inf)
+    to_text, to_image = (
+        _cross_entropy(logits, own.first, soft).T for logits in (to_texts, to_images)
+    )
+    return _both_ways(to_text, to_image, weight * own.mask, own.mask, switches)
 
 
-def _both_ways(to_text, to_image, weight, mask, switches: MakeSwitches) -> Tensor:
+def _both_ways(
+    to_text: Tensor, to_image: Tensor, weight: Tensor, mask: Tensor, switches: MakeSwitches
+) -> Tensor:
     """(image → text + text → image) / 2 from (b, N) losses; the code weighs the first alone."""
     back = mask.to(weight.dtype) if switches.weights == "softmax" else weight
     return (_weighted_mean(to_text, weight) + _weighted_mean(to_image, back)) / 2
 
 
 def _absent(mask: Tensor, b: int, offset: int) -> Tensor:
-    """(N, b, B): texts that are not there. A row's own stays, so that its log-softmax is finite; it is
+    """Return (N, b, B): which texts are absent. A row's own stays, so that its log-softmax is finite; it is
     left out by its weight.
     """
     own = torch.eye(len(mask), dtype=torch.bool, device=mask.device)[offset : offset + b]
@@ -171,7 +183,7 @@ def _absent(mask: Tensor, b: int, offset: int) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, offset: int, soft: Tensor | None) -> Tensor:
-    """(views, b, B) -> (views, b); soft targets are cut to what is not masked."""
+    """Return losses (views, b) of logits (views, b, B); soft targets are cut to what is not masked."""
     log_p = logits.log_softmax(-1)
     b = logits.shape[1]
     if soft is None:
@@ -183,45 +195,50 @@ def _cross_entropy(logits: Tensor, offset: int, soft: Tensor | None) -> Tensor:
     return -(target * log_p.masked_fill(~seen, 0.0)).sum(-1)
 
 
-def _over_all(images, texts, mask, weight, scale, whole: _Batch, switches: MakeSwitches) -> Tensor:
-    """Image → all texts of the batch; text → all images."""
-    to_texts = scale * images @ whole.texts.flatten(0, 1).T
+def _over_all(
+    own: _Rows, whole: _Rows, weight: Tensor, scale: Tensor, switches: MakeSwitches
+) -> Tensor:
+    """Return the loss of each image against all texts of the batch, and of each text against all images."""
+    to_texts = scale * own.images @ whole.texts.flatten(0, 1).T
     to_text = _negative_log(to_texts, whole, switches.mask_positives)
-    rows = torch.arange(len(images), device=images.device)
-    logits = scale * torch.einsum("ikd,jd->ikj", texts, whole.images)
-    to_image = -logits.log_softmax(-1)[rows, :, rows + whole.offset]
-    return _both_ways(to_text, to_image, weight * mask, mask, switches)
+    rows = torch.arange(len(own.images), device=own.images.device)
+    logits = scale * torch.einsum("ikd,jd->ikj", own.texts, whole.images)
+    to_image = -logits.log_softmax(-1)[rows, :, rows + own.first]
+    return _both_ways(to_text, to_image, weight * own.mask, own.mask, switches)
 
 
-def _negative_log(logits: Tensor, whole: _Batch, mask_positives: bool) -> Tensor:
+def _negative_log(logits: Tensor, whole: _Rows, mask_positives: bool) -> Tensor:
     """−log p of each image's own views among all present texts: logits (b, B·N) -> (b, N)."""
     b, n = len(logits), whole.mask.shape[1]
     logits = logits.masked_fill(~whole.mask.flatten()[None], -torch.inf)
     rows = torch.arange(b, device=logits.device)
-    own = logits.view(b, -1, n)[rows, rows + whole.offset]  # (b, N)
-    own = own.masked_fill(~whole.mask[rows + whole.offset], 0.0)  # left out by its weight
+    own = logits.view(b, -1, n)[rows, rows + whole.first]  # (b, N)
+    own = own.masked_fill(~whole.mask[rows + whole.first], 0.0)  # left out by its weight
     if not mask_positives:
         return logits.logsumexp(1, keepdim=True) - own
     others = logits.view(b, -1, n).clone()
-    others[rows, rows + whole.offset] = -torch.inf
+    others[rows, rows + whole.first] = -torch.inf
     # The denominator of view k: all other images' texts, and view k itself.
     return torch.logaddexp(others.flatten(1).logsumexp(1, keepdim=True), own) - own
 
 
-def _subcaptions_to_images(pooled, texts, mask, weight, scale, whole: _Batch) -> Tensor:
-    """Each sub-caption against the pooled patches of all images."""
+def _subcaptions_to_images(pooled: Tensor, own: _Rows, weight: Tensor, scale: Tensor) -> Tensor:
+    """Return the loss of each sub-caption against the pooled patches of all images."""
     subs = slice(N_FULL, None)
-    logits = scale * torch.einsum("ikd,jd->ikj", texts[:, subs], gather(pooled))
+    logits = scale * torch.einsum("ikd,jd->ikj", own.texts[:, subs], gather(pooled))
     rows = torch.arange(len(pooled), device=pooled.device)
-    loss = -logits.log_softmax(-1)[rows, :, rows + whole.offset]
-    return _weighted_mean(loss, (weight * mask)[:, subs])
+    loss = -logits.log_softmax(-1)[rows, :, rows + own.first]
+    return _weighted_mean(loss, (weight * own.mask)[:, subs])
 
 
-def _images_to_texts(pooled, mask, weight, scale, whole: _Batch, mask_positives: bool) -> Tensor:
-    """Each image's pooled patches against all texts; its views but the raw caption are targets."""
+def _images_to_texts(
+    pooled: Tensor, whole: _Rows, weight: Tensor, scale: Tensor, mask_positives: bool
+) -> Tensor:
+    """Return the loss of each image's pooled patches against all texts; all its views but the raw
+    caption are targets.
+    """
     loss = _negative_log(scale * pooled @ whole.texts.flatten(0, 1).T, whole, mask_positives)
-    counted = weight * mask
-    return _weighted_mean(loss[:, ONTOLOGY:], counted[:, ONTOLOGY:])
+    return _weighted_mean(loss[:, ONTOLOGY:], weight[:, ONTOLOGY:])
 
 
 def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
@@ -252,9 +269,9 @@ def info_nce(a: Tensor, b: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
 def soft_targets(similarity: Tensor, blend: float, temperature: float = 0.07) -> Tensor:
     """Rows of targets (b, B) from ontology similarities (b, B), nan where a disease is unknown:
     (1 − β) one-hot + β softmax(similarity / 0.07) (O-MAKE, arXiv 2512.03445). An image of unknown disease
-    keeps its one-hot row, and is nobody's neighbour.
+    keeps its one-hot row and has no neighbours.
     """
-    b, n = similarity.shape
+    b = len(similarity)
     own = torch.zeros_like(similarity)
     rows = torch.arange(b, device=similarity.device)
     own[rows, rows + rank() * b] = 1.0

@@ -3,7 +3,7 @@
 The student's encoder sees the class token and the visible cells; a latent regressor predicts the latents
 of the masked ones from them; LayerNorm and one linear layer bring all of them to the teacher's width. The
 targets are the teacher's projected, normalised tokens of the whole image, and the loss is the mean of
-1 − cos over class token, visible and masked cells, in that order, weighted as the recipe says.
+1 − cos over class token, visible and masked cells, in that order, with the weights of the recipe.
 
 A tower whose cells cannot be taken out (XCiT, convolutions) sees them painted with the image's mean colour
 instead. An EMA of the student may be the teacher: then tokens are centred by a running mean (as in DINO,
@@ -40,7 +40,7 @@ class Cells(NamedTuple):
 
 
 def split_cells(mask: Tensor) -> Cells:
-    """Mask (n, cells), as many true in each row."""
+    """Return the cells of a mask (n, cells) that has as many true values in each row."""
     masked = int(mask[0].sum())
     order = mask.int().argsort(dim=1, stable=True)
     return Cells(order[:, : mask.shape[1] - masked], order[:, mask.shape[1] - masked :])
@@ -73,6 +73,7 @@ class Teacher(nn.Module):
             self.d = self.forward(torch.zeros(1, 3, size, size, dtype=p.dtype)).shape[-1]
 
     def train(self, mode: bool = True) -> Teacher:
+        """Stay in eval mode."""
         return super().train(False)
 
     @torch.no_grad()
@@ -91,7 +92,7 @@ class Teacher(nn.Module):
 
 
 def _one(seen: Tokens) -> Tensor:
-    """One global token: the class token (registers are nobody's target), or the mean of the cells."""
+    """Return one global token: the class token (registers are no targets), or the mean of the cells."""
     return seen.first[:, :1] if seen.first.shape[1] else seen.cells.mean(1, keepdim=True)
 
 
@@ -132,6 +133,7 @@ class MaskedLatent(nn.Module):
         self._count = 0
 
     def train(self, mode: bool = True) -> MaskedLatent:
+        """Set the mode of the student's parts; the teacher stays in eval mode."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -163,7 +165,7 @@ class MaskedLatent(nn.Module):
 
     @torch.no_grad()
     def targets(self, x: Tensor, cells: Cells) -> Tensor:
-        """The teacher's unit tokens in the order of the predictions."""
+        """Return the teacher's unit tokens in the order of the predictions."""
         if not self.is_ema:
             tokens = self.teacher(x)
         else:

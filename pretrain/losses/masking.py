@@ -17,7 +17,7 @@ def block_mask(grid: tuple[int, int], count: int, rng: random.Random) -> np.ndar
     """Boolean (rows · columns,), row-major, with exactly `count` true.
 
     Rectangles of about 16 cells or more of 196 (as large a share of a smaller grid) and of an aspect
-    ratio of about 0.3 … 1 / 0.3 (sides are rounded) are laid over each other until ten tries in a row
+    ratio of about 0.3 … 1 / 0.3 (sides are rounded) are placed over each other until ten tries in a row
     find none that fits; what is then missing is grown from the border of what is masked, so that the
     count is exact.
     """
@@ -56,12 +56,12 @@ def _add_block(mask: np.ndarray, least: int, most: int, rng: random.Random) -> i
 
 
 def _grow(mask: np.ndarray, most: int, rng: random.Random) -> int:
-    """Mask up to `most` free cells beside masked ones (any free cell when nothing is masked)."""
+    """Mask up to `most` free cells next to masked ones (any free cell when nothing is masked)."""
     wide = np.pad(mask, 1)
     near = wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
-    beside = np.flatnonzero(near & ~mask)
-    free = beside if len(beside) else np.flatnonzero(~mask)
-    picked = rng.sample(free.tolist(), min(most if len(beside) else 1, len(free)))
+    border = np.flatnonzero(near & ~mask)
+    free = border if len(border) else np.flatnonzero(~mask)
+    picked = rng.sample(free.tolist(), min(most if len(border) else 1, len(free)))
     mask.ravel()[picked] = True
     return len(picked)
 

@@ -26,7 +26,7 @@ class CrossBlock(nn.Module):
     def forward(
         self, query: Tensor, context: Tensor, at_query: Tensor, at_context: Tensor
     ) -> Tensor:
-        """Query (n, m, d), context (n, c, d) and their positions, of the same shapes -> (n, m, d)."""
+        """Return the updated query (n, m, d) for a context (n, c, d); positions have the same shapes."""
         kv = self.norm_kv(context)
         q = self._split(self.q(self.norm_q(query) + at_query))
         k, v = self._split(self.k(kv + at_context)), self._split(self.v(kv))

@@ -40,84 +40,98 @@ _IN_MEMORY = 4 << 30  # bytes of decoded images of all processes of a machine; m
 
 
 @dataclass(frozen=True)
+class TrainingJob:
+    """One training: on the train split of `manifest`, measured on `test`, written to `out`.
+
+    `work` holds the state of an unfinished training. `shards` (a Shards whose table `manifest` is): images
+    are read from it. `test` None: the test split of `manifest` is measured, or nothing with shards.
+    `command`: the words after `dermaudit pretrain`, for the model card.
+    """
+
+    recipe: TrainingRecipe
+    manifest: Manifest
+    out: Path
+    work: Path
+    threads: int = 1
+    resume: bool = False
+    shards: Any = None
+    test: Manifest | None = None
+    command: Sequence[str] = ()
+    world: World = ALONE
+
+
+@dataclass(frozen=True)
 class TrainingTexts:
-    """What is known of the train images: `data` (their rows), `in_whole` (their rows in the whole
-    manifest), `captioned` (those that stage 2 takes), `texts`, `facts`, and all texts for a tokenizer.
+    """The train images (`data`), their rows in the whole manifest, and what is known of them.
+
+    `captioned`: the rows of `data` that stage 2 takes; `corpus`: all texts, for a tokenizer.
     """
 
     data: Manifest
-    in_whole: list[int]
+    rows_in_manifest: list[int]
     captioned: np.ndarray
     texts: TextSource
     facts: list[Fact]
     corpus: list[str]
 
 
-def build_and_train(
-    recipe: TrainingRecipe,
-    manifest: Manifest,
-    out: Path,
-    work: Path,
-    *,
-    threads: int,
-    resume: bool,
-    shards: Any = None,
-    test: Manifest | None = None,
-    given: Sequence[str] = (),
-    world: World = ALONE,
-) -> dict[str, Any]:
-    """Train on the train split of `manifest`, write `out`, measure the reloaded file on `test`.
-
-    `shards`: a Shards whose table `manifest` is; images are then read from it. `test`: where the
-    figures come from; `manifest` when its image files are there, without either none are taken. `given`: the
-    words of the command behind `dermaudit pretrain`, for the card.
-    """
-    torch.set_num_threads(threads)
-    said = _captions(recipe, manifest)
-    require_batch(len(said.captioned) if recipe.contrastive.epochs else said.data.n, recipe)
-    if test is None and shards is None:
-        test = manifest
-    hashes = _hashes(said, shards) if world.leads else {}
+def build_and_train(job: TrainingJob) -> dict[str, Any]:
+    """Train, write the checkpoint folder, and measure the reloaded file; returns the summary."""
+    torch.set_num_threads(job.threads)
+    recipe, world = job.recipe, job.world
+    texts = _training_texts(recipe, job.manifest)
+    require_batch(len(texts.captioned) if recipe.contrastive.epochs else texts.data.n, recipe)
+    test = job.manifest if job.test is None and job.shards is None else job.test
+    hashes = _hashes(texts, job.shards) if world.leads else {}
     if world.leads and test is not None:
-        _refuse_leak(test, set(hashes.values()), manifest.path)
-    start = make_initial_model(recipe, said.corpus, work)
-    # What a model starts from says its size and its normalisation.
-    recipe = _as_started(recipe, start)
-    stages = _stages(recipe, start, said, world)
-    source, skipped = _source(recipe, said, shards, threads)
-    stages[-1].source = source.only(said.captioned) if recipe.contrastive.epochs else source
+        _refuse_leak(test, set(hashes.values()), job.manifest.path)
+    start = make_initial_model(recipe, texts.corpus, job.work)
+    recipe = _with_input_of(recipe, start)
+    stages = _stages(recipe, start, texts, world)
+    source, skipped = _source(recipe, texts, job.shards, job.threads)
+    stages[-1].source = source.only(texts.captioned) if recipe.contrastive.epochs else source
     if len(stages) > 1:
         stages[0].source = source
-    say(f"  {source.n} train images, {skipped} skipped, {len(said.facts)} facts")
-    facts = _identity(recipe, said, source)
+    say(f"  {source.n} train images, {skipped} skipped, {len(texts.facts)} facts")
+    facts = _identity(recipe, texts, source)
     identity = {"key": sha256_json(facts), "facts": facts, "processes": world.size}
-    weights, seconds = train(
-        TrainingPlan(recipe, work, identity, world, threads), stages, resume=resume
-    )
+    plan = TrainingPlan(recipe, job.work, identity, world, job.threads)
+    weights, seconds = train(plan, stages, resume=job.resume)
     model = start.model.cpu()
     model.load_state_dict({name: value.cpu() for name, value in weights.items()})
     summary = {
-        "out": str(out),
+        "out": str(job.out),
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "given": list(given),
+        "given": list(job.command),
         "n_train": source.n,
         "n_skipped": skipped,
         "minutes": round(seconds / 60, 2),
-        "threads": threads,
+        "threads": job.threads,
         "processes": world.size,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     if world.leads:
-        summary["n_failed"] = _failed(work / LOG_FILE)
-        # The others need not wait: measuring may take longer than a process group allows.
+        summary["n_failed"] = _count_failed(job.work / LOG_FILE)
+        # The other processes do not wait: measuring may take longer than a process group allows.
         used = [hashes[row] for row in source.rows.tolist() if row in hashes]
-        summary["test"] = _write(recipe, start, said.data, used, test, out, work, summary)
-        _tell(summary)
+        licences = sorted({str(w) for w in texts.data.column("licence", "unknown")})
+
+        def write(figures: dict[str, Any] | None) -> None:
+            text = card(recipe, summary, licences, figures)
+            _write_checkpoint(job, start, text, used)
+
+        write(None)
+        summary["test"] = None
+        if test is not None:
+            summary["test"] = measure(load_model(f"local-dir:{job.out}"), test)
+            write(summary["test"])
+        shutil.rmtree(job.work, ignore_errors=True)
+        _report(summary)
     return summary
 
 
-def _captions(recipe: TrainingRecipe, manifest: Manifest) -> TrainingTexts:
+def _training_texts(recipe: TrainingRecipe, manifest: Manifest) -> TrainingTexts:
     rows = [i for i, split in enumerate(manifest.splits) if split == "train"]
     if not rows:
         raise EvidenceError(f"{manifest.path} has no row in the train split")
@@ -132,7 +146,7 @@ def _captions(recipe: TrainingRecipe, manifest: Manifest) -> TrainingTexts:
     if part.captions == "facts":
         if not facts:
             raise EvidenceError(
-                f"{manifest.path} says nothing about its images (no label, artifact: or concept: "
+                f"{manifest.path} has no facts about its images (no label, artifact: or concept: "
                 "column)",
                 "a contrastive stage needs captions: add label columns, or captions with "
                 "--set contrastive.captions=columns",
@@ -151,7 +165,8 @@ def _captions(recipe: TrainingRecipe, manifest: Manifest) -> TrainingTexts:
     return TrainingTexts(data, rows, captioned, texts, facts, [*texts.all(), *corpus(facts)])
 
 
-def _as_started(recipe: TrainingRecipe, start: InitialModel) -> TrainingRecipe:
+def _with_input_of(recipe: TrainingRecipe, start: InitialModel) -> TrainingRecipe:
+    """Return the recipe with the image size and normalisation of the model that it starts from."""
     if not recipe.model.init:
         return recipe
     side = start.preprocess_cfg["size"]
@@ -167,12 +182,12 @@ def _as_started(recipe: TrainingRecipe, start: InitialModel) -> TrainingRecipe:
 
 
 def _source(
-    recipe: TrainingRecipe, said: TrainingTexts, shards: Any, threads: int
+    recipe: TrainingRecipe, texts: TrainingTexts, shards: Any, threads: int
 ) -> tuple[ImageSource, int]:
-    """(images of every train row, how many could not be read while decoding ahead)."""
-    size, data = recipe.decode_size, said.data
+    """Return the images of every train row, and how many could not be decoded in advance."""
+    size, data = recipe.decode_size, texts.data
     if shards is not None:
-        return ImagesFromShards(shards, said.in_whole, size), 0
+        return ImagesFromShards(shards, texts.rows_in_manifest, size), 0
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     small = data.n * size * size * 3 * processes <= _IN_MEMORY
     if recipe.data == "stream" or (recipe.data == "auto" and not small):
@@ -182,9 +197,10 @@ def _source(
     return ImagesInMemory(images, kept), len(skipped)
 
 
-def _identity(recipe: TrainingRecipe, said: TrainingTexts, source: ImageSource) -> dict[str, Any]:
-    """What a training that is resumed must share with the one that was stopped. Learning rates, warm-up
-    and clipping may change: that is how a loss that is not finite is mended.
+def _identity(recipe: TrainingRecipe, texts: TrainingTexts, source: ImageSource) -> dict[str, Any]:
+    """Return what a resumed training must share with the one that was stopped.
+
+    Learning rates, warm-up and clipping may change: that is how a loss that is not finite is fixed.
     """
     plan = recipe.model_dump(mode="json", exclude={"checkpoint_every", "warmup", "clip_norm"})
     for stage in ("masked", "contrastive"):
@@ -200,12 +216,12 @@ def _identity(recipe: TrainingRecipe, said: TrainingTexts, source: ImageSource) 
         recipe.model.text_cfg.get("hf_model_name", ""),
     )
     facts = hashlib.sha256()
-    for fact in said.facts:
-        facts.update(repr((fact.name, fact.said, fact.denied)).encode())
+    for fact in texts.facts:
+        facts.update(repr((fact.name, fact.wordings, fact.denials)).encode())
         facts.update(fact.values.tobytes())
     return {
         **_flat(plan),
-        "manifest": said.data.sha256(),
+        "manifest": texts.data.sha256(),
         "rows": hashlib.sha256(source.rows.tobytes()).hexdigest(),
         "pixels": int(source.images.sum(dtype=torch.int64))
         if isinstance(source, ImagesInMemory)
@@ -216,7 +232,7 @@ def _identity(recipe: TrainingRecipe, said: TrainingTexts, source: ImageSource) 
 
 
 def _flat(plan: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"contrastive.make.sigma": 0.3, …}"""
+    """Return a nested dict flat: {"contrastive.make.sigma": 0.3, …}."""
     found: dict[str, Any] = {}
     for name, value in plan.items():
         found |= (
@@ -226,9 +242,9 @@ def _flat(plan: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _stages(
-    recipe: TrainingRecipe, start: InitialModel, said: TrainingTexts, world: World
+    recipe: TrainingRecipe, start: InitialModel, texts: TrainingTexts, world: World
 ) -> list[TrainingStage]:
-    """The stages without their images, which come last: what is wrong is found before they are read."""
+    """Return the stages without their images, which are read last: other errors are found before."""
     stages: list[TrainingStage] = []
     if recipe.masked.epochs:
         torch.manual_seed(seed_of(recipe.seed, "masked-init"))
@@ -241,15 +257,15 @@ def _stages(
         stages.append(MaskedStage(recipe, start.model, objective))
     if recipe.contrastive.epochs:
         torch.manual_seed(seed_of(recipe.seed, "contrastive-init"))
-        similarity, diseases = disease_similarity(recipe, said.data)
+        similarity, diseases = disease_similarity(recipe, texts.data)
         width = int(start.model_cfg["embed_dim"])
         stages.append(
             ContrastiveStage(
                 recipe,
                 start.model,
                 start.tokenize,
-                said.texts,
-                said.facts,
+                texts.texts,
+                texts.facts,
                 knowledge=knowledge_encoder(recipe, width, world.device),
                 similarity=similarity,
                 diseases=diseases,
@@ -261,7 +277,7 @@ def _stages(
 
 
 def _share_statistics(model: OpenClipModel, world: World) -> None:
-    """Batch norm over all processes on GPUs; on the CPU torch has none, and that is said."""
+    """Compute batch norm over all processes on GPUs; warn on the CPU, where torch cannot."""
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
@@ -274,71 +290,52 @@ def _share_statistics(model: OpenClipModel, world: World) -> None:
         )
 
 
-def _write(
-    recipe: TrainingRecipe,
-    start: InitialModel,
-    data: Manifest,
-    hashes: list[str],
-    test: Manifest | None,
-    out: Path,
-    work: Path,
-    summary: dict[str, Any],
-) -> dict[str, Any] | None:
-    """The checkpoint, then its figures from the file, with the card that says so; returns the figures."""
-    licences = sorted({str(w) for w in data.column("licence", "unknown")})
-
-    def write(figures: dict[str, Any] | None) -> None:
-        save_local_dir(
-            out,
-            start.model,
-            model_cfg=start.model_cfg,
-            preprocess_cfg=start.preprocess_cfg,
-            tokenizer=start.tokenizer,
-            card=card(recipe, summary, licences, figures),
-            training_hashes=hashes,
-            overwrite=True,
-        )
-        shutil.copy(work / LOG_FILE, out / "training_log.jsonl")
-
-    write(None)
-    figures = None
-    if test is not None:
-        figures = measure(load_model(f"local-dir:{out}"), test)
-        write(figures)
-    shutil.rmtree(work, ignore_errors=True)
-    return figures
+def _write_checkpoint(
+    job: TrainingJob, start: InitialModel, card_text: str, hashes: list[str]
+) -> None:
+    save_local_dir(
+        job.out,
+        start.model,
+        model_cfg=start.model_cfg,
+        preprocess_cfg=start.preprocess_cfg,
+        tokenizer=start.tokenizer,
+        card=card_text,
+        training_hashes=hashes,
+        overwrite=True,
+    )
+    shutil.copy(job.work / LOG_FILE, job.out / "training_log.jsonl")
 
 
-def _failed(log: Path) -> int:
-    """How often an image could not be read while training went on."""
+def _count_failed(log: Path) -> int:
+    """Return how often an image could not be read during training."""
     lines = log.read_text(encoding="utf-8").splitlines()
     return sum(json.loads(line).get("failed", 0) for line in lines)
 
 
-def _tell(summary: dict[str, Any]) -> None:
-    """Where the checkpoint is and how well it does, as the last thing said."""
+def _report(summary: dict[str, Any]) -> None:
+    """Print where the checkpoint is and how well it does."""
     figures = summary["test"]
     if figures is None:
-        told = "not measured: give test images with --test"
+        result = "not measured: give test images with --test"
     elif not figures:
-        told = "not measured: no label has enough test images"
+        result = "not measured: no label has enough test images"
     else:
         probe = np.mean([row["probe"] for row in figures.values()])
-        told = f"mean probe AUROC of {len(figures)} labels on test {probe:.3f} (intervals in its README.md)"
-    say(f"\n{summary['out']}: written after {summary['minutes']:.1f} minutes; {told}")
+        result = f"mean probe AUROC of {len(figures)} labels on test {probe:.3f} (intervals in its README.md)"
+    say(f"\n{summary['out']}: written after {summary['minutes']:.1f} minutes; {result}")
 
 
-def _hashes(said: TrainingTexts, shards: Any) -> dict[int, str]:
+def _hashes(texts: TrainingTexts, shards: Any) -> dict[int, str]:
     """sha256 of every training image file, by row; in shards, of what was packed."""
     if shards is None:
-        paths = enumerate(said.data.paths())
+        paths = enumerate(texts.data.paths())
         return {row: sha256_file(path) for row, path in paths if path.is_file()}
-    packed = enumerate(said.in_whole)
+    packed = enumerate(texts.rows_in_manifest)
     return {row: hashlib.sha256(shards.read(int(at))).hexdigest() for row, at in packed}
 
 
 def _refuse_leak(test: Manifest, seen: set[str], trained_on: Path) -> None:
-    """UserInputError when a test image is a training image: said before training, not after it."""
+    """Raise UserInputError, before training, if a test image is a training image."""
     for path, split in zip(test.paths(), test.splits, strict=True):
         if split == "test" and path.is_file() and sha256_file(path) in seen:
             raise UserInputError(

@@ -1,4 +1,4 @@
-"""The model card that a training writes beside its weights: what it is, from what, and how well it does."""
+"""The model card that a training writes next to the weights: what it is, its data, and its quality."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LICENCES = (
 
 
 def licence_of(images: Sequence[str]) -> str:
-    """The licence of weights trained on images of these licences: Apache-2.0 where all are free of
+    """Return the licence of weights trained on images of these licences: Apache-2.0 where all are free of
     conditions, else the strictest of them; "other" where one is unknown or not in the list.
     """
     found = {licence.strip().lower().replace(" ", "-").replace("_", "-") for licence in images}
@@ -42,8 +42,10 @@ def card(
     licences: Sequence[str],
     figures: dict[str, Any] | None,
 ) -> str:
-    """Markdown with a YAML head. `summary` is build_and_train's, `figures` probe.measure's; None where
-    nothing was measured, empty where no label has enough test images.
+    """Return the card: Markdown with a YAML header.
+
+    `summary` is that of build_and_train, `figures` those of probe.measure: None if nothing was measured,
+    empty if no label has enough test images.
     """
     licence = "other" if recipe.model.init else licence_of(licences)
     command = ["dermaudit", "pretrain", *(summary["given"] or [recipe.name])]
@@ -65,7 +67,7 @@ def card(
         else "- Weights in float16; load as float32. Their licence follows from those of the images and of "
         "what they started from, which are not all known here.",
         *([f"- Started from {recipe.model.init}."] if recipe.model.init else []),
-        f"- TrainingRecipe `{recipe.name}`, seed {recipe.seed}, {recipe.masked.epochs:g} epochs masked latent "
+        f"- Recipe `{recipe.name}`, seed {recipe.seed}, {recipe.masked.epochs:g} epochs masked latent "
         f"modelling, {recipe.contrastive.epochs:g} epochs contrastive ({recipe.contrastive.loss}); "
         f"{summary['minutes']:.1f} minutes, {summary['processes']} process, {summary['threads']} threads."
         + " The text tower was not trained: this is an image tower to start from (model.vision_init)."
@@ -74,28 +76,31 @@ def card(
         f"- Input {recipe.image_size} × {recipe.image_size} px, squashed (borders are kept).",
         "",
     ]
+    return "\n".join([*lines, *_figures(figures), ""])
+
+
+def _figures(figures: dict[str, Any] | None) -> list[str]:
     if figures is None:
-        return "\n".join([*lines, "Not measured.", ""])
+        return ["Not measured."]
     if not figures:
-        return "\n".join([*lines, "No label has enough test images to measure it on.", ""])
-    lines += [
+        return ["No label has enough test images to measure it on."]
+    return [
         "Measured on the reloaded float16 file, test split, 95 % intervals by bootstrap over groups. Probe:",
         "logistic regression on the embedding, fitted on train. Prompted: text only, but the captions of",
-        "training said these words, so it is caption-supervised.",
+        "training contain these words, so it is caption-supervised.",
         "",
         "| label | n | positive | probe AUROC | prompted AUROC |",
         "|---|---|---|---|---|",
+        *(
+            "| {} | {} | {} | {:.3f} [{:.3f}, {:.3f}] | {:.3f} [{:.3f}, {:.3f}] |".format(
+                name,
+                row["n"],
+                row["n_pos"],
+                row["probe"],
+                *row["probe_ci"],
+                row["prompt"],
+                *row["prompt_ci"],
+            )
+            for name, row in figures.items()
+        ),
     ]
-    lines += [
-        "| {} | {} | {} | {:.3f} [{:.3f}, {:.3f}] | {:.3f} [{:.3f}, {:.3f}] |".format(
-            name,
-            row["n"],
-            row["n_pos"],
-            row["probe"],
-            *row["probe_ci"],
-            row["prompt"],
-            *row["prompt_ci"],
-        )
-        for name, row in figures.items()
-    ]
-    return "\n".join(lines) + "\n"

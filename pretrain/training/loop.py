@@ -8,7 +8,7 @@ So all rows of a batch stay negatives of each other, whatever the memory holds.
 What is random depends on the recipe's seed and the step alone (state.py): a killed run that is resumed gives
 the same weights, on the CPU bit for bit at fixed threads on one process. Several processes, and batches in
 parts, give those of one but for rounding where the towers have neither dropout nor batch norm: batch norm
-takes its statistics over the rows that are computed at once, dropout draws for each process anew.
+takes its statistics over the rows that are computed at once, dropout draws independently in each process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ..recipe import TrainingRecipe
 from ..tokens import statistics_kept
 from .optimizer import make_optimizer
 from .stages import BatchPart, Encoded, Losses, TrainingStage
-from .state import STATE_FILE, Position, State, read_position, restore, save_state, seed_of
+from .state import STATE_FILE, Position, TrainingState, read_position, restore, save_state, seed_of
 
 LOG_FILE = "log.jsonl"
 
@@ -90,7 +90,7 @@ def train(
         optimizer = make_optimizer(
             recipe.optimizer, stage.trained, stage.lr, stage.weight_decay, recipe.eps
         )
-        state = State(stage.modules, optimizer, Position(stage.name, 0, position.seconds))
+        state = TrainingState(stage.modules, optimizer, Position(stage.name, 0, position.seconds))
         if recipe.weight_ema and stage is stages[-1]:
             state.average = {
                 k: v.detach().clone() for k, v in stage.modules["model"].state_dict().items()
@@ -116,7 +116,7 @@ def require_batch(n: int, recipe: TrainingRecipe) -> None:
         )
 
 
-def _run(plan: TrainingPlan, stage: TrainingStage, state: State) -> None:
+def _run(plan: TrainingPlan, stage: TrainingStage, state: TrainingState) -> None:
     recipe, world = plan.recipe, plan.world
     per_epoch = stage.source.n // recipe.batch
     last = max(1, round(stage.epochs * per_epoch))
@@ -170,7 +170,7 @@ def _parts(
     """(step, this process' parts of its batch, images that could not be read) from `first` on."""
     recipe, source = plan.recipe, stage.source
     per_epoch = source.n // recipe.batch
-    # Every process takes its share of each part of the batch, so that a part is a part everywhere.
+    # Every process computes its share of each part, so that all have parts of the same rows.
     size = recipe.batch // recipe.accumulate
     share = plan.world.share(size)
     own = [torch.arange(i * size, (i + 1) * size)[share] for i in range(recipe.accumulate)]
@@ -261,7 +261,7 @@ def _through_cache(
 
 
 def _joined(parts: list[BatchPart]) -> BatchPart:
-    """What `losses` reads of a batch in parts; its images are not among it."""
+    """Return what `losses` reads of a batch in parts, which is everything but its images."""
     first = parts[0]
     return BatchPart(
         np.concatenate([p.rows for p in parts]),
@@ -285,7 +285,7 @@ def _means(losses: Losses, stage: str, step: int) -> dict[str, float]:
     return means
 
 
-def _average(state: State, ema: float) -> None:
+def _average(state: TrainingState, ema: float) -> None:
     if not state.average:
         return
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """What a model knows, on the test split: linear-probe and prompted AUROC of every label.
 
 The probe is fitted on train (C by grouped inner folds); the prompt is text only: the mean of the
-wordings that say a fact minus the mean of those that deny it. Intervals by bootstrap over groups.
+wordings that affirm a fact minus the mean of those that deny it. Intervals by bootstrap over groups.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ..data.facts import facts_of
 
 
 def embed(tower: Any, paths: list[Path]) -> np.ndarray:
-    """Unit embeddings (n, d) of image files; rows of nan for files that cannot be read."""
+    """Return unit embeddings (n, d) of image files; rows of nan for files that cannot be read."""
     return embed_images(tower, paths)[0]
 
 
 def embed_splits(tower: Any, manifest: Manifest) -> np.ndarray:
-    """Unit embeddings (n, d) of the train and test rows of a manifest; nan for other rows and for
+    """Return unit embeddings (n, d) of the train and test rows of a manifest; nan for other rows and for
     files that cannot be read. Errors: UserInputError when a test image was a training image.
     """
     splits = np.asarray(manifest.splits)
@@ -66,10 +66,10 @@ def measure(
         except EvidenceError:
             continue
         score = probe_score(probe, x[seen])
-        said = tower.encode_text(list(fact.said)).mean(0)
-        denied = tower.encode_text(list(fact.denied) or ["a lesion"]).mean(0)
+        affirmed = tower.encode_text(list(fact.wordings)).mean(0)
+        denied = tower.encode_text(list(fact.denials) or ["a lesion"]).mean(0)
         test_groups = groups[seen].tolist()
-        prompt = x[seen] @ (said - denied).cpu().numpy()
+        prompt = x[seen] @ (affirmed - denied).cpu().numpy()
         found[fact.name] = {
             "n": len(seen),
             "n_pos": n_pos,

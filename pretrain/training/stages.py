@@ -1,4 +1,4 @@
-"""The two stages: what is computed of a part of a batch, and the losses over the whole of it.
+"""The two stages: what is computed for a part of a batch, and the losses over the whole batch.
 
 `encode` takes images and texts through the towers, row by row; `losses` compares rows of the whole batch.
 The cut between the two lets a batch be computed in parts and by several processes and keep all its negatives
@@ -84,7 +84,7 @@ class TrainingStage(Protocol):
 
 
 class MaskedStage:
-    """Stage 1: `losses` is the mean of what each image lost, so that parts need nothing of each other."""
+    """Stage 1: `losses` is the mean over images, so that the parts of a batch are independent."""
 
     name = "masked"
     separable = True
@@ -111,14 +111,17 @@ class MaskedStage:
         self.trained: list[nn.Module] = [model.visual, objective]
 
     def encode(self, part: BatchPart) -> Encoded:
+        """See TrainingStage."""
         x = self.normal(_viewed(self.recipe, part))
         mask = block_masks(part.seeds, self.objective.reader.grid, self.mask).to(x.device)
         return {"distance": self.objective(self.model.visual, x, mask)}
 
     def losses(self, encoded: Encoded, part: BatchPart) -> Losses:
+        """See TrainingStage."""
         return {"loss": encoded["distance"].mean()}
 
     def after(self) -> None:
+        """See TrainingStage."""
         self.objective.update(self.model.visual, self.ema)
 
 
@@ -182,6 +185,7 @@ class ContrastiveStage:
     # ---- rows through the towers
 
     def encode(self, part: BatchPart) -> Encoded:
+        """See TrainingStage."""
         x = self.normal(_viewed(self.recipe, part))
         visual = self.model.visual
         found: Encoded = {}
@@ -203,9 +207,9 @@ class ContrastiveStage:
                 with torch.autocast(x.device.type, enabled=False):
                     found["pooled"] = pool_patches(cells, raw, has_raw, self.switches)
         else:
-            said = [self.texts.raw(int(r), g) for r, g in zip(part.rows, rngs, strict=True)]
-            found["texts"] = self._encode(said)
-            found |= self._known(said)
+            captions = [self.texts.raw(int(r), g) for r, g in zip(part.rows, rngs, strict=True)]
+            found["texts"] = self._encode(captions)
+            found |= self._known(captions)
         return {name: _full(value) for name, value in found.items()}
 
     def _views(self, part: BatchPart, rngs: list[random.Random]) -> Encoded:
@@ -231,7 +235,7 @@ class ContrastiveStage:
         return {"known": known, "has_raw": has}
 
     def _encode(self, texts: list[str]) -> Tensor:
-        """Unit rows; a text that stands there twice is encoded once."""
+        """Return unit rows; a text that occurs twice is encoded once."""
         unique = list(dict.fromkeys(texts))
         place = {text: i for i, text in enumerate(unique)}
         device = self.model.logit_scale.device
@@ -241,6 +245,7 @@ class ContrastiveStage:
     # ---- losses over the whole batch
 
     def losses(self, encoded: Encoded, part: BatchPart) -> Losses:
+        """See TrainingStage."""
         parts = self.part
         found: Losses = {}
         scale = self.model.logit_scale.exp()
@@ -258,9 +263,9 @@ class ContrastiveStage:
                 raw, encoded["known"].to(raw), encoded["has_raw"] > 0, scale
             )
         if self.facts and (parts.aspect_weight or parts.local_weight):
-            said, denied = aspect_sentences(self.facts, random.Random(part.step_seed))
+            present, absent = aspect_sentences(self.facts, random.Random(part.step_seed))
             # Apart from the captions: these are short, and would be padded to the longest caption.
-            sides = self._encode([*said, *denied]).to(images.dtype).split(len(said))
+            sides = self._encode([*present, *absent]).to(images.dtype).split(len(present))
             truth = self.truth[torch.from_numpy(part.rows)].to(images)
             if parts.aspect_weight:
                 found["aspect"] = parts.aspect_weight * self.aspect(images, *sides, truth)
@@ -286,7 +291,7 @@ class ContrastiveStage:
         return found
 
     def _soft(self, part: BatchPart, scale: Tensor) -> Tensor | None:
-        """Soft targets whose share decays to zero along half a cosine, as the stage goes on."""
+        """Return soft targets, whose weight falls to zero along half a cosine during the stage."""
         beta = self.part.knowledge.soft * 0.5 * (1 + math.cos(math.pi * part.progress))
         if not beta or self.similarity is None or self.diseases is None:
             return None
@@ -297,6 +302,7 @@ class ContrastiveStage:
         return soft_targets(near.masked_fill(~known, torch.nan), beta)
 
     def after(self) -> None:
+        """See TrainingStage."""
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
 

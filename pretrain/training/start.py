@@ -1,7 +1,7 @@
 """The model that a recipe starts from, with what is needed to save it again.
 
-Fresh towers with a tokenizer made from the captions; fresh or PanDerm image towers beside a Hugging Face
-text tower; or a whole model by name. Nothing is fetched but what the recipe names.
+Fresh towers with a tokenizer made from the captions; fresh or PanDerm image towers with a Hugging Face
+text tower; or a complete model by name. Only what the recipe names is downloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dermaudit.towers.open_clip_model import OpenClipModel, as_open_clip
 
 from ..recipe import TrainingRecipe
 
-# Words that a caption of these recipes never says but a user may ask for stay words, not pieces.
+# These words occur in no caption but in prompts of users: they must be one token each.
 _KEPT_WORDS = ("skin", "lesion", "dermoscopic", "image", "no")
 
 
@@ -62,6 +62,7 @@ def make_initial_model(recipe: TrainingRecipe, corpus: Sequence[str], work: Path
 
 
 def preprocess_of(recipe: TrainingRecipe) -> dict[str, Any]:
+    """Return open_clip's preprocessing configuration of a recipe."""
     return {
         "size": recipe.image_size,
         "mean": list(recipe.model.mean),
@@ -97,7 +98,7 @@ def _fresh(recipe: TrainingRecipe, corpus: Sequence[str], work: Path) -> Initial
 
 
 def _with_hf_text(recipe: TrainingRecipe) -> InitialModel:
-    """A Hugging Face text tower with its own weights and tokenizer, from a folder or the hub."""
+    """Build a model around a Hugging Face text tower with its own weights and tokenizer, from a folder or the hub."""
     import open_clip
 
     from dermaudit.towers.loading.hub import fetch_text
@@ -126,7 +127,7 @@ def _with_hf_text(recipe: TrainingRecipe) -> InitialModel:
 
 
 def _bare(name: str) -> str:
-    """A hub id as it is, a folder by its last name."""
+    """Return a hub id as it is, and the last name of a folder."""
     return Path(name).name if Path(name).is_dir() else name
 
 
@@ -203,7 +204,7 @@ def _put_visual(model: OpenClipModel, recipe: TrainingRecipe) -> None:
     from dermaudit.towers.loading.weights import few, read_state
 
     state = read_state(path)
-    if any(key.startswith("visual.") for key in state):  # of a whole model the image tower is taken
+    if any(key.startswith("visual.") for key in state):  # a complete model: its image tower is used
         state = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
     mine = model.visual.state_dict()
     fits = {k: v for k, v in state.items() if k in mine and mine[k].shape == v.shape}

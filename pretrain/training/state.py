@@ -30,7 +30,7 @@ class Position:
 
 
 @dataclass
-class State:
+class TrainingState:
     """What a checkpoint of the training holds: every tensor it needs to go on."""
 
     modules: dict[str, nn.Module]
@@ -40,9 +40,11 @@ class State:
 
     @property
     def parameters(self) -> list[Tensor]:
+        """All parameters, in the optimizer's order."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor under a name that is unique in the file."""
         found = {
             f"{part}.{name}": value
             for part, module in self.modules.items()
@@ -60,10 +62,8 @@ def seed_of(seed: int, *words: Any) -> int:
     return int(sha256_json([seed, *words])[:12], 16)
 
 
-def save_state(state: State, folder: Path, identity: dict[str, Any]) -> None:
-    """Write one file, whole or not at all: the weights of one step never stand beside the optimizer of
-    another.
-    """
+def save_state(state: TrainingState, folder: Path, identity: dict[str, Any]) -> None:
+    """Write one file, atomically: weights and optimizer are always of the same step."""
     progress = {**identity, **asdict(state.position)}
     write_safetensors(
         folder / STATE_FILE,
@@ -106,7 +106,7 @@ def read_position(folder: Path, identity: dict[str, Any]) -> Position | None:
 
 
 def _differs(was: dict[str, Any], now: dict[str, Any]) -> str:
-    """ ": contrastive.keep was 0.7, is 0.5" for the first thing that differs."""
+    """Return ": contrastive.keep was 0.7, is 0.5" for the first value that differs."""
     for name in sorted({*was, *now}):
         if was.get(name) != now.get(name):
             shown = [str(side.get(name))[:40] for side in (was, now)]
@@ -114,7 +114,7 @@ def _differs(was: dict[str, Any], now: dict[str, Any]) -> str:
     return ""
 
 
-def restore(state: State, folder: Path, position: Position) -> None:
+def restore(state: TrainingState, folder: Path, position: Position) -> None:
     """Put what `folder` holds into `state`."""
     tensors = _open(folder / STATE_FILE)[1]
     for part, module in state.modules.items():

@@ -1,4 +1,4 @@
-"""What teaches beside the captions: stage 1's frozen image tower, KEP's text encoder, an ontology."""
+"""Teachers other than captions: stage 1's frozen image tower, KEP's text encoder, an ontology."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from ..tokens import TokenReader
 
 
 def make_teacher(recipe: TrainingRecipe, visual: ImageTower) -> Teacher:
-    """The recipe's teacher at the size that gives `visual`'s grid; what it was normalised with is made
-    up for. Errors: ForeignArtifactError when its grid cannot be brought to that of the student.
+    """Open the recipe's teacher at the size that gives `visual`'s grid.
+
+    The teacher sees images under its own normalisation. Raises ForeignArtifactError when its grid cannot
+    be brought to that of the student.
     """
     tower = load_model(recipe.masked.teacher)
     config = tower.preprocess_config
@@ -122,8 +124,8 @@ def disease_similarity(
 
 
 def content_of(name: str) -> str:
-    """What tells one file or checkpoint folder from another that took its place: the hash of the file, or
-    of the folder's weights; the name itself where it is on a hub or empty.
+    """Return the hash of a file or of a folder's weights, which shows that another one took its place;
+    the name itself if it is on a hub or empty.
     """
     path = Path(name.removeprefix("local-dir:"))
     if name and path.is_file():

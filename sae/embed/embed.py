@@ -51,7 +51,8 @@ Engine = Callable[[list[Job]], None]
 class EmbedSettings:
     """What is asked for. `tokens`: patch or cls, of the sites that have tokens; `dtype` None: float32
     for one row an image, float16 for patch tokens; `strict`: a number that is not finite is fatal;
-    `shard`, `batch`: images a shard at most, and images a forward (None: SHARD, BATCH)."""
+    `shard`, `batch`: images a shard at most, and images a forward (None: SHARD, BATCH).
+    """
 
     sites: list[str]
     tokens: str = "patch"
@@ -77,7 +78,7 @@ class EmbedSettings:
         """
         counts = {}
         for store in stores:
-            images = sum(store.meta["not_finite"].values(), [])
+            images = [image for found in store.meta["not_finite"].values() for image in found]
             if not images:
                 continue
             counts[store.meta["site"]] = len(images)
@@ -95,7 +96,8 @@ class EmbedSettings:
 def default_sites(tower: Any) -> list[str]:
     """The pooled embedding, and the patch tokens of the last block whose tokens are used: the last
     where they are averaged into the embedding, the last but one of a class-token tower (its last
-    patch tokens go nowhere and get no gradient)."""
+    patch tokens go nowhere and get no gradient).
+    """
     if tower.n_blocks == 0:
         return [POOLED]
     visual = tower.model.visual
@@ -144,6 +146,7 @@ def site_of(
 
 
 def bytes_per_image(site: StoreTarget) -> int:
+    """Return the bytes of the stored activations of one image."""
     return site.facts["d"] * site.facts["tokens"] * ITEM_BYTES[site.identity.dtype]
 
 
@@ -209,7 +212,8 @@ def in_this_process(
     tower: Any, *, batch: int = BATCH, strict: bool = False, readers: int = 1
 ) -> Engine:
     """The engine of one process: while the tower works, images are read ahead by `readers` threads, and
-    the shard before is written by another."""
+    the shard before is written by another.
+    """
 
     def write(values: Values) -> None:
         values.write()
@@ -254,7 +258,8 @@ def embed_into(
     force: bool = False,
 ) -> list[ActivationStore] | None:
     """The stores of `order` below `root`, each in the folder of its content; None when other workers
-    are still at it. Images that cannot be read are left out and listed in the store (`skipped`)."""
+    are still at it. Images that cannot be read are left out and listed in the store (`skipped`).
+    """
     wanted = [settings.site(tower, name) for name in settings.sites]
     sites = [StoreTarget(identity.folder(root), identity, facts) for identity, facts in wanted]
     return embed_sites(sites, images, settings, engine or settings.engine(tower), force=force)

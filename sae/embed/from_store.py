@@ -179,7 +179,8 @@ def _link(
     store: ActivationStore, folder: Path, place: dict[str, int], images_sha256: str
 ) -> ActivationStore:
     """The store in the run's folder: its shards, and its own `store.json` and `rows.npy`, which have the
-    row numbers of the run's table."""
+    row numbers of the run's table.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     for path in store.shard_paths():

@@ -33,6 +33,7 @@ class ShardMaker:
         self.strict = strict
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Make the shard of one row, and return how many images it has, or the error."""
         from .shard import embed_shard
 
         part, sites = _from_text(row["job"])
@@ -57,7 +58,7 @@ def _from_text(text: str) -> Job:
     from ..store.shard_plan import ShardPart, StoreTarget
 
     part, sites = json.loads(text)
-    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in part.items()}
+    lists: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in part.items()}
     return ShardPart(**lists), [
         StoreTarget(Path(folder), Identity(**identity), facts) for folder, identity, facts in sites
     ]
@@ -82,8 +83,13 @@ def on_ray(
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         mine = not ray.is_initialized()
         if mine:
-            local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": max(1, workers * threads)}
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
+            cpus = None if "RAY_ADDRESS" in os.environ else max(1, workers * threads)
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         try:
             _make(jobs)
         finally:
@@ -97,7 +103,7 @@ def on_ray(
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         rows = [{"job": _as_text(job)} for job in jobs]
         data = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            ShardMaker,
+            ShardMaker,  # type: ignore[arg-type]  # Ray's annotation lacks classes, which it takes
             fn_constructor_args=(model, threads, device, batch, strict),
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(jobs))),
             num_cpus=threads,

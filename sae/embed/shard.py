@@ -36,7 +36,8 @@ _PIECE = 8  # images of the first batch that a thread reads at a time
 @dataclass(frozen=True)
 class Batch:
     """Images of a part as the tower takes them: x (len(kept), 3, s, s); `kept` their places in the
-    part, `sha256` of their files; `skipped` {image_id: why} of those that could not be read."""
+    part, `sha256` of their files; `skipped` {image_id: why} of those that could not be read.
+    """
 
     x: Tensor
     kept: list[int]
@@ -82,6 +83,7 @@ def _read(path: str, known: str | None) -> tuple[np.ndarray, str]:
 
 
 def n_batches(part: ShardPart, size: int) -> int:
+    """Return in how many batches of `size` images a part is embedded."""
     return -(-len(part.ids) // size)
 
 
@@ -189,7 +191,8 @@ def activations(
 @dataclass(frozen=True)
 class Values:
     """What a part's images give at each site, before it is written: `acts` {site: (len(kept), …)};
-    `kept`, `sha256`, `skipped` as in `Batch`."""
+    `kept`, `sha256`, `skipped` as in `Batch`.
+    """
 
     part: ShardPart
     sites: Sequence[StoreTarget]

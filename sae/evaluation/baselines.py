@@ -76,7 +76,8 @@ def floor_codes(train: np.ndarray, x: np.ndarray, n_latents: int, seed: int = 0)
         found["pca"] = _both_signs(PCA(components, random_state=seed).fit(train).transform(x))
         ica = FastICA(components, random_state=seed, whiten="unit-variance", max_iter=200)
         found["ica"] = _both_signs(ica.fit(train).transform(x))
-        distance = KMeans(clusters, n_init=1, random_state=seed).fit(train).transform(x)
+        kmeans = KMeans(clusters, n_init=1, random_state=seed)  # pyright: ignore[reportArgumentType]  # stub: str
+        distance = kmeans.fit(train).transform(x)
     # How much nearer than the average cluster: sparse and graded (Coates et al., AISTATS 2011).
     found["k-means"] = np.maximum(distance.mean(1, keepdims=True) - distance, 0.0)
     directions = unit(rng.normal(size=(n_latents, d)))

@@ -46,8 +46,9 @@ IMAGES = 50_000  # of a split at most, for what needs a code and an embedding of
 
 
 def measure_run(run: Run, options: MeasureOptions) -> dict[str, Any]:
-    """Measure the SAEs of the sites, print a table of each, write sae/<site>/measured.json, and return
-    {site: its summary}. Without `options.against`, latents are compared with the other seeds of the run.
+    """Measure the SAEs of the sites, print a table of each, and write sae/<site>/measured.json.
+
+    Returns {site: its summary}. Without `options.against`, latents are compared with the other seeds of the run.
 
     Errors: those of the files it reads; EvidenceError without test images. If the model cannot be
     opened, only the zero-shot figures are left out.
@@ -207,8 +208,10 @@ class SiteMeasurement:
         return EvaluationImages(codes, self.data.groups[rows], truth, pooled)
 
     def _with_reconstructions(self, model: _ZeroShotModel) -> dict[str, Any]:
-        """Return what the classifier keeps when the tokens of the site are reconstructions, or why this
-        cannot be measured: the images are read again."""
+        """Return the zero-shot figures with reconstructed tokens of the site, or the reason for none.
+
+        The images are read again.
+        """
         from dermaudit.data import BadImage
 
         from ..inference.spliced import spliced_embeddings
@@ -252,8 +255,10 @@ def _current_seeds(run: Run, site: str) -> list[str]:
 
 
 def _pooled_of(data: RunData, images: np.ndarray) -> np.ndarray | None:
-    """Return the pooled embeddings (n, d) of images by row number, nan where none is stored; None
-    in a run without pooled embeddings."""
+    """Return the pooled embeddings (n, d) of images by row number, nan where none is stored.
+
+    None in a run without pooled embeddings.
+    """
     if not data.has_pooled:
         return None
     rows = data.store(POOLED).rows()
@@ -277,7 +282,7 @@ def _load_other(folder: Path, site: str) -> Any:
 
 
 def _digests(against: Sequence[Path], sites: Sequence[str]) -> list[str]:
-    """What the SAEs compared with hold, so that figures are made again when one was fitted again."""
+    """Return the hashes of the SAEs compared with; figures are made again if one changes."""
     found = []
     for folder in against:
         run = (folder / "run.json").is_file()

@@ -27,7 +27,7 @@ from .truth import implied_pairs
 if TYPE_CHECKING:
     from dermaudit.towers import ZeroShot
 
-    from ..inference.model import LinearSAE
+    from ..inference.model import ThresholdSAE, TopKSAE
 
 FORMAT_VERSION = 2  # 1 had no absorption, and no interval of MCC, splitting and the mean of probes
 TRAIN_ROWS = 20_000  # train rows at most, for the control of FVU
@@ -54,14 +54,14 @@ class MeasurementData:
     fitted: EvaluationImages | None = None
     embeddings: np.ndarray | None = None
     same_model: bool = True
-    others: Sequence[LinearSAE] = ()
+    others: Sequence[ThresholdSAE | TopKSAE] = ()
     names: Sequence[str] | None = None
     classifier: ZeroShot | None = None
     labels: Sequence[str | None] | None = None
 
 
 def measure(
-    sae: LinearSAE, data: MeasurementData, *, n_draws: int = 1000, seed: int = 0
+    sae: ThresholdSAE | TopKSAE, data: MeasurementData, *, n_draws: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """Return every figure of an SAE for which there is data.
 
@@ -93,7 +93,7 @@ def measure(
 
 
 def _parts(
-    sae: LinearSAE, data: MeasurementData, n_draws: int, seed: int
+    sae: ThresholdSAE | TopKSAE, data: MeasurementData, n_draws: int, seed: int
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return {key: its report} of the figures for which there is data."""
     few_draws = min(n_draws, _FEW_DRAWS)
@@ -129,7 +129,11 @@ def _parts(
 
 
 def _truth(
-    sae: LinearSAE, images: EvaluationImages, fitted: EvaluationImages, n_draws: int, seed: int
+    sae: ThresholdSAE | TopKSAE,
+    images: EvaluationImages,
+    fitted: EvaluationImages,
+    n_draws: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Return `truth_ladder` with the labels as factors, and linear probes and floors for comparison.
 
@@ -164,7 +168,9 @@ def _truth(
 
 
 @torch.no_grad()
-def _zero_shot(sae: LinearSAE, data: MeasurementData, n_draws: int, seed: int) -> dict[str, Any]:
+def _zero_shot(
+    sae: ThresholdSAE | TopKSAE, data: MeasurementData, n_draws: int, seed: int
+) -> dict[str, Any]:
     """Return `recovered_report` of at most `_MAX_ROWS` rows."""
     assert data.classifier is not None and data.labels is not None and data.train is not None
     index = random_subset(np.arange(len(data.groups)), _MAX_ROWS, [seed, 7])

@@ -1,4 +1,4 @@
-"""Monosemanticity: how similar are the images on which a latent is active (arXiv 2504.02821)?
+"""Monosemanticity: the similarity of the images on which a latent is active (arXiv 2504.02821).
 
 With ã = (a − min a) / (max a − min a) over the images, and unit image embeddings e of an independent
 encoder: MS = Σ_{i<j} ã_i ã_j cos(e_i, e_j) / Σ_{i<j} ã_i ã_j. Over pairs it costs N² d; sums of one
@@ -12,16 +12,13 @@ it is .7 and more, so the result is the difference from it (lift).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dermaudit.errors import UserInputError
 
 from .figure import bootstrap_weights, figure, json_number
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
 
 WINSOR = 0.999
 _TINY = 1e-10  # of s₁²: with less there is only one active image and no pair
@@ -53,7 +50,7 @@ class Monosemanticity:
         self._max = np.full(d_sae, -np.inf)
         self._at_min = np.zeros(d_sae, dtype=np.int64)  # images whose code is the minimum
 
-    def add(self, codes: csr_matrix | np.ndarray, embeddings: np.ndarray) -> None:
+    def add(self, codes: Any, embeddings: np.ndarray) -> None:
         """Add codes (b, d_sae), sparse or dense, of any sign, and embeddings (b, d_e) of any length."""
         e = unit_rows(embeddings)
         n, h = codes.shape
@@ -110,7 +107,7 @@ def _ratio(v2: np.ndarray, s1: np.ndarray, s2: np.ndarray) -> np.ndarray:
 
 
 def monosemanticity_report(
-    codes: csr_matrix,
+    codes: Any,
     embeddings: np.ndarray,
     *,
     same_model: bool,
@@ -118,7 +115,7 @@ def monosemanticity_report(
     n_draws: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the MS of latents and its chance level, from codes (n, d_sae) ≥ 0 and embeddings (n, d_e).
+    """Return the MS of latents and its chance level, from codes csr (n, d_sae) ≥ 0 and embeddings (n, d_e).
 
     Give one image of each group: images of one patient are alike whatever the latent. `same_model` records
     that the embeddings are those of the model on which the SAE was fitted, which is circular.
@@ -128,10 +125,10 @@ def monosemanticity_report(
     `winsor` (the mean with activations cut at their 99.9 % quantile, because MS depends on the maximum).
     `per_latent` {ms, lift, winsor} has None for latents that are active at most once.
     """
-    from scipy.sparse import csr_matrix as make_csr
+    from scipy.sparse import csr_matrix
 
     e = unit_rows(embeddings)
-    a = make_csr(codes).astype(np.float64)
+    a: Any = csr_matrix(codes).astype(np.float64)
     ms, chance = _scores(a, e)
     winsor, _ = _scores(_winsorised(a), e)
     rng = np.random.default_rng([seed, 2])
@@ -167,14 +164,14 @@ def monosemanticity_report(
     }
 
 
-def _scores(codes: csr_matrix | np.ndarray, embeddings: np.ndarray) -> tuple[np.ndarray, float]:
+def _scores(codes: Any, embeddings: np.ndarray) -> tuple[np.ndarray, float]:
     """Return (MS of each latent, chance)."""
     sums = Monosemanticity(codes.shape[1], embeddings.shape[1])
     sums.add(codes, embeddings)
     return sums.scores(), sums.chance()
 
 
-def _winsorised(a: csr_matrix) -> csr_matrix:
+def _winsorised(a: Any) -> Any:
     """Return activations cut at the 99.9 % quantile of the non-zero activations of their latent.
 
     Over all images, the quantile of a rare latent would be zero.
@@ -187,9 +184,7 @@ def _winsorised(a: csr_matrix) -> csr_matrix:
     return columns.tocsr()
 
 
-def _resampled(
-    a: csr_matrix, e: np.ndarray, n_draws: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _resampled(a: Any, e: np.ndarray, n_draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (mean MS, mean cosine of all pairs) in each bootstrap draw over images.
 
     An image that is drawn twice forms no pair with itself. Activations are scaled by the minimum and

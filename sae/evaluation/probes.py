@@ -1,4 +1,4 @@
-"""k-sparse probes: how well do k latents predict a label (arXiv 2305.01610)?
+"""k-sparse probes: how well k latents predict a label (arXiv 2305.01610).
 
 On the train rows the k latents whose AUROC is farthest from one half are chosen, and a logistic head is
 fitted on them (with one latent it only decides the sign); the AUROC is measured on the test rows. It is

@@ -20,7 +20,7 @@ from ..store.rows import RowSource, as_rows
 from .figure import bootstrap_weights, figure, group_numbers, json_number
 
 if TYPE_CHECKING:
-    from ..inference.model import LinearSAE
+    from ..inference.model import ThresholdSAE, TopKSAE
 
 RowsLike = RowSource | np.ndarray | torch.Tensor
 _CELLS = 1 << 23  # dense codes of a chunk: 32 MB
@@ -166,7 +166,7 @@ def chunk_rows(d_sae: int) -> int:
     return max(16, min(4096, _CELLS // max(1, d_sae)))
 
 
-def checked_rows(sae: LinearSAE, rows: RowsLike) -> RowSource:
+def checked_rows(sae: ThresholdSAE | TopKSAE, rows: RowsLike) -> RowSource:
     """Return the rows as a source of rows. UserInputError if they are not as wide as the SAE."""
     source = as_rows(rows)
     if source.d != sae.d_in:
@@ -179,7 +179,7 @@ def checked_rows(sae: LinearSAE, rows: RowsLike) -> RowSource:
 
 @torch.no_grad()
 def accumulate(
-    sae: LinearSAE, rows: RowsLike, groups: Sequence[object] | np.ndarray | None = None
+    sae: ThresholdSAE | TopKSAE, rows: RowsLike, groups: Sequence[object] | np.ndarray | None = None
 ) -> Reconstruction:
     """Return the sums over rows (n, d_in); groups (n,) are the patients or lesions, by default one.
 

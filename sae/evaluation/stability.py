@@ -26,7 +26,7 @@ from .figure import figure, json_number
 from .reconstruction import RowsLike, checked_rows, chunk_rows, chunks
 
 if TYPE_CHECKING:
-    from ..inference.model import LinearSAE
+    from ..inference.model import ThresholdSAE, TopKSAE
 
 SHARED = 0.7
 CLOSE = 0.9
@@ -65,7 +65,7 @@ class ActiveCodes:
 
 
 @torch.no_grad()
-def active_codes(sae: LinearSAE, rows: RowsLike) -> ActiveCodes:
+def active_codes(sae: ThresholdSAE | TopKSAE, rows: RowsLike) -> ActiveCodes:
     """Encode rows (n, d_in) and keep the non-zero codes as float32."""
     from scipy.sparse import csr_matrix, vstack
 
@@ -98,7 +98,7 @@ def code_correlation(one: Any, other: Any) -> np.ndarray:
 
 
 def stability_report(
-    saes: Sequence[LinearSAE],
+    saes: Sequence[ThresholdSAE | TopKSAE],
     rows: RowsLike,
     *,
     names: Sequence[str] | None = None,
@@ -201,7 +201,7 @@ def _per_latent(agreement: np.ndarray, alive: np.ndarray, d_sae: int) -> dict[st
     return {"stable": stable, "agreement": mean}
 
 
-def _check(saes: Sequence[LinearSAE], names: Sequence[str]) -> None:
+def _check(saes: Sequence[ThresholdSAE | TopKSAE], names: Sequence[str]) -> None:
     if len(saes) < 2:
         raise UserInputError(
             "stability compares sparse autoencoders of different seeds, and one was given",
@@ -223,7 +223,10 @@ def _check(saes: Sequence[LinearSAE], names: Sequence[str]) -> None:
 
 
 def _compare(
-    first: LinearSAE, other: LinearSAE, ours: ActiveCodes, theirs: ActiveCodes
+    first: ThresholdSAE | TopKSAE,
+    other: ThresholdSAE | TopKSAE,
+    ours: ActiveCodes,
+    theirs: ActiveCodes,
 ) -> dict[str, Any]:
     """Return the matched similarity of each live latent of the first: `decoder`, `encoder`, `codes`.
 

@@ -14,7 +14,8 @@ from .options import MEASURE, MeasureOptions
 def measure_saes(run: Run, options: MeasureOptions) -> dict[str, Any]:
     """Measure the sparse autoencoders of a run on its test images.
 
-    Writes sae/<site>/measured.json."""
+    Writes sae/<site>/measured.json.
+    """
     from .measure_run import measure_run
 
     return {"run": str(run.path), "sites": measure_run(run, options)}

@@ -113,7 +113,7 @@ def truth_report(
     present = np.where(np.isfinite(truth), (truth > 0).astype(float), np.nan)
     enough = _frequent_enough(present, choose)
     kept = np.flatnonzero(enough)
-    kept_names = [names[j] for j in kept]
+    kept_names = [names[j] for j in kept.tolist()]
     shuffled = _shuffle(np.asarray(groups), choose, seed)
     scored, chance = (
         [
@@ -148,7 +148,9 @@ def truth_report(
         "splitting": mean_figure(lambda half, w: half.splitting(w).mean(1)),
         "distinct": figure(float(distinct) / len(kept), n),
         "per_factor": {name: _factor(scored, i) for i, name in enumerate(kept_names)},
-        "left_out": {names[j]: int(np.nansum(present[:, j])) for j in np.flatnonzero(~enough)},
+        "left_out": {
+            names[j]: int(np.nansum(present[:, j])) for j in np.flatnonzero(~enough).tolist()
+        },
     }
     place = {factor: i for i, factor in enumerate(kept.tolist())}
     pairs = [(place[p], place[c]) for p, c in hierarchy if p in place and c in place]

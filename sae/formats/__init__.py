@@ -1,7 +1,7 @@
-"""SAE checkpoints of other programs, read as ours: one module a family, `matches(path)` and `read(path)`.
+"""SAE checkpoints of other programs: one module for each family, with `matches(path)` and `read(path)`.
 
-Nothing is unpickled: torch files are opened with `weights_only=True`, and one that holds code is
-refused. What is written is the sae-lens layout, by `save` of the SAE that was read.
+No code is unpickled: torch files are opened with `weights_only=True`, and a file with code is refused.
+`save` of the SAE that was read writes the sae-lens layout.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dermaudit.errors import ForeignArtifactError, UserInputError
 if TYPE_CHECKING:
     from ..inference.model import ThresholdSAE, TopKSAE
 
-#: In the order in which they are asked: by file names first, then by what the torch file holds.
+#: In the order in which they are tried: first by file names, then by the content of the torch file.
 FAMILIES = ("saelens", "sparsify", "saev", "dictionary_learning", "dncbm", "overcomplete")
 
 
 def family_of(path: Path) -> Any:
-    """The module of the family that wrote the file or folder at `path`.
+    """Return the module of the family that wrote the file or folder at `path`.
 
-    Errors: UserInputError when nothing is there; ForeignArtifactError when no family knows it, it is
-    cut off, or it holds pickled code.
+    Errors: UserInputError if it does not exist; ForeignArtifactError if it belongs to no family, is cut
+    off, or contains pickled code.
     """
     if not path.exists():
         raise UserInputError(
@@ -40,10 +40,10 @@ def family_of(path: Path) -> Any:
 
 
 def read_foreign(path: Path | str, *, k: int | None = None) -> ThresholdSAE | TopKSAE:
-    """The SAE of a checkpoint of any family; `metadata["imported_from"]` names it.
+    """Return the SAE of a checkpoint; `metadata["imported_from"]` names its family.
 
-    `k`: the latents a row of a family whose files do not say (overcomplete; 0 for a ReLU SAE).
-    Errors: those of `family_of`, and ForeignArtifactError for what cannot be one of the two kinds.
+    `k` is needed for a family whose files do not contain it (overcomplete; 0 for a ReLU SAE).
+    Errors: those of `family_of`, and ForeignArtifactError for an SAE of another kind.
     """
     from .checkpoint import clear_cache
 
@@ -54,7 +54,7 @@ def read_foreign(path: Path | str, *, k: int | None = None) -> ThresholdSAE | To
             return family.read(path, k)
         if k is not None:
             raise UserInputError(
-                f"--k is not for {path}: a checkpoint of {family.NAME} says its own", "leave it out"
+                f"--k is not for {path}: a checkpoint of {family.NAME} contains k", "leave it out"
             )
         return family.read(path)
     finally:
@@ -62,7 +62,7 @@ def read_foreign(path: Path | str, *, k: int | None = None) -> ThresholdSAE | To
 
 
 def _what(path: Path) -> str:
-    """What was found instead, in a few words."""
+    """Describe what was found instead."""
     from .checkpoint import state_of, torch_file
 
     if path.is_dir() and torch_file(path) is None:

@@ -1,4 +1,4 @@
-"""An SAE from the tensors of another program: shapes checked, biases and norms folded."""
+"""Build an SAE from the tensors of another program: shapes are checked, biases and norms folded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..inference.model import ReLUSAE, ThresholdSAE, TopKSAE
 
 
 def tensors_of(path: Path, state: dict[str, Tensor], *names: str) -> list[Tensor]:
-    """The tensors of these names in float64; ForeignArtifactError lists those that are missing."""
+    """Return tensors by name in float64. ForeignArtifactError lists those that are missing."""
     missing = [name for name in names if name not in state]
     if missing:
         raise ForeignArtifactError(
             f"{path} has no {', '.join(missing)}; it has {', '.join(sorted(state)) or 'no tensors'}",
-            "it was written by another version, or it is not whole",
+            "it was written by another version, or it is incomplete",
         )
     return [state[name].detach().double() for name in names]
 
@@ -37,14 +37,13 @@ def assemble(
     unit_decoder: bool = False,
     metadata: dict[str, Any],
 ) -> ThresholdSAE | TopKSAE:
-    """A TopKSAE where `k` is given, a ThresholdSAE where `threshold` is, else a ReLUSAE.
+    """Return a TopKSAE if `k` is given, a ThresholdSAE if `threshold` is, else a ReLUSAE.
 
-    W_enc (d_in, d_sae), W_dec (d_sae, d_in), threshold (d_sae,) or one for all.
-
-    `subtract`: the other program encodes x − b_dec; where it encodes x, b_dec is added back through
-    b_enc. `unit_decoder`: decoder rows to length 1, codes and threshold times their former length.
-    Folds are computed in float64. Errors: ForeignArtifactError for shapes that do not fit and for
-    numbers that are not finite.
+    W_enc (d_in, d_sae), W_dec (d_sae, d_in), threshold (d_sae,) or one for all latents. With `subtract` the
+    other program encodes x − b_dec; otherwise it encodes x, and b_dec is added back through b_enc. With
+    `unit_decoder` decoder rows get unit length, and codes and threshold are multiplied by their former
+    length. Folds are computed in float64. ForeignArtifactError for shapes that do not match and for values
+    that are not finite.
     """
     tensors = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec}
     if W_enc.ndim != 2:
@@ -66,7 +65,7 @@ def assemble(
             )
         if not torch.isfinite(tensors[name]).all():
             raise ForeignArtifactError(
-                f"{path}: {name} holds numbers that are not finite",
+                f"{path}: {name} has values that are not finite",
                 "the training that wrote it diverged: take an earlier checkpoint",
             )
     tensors = {name: tensor.double() for name, tensor in tensors.items()}
@@ -86,26 +85,26 @@ def assemble(
 
 
 def transposed(path: Path, matrix: Tensor) -> Tensor:
-    """The transpose: torch's linear layers keep (out, in)."""
+    """Return the transpose: linear layers of torch store (out, in)."""
     if matrix.ndim != 2:
         raise ForeignArtifactError(
             f"{path}: a weight matrix has the shape {tuple(matrix.shape)}; it should have two dimensions",
-            "it was written by another version, or it is not whole",
+            "it was written by another version, or it is incomplete",
         )
     return matrix.T
 
 
 def required_k(path: Path, k: Any) -> Any:
-    """k, which a TopK cannot be without: `assemble` would take None for a threshold SAE."""
+    """Return k. ForeignArtifactError if it is None, which `assemble` would read as a threshold SAE."""
     if k is None:
         raise ForeignArtifactError(
-            f"{path} does not say its k", "put the settings of the training beside the file"
+            f"{path} does not contain k", "put the settings of the training next to the file"
         )
     return k
 
 
 def fold_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Decoder rows to length 1, what they had taken into the codes; rows of zeros stay."""
+    """Scale decoder rows to unit length and codes by their former length; rows of zeros stay."""
     norm = tensors["W_dec"].norm(dim=1)
     norm = torch.where(norm > 0, norm, 1.0)
     folded = {

@@ -1,4 +1,4 @@
-"""Torch files of unknown origin, opened without running anything that is in them."""
+"""Torch files of unknown origin, opened without running code that they contain."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import torch
 from dermaudit.errors import ForeignArtifactError
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
-#: What training programs call the file; asked for first where a folder holds several.
+#: File names that training programs use; they are preferred if a folder has several torch files.
 NAMES = ("ae.pt", "autoencoder.pth", "sae.pt")
 
-#: Under these keys the weights are kept beside optimiser states and settings.
+#: Keys of the weights in checkpoints that also have optimizer states and settings.
 WRAPPERS = ("model_state_dict", "state_dict", "sae_state_dict", "model")
 
 
 def torch_file(path: Path) -> Path | None:
-    """The torch file at `path`: itself, or the one that the folder holds."""
+    """Return the torch file at `path`, or the one in the folder `path`."""
     if path.is_file():
         return path if path.suffix != ".json" and path.suffix != ".safetensors" else None
     for name in NAMES:
@@ -33,15 +33,15 @@ def torch_file(path: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, start: int = 0) -> Any:
-    """What torch.save wrote into `path` (from byte `start`): tensors, numbers, strings, containers.
+    """Return what torch.save wrote into `path` from byte `start`: tensors, numbers, strings, containers.
 
-    Errors: ForeignArtifactError when it holds pickled code, is cut off, or is no torch file.
+    ForeignArtifactError if it contains pickled code, is cut off, or is not a torch file.
     """
     stat = path.stat()
     return _load(path, start, stat.st_mtime_ns, stat.st_size)
 
 
-@functools.lru_cache(maxsize=1)  # a file is asked about by several families, then read
+@functools.lru_cache(maxsize=1)  # several families read the same file
 def _load(path: Path, start: int, mtime: int, size: int) -> Any:
     if size <= start:
         raise ForeignArtifactError(
@@ -53,10 +53,10 @@ def _load(path: Path, start: int, mtime: int, size: int) -> Any:
             handle.seek(start)
             source = io.BytesIO(handle.read())
     try:
-        with warnings.catch_warnings():  # of odd pickle protocols, in damaged files
+        with warnings.catch_warnings():  # about pickle protocols, in damaged files
             warnings.simplefilter("ignore")
             return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for what is not a file of its own
+    except Exception as error:  # torch raises many kinds of errors for other files
         data = path.read_bytes()[start:]
         code = foreign_globals(data)
         if code:
@@ -74,12 +74,20 @@ def _load(path: Path, start: int, mtime: int, size: int) -> Any:
 
 
 def clear_cache() -> None:
-    """Let go of the file that was read last."""
+    """Release the file that was read last."""
     _load.cache_clear()
 
 
+def read_state(path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Return the torch file at `path` and its state dict. ForeignArtifactError if there is none."""
+    file, state = torch_file(path), state_of(path)
+    if file is None or state is None:
+        raise ForeignArtifactError(f"{path} has no torch file with a state dict")
+    return file, state
+
+
 def state_of(path: Path) -> dict[str, torch.Tensor] | None:
-    """The state dict of the torch file at `path`, taken out of its wrapper; None when there is none."""
+    """Return the state dict of the torch file at `path`, without its wrapper; None if there is none."""
     file = torch_file(path)
     if file is None:
         return None
@@ -98,16 +106,16 @@ def state_of(path: Path) -> dict[str, torch.Tensor] | None:
 
 
 def foreign_globals(data: bytes) -> list[str]:
-    """Names of the classes and functions that unpickling `data` would call, torch's own left out.
+    """Return the classes and functions, other than torch's, that unpickling `data` would call.
 
-    The opcodes are read, none is carried out.
+    The opcodes are read and not executed.
     """
     if data[:4] == b"PK\x03\x04":
         try:
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
-        except Exception:  # a damaged archive: there is nothing to name
+        except Exception:  # a damaged archive has no names
             return []
-        # A module saved whole names torch's classes too; those of other packages say more.
+        # A complete module names classes of torch too; those of other packages are more informative.
         return sorted(set(unsafe), key=lambda name: (name.startswith("torch."), name))
     return sorted({name for name in _globals(data) if not name.startswith(_PLAIN)})
 
@@ -129,12 +137,12 @@ def _globals(data: bytes) -> list[str]:
                 elif isinstance(argument, str):
                     strings.append(argument)
     except Exception:
-        pass  # what follows the pickles is raw storage; what was read counts
+        pass  # after the pickles comes raw storage
     return found
 
 
 def _reason(error: Exception) -> str:
-    """A few printable words of what torch said, without its advice to load the file unsafely."""
+    """Return the start of torch's message, without its advice to load the file unsafely."""
     text = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0].split(". ")[0]
     text = "".join(c if c.isprintable() else "?" for c in text)[:120]
     return (

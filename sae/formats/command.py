@@ -1,4 +1,4 @@
-"""The verbs `sae show` and `sae import`: what a checkpoint is, and another program's as ours."""
+"""The commands `sae show` and `sae import`: describe an SAE checkpoint, convert one of another program."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ CheckpointArgument = Annotated[
 KOption = Annotated[
     int | None,
     typer.Option(
-        "--k", help="latents a row, where the file does not say (overcomplete); 0: ReLU", min=0
+        "--k",
+        help="active latents of a row, if the file does not contain it (overcomplete); 0: ReLU",
+        min=0,
     ),
 ]
 
 
 def show(checkpoint: CheckpointArgument, k: KOption = None) -> dict[str, Any]:
-    """Say what a sparse autoencoder on disk is: family, architecture, shapes, threshold, norms."""
+    """Describe a sparse autoencoder on disk: family, architecture, shapes, threshold, norms."""
     _refuse_absent(checkpoint)
     from dermaudit.files import read_json
 
@@ -77,7 +79,7 @@ def import_(
     sae.metadata = {
         "imported_from": family_of(checkpoint).NAME,
         **sae.metadata,
-        **{name: said for name, said in (("hook_name", site), ("model_name", model)) if said},
+        **{name: value for name, value in (("hook_name", site), ("model_name", model)) if value},
         "source_file": source.name,
         "source_sha256": sha256_file(source),
     }
@@ -88,29 +90,28 @@ def import_(
     }  # fmt: skip
     _say(facts)
     if not facts["hook_name"]:
-        say("  it does not say its site yet: import it again with --site to use it in a run")
+        say("  it has no site yet: import it again with --site to use it in a run")
     return facts
 
 
 def describe(sae: ThresholdSAE | TopKSAE) -> dict[str, Any]:
-    """What there is to say about an SAE, JSON-able; `metadata` without what has its own line."""
+    """Return the properties of an SAE for JSON; `metadata` without entries that have their own key."""
+    from ..inference.model import ReLUSAE, ThresholdSAE, TopKSAE
+
     own = ("hook_name", "model_name", "imported_from", "notes", "k", "training_architecture")
-    said = sae.metadata
+    details = sae.metadata
     norms = sae.W_dec.norm(dim=1)
     facts: dict[str, Any] = {
-        "imported_from": said.get("imported_from"),
+        "imported_from": details.get("imported_from"),
         "architecture": sae.architecture,
-        "training_architecture": said.get("training_architecture", sae.architecture),
+        "training_architecture": details.get("training_architecture", sae.architecture),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "hook_name": sae.hook_name,
-        "model_name": str(said.get("model_name") or ""),
+        "model_name": str(details.get("model_name") or ""),
     }
-    if sae.architecture == "topk":
-        facts["k"] = sae.k
-    else:
-        facts["k"] = said.get("k")
-    if sae.architecture == "jumprelu":
+    facts["k"] = sae.k if isinstance(sae, TopKSAE) else details.get("k")
+    if isinstance(sae, ThresholdSAE) and not isinstance(sae, ReLUSAE):
         facts["threshold"] = round(float(sae.threshold.mean()), 6)
         facts["threshold_range"] = _range(sae.threshold)
     return {
@@ -119,8 +120,8 @@ def describe(sae: ThresholdSAE | TopKSAE) -> dict[str, Any]:
         "decoder_norm_range": _range(norms),
         "encoder_bias_range": _range(sae.b_enc),
         "input_bias_norm": round(float(sae.b_dec.norm()), 6),
-        "notes": list(said.get("notes", [])),
-        "metadata": {name: value for name, value in said.items() if name not in own},
+        "notes": list(details.get("notes", [])),
+        "metadata": {name: value for name, value in details.items() if name not in own},
     }
 
 
@@ -133,8 +134,8 @@ def _say(facts: dict[str, Any]) -> None:
 
     for name, value in facts.items():
         if isinstance(value, dict):
-            for inner, said in value.items():
-                say(f"  {name}.{inner}: {said}")
+            for inner, entry in value.items():
+                say(f"  {name}.{inner}: {entry}")
         elif isinstance(value, list) and name == "notes":
             for note in value:
                 say(f"  note: {note}")
@@ -143,7 +144,7 @@ def _say(facts: dict[str, Any]) -> None:
 
 
 def _weights(checkpoint: Path, torch_file: Path | None) -> Path:
-    """The file that holds the weights, whatever the family."""
+    """Return the file with the weights, for any family."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     for name in ("sae_weights.safetensors", "sae.safetensors"):
         if (folder / name).is_file() and (checkpoint.is_dir() or checkpoint.suffix != ".pt"):

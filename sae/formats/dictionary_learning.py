@@ -9,9 +9,9 @@
   gate is p > b_mag − e^r b_gate, a threshold.
 - JumpReluAutoEncoder: z = relu(p [p > threshold]), p = x W_enc + b_enc.
 - AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE: relu(W_e (x − b_dec) + b_e), then the k largest
-  of the row, or what is over the saved threshold (−1, so plain relu, while training never set it).
+  of the row, or those above the saved threshold (−1, which is plain ReLU, if training never set it).
 
-A scale of the activations in training is in the biases already when the file is written.
+The biases in the file already contain the scale of the activations in training.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dermaudit.files import read_json
 
 from ..inference.model import ThresholdSAE, TopKSAE
 from .assemble import assemble, required_k, tensors_of, transposed
-from .checkpoint import state_of, torch_file
+from .checkpoint import read_state, state_of
 
 NAME = "dictionary_learning"
 
@@ -37,6 +37,7 @@ _BATCH = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 
 
 def matches(path: Path) -> bool:
+    """Return whether the file or folder is of this family."""
     state = set(state_of(path) or ())
     if state >= _LINEAR:
         return bool(state & {"bias", "b_dec", "decoder_bias", "decoder.bias"})
@@ -44,8 +45,8 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> ThresholdSAE | TopKSAE:
-    file = torch_file(path)
-    state = state_of(path) or {}
+    """Return the SAE. ForeignArtifactError if its codes cannot be represented."""
+    file, state = read_state(path)
     config = _config(file)
     kind = _kind(file, state, config)
     metadata: dict[str, Any] = {"imported_from": NAME, "training_architecture": kind}
@@ -115,7 +116,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
 
 
 def _config(file: Path) -> dict[str, Any] | None:
-    """The trainer's settings beside the file, or None."""
+    """Return the settings of the trainer from config.json next to the file, or None."""
     path = file.with_name("config.json")
     if not path.is_file():
         return None
@@ -135,6 +136,6 @@ def _kind(file: Path, state: dict[str, Tensor], config: dict[str, Any] | None) -
         return "JumpReluAutoEncoder"
     raise ForeignArtifactError(
         f"{file}: its tensors fit several classes of dictionary_learning, and there is no config.json "
-        "with trainer.dict_class beside it",
-        "put the config.json of the training beside the file",
+        "with trainer.dict_class next to it",
+        "put the config.json of the training next to the file",
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from dermaudit.errors import ForeignArtifactError
 
-from ..inference.model import ThresholdSAE
+from ..inference.model import ThresholdSAE, TopKSAE
 from .assemble import assemble, tensors_of, transposed
-from .checkpoint import state_of
+from .checkpoint import read_state, state_of
 
 NAME = "DermFM-Zero / DN-CBM"
 
@@ -22,17 +22,18 @@ _KEYS = ("tied_bias", "encoder._weight", "encoder._bias", "decoder._weight")
 
 
 def matches(path: Path) -> bool:
+    """Return whether the file or folder is of this family."""
     return {"tied_bias", "encoder._weight"} <= set(state_of(path) or ())
 
 
-def read(path: Path) -> ThresholdSAE:
-    """The one component of the file. ForeignArtifactError where it holds several."""
-    bias, encoder, encoder_bias, decoder = tensors_of(path, state_of(path) or {}, *_KEYS)
+def read(path: Path) -> ThresholdSAE | TopKSAE:
+    """Return the component of the file. ForeignArtifactError if it has several."""
+    bias, encoder, encoder_bias, decoder = tensors_of(*read_state(path), *_KEYS)
     if encoder.ndim == 3:
         if len(encoder) != 1:
             raise ForeignArtifactError(
                 f"{path} holds {len(encoder)} SAEs (components) in one file; one can be read",
-                "save them one by one: every tensor of the state dict, [i : i + 1]",
+                "save each of them on its own: every tensor of the state dict, [i : i + 1]",
             )
         bias, encoder, encoder_bias, decoder = bias[0], encoder[0], encoder_bias[0], decoder[0]
     return assemble(

@@ -5,8 +5,8 @@ Encoder: encoder.final_block.0.weight (h, d), .bias (h,) of a linear layer, with
 dictionary's transpose). Dictionary D = rows of dictionary._weights at unit length times
 e^dictionary.multiplier; of RA-SAEs (arXiv 2502.12892) D = (W C + Relax) e^multiplier, W row-stochastic.
 z = relu(encoder(x)), x̂ = z D, no bias in the decoder. A JumpSAE has `thresholds`, whose exponential is
-the threshold. The file says neither the k of a TopKSAE nor that it is one: `k` must be told.
-A BatchTopKSAE keeps its threshold out of the file, so that its codes cannot be known.
+the threshold. The file does not contain the k of a TopKSAE, nor that it is one, so `k` must be given.
+The file of a BatchTopKSAE lacks its threshold, so its codes cannot be computed.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from dermaudit.errors import ForeignArtifactError, UserInputError
 
 from ..inference.model import ThresholdSAE, TopKSAE
 from .assemble import assemble, tensors_of, transposed
-from .checkpoint import state_of, torch_file
+from .checkpoint import read_state, state_of
 
 NAME = "overcomplete"
 NEEDS_K = True
 
-_BATCH_NORM_EPS = 1e-5  # torch's default, which overcomplete leaves
-_NORM_EPS = 1e-8  # overcomplete's normalize_l2
-#: A training step moves a unit row by far less; more means another normalisation or delta.
+_BATCH_NORM_EPS = 1e-5  # the default of torch, which overcomplete uses
+_NORM_EPS = 1e-8  # normalize_l2 of overcomplete
+#: A training step changes a unit row by far less; more means another normalisation or delta.
 _NEAR = 0.1
 
 
 def matches(path: Path) -> bool:
+    """Return whether the file or folder is of this family."""
     return bool({"dictionary._weights", "dictionary.C"} & set(state_of(path) or ()))
 
 
 def read(path: Path, k: int | None = None) -> ThresholdSAE | TopKSAE:
-    """`k`: latents a row of a TopKSAE; 0 for a ReLU SAE; left out for a JumpSAE."""
-    file = torch_file(path)
-    state = state_of(path) or {}
+    """Return the SAE; `k` is needed for a TopKSAE, 0 for a ReLU SAE, None for a JumpSAE."""
+    file, state = read_state(path)
     if "Q" in state:
         raise ForeignArtifactError(f"{file} is a QSAE of overcomplete: its codes are quantised")
     D = _dictionary(file, state)
@@ -57,7 +57,7 @@ def read(path: Path, k: int | None = None) -> ThresholdSAE | TopKSAE:
     if k is None:
         raise UserInputError(
             f"{file} does not say whether it is a TopKSAE, nor its k",
-            "say it: --k K for a TopKSAE, --k 0 for a ReLU SAE; the codes of a BatchTopKSAE need its "
+            "give it: --k K for a TopKSAE, --k 0 for a ReLU SAE; the codes of a BatchTopKSAE need its "
             "running threshold, which the file does not have",
         )
     metadata["training_architecture"] = "topk" if k else "relu"
@@ -65,7 +65,7 @@ def read(path: Path, k: int | None = None) -> ThresholdSAE | TopKSAE:
 
 
 def _dictionary(file: Path, state: dict[str, Tensor]) -> Tensor:
-    """D (d_sae, d_in) as the library's eval mode computes it."""
+    """Return D (d_sae, d_in) as the library computes it in eval mode."""
     (multiplier,) = tensors_of(file, state, "dictionary.multiplier")
     if "dictionary.C" in state:
         points, weights, relax = tensors_of(
@@ -90,7 +90,7 @@ def _dictionary(file: Path, state: dict[str, Tensor]) -> Tensor:
 
 
 def _encoder(file: Path, state: dict[str, Tensor], D: Tensor) -> tuple[Tensor, Tensor]:
-    """(W_enc (d_in, d_sae), b_enc (d_sae,))."""
+    """Return (W_enc (d_in, d_sae), b_enc (d_sae,))."""
     zeros = torch.zeros(len(D), dtype=torch.float64)
     deeper = [name for name in state if name.startswith("encoder.") and "block" in name]
     if "encoder.final_block.0.weight" not in state:

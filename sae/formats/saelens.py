@@ -1,12 +1,12 @@
 """A folder of sae-lens: `cfg.json` and `sae_weights.safetensors`, of any version, trained or exported.
 
-Beside what is opened as it is (`standard`, `jumprelu`, `topk`): configs of before 6.0 (flat; hook_point,
-activation_fn_str with activation_fn_kwargs, normalize_activations true or false; the tensor
+Besides `standard`, `jumprelu` and `topk`, which are opened as they are: configs of versions before 6.0
+(flat; hook_point, activation_fn_str with activation_fn_kwargs, normalize_activations true or false; the tensor
 scaling_factor multiplies the codes in the decoder), `gated` (as a threshold: see
 dictionary_learning.py), and training checkpoints of `batchtopk` and `matryoshka_batchtopk`, whose
 tensor topk_threshold is the running threshold. The input scale `expected_average_only_in` is folded
-where `activation_scaler.json` is beside, as `fold_activation_norm_scaling_factor` does:
-W_enc · s, W_dec / s, b_dec / s. Scales that differ from row to row cannot be in the weights.
+if `activation_scaler.json` exists, as `fold_activation_norm_scaling_factor` does:
+W_enc · s, W_dec / s, b_dec / s. Scales that differ from row to row cannot be folded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SCALER = "activation_scaler.json"
 _RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 _BATCH = ("batchtopk", "matryoshka_batchtopk")
 _KINDS = ("standard", "jumprelu", "topk", "gated", *_BATCH)
-#: Of a flat config, what is said about the model and not about the map.
+#: Entries of a flat config about the model, not about the SAE.
 _ABOUT = (
     "hook_name", "hook_layer", "model_name", "dataset_path", "context_size", "sae_lens_version",
     "sae_lens_training_version", "prepend_bos", "neuronpedia_id",
@@ -37,12 +37,13 @@ _ABOUT = (
 
 
 def matches(path: Path) -> bool:
+    """Return whether the file or folder is of this family."""
     folder = _folder(path)
     return (folder / CFG).is_file() and (folder / WEIGHTS).is_file()
 
 
 def read(path: Path) -> ThresholdSAE | TopKSAE:
-    """Errors: ForeignArtifactError for another architecture or a scale that cannot be folded."""
+    """Return the SAE. ForeignArtifactError for another architecture or a scale that cannot be folded."""
     folder = _folder(path)
     cfg, state = read_folder(folder)
     cfg = _modern(cfg, folder / CFG)
@@ -77,7 +78,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
         tensors = fold_norm(tensors)
     if kind in _BATCH:
         (threshold,) = tensors_of(where, state, "topk_threshold")
-        # In units of the rescaled codes, which the fold of the input scale has divided by it.
+        # It is in units of the rescaled codes, which the fold of the input scale has divided by the scale.
         if rescale and scale is not None:
             threshold = threshold / scale
         tensors["threshold"] = threshold.expand(len(tensors["b_enc"]))
@@ -89,7 +90,11 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
         metadata["notes"] = [*metadata.get("notes", []), *notes]
     return assemble(
         where,
-        **tensors,
+        tensors["W_enc"],
+        tensors["W_dec"],
+        tensors["b_enc"],
+        tensors["b_dec"],
+        threshold=tensors.get("threshold"),
         k=required_k(folder / CFG, cfg.get("k")) if kind == "topk" else None,
         subtract=bool(cfg.get("apply_b_dec_to_input", True)),
         metadata=metadata,
@@ -97,7 +102,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
 
 
 def _modern(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A config of any version with `architecture`, `k`, `normalize_activations` and `metadata`."""
+    """Return a config of any version with `architecture`, `k`, `normalize_activations`, `metadata`."""
     cfg = {_RENAMED.get(name, name): value for name, value in cfg.items()}
     if not isinstance(cfg.get("metadata"), dict):
         cfg["metadata"] = {name: cfg[name] for name in _ABOUT if cfg.get(name) is not None}
@@ -119,7 +124,7 @@ def _modern(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
 def _scale_codes(
     cfg: dict[str, Any], state: dict[str, Tensor], tensors: dict[str, Tensor], where: Path
 ) -> None:
-    """The fine-tuned factors of the codes into the decoder."""
+    """Fold the fine-tuned factors of the codes into the decoder."""
     factor = state.get("scaling_factor", state.get("finetuning_scaling_factor"))
     if factor is None or torch.allclose(factor, torch.ones_like(factor)):
         return
@@ -144,7 +149,7 @@ def _input_scale(cfg: dict[str, Any], folder: Path) -> float | None:
     if not (folder / _SCALER).is_file():
         raise ForeignArtifactError(
             f"{folder / CFG} scales its input (normalize_activations = '{kind}'), and the factor is not "
-            f"beside it ({_SCALER})",
+            f"next to it ({_SCALER})",
             "fold the scale into the weights first (sae-lens: fold_activation_norm_scaling_factor)",
         )
     scale = read_json(folder / _SCALER, "activation scaler").get("scaling_factor")

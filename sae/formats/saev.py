@@ -27,11 +27,15 @@ _SCHEMAS = (None, 1, 2, 3, 4, 5)
 
 
 def matches(path: Path) -> bool:
+    """Return whether the file or folder is of this family."""
     return _header(path) is not None
 
 
 def read(path: Path) -> ThresholdSAE | TopKSAE:
-    file, header, start = _header(path)
+    """Return the SAE. ForeignArtifactError if its codes cannot be represented."""
+    found = _header(path)
+    assert found is not None, "call matches() first"
+    file, header, start = found
     schema = header.get("schema")
     if schema not in _SCHEMAS:
         raise ForeignArtifactError(f"{file} has saev's schema {schema!r}; none and 1 … 5 are known")
@@ -53,7 +57,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
     threshold = None
     k = required_k(file, k) if activation != "Relu" else None
     if schema == 1:
-        # The header does not tell which commit wrote it.
+        # The header does not contain the commit that wrote it.
         notes.append(
             "early code of this schema encoded x - b_dec; read as today's saev reads it, encoding x"
         )
@@ -82,7 +86,7 @@ def read(path: Path) -> ThresholdSAE | TopKSAE:
 
 
 def _activation(header: dict[str, Any]) -> tuple[str, Any]:
-    """(class name, k or None) of a header of any schema."""
+    """Return (class name, k or None) of a header of any schema."""
     cfg = header.get("cfg") or {}
     given = cfg.get("activation")
     if isinstance(given, dict):
@@ -93,7 +97,7 @@ def _activation(header: dict[str, Any]) -> tuple[str, Any]:
 
 
 def _header(path: Path) -> tuple[Path, dict[str, Any], int] | None:
-    """(file, header, where the torch file begins), or None when it is no file of saev."""
+    """Return (file, header, start of the torch file), or None if it is not a file of saev."""
     file = torch_file(path)
     if file is None:
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from dermaudit.errors import ForeignArtifactError
 from dermaudit.files import read_json
 
-from ..inference.model import TopKSAE
+from ..inference.model import ThresholdSAE, TopKSAE
 from .assemble import assemble, required_k, tensors_of, transposed
 
 NAME = "sparsify"
@@ -20,7 +20,7 @@ NAME = "sparsify"
 _WEIGHTS, _CFG = "sae.safetensors", "cfg.json"
 _KEYS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
-#: Settings under which the codes are no per-sample TopK of one layer of x.
+#: Settings with which the codes are not a TopK of one layer for each sample.
 _OTHER = {
     "transcode": "a transcoder: it predicts another layer than it reads",
     "skip_connection": "a coder with a skip connection: its output is not made of latents alone",
@@ -29,15 +29,17 @@ _OTHER = {
 
 
 def matches(path: Path) -> bool:
+    """Return whether the file or folder is of this family."""
     return (_folder(path) / _WEIGHTS).is_file()
 
 
-def read(path: Path) -> TopKSAE:
+def read(path: Path) -> ThresholdSAE | TopKSAE:
+    """Return the SAE. ForeignArtifactError if its codes cannot be represented."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = _folder(path)
-    cfg = read_json(folder / _CFG, "the settings beside sae.safetensors,")
+    cfg = read_json(folder / _CFG, "the settings next to sae.safetensors,")
     for setting, what in _OTHER.items():
         if cfg.get(setting):
             raise ForeignArtifactError(f"{folder / _CFG} is of {what}")

@@ -1,4 +1,4 @@
-"""Image codes of a whole data set, sparse both ways: CSR by image, CSC by latent, memory-mapped.
+"""Image codes of a data set, sparse by image (CSR) and by latent (CSC), memory-mapped.
 
 A pooled site gives one code an image; a patch site gives the maximum over its tokens, and keeps
 which token it was (`argmax`), so that a concept can be pointed at.
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     from .model import ThresholdSAE, TopKSAE
 
 _ARRAYS = ("indptr", "indices", "values", "csc_indptr", "csc_indices", "csc_values")
-_CELLS = 1 << 23  # codes that are turned round at a time
+_CELLS = 1 << 23  # codes that are transposed at a time
+
+
+class Activations(Protocol):
+    """Activations (n, d) or (n, tokens, d), read by slices: an array, or rows of a store."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: slice, /) -> np.ndarray: ...
 
 
 def encode_images(
-    sae: ThresholdSAE | TopKSAE, acts: np.ndarray, chunk: int = 256
+    sae: ThresholdSAE | TopKSAE, acts: Activations, chunk: int = 256
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Yield (dense codes (b, d_sae) float32, argmax token (b, d_sae) or None) for chunks of images."""
     import torch  # here, because pages read codes without loading torch
@@ -42,7 +49,7 @@ def encode_images(
 
 
 def write_codes(
-    folder: Path, sae: ThresholdSAE | TopKSAE, acts: np.ndarray, site: str
+    folder: Path, sae: ThresholdSAE | TopKSAE, acts: Activations, site: str
 ) -> list[Path]:
     """Encode `acts` (n, d) or (n, tokens, d) and write the arrays; returns the files.
 
@@ -78,8 +85,8 @@ def write_codes(
 
 @contextmanager
 def _growing(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], object]]:
-    """What appends to a vector on disk, whose bytes are in the end those of `np.save`: the header of
-    an npy file has room for any length, so that it can be written again when the length is known.
+    """Yield a function that appends to a vector on disk, whose bytes are those of `np.save`: the header
+    of an npy file has room for any length, so that it can be written again when the length is known.
     """
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     with whole_file(path) as temporary, temporary.open("wb") as handle:
@@ -99,7 +106,7 @@ def _growing(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], object]
 
 
 def _write_csc(folder: Path, indptr: np.ndarray, d_sae: int) -> None:
-    """The arrays by latent from those by image, read as often as bands of latents are needed."""
+    """Write the arrays by latent from those by image, which are read once per band of latents."""
     counts = np.zeros(d_sae, np.int64)
     for first, stop in _pieces(indptr):
         counts += np.bincount(
@@ -196,6 +203,7 @@ class Codes:
         return np.diff(self.csc_indptr)
 
     def csr(self):
+        """Return the codes as a sparse matrix (images, latents)."""
         from scipy.sparse import csr_matrix
 
         return csr_matrix((self.values, self.indices, self.indptr), shape=self.shape)

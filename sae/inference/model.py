@@ -21,14 +21,14 @@ from dermaudit.files import read_json, write_safetensors, write_text
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
-#: The sae-lens whose layout is written. A file without a version is taken by sae-lens for one of
-#: before 6.0, and its metadata, the hook point among it, is dropped.
+#: The version of sae-lens whose layout is written. sae-lens treats a file without a version as one from
+#: before 6.0 and drops its metadata, which includes the hook point.
 LAYOUT = "6.54.0"
 
 
 @dataclass
 class LinearSAE:
-    """W_enc (d_in, d_sae), W_dec (d_sae, d_in), b_enc (d_sae,), b_dec (d_in,): what all kinds share."""
+    """What all kinds have: W_enc (d_in, d_sae), W_dec (d_sae, d_in), b_enc (d_sae,), b_dec (d_in,)."""
 
     W_enc: torch.Tensor
     W_dec: torch.Tensor
@@ -152,13 +152,13 @@ class TopKSAE(LinearSAE):
 
 
 def top_k(pre: torch.Tensor, k: int) -> torch.Tensor:
-    """Relu of the k largest entries of each row of `pre` (…, h), 0 elsewhere."""
+    """Return relu of the k largest entries of each row of `pre` (…, h), and 0 elsewhere."""
     values, index = pre.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre).scatter(-1, index, torch.relu(values))
 
 
 def load_sae(folder: Path | str) -> ThresholdSAE | TopKSAE:
-    """The SAE of a folder in the sae-lens layout, whichever kind it is.
+    """Read the SAE of a folder in the sae-lens layout, whichever kind it is.
 
     `standard` is a ThresholdSAE too (`ReLUSAE`). `rescale_acts_by_decoder_norm` (a `topk` that selects on
     p·‖W_dec‖) is folded into the encoder, with decoder rows of unit length: the same codes.
@@ -209,7 +209,7 @@ def _refuse_kind(cfg: dict[str, Any], path: Path, *wanted: type[LinearSAE]) -> N
 def build(
     cfg: dict[str, Any], tensors: dict[str, torch.Tensor], folder: Path
 ) -> ThresholdSAE | TopKSAE:
-    """The SAE of a sae-lens config of one of the three architectures and its tensors."""
+    """Build the SAE of a sae-lens config of one of the three architectures and its tensors."""
     scaling = cfg.get("normalize_activations") or "none"
     if scaling != "none":
         raise ForeignArtifactError(

@@ -33,7 +33,7 @@ class _Traced(nn.Module):
 
 
 def export(module: LatentSuppressor, path: Path, tokens: int | None) -> Path:
-    """Write `module` to `path`, whole or not at all; see `LatentSuppressor.export_onnx`."""
+    """Write `module` to `path`, atomically; see `LatentSuppressor.export_onnx`."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -42,7 +42,7 @@ def export(module: LatentSuppressor, path: Path, tokens: int | None) -> Path:
             f"ONNX export needs the package '{error.name}', which is not installed",
             "pip install 'dermaudit[onnx]'",
         ) from error
-    # Two rows, not one: a size of 1 would be taken for a constant.
+    # Two rows, because the exporter treats a size of 1 as a constant.
     shape = (2, module.d_in) if tokens is None else (2, tokens, module.d_in)
     x = torch.zeros(shape, dtype=module.W_enc.dtype, device=module.W_enc.device)
     module.suppress(x)  # positions that do not fit are refused here, in our words

@@ -56,7 +56,7 @@ class LatentSuppressor(nn.Module):
     - `subtract`: z' = 0.
     - `mean`: z' = `level`, the mean of the artifact-free images.
     - `clamp`: z' = min(z, `level`), the 95 % quantile of the artifact-free images.
-    - `scale`: z' = `level` · z; 0 takes it off, 1 leaves it.
+    - `scale`: z' = `level` · z; 0 removes it, 1 keeps it.
     - `reactive`: z' = 0 where the artifact score Σ_{j∈S} gate_weight_j z_j of the row is over
       `gate_level`, else z' = z (the gate of reactive P-ClArC, arXiv 2404.09601, on codes). Of tokens
       the score is the image's, from the maximum of each code over its tokens, as image codes are.
@@ -105,7 +105,7 @@ class LatentSuppressor(nn.Module):
                 f"latents {latents} are not all within this SAE's 0 … {sae.d_sae - 1}"
             )
         if len(set(latents)) < len(latents):
-            raise UserInputError(f"latents {latents} name one twice: it would be taken off twice")
+            raise UserInputError(f"latents {latents} name one twice: it would be subtracted twice")
         if mode == "scale" and level is None:
             raise UserInputError(
                 "mode 'scale' needs `level`, the factor of the codes", "0 is subtract, 1 no change"
@@ -156,16 +156,16 @@ class LatentSuppressor(nn.Module):
         return torch.where(z > 0, z, 0.0)
 
     def forward(self, x: Tensor, positions: str | Tensor | None = None) -> Tensor:
-        """X with the latents suppressed; `positions` instead of the module's own."""
+        """Return x with the latents suppressed; `positions` replaces the module's own."""
         return self.suppress(x, positions).x
 
     @torch.no_grad()
     def apply_to(self, x: Tensor, positions: str | Tensor | None = None) -> Suppressed:
-        """Suppress in x and say what fired, without a gradient."""
+        """Suppress in x without a gradient; see `suppress`."""
         return self.suppress(x, positions)
 
     def suppress(self, x: Tensor, positions: str | Tensor | None = None) -> Suppressed:
-        """Suppress in x (…, d) and say what fired; differentiable with respect to x."""
+        """Return x (…, d) with the latents suppressed, the codes, and which rows changed; differentiable."""
         return self._suppress(x, positions, self.n_prefix)
 
     def _suppress(self, x: Tensor, positions: str | Tensor | None, n_prefix: int) -> Suppressed:
@@ -190,7 +190,7 @@ class LatentSuppressor(nn.Module):
         return torch.where(fired[..., None], edited, x), fired
 
     def change(self, z: Tensor) -> Tensor:
-        """Z' − z (…, |S|) of codes z; exactly 0 where a latent does not fire."""
+        """Return z' − z (…, |S|) for codes z; exactly 0 where a latent does not fire."""
         if self.mode == "subtract":
             return -z
         if self.mode == "scale":
@@ -265,7 +265,7 @@ class LatentSuppressor(nn.Module):
 
 
 def reactive_level(z: Tensor, gate_weight: Tensor | None = None, share: float = 0.95) -> float:
-    """The artifact score that `share` of artifact-free rows stay under, from their codes z (n, |S|).
+    """Return the artifact score that `share` of artifact-free rows do not exceed, from their codes z (n, |S|).
 
     Take the rows from the split the recipe is chosen on, never from those it is scored on.
     Errors: EvidenceError when there are fewer than MIN_FREE rows.

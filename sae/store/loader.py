@@ -72,7 +72,7 @@ def row_statistics(rows: RowSource, chunk: int = 16_384, most: int = 65_536) -> 
     every = max(1, -(-rows.n // most))
     for start in range(0, rows.n, chunk):
         part = rows.read(start, min(start + chunk, rows.n))
-        finite = np.isfinite(part).all(1)
+        finite = np.asarray(np.isfinite(part).all(1))
         if not finite.all():
             bad.append(start + np.flatnonzero(~finite))
         picked = np.arange(-start % every, len(part), every)
@@ -195,8 +195,10 @@ def random_subset(index: np.ndarray, most: int, seed: Sequence[int]) -> np.ndarr
 
 
 def read_rows(rows: RowSource, index: np.ndarray) -> np.ndarray:
-    """Return rows by number as one array (len(index), d) float32, read in pieces so that little
-    memory is mapped at a time."""
+    """Return rows by number as one array (len(index), d) float32.
+
+    They are read in pieces, so that little memory is mapped at a time.
+    """
     held = np.empty((len(index), rows.d), np.float32)
     for start in range(0, len(index), _PIECE):
         held[start : start + _PIECE] = rows.take(index[start : start + _PIECE])

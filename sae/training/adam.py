@@ -1,7 +1,7 @@
-"""Adam with the clip folded in: on a CPU one compiled pass over weights, gradients and moments.
+"""Adam with gradient clipping: on a CPU one compiled pass over weights, gradients and moments.
 
-torch's `clip_grad_norm_` reads and writes every gradient once more before the step reads them;
-here the norm is a pass that only reads, and its factor goes into the step.
+torch's `clip_grad_norm_` reads and writes every gradient before the step reads it again. Here the norm
+only reads the gradients, and its factor is applied in the step.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import torch
 
 from .kernels import FLOATS, present
 
-_BLOCK = 1 << 16  # numbers to a partial sum: fixed, so that the norm does not depend on threads
+_BLOCK = 1 << 16  # numbers in a partial sum: fixed, so that the norm does not depend on threads
 
 
 class Adam(torch.optim.Adam):
     """`torch.optim.Adam` (arXiv 1412.6980) without weight decay; `step(max_norm=...)` clips.
 
-    State and `state_dict` are torch's own ('step', 'exp_avg', 'exp_avg_sq'), and the two load each
-    other's. A loaded state is laid out as its parameter is: a file holds tensors in one order,
-    whatever order in memory they had.
+    State and `state_dict` are those of torch ('step', 'exp_avg', 'exp_avg_sq'), and each loads the other's.
+    A loaded state gets the memory layout of its parameter.
     """
 
     def __init__(
@@ -33,6 +32,7 @@ class Adam(torch.optim.Adam):
         super().__init__(params, lr=lr, betas=betas, eps=eps, foreach=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of this class, or of `torch.optim.Adam`."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             group["foreach"], group["fused"] = False, None
@@ -44,9 +44,11 @@ class Adam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Any = None, *, max_norm: float | None = None) -> Any:
-        """One step. With `max_norm` the gradients count times min(1, max_norm / (norm + 1e-6)),
-        as in `clip_grad_norm_`, and their norm () before that is returned; they are left as they
-        are where the compiled step serves, and scaled where it does not."""
+        """Take one step; with `max_norm` return the norm () of the gradients before clipping.
+
+        Gradients are multiplied by min(1, max_norm / (norm + 1e-6)), as in `clip_grad_norm_`. The compiled
+        step leaves the stored gradients unchanged, the step of torch scales them.
+        """
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not params or not all(_served(param) for param in params) or closure is not None:
             norm = None
@@ -61,10 +63,12 @@ class Adam(torch.optim.Adam):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    self._move(param, group, factor)
+                    self._move(param, param.grad, group, factor)
         return norm
 
-    def _move(self, param: torch.Tensor, group: dict[str, Any], factor: float) -> None:
+    def _move(
+        self, param: torch.Tensor, grad: torch.Tensor, group: dict[str, Any], factor: float
+    ) -> None:
         from .kernels import loops
         from .kernels.threads import share_out
 
@@ -88,7 +92,7 @@ class Adam(torch.optim.Adam):
             loops.adam,
             -(-param.numel() // _BLOCK),
             _flat(param).numpy(),
-            _flat(_like(param.grad, param)).numpy(),
+            _flat(_like(grad, param)).numpy(),
             _flat(state["exp_avg"]).numpy(),
             _flat(state["exp_avg_sq"]).numpy(),
             *(number(value) for value in scalars),
@@ -97,7 +101,7 @@ class Adam(torch.optim.Adam):
 
 
 def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float = 1.0) -> torch.Tensor:
-    """Clip the gradients' norm at `max_norm` and step; returns the norm () before the clip."""
+    """Clip the norm of the gradients at `max_norm` and step; return the norm () before clipping."""
     if isinstance(optimizer, Adam):
         return optimizer.step(max_norm=max_norm)
     params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -107,7 +111,7 @@ def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float = 1.0) -> to
 
 
 def gradient_norm(params: list[torch.Tensor]) -> torch.Tensor:
-    """The 2-norm () of all gradients together, float64 sums over float32 stretches."""
+    """Return the 2-norm () of all gradients: float64 sums over blocks of float32 sums."""
     import numpy as np
 
     from .kernels import loops
@@ -115,6 +119,7 @@ def gradient_norm(params: list[torch.Tensor]) -> torch.Tensor:
 
     total = 0.0
     for param in params:
+        assert param.grad is not None
         flat = _flat(_like(param.grad, param)).numpy()
         sums = np.empty(-(-len(flat) // _BLOCK))
         share_out(loops.square_sums, len(sums), flat, _BLOCK, sums, numbers=_BLOCK)
@@ -123,9 +128,10 @@ def gradient_norm(params: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _served(param: torch.Tensor) -> bool:
-    """Whether the compiled step does this parameter: on a CPU, its numbers without gaps."""
+    """Return whether the compiled step can do this parameter: on a CPU, contiguous in memory."""
     return (
-        param.device.type == "cpu"
+        param.grad is not None
+        and param.device.type == "cpu"
         and param.dtype in FLOATS
         and not param.grad.is_sparse
         and param.numel() > 0
@@ -135,13 +141,13 @@ def _served(param: torch.Tensor) -> bool:
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """The numbers in the order in which they lie in memory."""
+    """Return the numbers in memory order."""
     tensor = tensor.detach()
     return tensor.view(-1) if tensor.is_contiguous() else tensor.t().view(-1)
 
 
 def _like(tensor: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or a copy that lies in memory as `param` does."""
+    """Return the tensor, or a copy with the memory layout of `param`."""
     if tensor.stride() == param.stride():
         return tensor
     return torch.empty_like(param, memory_format=torch.preserve_format).copy_(tensor)

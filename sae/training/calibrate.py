@@ -65,7 +65,7 @@ def calibrate(
     """
     source = as_rows(rows)
     picked = torch.randperm(source.n, generator=generator)[:max_rows]
-    target = int(round(k * len(picked)))
+    target = round(k * len(picked))
     lowest = -float(sae.threshold.max())  # no active code has a smaller margin
     kept = torch.empty(0)
     for index in picked.split(max(16, min(2048, _CELLS // sae.d_sae))):

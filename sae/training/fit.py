@@ -25,30 +25,29 @@ from ..evaluation.reconstruction import accumulate
 from ..evaluation.stability import stability_report
 from ..inference.codes import write_codes
 from ..inference.model import load_sae
-from ..store.activation_store import ActivationStore
-from ..store.loader import MEMORY, RowSubset, read_all
-from ..store.rows import EmbeddingRows
+from ..store.loader import MEMORY, read_all
 from .loop import LOG_FILE, FitSession, FittedSAE, fit_saes
 from .options import FIT, SEEDS, SWEEP
 from .recipe import SAERecipe, dermfm_zero
+from .site_rows import OrderedActivations, SiteRows
 from .sweep import name_of
 
-MIN_ROWS = 64
 ROWS_PER_LATENT = 16
-HELD_ROWS = 32_768  # of val that early stopping looks at
-_RELEASED = 65_536  # rows after whose reading mapped memory is given back
-STABILITY_ROWS = 32_768  # of test on which seeds are compared
-_MEMORISES = 20  # rows a latent below which it is said that it will memorise
+HELD_ROWS = 32_768  # val rows for early stopping
+STABILITY_ROWS = 32_768  # test rows on which seeds are compared
+_MEMORISES = 20  # rows for each latent, below which a warning says that the SAE memorises rows
+
+_Result = tuple[list[Path], dict[str, Any]]  # files and summary of a record
 
 
 @dataclass(frozen=True)
 class FitPlan:
     """What is fitted at every site.
 
-    `overrides`: settings of the recipe; `preset`: "" or dermfm-zero; `seeds`: the first one's SAE is the
-    run's, the others (a stage of their own, together in one pass) say which of its latents another
-    seed finds too; `grid`: settings of each recipe of a sweep, which is measured on val, fitted with
-    every seed in one pass, and leaves the run's SAE alone.
+    `overrides` are settings of the recipe; `preset` is "" or dermfm-zero. The first of `seeds` gives the
+    SAE of the run; the others are fitted together as another record and show which of its latents other
+    seeds find too. `grid` has the settings of each recipe of a sweep, which is fitted with every seed in
+    one pass and measured on val; it does not change the SAE of the run.
     """
 
     seed: int = 0
@@ -59,11 +58,13 @@ class FitPlan:
     drop_bad: bool = True
     memory: int = MEMORY
     resume: bool = False
-    world: World = World()
+    world: World = field(default_factory=World)
 
     def inputs(self, stage: str, site: str) -> dict[str, Any]:
-        """What a stage stands on, besides the activations. What is not set is not named, so that a
-        fit of an earlier version with the same words is still the same."""
+        """Return what a record depends on, besides the activations.
+
+        Options with their default are left out, so that records of earlier versions stay valid.
+        """
         found: dict[str, Any] = {
             "seed": self.seed,
             "overrides": self.overrides,
@@ -85,11 +86,11 @@ class FitPlan:
 
     @property
     def first(self) -> int:
-        """The seed of the run's own SAE."""
+        """The seed of the SAE of the run."""
         return self.seeds[0] if self.seeds else self.seed
 
     def members(self, stage: str) -> list[dict[str, Any]]:
-        """Settings of every SAE that a stage (fit, seeds, sweep) fits at a site."""
+        """Return the settings of every SAE that a record (fit, seeds, sweep) fits at a site."""
         if stage == "fit":
             return [{"seed": self.first}]
         if stage == "seeds":
@@ -102,8 +103,11 @@ class FitPlan:
 def site_recipe(
     tokens: int, n_train: int, overrides: dict[str, Any], preset: dict[str, Any] | None = None
 ) -> SAERecipe:
-    """Defaults by kind of site. With few rows to each latent an SAE memorises its rows: the width
-    is halved until every latent has ROWS_PER_LATENT of them (not below 64), unless set by hand."""
+    """Return the recipe of a site with `tokens` rows for each image: its defaults and `overrides`.
+
+    With few rows for each latent an SAE memorises its rows, so the default width is halved until every
+    latent has ROWS_PER_LATENT of them (not below 64).
+    """
     base: dict[str, Any] = (
         {"d_sae": 128, "k": 8.0, "samples": 1_000_000}
         if tokens == 1
@@ -119,75 +123,73 @@ def site_recipe(
 
 
 def memorising(n_rows: int, d_sae: int) -> str | None:
-    """What will go wrong with so few rows to each latent; None when they are enough."""
+    """Return a warning if there are too few rows for each latent, else None."""
     if n_rows >= _MEMORISES * d_sae:
         return None
-    share = (
-        "fewer rows than latents: each row can have a latent of its own"
+    ratio = (
+        "fewer rows than latents: each row can have its own latent"
         if n_rows < d_sae
-        else f"{n_rows / d_sae:.1f} rows to a latent"
+        else f"{n_rows / d_sae:.1f} rows for each latent"
     )
     return (
-        f"{d_sae} latents are fitted on {n_rows} rows ({share}), so latents will stand for single rows "
-        "instead of for concepts, and reconstruct new images worse than the training rows; take "
+        f"{d_sae} latents are fitted on {n_rows} rows ({ratio}), so latents will represent single rows "
+        "instead of concepts, and reconstruct new images worse than the training rows; use "
         f"--d-sae {max(2, n_rows // _MEMORISES)} or fewer, or embed more images or views of them"
     )
 
 
 def fit_run(run: Run, splits: np.ndarray, plan: FitPlan, *, force: bool = False) -> dict[str, Any]:
-    """Fit, calibrate, measure and write `sae/<site>` and `codes/<site>` for every stored site, and with
-    several seeds the others and `stability`; with a grid `sweep/<site>` alone. Returns {site: metrics},
-    or {site: {"members": [metrics]}}."""
+    """Fit, calibrate, measure and write `sae/<site>` and `codes/<site>` for every stored site.
+
+    Several seeds add the other SAEs and `stability`; a grid writes `sweep/<site>` only. Returns
+    {site: metrics}, or {site: {"members": [metrics]}}.
+    """
     sites = run.require("embed")["summary"]["sites"]
 
-    def stage(record: Record, site: str, make: _Make) -> dict[str, Any]:
+    def perform(record: Record, site: str, fit: Callable[[_SiteFit], _Result]) -> dict[str, Any]:
         if force:
             _clear(run, record.name, site)
-        return _together(
-            plan,
-            lambda made: run.perform(
-                record, plan.inputs(record.name, site), made, key=site, force=force
-            ),
-            lambda: make(run, site, splits, plan),
+        inputs = plan.inputs(record.name, site)
+        return _with_all_processes(
+            plan.world,
+            lambda make: run.perform(record, inputs, make, key=site, force=force),
+            lambda: fit(_SiteFit(run, site, SiteRows.open(run, site, splits), plan)),
         )
 
     found = {}
     for site in sites:
         if plan.grid:
-            found[site] = stage(SWEEP, site, _sweep_site)
+            found[site] = perform(SWEEP, site, _SiteFit.sweep)
             continue
-        found[site] = stage(FIT, site, _fit_site)
+        found[site] = perform(FIT, site, _SiteFit.fit)
         if len(plan.seeds) > 1:
-            stability = stage(SEEDS, site, _seeds_site)
+            stability = perform(SEEDS, site, _SiteFit.other_seeds)
             found[site] = {**found[site], "stability": stability}
     return found
 
 
-_Made = tuple[list[Path], dict[str, Any]]
-_Make = Callable[[Run, str, np.ndarray, FitPlan], _Made]
+def _clear(run: Run, record: str, site: str) -> None:
+    """Delete the checkpoints of a record."""
+    folder = run.files.training(record, site)
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # it has checkpoints of other records, or does not exist
+        folder.parent.rmdir()
 
 
-def _clear(run: Run, stage: str, site: str) -> None:
-    work = run.files.training(stage, site)
-    shutil.rmtree(work, ignore_errors=True)
-    with suppress(OSError):  # there are others in it, or it never was
-        work.parent.rmdir()
-
-
-def _together(
-    plan: FitPlan,
-    perform: Callable[[Callable[[], _Made]], dict[str, Any]],
-    make: Callable[[], _Made],
+def _with_all_processes(
+    world: World,
+    perform: Callable[[Callable[[], _Result]], dict[str, Any]],
+    make: Callable[[], _Result],
 ) -> dict[str, Any]:
     """Perform a record of the run; all processes take part if the first finds that it must be made."""
-    if plan.world.size == 1:
+    if world.size == 1:
         return perform(make)
-    call = torch.ones(1, device=plan.world.device)
+    call = torch.ones(1, device=world.device)
     summary: dict[str, Any] = {}
-    if plan.world.leads:
+    if world.leads:
         called = []
 
-        def lead() -> _Made:
+        def lead() -> _Result:
             called.append(total(call))
             return make()
 
@@ -200,218 +202,123 @@ def _together(
     return summary
 
 
-def require_enough_images(n: dict[str, int], images: int, what: str = "an SAE") -> None:
-    """EvidenceError unless `images`, of which `n` {"train", "val", "test"} are in each split, are
-    enough to fit an SAE and to hold images out."""
-    if images < MIN_ROWS:
-        raise EvidenceError(
-            f"{images} images are too few to fit {what}",
-            f"at least {MIN_ROWS} are needed; more is better. With fewer images these work: "
-            "dermaudit bench zeroshot, dermaudit embed, and dermaudit suppress --images FOLDER with "
-            "the run of a larger data set",
-            {"n": images, "needed": MIN_ROWS},
-        )
-    if n["train"] < MIN_ROWS or not n["val"] or not n["test"]:
-        raise EvidenceError(
-            f"the split leaves {n['train']} train, {n['val']} val and {n['test']} test images: "
-            "too few to fit and to hold out",
-            "give more images, or a split column",
-            n,
-        )
-
-
 @dataclass(frozen=True)
-class _Site:
-    """The rows of a site by split: of images, and of rows."""
+class _SiteFit:
+    """The fits of one site: `fit`, `other_seeds` and `sweep` return the files and the summary."""
 
-    store: ActivationStore
-    rows: EmbeddingRows
-    index: dict[str, np.ndarray]
+    run: Run
+    site: str
+    data: SiteRows
+    plan: FitPlan
 
-    @classmethod
-    def open(cls, run: Run, site: str, splits: np.ndarray) -> _Site:
-        store = ActivationStore.open(run.files.embeddings(site), check=True)
-        rows = store.rows()
-        index = {name: rows.of_images(splits == name) for name in ("train", "val", "test")}
-        n = {name: len(part) // rows.tokens for name, part in index.items()}
-        require_enough_images(n, len(rows.image_rows), f"an SAE at {site}")
-        return cls(store, rows, index)
-
-    def part(self, name: str, most: int | None = None) -> RowSubset:
-        """The rows of a split; of more than `most`, evenly spread ones."""
-        index = self.index[name]
-        if most is not None and len(index) > most:
-            index = index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
-        return RowSubset(self.rows, index)
-
-
-def _fit(run: Run, site: str, data: _Site, plan: FitPlan, stage: str) -> list[FittedSAE]:
-    tokens = data.rows.tokens
-    preset = dermfm_zero(data.rows.d) if plan.preset else {}
-    base = site_recipe(tokens, len(data.index["train"]) // tokens, plan.overrides, preset)
-    base = dataclasses.replace(base, order_seed=plan.seed)
-    recipes = [base.replaced(member) for member in plan.members(stage)]
-    widest = max(recipe.d_sae for recipe in recipes)
-    if (
-        plan.world.leads
-        and stage != "seeds"
-        and (warning := memorising(len(data.index["train"]), widest))
-    ):
-        say(f"  warning: at {site} {warning}")
-    held_rows = read_all(data.part("val", HELD_ROWS))
-    order = FitSession(
-        folder=run.files.training(stage, site),
-        resume=plan.resume,
-        memory=plan.memory,
-        world=plan.world,
-        drop_bad=plan.drop_bad,
-        name_rows=lambda numbers: _named(run, data.rows, numbers),
-        facts={
-            "store": sha256_json(data.store.meta["shards"]),
-            "train rows": hashlib.sha256(data.index["train"].tobytes()).hexdigest(),
-            "held-out rows": hashlib.sha256(held_rows.tobytes()).hexdigest(),
-        },
-    )
-    return fit_saes(
-        data.part("train"),
-        held_rows,
-        recipes,
-        site=site,
-        model_name=run.meta["model"]["name"],
-        order=order,
-    )
-
-
-def _named(run: Run, rows: EmbeddingRows, numbers: np.ndarray) -> str:
-    """The images that some rows belong to: "2 images: a, b"."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(run.files.images)
-    column = "image_id" if "image_id" in table.column_names else "image"
-    images = np.unique(rows.image_rows[numbers // rows.tokens])
-    names = [str(table[column][int(row)]) for row in images[:5]]
-    more = ", …" if len(images) > len(names) else ""
-    return f"{len(images)} image{'s' * (len(images) > 1)}: {', '.join(names)}{more}"
-
-
-def _fit_site(
-    run: Run, site: str, splits: np.ndarray, plan: FitPlan
-) -> tuple[list[Path], dict[str, Any]]:
-    data = _Site.open(run, site, splits)
-    fitted = _fit(run, site, data, plan, "fit")
-    if not plan.world.leads:
-        return [], {}
-    sae = fitted[0].sae
-    metrics = _metrics(site, fitted[0], data.part("test"), "test", len(data.index["train"]))
-    folder = run.files.sae(site)
-    files = sae.save(folder)
-    write_json(folder / "metrics.json", metrics)
-    write_text(folder / LOG_FILE, _lines(run.files.training("fit", site) / LOG_FILE))
-    files += [folder / "metrics.json", folder / LOG_FILE]
-    files += write_codes(run.files.codes(site), sae, _Images(data.rows, sae.b_dec.numpy()), site)
-    _clear(run, "fit", site)
-    return files, metrics
-
-
-def _seeds_site(
-    run: Run, site: str, splits: np.ndarray, plan: FitPlan
-) -> tuple[list[Path], dict[str, Any]]:
-    """The other seeds, and how the run's SAE compares with them on test rows."""
-    data = _Site.open(run, site, splits)
-    fitted = _fit(run, site, data, plan, "seeds")
-    if not plan.world.leads:
-        return [], {}
-    files = []
-    for other in fitted:
-        files += other.sae.save(run.files.other_seed(site, other.recipe.seed))
-    rows = read_all(data.part("test", STABILITY_ROWS))
-    try:
-        report = stability_report(
-            [load_sae(run.files.sae(site)), *(one.sae for one in fitted)],
-            rows[np.isfinite(rows).all(1)],
-            names=[f"seed {seed}" for seed in plan.seeds],
-        )
-    except (
-        EvidenceError
-    ) as error:  # an SAE without a latent that fires: a finding, not a failed fit
-        report = {"reason": error.message}
-    path = run.files.stability(site)
-    write_json(path, report)
-    _clear(run, "seeds", site)
-    return [*files, path], {name: value for name, value in report.items() if name != "per_latent"}
-
-
-def _sweep_site(
-    run: Run, site: str, splits: np.ndarray, plan: FitPlan
-) -> tuple[list[Path], dict[str, Any]]:
-    """Every recipe of the grid, measured on val: what is chosen by it is not scored by it."""
-    data = _Site.open(run, site, splits)
-    fitted = _fit(run, site, data, plan, "sweep")
-    if not plan.world.leads:
-        return [], {}
-    files, members = [], []
-    for settings, one in zip(plan.members("sweep"), fitted, strict=True):
-        name = name_of(settings)
-        folder = run.files.sweep(site, name)
-        metrics = {
-            "name": name,
-            **_metrics(site, one, data.part("val"), "val", len(data.index["train"])),
-        }
+    def fit(self) -> _Result:
+        """Fit the SAE of the run, measure it on test rows, and write its codes."""
+        fitted = self._fit_all("fit")
+        if not self.plan.world.leads:
+            return [], {}
+        sae, files = fitted[0].sae, self.run.files
+        metrics = self._metrics(fitted[0], "test")
+        folder = files.sae(self.site)
+        paths = sae.save(folder)
         write_json(folder / "metrics.json", metrics)
-        files += [*one.sae.save(folder), folder / "metrics.json"]
-        members.append(metrics)
-    _clear(run, "sweep", site)
-    return files, {"members": members}
+        log = files.training("fit", self.site) / LOG_FILE
+        write_text(folder / LOG_FILE, log.read_text(encoding="utf-8") if log.is_file() else "")
+        paths += [folder / "metrics.json", folder / LOG_FILE]
+        activations = OrderedActivations(self.data.rows, sae.b_dec.numpy())
+        paths += write_codes(files.codes(self.site), sae, activations, self.site)
+        _clear(self.run, "fit", self.site)
+        return paths, metrics
 
+    def other_seeds(self) -> _Result:
+        """Fit the other seeds, and compare the SAE of the run with them on test rows."""
+        fitted = self._fit_all("seeds")
+        if not self.plan.world.leads:
+            return [], {}
+        paths = []
+        for other in fitted:
+            paths += other.sae.save(self.run.files.other_seed(self.site, other.recipe.seed))
+        rows = read_all(self.data.split("test", STABILITY_ROWS))
+        try:
+            report = stability_report(
+                [load_sae(self.run.files.sae(self.site)), *(one.sae for one in fitted)],
+                rows[np.isfinite(rows).all(1)],
+                names=[f"seed {seed}" for seed in self.plan.seeds],
+            )
+        except EvidenceError as error:  # an SAE without an active latent is a result, not a failure
+            report = {"reason": error.message}
+        path = self.run.files.stability(self.site)
+        write_json(path, report)
+        _clear(self.run, "seeds", self.site)
+        summary = {name: value for name, value in report.items() if name != "per_latent"}
+        return [*paths, path], summary
 
-def _metrics(
-    site: str, fitted: FittedSAE, rows: RowSubset, split: str, n_train: int
-) -> dict[str, Any]:
-    """What is kept of a fit: how it was made, and what it does on rows it has not seen, with intervals
-    by bootstrap over the groups of the images (`held_out`)."""
-    recipe = fitted.recipe
-    groups = rows.rows.image_groups[rows.index // rows.rows.tokens]
-    figures = accumulate(fitted.sae, rows, groups).report(seed=recipe.order_seed)
-    found: dict[str, Any] = {
-        "site": site,
-        "architecture": recipe.architecture,
-        "d_in": fitted.sae.d_in,
-        "d_sae": fitted.sae.d_sae,
-        "k": recipe.k,
-        "seed": recipe.seed,
-        f"n_{split}_rows": figures["fvu"]["n"],
-        **{name: figures[name]["value"] for name in ("l0", "fvu", "dead", "dense")},
-        **{name: round(value, 6) for name, value in fitted.summary.items()},
-        "held_out": figures,
-    }
-    if warning := memorising(n_train, recipe.d_sae):
-        found["warning"] = warning
-    return found
+    def sweep(self) -> _Result:
+        """Fit every recipe of the grid, and measure it on val, because one will be chosen by it."""
+        fitted = self._fit_all("sweep")
+        if not self.plan.world.leads:
+            return [], {}
+        paths, members = [], []
+        for settings, one in zip(self.plan.members("sweep"), fitted, strict=True):
+            name = name_of(settings)
+            folder = self.run.files.sweep(self.site, name)
+            metrics = {"name": name, **self._metrics(one, "val")}
+            write_json(folder / "metrics.json", metrics)
+            paths += [*one.sae.save(folder), folder / "metrics.json"]
+            members.append(metrics)
+        _clear(self.run, "sweep", self.site)
+        return paths, {"members": members}
 
+    def _fit_all(self, record: str) -> list[FittedSAE]:
+        """Fit every SAE of a record in one pass."""
+        data, plan = self.data, self.plan
+        tokens = data.rows.tokens
+        preset = dermfm_zero(data.rows.d) if plan.preset else {}
+        base = site_recipe(tokens, data.n_train // tokens, plan.overrides, preset)
+        base = dataclasses.replace(base, order_seed=plan.seed)
+        recipes = [base.replaced(member) for member in plan.members(record)]
+        warning = memorising(data.n_train, max(recipe.d_sae for recipe in recipes))
+        if warning and plan.world.leads and record != "seeds":
+            say(f"  warning: at {self.site} {warning}")
+        held_rows = read_all(data.split("val", HELD_ROWS))
+        session = FitSession(
+            folder=self.run.files.training(record, self.site),
+            resume=plan.resume,
+            memory=plan.memory,
+            world=plan.world,
+            drop_bad=plan.drop_bad,
+            name_rows=lambda numbers: data.image_names(self.run, numbers),
+            facts={
+                "store": sha256_json(data.store.meta["shards"]),
+                "train rows": hashlib.sha256(data.index["train"].tobytes()).hexdigest(),
+                "held-out rows": hashlib.sha256(held_rows.tobytes()).hexdigest(),
+            },
+        )
+        return fit_saes(
+            data.split("train"),
+            held_rows,
+            recipes,
+            site=self.site,
+            model_name=self.run.meta["model"]["name"],
+            session=session,
+        )
 
-def _lines(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-class _Images:
-    """The activations of all images in the order of the table, read as they are asked for: what
-    `write_codes` slices. A row that is not finite is given as `filler` (d,), b_dec: it says nothing."""
-
-    def __init__(self, rows: EmbeddingRows, filler: np.ndarray) -> None:
-        self.rows, self.filler = rows, filler
-        self.order = np.argsort(rows.image_rows, kind="stable")
-        self.taken = 0
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        tokens = self.rows.tokens
-        index = (self.order[part][:, None] * tokens + np.arange(tokens)).reshape(-1)
-        rows = self.rows.take(index)
-        self.taken += len(rows)
-        if self.taken > _RELEASED:
-            self.rows.release()
-            self.taken = 0
-        rows[~np.isfinite(rows).all(1)] = self.filler
-        return rows if tokens == 1 else rows.reshape(-1, tokens, self.rows.d)
+    def _metrics(self, fitted: FittedSAE, split: str) -> dict[str, Any]:
+        """Return how an SAE was fitted, and its figures on a split with intervals over groups."""
+        recipe, rows = fitted.recipe, self.data.split(split)
+        groups = rows.rows.image_groups[rows.index // rows.rows.tokens]
+        figures = accumulate(fitted.sae, rows, groups).report(seed=recipe.order_seed)
+        found: dict[str, Any] = {
+            "site": self.site,
+            "architecture": recipe.architecture,
+            "d_in": fitted.sae.d_in,
+            "d_sae": fitted.sae.d_sae,
+            "k": recipe.k,
+            "seed": recipe.seed,
+            f"n_{split}_rows": figures["fvu"]["n"],
+            **{name: figures[name]["value"] for name in ("l0", "fvu", "dead", "dense")},
+            **{name: round(value, 6) for name, value in fitted.summary.items()},
+            "held_out": figures,
+        }
+        if warning := memorising(self.data.n_train, recipe.d_sae):
+            found["warning"] = warning
+        return found

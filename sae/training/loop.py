@@ -1,8 +1,8 @@
-"""Fit SAEs over stored rows: one loop, several SAEs over one pass of the data if asked.
+"""Fit SAEs on stored rows: one loop, which can fit several SAEs in one pass over the data.
 
-What sae-lens has no loop for is here: epochs over a seeded permutation, a dead-latent window in
-samples, the early stop on held-out rows, checkpoints that go on to the bit, and thresholds calibrated
-on a pass over the data (sae-lens' running estimate is far off on short runs: 10⁴–10⁶ samples).
+It has what the loop of sae-lens lacks: epochs over a seeded permutation, a dead-latent window in samples,
+early stopping on held-out rows, checkpoints that continue bit by bit, and thresholds calibrated in a pass
+over the data (the running estimate of sae-lens is far off in short runs of 10⁴–10⁶ samples).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,12 @@ from .sae_in_training import SAEInTraining
 from .state import restore_state, save_state
 
 LOG_FILE = "training.jsonl"
-SAVE_EVERY = 300.0  # seconds: a checkpoint between two checks that lie further apart
+SAVE_EVERY = 300.0  # seconds after which a checkpoint is written between two checks
 
 
 @dataclass(frozen=True)
 class FittedSAE:
-    """An SAE on the rows as they are, and what its training says of it."""
+    """A fitted SAE in units of the rows, with the summary and the log of its training."""
 
     recipe: SAERecipe
     sae: ThresholdSAE | TopKSAE
@@ -47,20 +47,20 @@ class FittedSAE:
 
 @dataclass(frozen=True)
 class FitSession:
-    """How a fit is carried out; nothing here but `dtype` (and rounding) changes what is learned.
+    """How a fit is carried out; only `dtype` (and rounding) changes the result.
 
-    `folder`: where checkpoints and the log are kept; None keeps none. `resume`: a checkpoint of
-    another fit is an error instead of being begun anew. `drop_bad`: rows that are not finite are
-    left out, instead of being an error. `facts`: what else a checkpoint must agree on.
+    `folder` is for checkpoints and the log; None keeps none. With `resume`, the checkpoint of another fit
+    is an error; otherwise the fit starts again. With `drop_bad`, rows that are not finite are left out;
+    otherwise they are an error. A checkpoint must also agree on `facts`.
     """
 
     folder: Path | None = None
     resume: bool = False
     memory: int = MEMORY
-    world: World = World()
+    world: World = field(default_factory=World)
     dtype: torch.dtype = torch.float32
     drop_bad: bool = True
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     name_rows: Callable[[np.ndarray], str] | None = None
 
 
@@ -73,15 +73,15 @@ def fit_sae(
     model_name: str,
     seed: int | None = None,
 ) -> tuple[ThresholdSAE | TopKSAE, dict[str, float]]:
-    """Fit on rows `train` (n, d), stop early on `held` (m, d); both float.
+    """Fit an SAE on rows `train` (n, d), with early stopping on `held` (m, d); return (sae, summary).
 
-    Rows are scaled to mean norm √d while training, and the scale is folded back, with decoder rows
-    of unit length, so that the SAE returned works on the rows as they are. `seed` is for both the first
-    weights and the order. Returns (sae, summary).
+    Rows are scaled to mean norm √d in training. The scale is folded back, with decoder rows of unit
+    length, so that the SAE works on the rows as they are. `seed` replaces both seeds of the recipe.
     """
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed, order_seed=seed)
-    fitted = fit_saes(EmbeddingRows.of(train), held, [recipe], site=site, model_name=model_name)[0]
+    rows = EmbeddingRows.of(train)
+    fitted = fit_saes(rows, held, [recipe], site=site, model_name=model_name)[0]
     return fitted.sae, fitted.summary
 
 
@@ -92,17 +92,19 @@ def fit_saes(
     *,
     site: str,
     model_name: str,
-    order: FitSession = FitSession(),
+    session: FitSession = FitSession(),
 ) -> list[FittedSAE]:
-    """Fit one SAE for each recipe; those with one batch and order seed share one pass over the rows, and
-    each becomes what it would have become alone. Rows (n, d), held (m, d) float, m up to some 10⁴.
+    """Fit one SAE for each recipe on rows (n, d), with early stopping on `held` (m, d), m up to some 10⁴.
 
-    Errors: UserInputError for rows that are not finite (with `drop_bad` only when none is), and for
-    rows that are all equal; ForeignArtifactError for another fit's checkpoint, with `resume`.
+    Recipes with the same batch and order seed share one pass over the rows; each SAE is the same as if
+    it were fitted alone.
+
+    Errors: UserInputError for rows that are not finite (with `drop_bad` only if none is), and for rows
+    that are all equal; ForeignArtifactError for the checkpoint of another fit, with `resume`.
     """
-    found = row_statistics(rows)
-    if len(found.bad):
-        rows = _without(rows, found, order, site)
+    statistics = row_statistics(rows)
+    if len(statistics.bad):
+        rows = _finite_rows(rows, statistics, session, site)
     held = np.ascontiguousarray(held, dtype=np.float32)
     held = held[np.isfinite(held).all(1)]
     if not len(held):
@@ -114,120 +116,122 @@ def fit_saes(
         passes.setdefault((recipe.batch_of(rows.n), recipe.order_seed), []).append(i)
     done: dict[int, FittedSAE] = {}
     for number, members in enumerate(passes.values()):
-        own = [recipes[i] for i in members]
-        below = (
-            order.folder if len(passes) == 1 or order.folder is None else order.folder / str(number)
-        )
-        trainees = _one_pass(rows, torch.from_numpy(held), own, found, site, order, below)
-        for i, trainee in zip(members, trainees, strict=True):
-            done[i] = _finish(trainee, rows, found, site, model_name)
+        own = session
+        if session.folder is not None and len(passes) > 1:
+            own = dataclasses.replace(session, folder=session.folder / str(number))
+        models = [
+            SAEInTraining(
+                recipes[i], rows, torch.from_numpy(held), statistics, session.world, session.dtype
+            )
+            for i in members
+        ]
+        _one_pass(rows, models, site, own)
+        for i, model in zip(members, models, strict=True):
+            done[i] = _finish(model, rows, statistics, site, model_name)
     return [done[i] for i in range(len(recipes))]
 
 
-def _without(
-    rows: EmbeddingRows | RowSubset, found: RowStatistics, order: FitSession, site: str
+def _finite_rows(
+    rows: EmbeddingRows | RowSubset, statistics: RowStatistics, session: FitSession, site: str
 ) -> RowSubset:
-    """The finite rows alone; the others are counted and named."""
-    numbers = rows.index[found.bad] if isinstance(rows, RowSubset) else found.bad
-    named = order.name_rows(numbers) if order.name_rows else _listed(numbers)
-    told = f"{len(found.bad)} of {rows.n} rows at {site} are not finite ({named})"
-    if not order.drop_bad:
-        raise UserInputError(told, "leave them out: --bad-rows drop, or embed these images again")
-    if order.world.leads:
-        say(f"  {told}: left out")
+    """Return the finite rows; the others are counted and named, or an error."""
+    numbers = rows.index[statistics.bad] if isinstance(rows, RowSubset) else statistics.bad
+    names = session.name_rows(numbers) if session.name_rows else _row_list(numbers)
+    message = f"{len(statistics.bad)} of {rows.n} rows at {site} are not finite ({names})"
+    if not session.drop_bad:
+        raise UserInputError(
+            message, "leave them out: --bad-rows drop, or embed these images again"
+        )
+    if session.world.leads:
+        say(f"  {message}: left out")
     if isinstance(rows, RowSubset):
-        return RowSubset(rows.rows, rows.index[found.good])
-    return RowSubset(rows, found.good)
+        return RowSubset(rows.rows, rows.index[statistics.good])
+    return RowSubset(rows, statistics.good)
 
 
-def _listed(numbers: np.ndarray) -> str:
+def _row_list(numbers: np.ndarray) -> str:
     return "row " + ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
 
 
 def _one_pass(
-    rows: EmbeddingRows | RowSubset,
-    held: torch.Tensor,
-    recipes: list[SAERecipe],
-    found: RowStatistics,
-    site: str,
-    order: FitSession,
-    folder: Path | None,
-) -> list[SAEInTraining]:
-    """Train SAEs of one batch and order seed together."""
-    world = order.world
-    trainees = [SAEInTraining(recipe, rows, held, found, world, order.dtype) for recipe in recipes]
-    batch = trainees[0].batch
-    loader = Loader(rows, batch, recipes[0].order_seed, order.memory)
-    share = world.share(batch)
-    facts = {
-        **order.facts,
-        **loader.facts(),
-        "site": site,
-        "dtype": str(order.dtype),
-        "processes": world.size,
-        "device": world.device.type,
-        "threads": torch.get_num_threads(),
-        "d_in": rows.d,
-        "recipes": [dataclasses.asdict(recipe) for recipe in recipes],
-    }
-    facts = json.loads(json.dumps(facts))
-    at = _resumed(folder, trainees, facts, order)
+    rows: EmbeddingRows | RowSubset, models: list[SAEInTraining], site: str, session: FitSession
+) -> None:
+    """Train SAEs with the same batch and order seed together."""
+    world, batch = session.world, models[0].batch
+    loader = Loader(rows, batch, models[0].recipe.order_seed, session.memory)
+    facts = _facts(rows, models, loader, site, session)
+    step = _resumed(models, facts, session)
     saved = time.monotonic()
-    total = batch * max(trainee.steps for trainee in trainees)
-    with Meter(f"SAE {site}", total, batch * at, unit="rows", shown=world.leads) as meter:
-        while not all(trainee.finished for trainee in trainees):
-            part = loader.batch_at(at, share)
+    total = batch * max(model.steps for model in models)
+    with Meter(f"SAE {site}", total, batch * step, unit="rows", shown=world.leads) as meter:
+        while not all(model.finished for model in models):
+            x = loader.batch_at(step, world.share(batch))
             checked = False
-            for i, trainee in enumerate(trainees):
-                if trainee.finished:
+            for i, model in enumerate(models):
+                if model.finished:
                     continue
-                trainee.learn(part)
-                if (
-                    (entry := trainee.after_step()) is not None
-                    and folder is not None
-                    and world.leads
-                ):
-                    _write_lines(folder, [_line(i, entry, trainees)], append=True)
-                checked |= trainee.checked
-            at += 1
+                model.learn(x)
+                entry = model.after_step()
+                if entry is not None and session.folder is not None and world.leads:
+                    _write_lines(session.folder, [_line(i, entry, models)], append=True)
+                checked |= model.checked
+            step += 1
             late = time.monotonic() - saved > SAVE_EVERY
-            if folder is not None and world.leads and (checked or late):
-                save_state(folder, trainees, facts)
+            if session.folder is not None and world.leads and (checked or late):
+                save_state(session.folder, models, facts)
                 saved = time.monotonic()
-            meter.advance(batch, _note(trainees))
+            meter.advance(batch, _note(models))
             if checked:
                 hit("fit")
             hit("fit-step")
-    return trainees
 
 
-def _resumed(
-    folder: Path | None, trainees: list[SAEInTraining], facts: dict[str, Any], order: FitSession
-) -> int:
-    """Bring the trainees to the checkpoint, if there is one; the step to go on with."""
+def _facts(
+    rows: EmbeddingRows | RowSubset,
+    models: list[SAEInTraining],
+    loader: Loader,
+    site: str,
+    session: FitSession,
+) -> dict[str, Any]:
+    """Return what a checkpoint must agree on to be continued."""
+    facts = {
+        **session.facts,
+        **loader.facts(),
+        "site": site,
+        "dtype": str(session.dtype),
+        "processes": session.world.size,
+        "device": session.world.device.type,
+        "threads": torch.get_num_threads(),
+        "d_in": rows.d,
+        "recipes": [dataclasses.asdict(model.recipe) for model in models],
+    }
+    return json.loads(json.dumps(facts))
+
+
+def _resumed(models: list[SAEInTraining], facts: dict[str, Any], session: FitSession) -> int:
+    """Restore the checkpoint, if there is one; return the next step."""
+    folder = session.folder
     if folder is None:
         return 0
-    going_on = False
+    restored = False
     try:
-        going_on = restore_state(folder, trainees, facts)
+        restored = restore_state(folder, models, facts)
     except ForeignArtifactError as error:
-        if order.resume:
+        if session.resume:
             raise
-        if order.world.leads:
-            say(f"  {error.message}; begun again")
-    at = max(trainee.done for trainee in trainees)
-    if order.world.leads:
-        if going_on:
-            say(f"  going on after step {at}")
-        lines = [
-            _line(i, entry, trainees) for i, one in enumerate(trainees) for entry in one.entries
-        ]
+        if session.world.leads:
+            say(f"  {error.message}; the fit starts again")
+    step = max(model.done for model in models)
+    if session.world.leads:
+        if restored:
+            say(f"  continuing after step {step}")
+        lines = [_line(i, entry, models) for i, one in enumerate(models) for entry in one.entries]
         _write_lines(folder, sorted(lines, key=lambda line: line["step"]))
-    return at
+    return step
 
 
-def _line(i: int, entry: dict[str, Any], trainees: list[SAEInTraining]) -> dict[str, Any]:
-    return entry if len(trainees) == 1 else {"sae": i, **entry}
+def _line(i: int, entry: dict[str, Any], models: list[SAEInTraining]) -> dict[str, Any]:
+    return entry if len(models) == 1 else {"sae": i, **entry}
 
 
 def _write_lines(folder: Path, lines: list[dict[str, Any]], append: bool = False) -> None:
@@ -236,35 +240,35 @@ def _write_lines(folder: Path, lines: list[dict[str, Any]], append: bool = False
         handle.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def _note(trainees: list[SAEInTraining]) -> str:
-    fvu = [trainee.best.fvu for trainee in trainees if trainee.best.weights]
+def _note(models: list[SAEInTraining]) -> str:
+    fvu = [model.best.fvu for model in models if model.best.weights]
     return f"held-out FVU {min(fvu):.3f}" if fvu else ""
 
 
 def _finish(
-    trainee: SAEInTraining,
+    model: SAEInTraining,
     rows: EmbeddingRows | RowSubset,
-    found: RowStatistics,
+    statistics: RowStatistics,
     site: str,
     model_name: str,
 ) -> FittedSAE:
-    """Back to the best weights, folded and calibrated."""
-    if not trainee.best.weights:
+    """Return the SAE with the best weights, folded and calibrated."""
+    if not model.best.weights:
         raise UserInputError(
             f"fitting at {site} diverged: the held-out loss was never a number",
-            f"choose a smaller lr than {trainee.recipe.lr:g}",
+            f"choose a smaller lr than {model.recipe.lr:g}",
         )
-    trainee.take_best()
-    recipe = trainee.recipe
-    sae = fold(trainee.sae, recipe, trainee.scale, site, model_name)
+    model.restore_best()
+    recipe = model.recipe
+    sae = fold(model.sae, recipe, model.scale, site, model_name)
     if recipe.has_k and isinstance(sae, ThresholdSAE):
         calibrate(sae, rows, recipe.k, torch.Generator().manual_seed(recipe.order_seed))
     summary = {
-        "scale": trainee.scale,
-        "held_fvu_training": trainee.best.fvu,
-        "steps": trainee.done,
-        "best_step": trainee.best.step,
+        "scale": model.scale,
+        "held_fvu_training": model.best.fvu,
+        "steps": model.done,
+        "best_step": model.best.step,
         "n_train": rows.n,
-        "n_not_finite": len(found.bad),
+        "n_not_finite": len(statistics.bad),
     }
-    return FittedSAE(recipe, sae, summary, trainee.entries)
+    return FittedSAE(recipe, sae, summary, model.entries)

@@ -1,7 +1,7 @@
-"""How an SAE is fitted: one frozen, validated record. Nothing heavy is imported here.
+"""The recipe of an SAE: one frozen, validated record. Nothing heavy is imported here.
 
-Rows and samples are the unit of every duration, never steps: a window of 20,000 samples means the same
-at any batch. Coefficients are on the summed squared error of one row in units of training (`scale`).
+Durations are in rows (samples), not in steps, so that a window of 20,000 samples means the same with any
+batch size. Coefficients refer to the summed squared error of one row in units of training (`scale`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ ARCHITECTURES = tuple(architectures())
 
 @dataclass(frozen=True)
 class SAERecipe:
-    """How an SAE is fitted. Errors: UserInputError in one sentence for what cannot be.
+    """The settings of a fit. UserInputError for values that are impossible or contradict each other.
 
-    `k`: active latents a row (topk), their mean over a batch (batchtopk, matryoshka), or the mean that
-    jumprelu's quadratic penalty pulls to and its thresholds are shifted to in the end; relu_l1 has none.
-    `widths`: matryoshka's nested prefixes, the last is d_sae. `epochs`, where given, replaces `samples`.
-    `order_seed` seeds the order of the rows, `seed` everything else, so that seeds can share one pass
-    over the data.
+    `k` is the number of active latents in a row (topk), their mean over a batch (batchtopk, matryoshka), or
+    the mean to which jumprelu's quadratic penalty pulls and its thresholds are shifted; relu_l1 has none.
+    `widths` are the nested prefixes of matryoshka, the last one is d_sae. `epochs` replaces `samples` if it
+    is given. `order_seed` seeds the order of the rows, `seed` everything else, so that several seeds can
+    share one pass over the data.
     """
 
     architecture: str = "batchtopk"
@@ -40,22 +40,22 @@ class SAERecipe:
     l0_penalty: Literal["quadratic", "step", "tanh"] = "quadratic"
     l0_bandwidth: float = 1.0
     l0_threshold: float = 0.1  # at the start
-    penalty_warmup: float = 0.1  # share of the steps in which a penalty grows to its coefficient
+    penalty_warmup: float = 0.1  # fraction of the steps in which a penalty grows to its coefficient
     samples: int = 400_000
     epochs: float | None = None
     batch: int = 512
     lr: float = 1e-3
-    warmup: float = 0.05  # share of the steps
+    warmup: float = 0.05  # fraction of the steps
     decay: Literal["cosine", "linear", "none"] = "cosine"
-    clip: float = 1.0  # largest norm of the gradient; 0 = none
+    clip: float = 1.0  # maximum norm of the gradient; 0 = none
     dead_window: int = 20_000  # samples without firing after which a latent is dead
     aux_coefficient: float = (
         0.03125  # of AuxK (arXiv 2406.04093); jumprelu: of its pre-activation loss
     )
     resample_every: int = 0  # samples between resamplings of dead latents; 0 = never
-    checks: int = 8  # how often the held-out rows are looked at
-    patience: int = 3  # checks without progress after which fitting ends
-    scale: Literal["sqrt_d", "none"] = "sqrt_d"  # rows are brought to mean norm √d about their mean
+    checks: int = 8  # number of evaluations on held-out rows
+    patience: int = 3  # checks without improvement after which fitting ends
+    scale: Literal["sqrt_d", "none"] = "sqrt_d"  # rows are scaled to mean norm √d about their mean
     centre: bool = True  # b_dec starts at the mean of the rows; else at 0
     export: Literal["threshold", "topk"] = "threshold"
     seed: int = 0
@@ -84,7 +84,7 @@ class SAERecipe:
         return architecture(self.architecture).has_k(self)
 
     def steps(self, n: int) -> int:
-        """Steps over n rows; an epoch is the whole batches that n rows fill."""
+        """Return the number of steps over n rows; an epoch has the full batches of n rows."""
         batch = self.batch_of(n)
         if self.epochs is not None:
             return max(1, round(self.epochs * (n // batch)))
@@ -109,8 +109,10 @@ class SAERecipe:
         return 1.0 if self.penalty_warmup == 0 else min(1.0, progress / self.penalty_warmup)
 
     def replaced(self, settings: dict[str, Any]) -> SAERecipe:
-        """This recipe with other values: {field: value}. Errors as for a new one; a name that is no
-        field is answered with the nearest."""
+        """Return the recipe with other values {field: value}.
+
+        Errors are those of a new recipe; for an unknown name the nearest field is suggested.
+        """
         for name in settings:
             if name not in _TYPES:
                 raise unknown("setting", name, _TYPES)
@@ -124,10 +126,7 @@ _DEFAULTS = {spec.name: spec.default for spec in dataclasses.fields(SAERecipe)}
 
 
 def settings_from(texts: list[str]) -> dict[str, Any]:
-    """{field: value} of `key=value` texts, each value read by the field's type.
-
-    Errors: UserInputError that names the text.
-    """
+    """Return {field: value} of `key=value` texts. UserInputError names a text that is not valid."""
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -138,7 +137,7 @@ def settings_from(texts: list[str]) -> dict[str, Any]:
 
 
 def value_of(name: str, text: str) -> Any:
-    """The value that `text` says for the field `name`."""
+    """Return the value of a field from its text."""
     if name not in _TYPES:
         raise unknown("setting", name, _TYPES)
     text, kinds = text.strip(), _kinds(_TYPES[name])
@@ -152,7 +151,7 @@ def value_of(name: str, text: str) -> Any:
         return text.lower() == "true"
     try:
         if kinds[0] is int:
-            # 1e6 and 1_000_000 are ways people write a number of samples.
+            # People write numbers of samples as 1e6 and as 1_000_000.
             number = float(text)
             if not number.is_integer():
                 raise ValueError
@@ -168,8 +167,11 @@ def value_of(name: str, text: str) -> Any:
 
 
 def dermfm_zero(d_in: int = 768) -> dict[str, Any]:
-    """The published recipe of DermFM-Zero, as settings: ReLU, L1, unit-norm decoder, tied bias from 0,
-    rows as they are. Its loss (1/d)‖x − x̂‖² + 3e-5 Σz is ours times 1/d."""
+    """Return the settings of the published recipe of DermFM-Zero.
+
+    ReLU, L1, unit-norm decoder, tied bias that starts at 0, rows without scaling. Its loss
+    (1/d)‖x − x̂‖² + 3e-5 Σz is ours divided by d.
+    """
     return {
         "architecture": "relu_l1",
         "d_sae": 8 * d_in,
@@ -204,8 +206,8 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         if not isinstance(value, str):
             raise UserInputError(f"{name} = {value!r} is not a text")
     elif kinds[0] in (int, float):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole or (kinds[0] is float and isinstance(value, float))):
+        numbers = int if kinds[0] is int else int | float
+        if isinstance(value, bool) or not isinstance(value, numbers):
             raise UserInputError(
                 f"{name} = {value!r} is not a {'whole ' if kinds[0] is int else ''}number"
             )
@@ -240,7 +242,7 @@ _NOT_NEGATIVE = (
     "seed",
     "order_seed",
 )
-_SHARES = ("warmup", "penalty_warmup")
+_FRACTIONS = ("warmup", "penalty_warmup")
 
 
 def _check_range(recipe: SAERecipe) -> None:
@@ -251,18 +253,18 @@ def _check_range(recipe: SAERecipe) -> None:
     for name in _NOT_NEGATIVE:
         if getattr(recipe, name) < 0:
             raise UserInputError(f"{name} = {getattr(recipe, name):g} must not be below 0")
-    for name in _SHARES:
+    for name in _FRACTIONS:
         if not 0 <= getattr(recipe, name) <= 1:
             raise UserInputError(
-                f"{name} = {getattr(recipe, name):g} must be a share of the steps, 0 to 1"
+                f"{name} = {getattr(recipe, name):g} must be a fraction of the steps, 0 to 1"
             )
 
 
 def _check_k(recipe: SAERecipe) -> None:
     if recipe.k > recipe.d_sae:
         raise UserInputError(
-            f"k = {recipe.k:g} is larger than d_sae = {recipe.d_sae}: no row can have more active latents "
-            "than there are",
+            f"k = {recipe.k:g} is larger than d_sae = {recipe.d_sae}: a row cannot have more active "
+            "latents than the SAE has",
             "choose k well below d_sae",
         )
     if int(recipe.k * recipe.batch) < 1:

@@ -1,4 +1,4 @@
-"""One SAE while it is trained: its weights, Adam, the counters of its latents, and the best so far."""
+"""One SAE in training: its weights, Adam, the counters of its latents, and the best weights so far."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .recipe import SAERecipe
 from .resample import ROWS, UNTIL, resample
 from .sae_lens_model import build, held_out_sums
 
-_LOGGED = 100  # lines of log that a fit writes, about
-_CELLS = 1 << 25  # of the dense codes of held-out rows at a time
+_LOGGED = 100  # approximate number of log lines of a fit
+_CELLS = 1 << 25  # dense codes of held-out rows in memory at a time
 
 
 @dataclass
 class BestWeights:
-    """The weights that did best on the held-out rows, at which step, and their FVU there."""
+    """The weights with the best score on the held-out rows, their step and their FVU."""
 
     score: float = math.inf
     fvu: float = math.inf
@@ -35,26 +35,26 @@ class BestWeights:
 
 
 class SAEInTraining:
-    """`rows` are what it learns from (n, d), `held` (m, d) float32 what early stopping looks at."""
+    """An SAE that learns from `rows` (n, d), with early stopping on `held` (m, d) float32."""
 
     def __init__(
         self,
         recipe: SAERecipe,
         rows: Any,
         held: Tensor,
-        found: RowStatistics,
+        statistics: RowStatistics,
         world: World,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if not found.spread > 0:
+        if not statistics.spread > 0:
             raise UserInputError(
-                f"all {found.n} rows are equal: there is nothing to learn from them",
+                f"all {statistics.n} rows are equal: there is nothing to learn from them",
                 "embed other images, or another site",
             )
         self.recipe, self.rows, self.world, self.dtype = recipe, rows, world, dtype
         self.architecture = architecture(recipe.architecture)
-        self.scale = math.sqrt(rows.d) / found.spread if recipe.scale == "sqrt_d" else 1.0
-        mean = torch.from_numpy(found.mean * self.scale).to(dtype)
+        self.scale = math.sqrt(rows.d) / statistics.spread if recipe.scale == "sqrt_d" else 1.0
+        mean = torch.from_numpy(statistics.mean * self.scale).to(dtype)
         self.sae = build(recipe, mean, dtype=dtype, device=world.device)
         self.optimizer = _adam(self.sae, recipe.lr, world.device)
         self.batch = recipe.batch_of(rows.n)
@@ -73,20 +73,22 @@ class SAEInTraining:
 
     @property
     def finished(self) -> bool:
+        """Whether all steps are done, or early stopping has ended the fit."""
         return self.stopped or self.done >= self.steps
 
     @property
     def dead(self) -> Tensor:
+        """A mask (d_sae,) of the latents that were silent for the dead-latent window."""
         return self.silent > self.recipe.dead_window
 
     def learn(self, rows: np.ndarray) -> None:
-        """One step on this process's share of a batch, (b, d) float32, as it was stored."""
+        """Take one step on the shard of a batch of this process, (b, d) float32, as it was stored."""
         recipe, x = self.recipe, self._ready(torch.from_numpy(rows))
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate(self.done, self.steps)
-        taken = self.architecture.step(self.sae, recipe, x, self.dead, self.done / self.steps)
+        result = self.architecture.step(self.sae, recipe, x, self.dead, self.done / self.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        taken.loss.backward()
+        result.loss.backward()
         average_gradients(self.sae.parameters())
         self.architecture.constrain_gradient(self.sae)
         if recipe.clip:
@@ -94,14 +96,14 @@ class SAEInTraining:
         else:
             self.optimizer.step()
         self.architecture.constrain_weights(self.sae)
-        fired = total(taken.fired.to(torch.int64)) > 0
+        fired = total(result.fired.to(torch.int64)) > 0
         self.silent = torch.where(fired, 0, self.silent + self.batch)
-        self._add(loss=taken.loss, l0=taken.l0, **taken.losses)
+        self._add(loss=result.loss, l0=result.l0, **result.losses)
         self.done += 1
         self._resample()
 
     def after_step(self) -> dict[str, Any] | None:
-        """The line of log that is due, or None; at a check, with what the held-out rows say."""
+        """Return the log entry of this step, or None; at a check, with the scores on held-out rows."""
         checking = self.done % self.check_every == 0 or self.done == self.steps
         if not checking and self.done % self.log_every:
             return None
@@ -128,11 +130,11 @@ class SAEInTraining:
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """The parameters by name; the running threshold of sae-lens, which is not used, is left out."""
+        """Return the parameters by name, without the running threshold of sae-lens, which is not used."""
         return {name: value.detach() for name, value in self.sae.named_parameters()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint has to hold of it, by name."""
+        """Return the tensors of a checkpoint, by name."""
         found = {f"weights.{name}": value for name, value in self.weights().items()}
         found |= {f"best.{name}": value for name, value in self.best.weights.items()}
         found |= {f"sums.{name}": value for name, value in self.sums.items()}
@@ -143,6 +145,7 @@ class SAEInTraining:
         return found
 
     def progress(self) -> dict[str, Any]:
+        """Return the numbers of a checkpoint."""
         return {
             "done": self.done,
             "stopped": self.stopped,
@@ -152,7 +155,7 @@ class SAEInTraining:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Be what `tensors` and `progress` were taken of."""
+        """Restore a checkpoint."""
         tensors = {name: value.to(self.world.device) for name, value in tensors.items()}
         for name, parameter in self.sae.named_parameters():
             parameter.copy_(tensors[f"weights.{name}"])
@@ -163,7 +166,7 @@ class SAEInTraining:
             step_of = tensors[f"adam.step.{name}"]
             state["step"] = step_of.cpu() if isinstance(self.optimizer, Adam) else step_of
             for key in ("exp_avg", "exp_avg_sq"):
-                # In memory as the parameter lies: its numbers may stand by columns.
+                # With the memory layout of the parameter, which may be stored by columns.
                 state[key] = torch.empty_like(parameter).copy_(tensors[f"adam.{key}.{name}"])
         self.silent = tensors["silent"]
         self.sums = _below(tensors, "sums.")
@@ -173,8 +176,8 @@ class SAEInTraining:
             self.best = BestWeights(*progress["best"], weights=_below(tensors, "best."))
 
     @torch.no_grad()
-    def take_best(self) -> None:
-        """Go back to the best weights."""
+    def restore_best(self) -> None:
+        """Restore the best weights."""
         for name, parameter in self.sae.named_parameters():
             parameter.copy_(self.best.weights[name])
 
@@ -182,7 +185,7 @@ class SAEInTraining:
         return rows.to(self.world.device, self.dtype) * self.scale
 
     def _add(self, **values: Tensor) -> None:
-        """Sums for the log, on the device: nothing waits for a number."""
+        """Add to the sums for the log, on the device, so that no step waits for a transfer."""
         for name, value in values.items():
             so_far = self.sums.get(name)
             value = value.detach().double()
@@ -208,7 +211,7 @@ class SAEInTraining:
         }
 
     def _held_out(self) -> tuple[float, float]:
-        """Sums over the held-out rows, of which each process takes every so-manieth chunk."""
+        """Return sums over the held-out rows; each process computes every n-th chunk."""
         size = min(4096, max(256, _CELLS // self.recipe.d_sae))
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for part in self.held.split(size)[self.world.rank :: self.world.size]:
@@ -220,7 +223,7 @@ class SAEInTraining:
         every = self.recipe.resample_every
         if not every or self.done > UNTIL * self.steps:
             return
-        # At the step in which another `every` samples became full.
+        # Only at a step that completes another `every` samples.
         if self.done * self.batch // every == (self.done - 1) * self.batch // every:
             return
         rng = np.random.default_rng([self.recipe.seed, self.done])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from sae_lens.saes.sae import TrainStepInput
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput
 from torch import Tensor
 
 from .architectures.registry import architecture
@@ -61,7 +61,7 @@ def dense_step(
 def coefficients(sae: TrainingSAE) -> dict[str, float]:
     """Return the coefficients of the penalties after their warm-up."""
     return {
-        name: float(getattr(value, "value", value))
+        name: value.value if isinstance(value, TrainCoefficientConfig) else float(value)
         for name, value in sae.get_coefficients().items()
     }
 

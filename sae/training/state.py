@@ -1,8 +1,8 @@
-"""Where a fit is, in one file: weights, Adam, counters, the best so far, and the place in the data.
+"""The checkpoint of a fit, in one file: weights, Adam, counters, best weights, position in the data.
 
-Nothing random is kept, because nothing random has a state: orders are drawn from (seed, epoch), first
-weights from the seed, resampled latents from (seed, step). The weights of one step never stand beside
-the optimizer of another: the file is written whole or not at all.
+Random generators need no state: orders depend on (seed, epoch), first weights on the seed, resampled
+latents on (seed, step). The file is written completely or not at all, so that weights and optimizer
+always belong to the same step.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ STATE_FILE = "state.safetensors"
 FORMAT_VERSION = 1
 
 
-def save_state(folder: Path, trainees: list[SAEInTraining], facts: dict[str, Any]) -> None:
-    """Write `folder`/state.safetensors. Errors: NoSpaceError; what was there before stays."""
+def save_state(folder: Path, models: list[SAEInTraining], facts: dict[str, Any]) -> None:
+    """Write `folder`/state.safetensors. NoSpaceError leaves the old file unchanged."""
     tensors: dict[str, Tensor] = {}
-    for i, trainee in enumerate(trainees):
-        # Clones: two names for one tensor are refused by safetensors.
-        tensors |= {f"{i}.{name}": value.clone() for name, value in trainee.tensors().items()}
+    for i, model in enumerate(models):
+        # Clones, because safetensors refuses two names for one tensor.
+        tensors |= {f"{i}.{name}": value.clone() for name, value in model.tensors().items()}
     progress = {
         "format_version": FORMAT_VERSION,
         "key": sha256_json(facts),
         "facts": facts,
-        "trainees": [trainee.progress() for trainee in trainees],
+        "trainees": [model.progress() for model in models],
     }
     write_safetensors(folder / STATE_FILE, tensors, {"progress": json.dumps(progress)})
 
 
-def restore_state(folder: Path, trainees: list[SAEInTraining], facts: dict[str, Any]) -> bool:
-    """Bring the trainees to where the fit in `folder` was; False when nothing was saved.
+def restore_state(folder: Path, models: list[SAEInTraining], facts: dict[str, Any]) -> bool:
+    """Restore the models from the checkpoint in `folder`; return False if there is none.
 
-    Errors: ForeignArtifactError when it was a fit of another recipe, other rows, another number of
-    processes or threads (their sums round differently), or when the file is cut off.
+    ForeignArtifactError if it belongs to another recipe, other rows, or another number of processes or
+    threads (their sums round differently), or if the file is cut off.
     """
     path = folder / STATE_FILE
     if not path.is_file():
@@ -52,27 +52,27 @@ def restore_state(folder: Path, trainees: list[SAEInTraining], facts: dict[str, 
         progress = json.loads(metadata["progress"])
         fits = progress["format_version"] == FORMAT_VERSION
         if fits and progress["key"] == sha256_json(facts):
-            for i, (trainee, kept) in enumerate(zip(trainees, progress["trainees"], strict=True)):
+            for i, (model, kept) in enumerate(zip(models, progress["trainees"], strict=True)):
                 own = {
                     name.partition(".")[2]: v
                     for name, v in tensors.items()
                     if name.startswith(f"{i}.")
                 }
-                trainee.restore(own, kept)
+                model.restore(own, kept)
             return True
         differs = _differs(progress["facts"], facts)
     except (KeyError, ValueError, TypeError) as error:
         raise ForeignArtifactError(
-            f"{path} is no checkpoint of a fit ({error})", "begin again without --resume"
+            f"{path} is not the checkpoint of a fit ({error})", "start again without --resume"
         ) from error
     raise ForeignArtifactError(
         f"{path} is the checkpoint of another fit{differs}",
-        "resume with the same recipe, rows, threads and processes, or begin again without --resume",
+        "resume with the same recipe, rows, threads and processes, or start again without --resume",
     )
 
 
 def _differs(was: dict[str, Any], now: dict[str, Any]) -> str:
-    """ ": lr was 0.001, is 0.01" for the first thing that differs."""
+    """Return the first difference, for example ": lr was 0.001, is 0.01"."""
     was, now = _flat(was), _flat(now)
     for name in sorted({*was, *now}):
         if was.get(name) != now.get(name):
@@ -81,7 +81,7 @@ def _differs(was: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts with the recipes' fields among them: `lr`, or `recipe 2: lr` where there are several."""
+    """Return the facts with the fields of the recipes: `lr`, or `recipe 2: lr` if there are several."""
     flat = {name: value for name, value in facts.items() if name != "recipes"}
     recipes = facts.get("recipes", [])
     flat["number of recipes"] = len(recipes)
@@ -101,5 +101,5 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             }
     except (SafetensorError, OSError) as error:
         raise ForeignArtifactError(
-            f"{path} cannot be read ({error})", "begin again without --resume"
+            f"{path} cannot be read ({error})", "start again without --resume"
         ) from error

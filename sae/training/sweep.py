@@ -9,13 +9,13 @@ from dermaudit.errors import UserInputError
 
 from .recipe import value_of
 
-MOST = 64  # recipes at once: each holds its weights four times
+MOST = 64  # recipes at once: each needs the memory of its weights four times
 
 
 def parse_grid(text: str) -> list[dict[str, Any]]:
-    """The settings of every recipe of a grid, the last field fastest.
+    """Return the settings of every recipe of a grid; the last field varies fastest.
 
-    Errors: UserInputError that names the part which is not `field=value,value`, or the field.
+    UserInputError names a part that is not `field=value,value`, or an unknown field.
     """
     axes: list[tuple[str, list[Any]]] = []
     for part in filter(None, (part.strip() for part in text.split(";"))):

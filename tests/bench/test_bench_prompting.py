@@ -66,7 +66,9 @@ def test_classes__built_in_set_by_the_labels():
     assert list(load_classes(None, ["malignant", "benign"], "d")) == ["benign", "malignant"]
     assert "SCC" in load_classes(None, ["SCC", "VASC"], "d")
     # full names stand for their codes
-    assert list(load_classes(None, ["Actinic keratosis", "melanocytic nevus"], "d"))[0] == "akiec"
+    assert (
+        next(iter(load_classes(None, ["Actinic keratosis", "melanocytic nevus"], "d"))) == "akiec"
+    )
 
 
 def test_classes__unknown_labels_ask_for_a_file():

@@ -41,7 +41,8 @@ def folder(tmp_path):
 
 def rewrite(path, change):
     """Let `change` edit the rows (header first) of a file of predictions."""
-    rows = list(csv.reader(path.open()))
+    with path.open(newline="") as handle:
+        rows = list(csv.reader(handle))
     change(rows)
     with path.open("w", newline="") as handle:
         csv.writer(handle).writerows(rows)
@@ -95,7 +96,7 @@ def test_published__one_data_set_alone(published, main):
 
 
 def test_legacy__the_generator_is_numpys_legacy_one():
-    np.random.seed(42)  # noqa: NPY002 — what is reproduced
+    np.random.seed(42)  # noqa: NPY002  (the published figures were made with it)
     rows = np.random.choice(7, 7, replace=True)  # noqa: NPY002
     assert np.array_equal(legacy_weights(7, 3)[0], np.bincount(rows, minlength=7))
 
@@ -159,10 +160,11 @@ def test_saved__without_groups_each_image_is_its_own(folder, main):
 
 
 def test_saved__groups_of_one_file_hold_for_all(folder, main):
-    for row in (rows := list(csv.reader((folder / "toy" / "good.csv").open()))):
-        del row[1]
-    with (folder / "toy" / "good.csv").open("w", newline="") as handle:
-        csv.writer(handle).writerows(rows)
+    def drop(rows):
+        for row in rows:
+            del row[1]
+
+    rewrite(folder / "toy" / "good.csv", drop)
     found = read_predictions(folder)["toy"]
     assert found["good"].groups == found["poor"].groups == predictions().groups
     assert "30 groups" in main("bench", "table", "--predictions", folder).stderr

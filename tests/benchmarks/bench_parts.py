@@ -12,6 +12,7 @@ spread over seeds stands beside them.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def measures(tower, manifest: Manifest, weights: np.ndarray, k: int) -> dict[str
         with torch.no_grad():
             said, denied = (
                 tower.encode_text(list(texts) or ["a lesion"]).mean(0)
-                for texts in (fact.said, fact.denied)
+                for texts in (fact.wordings, fact.denials)
             )
         words.append(auroc_draws(y[seen], x[seen] @ (said - denied).numpy(), weights[:, seen]))
     # A draw without positives of a rare label leaves that label out of its mean.
@@ -151,7 +152,7 @@ def report(table: dict[str, dict[str, list[np.ndarray]]], names: list[str]) -> N
             print(
                 f"  {name:8s} {mean[0]:.3f} [{low:.3f}, {high:.3f}]  seeds {min(seeds):.3f} … {max(seeds):.3f}"
             )
-        for before, after in zip(names, names[1:], strict=False):
+        for before, after in itertools.pairwise(names):
             change = np.mean(by_part[after], axis=0) - np.mean(by_part[before], axis=0)
             low, high = percentile_interval(change[1:])
             each = [a[0] - b[0] for a, b in zip(by_part[after], by_part[before], strict=True)]

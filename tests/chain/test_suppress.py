@@ -110,7 +110,7 @@ def test_a_tampered_recipe_is_refused(cli, demo, concept, tmp_path):
     shutil.copytree(demo.run, run)
     path = run / "recipes" / f"{concept}.recipe.json"
     raw = json.loads(path.read_text())
-    raw["body"]["latents"] = raw["body"]["latents"][:0] + [{"latent": 0, "why": {}}]
+    raw["body"]["latents"] = [{"latent": 0, "why": {}}]
     path.write_text(json.dumps(raw))
     done = cli(
         "suppress", "--concept", concept, "--run", run, "--out", tmp_path / "p.csv", timeout=300

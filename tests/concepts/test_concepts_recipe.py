@@ -46,7 +46,7 @@ def path(run, tmp_path):
 
 def test_recipe__says_what_it_does_and_how_well(run):
     body = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json")).body
-    assert [entry["latent"] for entry in body["latents"]][0] == RULER
+    assert body["latents"][0]["latent"] == RULER
     assert body["sae"]["site"] == POOLED and body["model"]["fingerprint"] == "f" * 64
     effects = body["effects"]
     assert effects["worst_group_after"] - effects["worst_group_before"] >= 0.1

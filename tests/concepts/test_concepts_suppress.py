@@ -231,8 +231,10 @@ def table(run, tower, tmp_path, mode=None, dry_run=False, level=None):
     out = tmp_path / "predictions.csv"
     options = SuppressOptions(out, mode=mode, level=level, dry_run=dry_run)
     summary = suppress_images(run, ["ruler"], tower, Vocabulary.load(), options)
-    rows = list(csv.DictReader(out.open())) if out.exists() else None
-    return summary, rows
+    if not out.exists():
+        return summary, None
+    with out.open(newline="") as handle:
+        return summary, list(csv.DictReader(handle))
 
 
 def test_csv__documented_columns_and_the_summary_agree(run, tower, tmp_path):
@@ -414,9 +416,9 @@ def test_several_recipes__each_with_its_own_level_or_refused(run, tower, embedde
     [
         (["--mode", "scale"], "--mode scale needs --level"),
         (["--level", "0.5"], "--level 0.5 needs --mode scale"),
-        (["--mode", "clamp", "--level", "0.5"], "--level 0.5 says nothing to the mode clamp"),
+        (["--mode", "clamp", "--level", "0.5"], "--level 0.5 has no effect in mode clamp"),
         (["--mode", "reactve"], "did you mean 'reactive'?"),
-        (["--mode", "scale", "--level", "inf"], "--level inf is no factor"),
+        (["--mode", "scale", "--level", "inf"], "--level inf cannot scale codes"),
         (["--mode", "scale", "--level", "-1"], "--level"),
     ],
 )

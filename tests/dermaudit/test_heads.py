@@ -130,7 +130,7 @@ def test_head__save_load_equal(tmp_path):
         assert getattr(again, name) == getattr(head, name)
 
 
-def test_load__absent_foreign_and_cut_off(tmp_path):
+def test_load_refuses_absent_foreign_and_truncated_files(tmp_path):
     path = tmp_path / "h.safetensors"
     with pytest.raises(UserInputError, match=r"there is no head .*h\.safetensors"):
         LinearHead.load(path)

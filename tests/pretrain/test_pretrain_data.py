@@ -38,7 +38,7 @@ def facts(values=(1.0, 0.0, 1.0, 1.0)) -> list[Fact]:
     return [*found, Fact("label=mel", label, ("melanoma",), (), "label", "malignant lesion")]
 
 
-def test_fact_views__what_each_view_says():
+def test_fact_views_have_the_content_of_their_kind():
     texts = FactTexts(facts(), keep=1.0, deny=0.0)
     raw, ontology, concept, *subs = texts.views(0, random.Random(0), 4)
     assert "ruler" in raw and "melanoma" in raw and "streaks" not in raw
@@ -49,13 +49,13 @@ def test_fact_views__what_each_view_says():
     assert texts.views(0, random.Random(3), 4) == texts.views(0, random.Random(3), 4)
 
 
-def test_fact_views__what_is_unknown_or_absent_is_no_view():
+def test_fact_views_leave_out_unknown_and_absent_facts():
     texts = FactTexts(facts((math.nan, 0.0, 0.0, math.nan)), keep=1.0, deny=0.0)
     raw, *rest = texts.views(0, random.Random(0), 3)
     assert "skin" in raw and rest == [None] * 5
 
 
-def test_fact_views__a_tokenizer_knows_their_words():
+def test_fact_views_use_only_words_of_the_corpus():
     known = set(" ".join(corpus(facts())).replace(",", " ").split())
     for seed in range(20):
         for text in FactTexts(facts(), 0.7, 0.3).views(0, random.Random(seed), 4):
@@ -67,7 +67,7 @@ def table(**columns) -> Manifest:
     return Manifest(pa.table({"image": [f"{i}.png" for i in range(n)], **columns}), None, None)
 
 
-def test_column_views__blank_cells_are_no_views_and_gaps_close():
+def test_column_views_skip_blank_cells():
     texts = ColumnTexts(
         table(
             caption=["a b. c.", None, " "],
@@ -85,7 +85,7 @@ def test_column_views__blank_cells_are_no_views_and_gaps_close():
     assert set(texts.all()) == {"a b. c.", "skin > x", "only this", "a b.", "c.", "z"}
 
 
-def test_column_views__more_subcaptions_than_places():
+def test_column_views_sample_when_there_are_more_subcaptions_than_k():
     texts = ColumnTexts(table(caption=["x"], **{f"subcaption_{k}": [str(k)] for k in range(1, 9)}))
     seen = set()
     for seed in range(60):
@@ -117,7 +117,7 @@ def plan(*batches_of_rows):
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_files__in_order_with_a_stand_in_for_the_broken_one(files, threads):
+def test_files_are_read_in_order_and_a_broken_one_is_replaced(files, threads):
     paths, arrays = files
     source = ImageFiles(paths, 8)
     found = list(batches(source, plan([0, 4, 2], [8, 1, 5], [3, 3, 4]), threads))
@@ -132,7 +132,7 @@ def test_files__in_order_with_a_stand_in_for_the_broken_one(files, threads):
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), arrays[row])
 
 
-def test_memory_and_files__the_same_images_and_orders(files):
+def test_memory_and_files_give_the_same_images_and_orders(files):
     paths, arrays = files
     memory = ImagesInMemory(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2))
     source = ImageFiles(paths, 8)
@@ -144,7 +144,7 @@ def test_memory_and_files__the_same_images_and_orders(files):
         assert torch.equal(a.images, b.images) and a.rows.tolist() == b.rows.tolist()
 
 
-def test_many_files_gone__training_goes_on(files, tmp_path):
+def test_training_continues_when_many_files_are_missing(files, tmp_path):
     paths = [tmp_path / f"gone{i}.png" for i in range(40)] + [
         p for p in files[0] if p.name != "4.png"
     ]
@@ -154,7 +154,7 @@ def test_many_files_gone__training_goes_on(files, tmp_path):
     assert read.failed >= 5
 
 
-def test_only__some_rows_of_any_source(files):
+def test_only_selects_rows_of_any_source(files):
     paths, arrays = files
     memory = ImagesInMemory(
         torch.from_numpy(np.stack(arrays)[[0, 2, 5, 7]]).permute(0, 3, 1, 2), [0, 2, 5, 7]
@@ -166,7 +166,7 @@ def test_only__some_rows_of_any_source(files):
         np.testing.assert_array_equal(read.images[0].permute(1, 2, 0).numpy(), arrays[7])
 
 
-def test_nothing_readable__one_sentence(tmp_path):
+def test_unreadable_images_are_reported_in_one_sentence(tmp_path):
     source = ImageFiles([tmp_path / "absent.png"] * 3, 8)
     with pytest.raises(
         UserInputError, match="32 images drawn after each other cannot be read.*absent"
@@ -208,6 +208,6 @@ def test_shards__only_the_rows_of_the_split_and_their_order(image_folder, tmp_pa
         np.testing.assert_array_equal(source.image(int(place)), shards.decode(rows[place], 16))
 
 
-def test_bad_image__is_what_a_source_raises(files):
+def test_a_source_raises_bad_image(files):
     with pytest.raises(BadImage):
         ImageFiles(files[0], 8).image(4)

@@ -148,7 +148,7 @@ def test_make__only_raw_captions_is_plain_info_nce(switches):
 
 
 @pytest.mark.parametrize("switches", EVERY, ids=str)
-def test_make__what_stands_in_an_absent_view_changes_nothing(switches):
+def test_make_ignores_the_content_of_an_absent_view(switches):
     images, texts, mask, patches = batch(b=3)
     texts, images = texts.clone().requires_grad_(True), images.requires_grad_(True)
     pooled = pool_patches(patches, texts[:, 0], mask[:, 0], switches)
@@ -198,7 +198,7 @@ def test_weights__by_hand():
     assert (diagnosis_weights(texts, mask, "none") == 1).all()
 
 
-def test_weights__one_without_an_ontology_caption_and_where_nothing_is_near():
+def test_weights_are_one_without_an_ontology_caption_or_a_similar_one():
     texts, mask = unit(2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
     mask[0, 1] = False
     texts[1, 3:] = -texts[1, 1]
@@ -219,14 +219,14 @@ def test_pool__threshold_and_length_of_the_code():
     )
 
 
-def test_pool__without_a_raw_caption_the_mean():
+def test_pool_is_the_mean_without_a_raw_caption():
     patches = unit(2, 5, 4)
     pooled = pool_patches(patches, unit(2, 4), torch.tensor([True, False]), MakeSwitches())
     torch.testing.assert_close(pooled[1], patches[1].mean(0))
 
 
 @pytest.mark.parametrize("alignment", ["text_to_image", "image_to_text"])
-def test_pool__where_no_patch_looks_like_the_caption_the_mean_and_a_gradient(alignment):
+def test_pool_is_the_mean_if_no_patch_resembles_the_caption(alignment):
     raw = unit(2, 4)
     patches = torch.stack([-raw[:1].expand(5, 4), unit(5, 4)]).requires_grad_(True)
     pooled = pool_patches(
@@ -240,7 +240,7 @@ def test_pool__where_no_patch_looks_like_the_caption_the_mean_and_a_gradient(ali
 # ---- what else teaches
 
 
-def test_info_nce__rows_that_are_not_valid_are_nobody_s():
+def test_info_nce_ignores_rows_that_are_not_valid():
     a, b = unit(5, 4), unit(5, 4, seed=1)
     valid = torch.tensor([True, False, True, True, False])
     expected = ClipLoss()(a[valid], b[valid], SCALE)
@@ -260,14 +260,14 @@ def test_soft_targets__by_hand():
     torch.testing.assert_close(soft_targets(similarity, 0.0), torch.eye(3))
 
 
-def test_soft_targets__hard_ones_are_the_loss_without():
+def test_one_hot_soft_targets_give_the_loss_without_them():
     images, texts, mask, _ = batch()
     hard = make_loss(images, texts, mask, None, SCALE)
     soft = make_loss(images, texts, mask, None, SCALE, soft=torch.eye(3))
     torch.testing.assert_close(soft, hard)
 
 
-def test_soft_targets__even_ones_by_hand():
+def test_uniform_soft_targets_by_hand():
     images, texts = unit(3, 4), unit(3, 3, 4, seed=1)
     mask = torch.tensor([[True, False, False]]).expand(3, 3)
     logits = SCALE * images @ texts[:, 0].T

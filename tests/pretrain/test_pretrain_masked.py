@@ -54,7 +54,7 @@ def test_block_masks__a_row_depends_on_its_seed_alone():
     assert int(block_masks([0], (2, 2), 0.01).sum()) == 1
 
 
-def test_split_cells__the_order_goes_there_and_back():
+def test_split_cells_order_is_invertible():
     mask = block_masks(list(range(5)), (4, 4), 0.5)
     cells = split_cells(mask)
     assert cells.visible.shape == cells.masked.shape == (5, 8)
@@ -133,7 +133,7 @@ def test_reader__grid_and_the_tower_own_output(name):
 
 
 @pytest.mark.parametrize("name", ["native", "timm", "panderm"])
-def test_reader__all_cells_kept_is_the_whole_and_fewer_see_less(name):
+def test_reader_with_all_cells_kept_equals_the_whole_tower(name):
     make, size = TOWERS[name]
     visual = make().eval()
     reader, x = TokenReader(visual, size), torch.randn(2, 3, size, size)
@@ -248,7 +248,7 @@ def test_teacher__stays_frozen_in_eval_and_out_of_the_state():
     assert next(objective.teacher.parameters()).dtype == torch.float64
 
 
-def test_teacher__its_own_normalisation_is_made_up_for():
+def test_teacher_sees_images_under_its_own_normalisation():
     # A teacher of another size and normalisation: what it sees of the same pixels is what it would.
     recipe = load_recipe(
         "phantom",

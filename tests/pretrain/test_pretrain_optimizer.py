@@ -44,7 +44,7 @@ def test_muon__one_step_by_hand():
     assert 0.65 < level < 1.25 and steps[0][0, 0].abs() < 1e-6
 
 
-def test_muon__momentum_is_nesterovs():
+def test_muon_uses_nesterov_momentum():
     weight = nn.Parameter(torch.zeros(3, 4))
     optimizer = Muon([{"params": [weight], "weight_decay": 0.0, "matrices": True}], lr=1.0)
     first, second = seeded(0, 3, 4), seeded(1, 3, 4)
@@ -57,7 +57,7 @@ def test_muon__momentum_is_nesterovs():
     torch.testing.assert_close(before - weight.detach(), expected)
 
 
-def test_what_is_no_matrix_takes_adamws_step():
+def test_parameters_that_are_no_matrices_take_the_step_of_adamw():
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -57,8 +57,10 @@ def test_facts__truth_labels_and_columns():
     np.testing.assert_array_equal(by_name["ruler"].values, [1, 0, np.nan])
     np.testing.assert_array_equal(by_name["label=mel"].values, [1, np.nan, 0])
     np.testing.assert_array_equal(by_name["localization=back"].values, [1, 0, np.nan])
-    assert by_name["ruler"].denied and all(d.startswith("no ") for d in by_name["ruler"].denied)
-    assert by_name["label=mel"].denied == () and "melanoma" in " ".join(by_name["label=mel"].said)
+    assert by_name["ruler"].denials and all(d.startswith("no ") for d in by_name["ruler"].denials)
+    assert by_name["label=mel"].denials == () and "melanoma" in " ".join(
+        by_name["label=mel"].wordings
+    )
 
 
 def three_facts(values) -> list[Fact]:
@@ -75,12 +77,12 @@ def three_facts(values) -> list[Fact]:
     st.floats(0, 1),
 )
 @settings(max_examples=150, deadline=None)
-def test_caption__says_nothing_false_and_nothing_unknown(values, seed, keep, deny):
+def test_captions_contain_only_true_and_known_facts(values, seed, keep, deny):
     facts = three_facts(values)
     text = caption(facts, 0, random.Random(seed), keep, deny)
     for fact, value in zip(facts, values, strict=True):
-        said = any(word in text for word in fact.said)
-        denied = fact.denied[0] in text
+        said = any(word in text for word in fact.wordings)
+        denied = fact.denials[0] in text
         assert not (said and value != 1) and not (denied and value != 0)
     assert text == caption(facts, 0, random.Random(seed), keep, deny)
 

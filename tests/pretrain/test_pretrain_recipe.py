@@ -1,4 +1,4 @@
-"""Recipes: what is wrong is named with its mend; --set keeps TOML's types."""
+"""Recipes: each fault is named with its fix; --set keeps TOML's types."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_bundled(name):
     assert recipe.model.init or recipe.image_size >= 96
 
 
-def test_published_recipes__say_what_their_reports_say():
+def test_published_recipes_have_the_values_of_their_papers():
     make, dermfm = load_recipe("make"), load_recipe("dermfm-zero")
     assert (make.batch, make.contrastive.epochs, make.warmup) == (2048, 15, 1500)
     assert (make.contrastive.make.lambda_m, make.contrastive.make.lambda_s) == (1.0, 0.7)
@@ -55,7 +55,7 @@ def test_published_recipes__say_what_their_reports_say():
     assert load_recipe("dermlip-vit-b-16").batch == 4096
 
 
-def test_unknown_recipe__the_nearest_is_offered():
+def test_an_unknown_recipe_offers_the_nearest():
     with pytest.raises(UserInputError, match="unknown recipe 'phantomm': did you mean 'phantom'?"):
         load_recipe("phantomm")
 
@@ -106,7 +106,7 @@ def test_overrides__keep_their_types(path):
         ("model.init=phantom-vit", "model: init names a whole model"),
     ],
 )
-def test_bad_override__one_sentence(path, override, sentence):
+def test_a_bad_override_is_reported_in_one_sentence(path, override, sentence):
     with pytest.raises(UserInputError, match=sentence.replace("(", r"\(").replace(")", r"\)")):
         load_recipe(path, [override])
 

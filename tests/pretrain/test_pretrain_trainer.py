@@ -16,23 +16,17 @@ from dermaudit.distributed import World
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.pretrain.recipe import load_recipe
-from dermaudit.pretrain.training.build import build_and_train
+from dermaudit.pretrain.training.build import TrainingJob, build_and_train
 from dermaudit.pretrain.training.card import licence_of
 from dermaudit.pretrain.training.probe import embed, measure
 from dermaudit.towers import load_model
 
 
 def train(recipe_path, data, out, *overrides, resume=False, **options):
+    data = data if isinstance(data, Manifest) else Manifest.load(data)
     work = out.with_name(f".{out.name}.training")
-    return build_and_train(
-        load_recipe(recipe_path, list(overrides)),
-        Manifest.load(data),
-        out,
-        work,
-        threads=1,
-        resume=resume,
-        **options,
-    )
+    recipe = load_recipe(recipe_path, list(overrides))
+    return build_and_train(TrainingJob(recipe, data, out, work, resume=resume, **options))
 
 
 def weights_of(folder):
@@ -105,7 +99,7 @@ def test_killed_and_resumed__the_same_weights_bit_for_bit(unbroken, killed_thric
     assert done.json()["n_skipped"] == 1
 
 
-def test_log__what_a_plot_needs(unbroken, killed_thrice):
+def test_the_log_has_the_fields_of_the_plots(unbroken, killed_thrice):
     whole = log_of(unbroken[0])
     assert [(e["stage"], e["epoch"], e["images"]) for e in whole] == [
         (stage, epoch, 64 * epoch) for stage in ("masked", "contrastive") for epoch in (1, 2)
@@ -146,7 +140,7 @@ def test_resume__with_a_lower_learning_rate(killed_thrice, tiny_recipe, phantoms
     assert log_of(tmp_path / "out")[-1]["lr"] < 1e-5
 
 
-def test_resume__a_log_line_that_a_kill_cut(killed_thrice, tiny_recipe, phantoms, tmp_path):
+def test_resume_drops_a_truncated_log_line(killed_thrice, tiny_recipe, phantoms, tmp_path):
     shutil.copytree(killed_thrice[2][1], tmp_path / ".out.training")
     with (tmp_path / ".out.training" / "log.jsonl").open("a") as log:
         log.write('{"stage": "contrastive", "st')
@@ -163,7 +157,7 @@ def test_resume__another_number_of_processes_is_refused(
     assert "torchrun --nproc-per-node 1" in no.value.hint
 
 
-def test_resume__a_state_that_is_cut_off(killed_thrice, tiny_recipe, phantoms, tmp_path):
+def test_resume_refuses_a_truncated_state(killed_thrice, tiny_recipe, phantoms, tmp_path):
     shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
     state = tmp_path / ".out.training" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
@@ -190,10 +184,10 @@ def test_streamed__the_same_weights_where_every_image_can_be_read(tiny_recipe, s
 
 
 def test_streamed__a_broken_image_is_counted_not_fatal(tiny_recipe, phantoms, tmp_path):
-    said = train(tiny_recipe, phantoms, tmp_path / "o", "masked.epochs=0", "data=stream")
-    assert said["n_train"] == 74
+    summary = train(tiny_recipe, phantoms, tmp_path / "o", "masked.epochs=0", "data=stream")
+    assert summary["n_train"] == 74
     # Two epochs of 64 of 74 images: it came up at least once.
-    assert said["n_failed"] == sum(entry["failed"] for entry in log_of(tmp_path / "o")) >= 1
+    assert summary["n_failed"] == sum(entry["failed"] for entry in log_of(tmp_path / "o")) >= 1
 
 
 def test_shards__train_and_a_lost_one_is_left_out(cli, tiny_recipe, sound, tmp_path):
@@ -258,16 +252,11 @@ def test_starts_from_a_model__with_its_tokenizer_and_a_frozen_teacher(
 
 def test_stage_1_alone__and_stage_2_from_its_image_tower(tiny_recipe, sound, tmp_path):
     manifest = Manifest.load(sound)
-    bare = manifest.table.select(["image", "image_id", "group", "split"])  # nothing is said of them
+    bare = manifest.table.select(
+        ["image", "image_id", "group", "split"]
+    )  # no column describes them
     one = tmp_path / "one"
-    build_and_train(
-        load_recipe(tiny_recipe, ["contrastive.epochs=0"]),
-        Manifest(bare, manifest.root, manifest.path),
-        one,
-        tmp_path / "w",
-        threads=1,
-        resume=False,
-    )
+    train(tiny_recipe, Manifest(bare, manifest.root, manifest.path), one, "contrastive.epochs=0")
     assert [e["stage"] for e in log_of(one)] == ["masked", "masked"]
     assert "The text tower was not trained" in (one / "README.md").read_text()
     weights = f"model.vision_init='{one}/open_clip_model.safetensors'"
@@ -299,14 +288,8 @@ def test_stage_1__sees_images_without_a_caption_too(tiny_recipe, sound, tmp_path
     half = Manifest(
         manifest.table.set_column(place, "caption", [captions]), manifest.root, manifest.path
     )
-    build_and_train(
-        load_recipe(tiny_recipe, ["contrastive.captions=columns", "contrastive.local_weight=0"]),
-        half,
-        tmp_path / "o",
-        tmp_path / "w",
-        threads=1,
-        resume=False,
-    )
+    overrides = ["contrastive.captions=columns", "contrastive.local_weight=0"]
+    train(tiny_recipe, half, tmp_path / "o", *overrides)
     steps = {e["stage"]: e["step"] for e in log_of(tmp_path / "o")}
     assert steps["masked"] == 8 and steps["contrastive"] < 6  # 74 images, and about half of them
     assert "have no caption: stage 2 leaves them out" in capsys.readouterr().err
@@ -315,7 +298,7 @@ def test_stage_1__sees_images_without_a_caption_too(tiny_recipe, sound, tmp_path
 def test_captions_of_the_manifest__with_make_and_soft_targets(tiny_recipe, sound, tmp_path):
     tree = {"Melanocytic": {"Melanoma, mel": {}, "nv": {}}, "Keratinocytic": {"bkl": {}, "bcc": {}}}
     (tmp_path / "tree.json").write_text(json.dumps(tree))
-    said = train(
+    summary = train(
         tiny_recipe,
         sound,
         tmp_path / "o",
@@ -328,12 +311,14 @@ def test_captions_of_the_manifest__with_make_and_soft_targets(tiny_recipe, sound
         "contrastive.local_weight=0",
         "contrastive.aspect_weight=0",
     )
-    assert said["n_train"] == 74
+    assert summary["n_train"] == 74
     log = log_of(tmp_path / "o")
     assert log[-1]["make"] < log[0]["make"] and {"make", "alignment"} <= log[0].keys()
 
 
-def test_knowledge_encoder__teaches_and_must_have_the_width(unbroken, tiny_recipe, sound, tmp_path):
+def test_the_knowledge_encoder_changes_the_weights_and_must_have_their_width(
+    unbroken, tiny_recipe, sound, tmp_path
+):
     encoder = f"contrastive.knowledge.encoder='local-dir:{unbroken[0]}'"
     train(tiny_recipe, sound, tmp_path / "o", "masked.epochs=0", "contrastive.epochs=1", encoder)
     assert log_of(tmp_path / "o")[0]["knowledge"] > 0
@@ -400,14 +385,19 @@ def test_weights__half_on_disk_and_finite(unbroken):
 
 def test_card__names_the_recipe_and_how_to_reproduce(unbroken):
     card = (unbroken[0] / "README.md").read_text()
-    assert "TrainingRecipe `tiny`, seed 5" in card and "dermaudit pretrain tiny" in card
+    assert "- Recipe `tiny`, seed 5" in card and "dermaudit pretrain tiny" in card
     assert f"Trained on {unbroken[1]['n_train']} images" in card
 
 
-def test_card__says_what_was_overridden(tiny_recipe, sound, tmp_path):
+def test_the_card_lists_overrides(tiny_recipe, sound, tmp_path):
     given = ["tiny.toml", "--set", "model.mean=[0.5, 0.5, 0.5]"]
     train(
-        tiny_recipe, sound, tmp_path / "o", "masked.epochs=0", "contrastive.epochs=0.3", given=given
+        tiny_recipe,
+        sound,
+        tmp_path / "o",
+        "masked.epochs=0",
+        "contrastive.epochs=0.3",
+        command=given,
     )
     card = (tmp_path / "o" / "README.md").read_text()
     assert "pretrain tiny.toml --set 'model.mean=[0.5, 0.5, 0.5]' --data DATA" in card
@@ -451,9 +441,7 @@ def test_leak__is_refused_before_training(tiny_recipe, sound, tmp_path):
     assert not (tmp_path / ".o.training" / "state.safetensors").exists()
 
 
-def test_unfinished_training__is_not_thrown_away(
-    cli, killed_thrice, tiny_recipe, phantoms, tmp_path
-):
+def test_an_unfinished_training_is_not_deleted(cli, killed_thrice, tiny_recipe, phantoms, tmp_path):
     shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
     argv = ["pretrain", tiny_recipe, "--data", phantoms, "--out", tmp_path / "out", "--json"]
     done = cli(*argv)
@@ -464,7 +452,7 @@ def test_unfinished_training__is_not_thrown_away(
     assert (tmp_path / ".out.training" / "state.safetensors").is_file()
 
 
-def test_out__nothing_that_is_no_checkpoint_is_replaced(main, tiny_recipe, sound, tmp_path):
+def test_out_replaces_nothing_but_a_checkpoint(main, tiny_recipe, sound, tmp_path):
     folder, file = tmp_path / "mine", tmp_path / "file"
     folder.mkdir()
     (folder / "notes.txt").write_text("precious")
@@ -478,13 +466,13 @@ def test_out__nothing_that_is_no_checkpoint_is_replaced(main, tiny_recipe, sound
     assert (folder / "notes.txt").read_text() == "precious"
 
 
-def test_out__finished_has_nothing_to_resume(main, unbroken, tiny_recipe, phantoms):
+def test_a_finished_training_cannot_be_resumed(main, unbroken, tiny_recipe, phantoms):
     argv = ["pretrain", tiny_recipe, "--data", phantoms, "--out", unbroken[0]]
     assert "is finished: there is nothing to resume" in main(*argv, "--resume").stderr
     assert "use --force to replace it" in main(*argv).stderr
 
 
-def test_dry_run__says_what_would_be_done(main, tiny_recipe, sound, tmp_path):
+def test_dry_run_describes_the_training(main, tiny_recipe, sound, tmp_path):
     done = main("pretrain", tiny_recipe, "--data", sound, "--out", tmp_path / "o", "--dry-run")
     assert done.rc == 0 and "on 74 images" in done.stderr and "2 epochs masked" in done.stderr
     assert not (tmp_path / ".o.training").exists()
@@ -502,7 +490,9 @@ def test_dry_run__says_what_would_be_done(main, tiny_recipe, sound, tmp_path):
         (["--set", "model.std=[0,0,0]"], "std must be above 0"),
     ],
 )
-def test_bad_options__one_sentence(main, tiny_recipe, sound, tmp_path, options, sentence):
+def test_bad_options_are_reported_in_one_sentence(
+    main, tiny_recipe, sound, tmp_path, options, sentence
+):
     done = main("pretrain", tiny_recipe, "--data", sound, "--out", tmp_path / "o", *options)
     assert done.rc == 2 and sentence in done.stderr and "Traceback" not in done.stderr
 
@@ -542,15 +532,8 @@ def test_no_captions(tiny_recipe, phantoms, tmp_path):
     manifest = Manifest.load(phantoms)
     bare = [c for c in manifest.table.column_names if c in ("image", "image_id", "group", "split")]
     silent = Manifest(manifest.table.select(bare), manifest.root, manifest.path)
-    with pytest.raises(EvidenceError, match="says nothing about its images"):
-        build_and_train(
-            load_recipe(tiny_recipe),
-            silent,
-            tmp_path / "o",
-            tmp_path / "w",
-            threads=1,
-            resume=False,
-        )
+    with pytest.raises(EvidenceError, match="has no facts about its images"):
+        train(tiny_recipe, silent, tmp_path / "o")
 
 
 def test_loss_that_is_not_finite(tiny_recipe, phantoms, tmp_path, monkeypatch):

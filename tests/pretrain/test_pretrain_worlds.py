@@ -82,7 +82,7 @@ def worlds(run_python, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes__are_one(worlds, kind):
+def test_two_processes_equal_one(worlds, kind):
     (one, losses), (two, theirs) = worlds[1][kind], worlds[2][kind]
     assert len(losses) >= 4 and len(set(losses)) > 3  # 20 steps
     assert theirs == pytest.approx(losses, abs=1e-6)
@@ -90,7 +90,7 @@ def test_two_processes__are_one(worlds, kind):
 
 
 @pytest.mark.slow
-def test_in_float32__two_processes_are_one_but_for_rounding(run_python, tmp_path):
+def test_two_processes_equal_one_in_float32_up_to_rounding(run_python, tmp_path):
     kinds = {kind: KINDS[kind] for kind in ("clip", "make")}
     one, two = (run(run_python, tmp_path / str(n), n, kinds, "float32") for n in (1, 2))
     for kind in kinds:
@@ -107,7 +107,7 @@ def test_in_float32__two_processes_are_one_but_for_rounding(run_python, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", IN_PARTS)
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_batch_in_parts__is_one_batch(worlds, kind, processes):
+def test_a_batch_in_parts_equals_one_batch(worlds, kind, processes):
     (one, losses), (cut, theirs) = worlds[1][kind], worlds[processes][f"{kind}-parts"]
     assert theirs == pytest.approx(losses, abs=1e-6)
     assert max(float((one[k] - cut[k]).abs().max()) for k in one) < 1e-6

@@ -75,7 +75,7 @@ def fit(kind: str, folder: Path | None, only: SAERecipe | None = None, **order) 
         [only] if only else recipes(kind),
         site="s",
         model_name="toy",
-        order=FitSession(folder=folder, memory=KINDS[kind][1], **order),
+        session=FitSession(folder=folder, memory=KINDS[kind][1], **order),
     )
 
 

@@ -44,7 +44,7 @@ def fits(rows):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sae_lens__opens_it_and_gives_the_same_codes(fits, rows, tmp_path, kind):
+def test_sae_lens_opens_it_and_gives_the_same_codes(fits, rows, tmp_path, kind):
     from sae_lens import SAE
 
     sae = fits[kind].sae
@@ -67,7 +67,7 @@ def test_sae_lens__opens_it_and_gives_the_same_codes(fits, rows, tmp_path, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_l0_of_what_is_written__is_that_of_training(fits, rows, kind):
+def test_exported_sae_has_the_l0_of_training(fits, rows, kind):
     """The TopK family and jumprelu: k. Held by a penalty without one: what the last steps had."""
     fitted = fits[kind]
     measured = held_out(fitted.sae, torch.from_numpy(rows["train"]))["l0"]
@@ -80,7 +80,7 @@ def test_l0_of_what_is_written__is_that_of_training(fits, rows, kind):
         assert measured == pytest.approx(end, rel=0.05)
 
 
-def test_jumprelu__thresholds_are_shifted_to_k_or_left_alone(rows, monkeypatch):
+def test_jumprelu_thresholds_are_shifted_to_k_or_unchanged(rows, monkeypatch):
     """What is written differs from what was learned by one shift; without a k by nothing."""
     far = dataclasses.replace(BASE, architecture="jumprelu", samples=8000, l0_coefficient=0.3)
     step = dataclasses.replace(far, l0_penalty="step")
@@ -117,7 +117,7 @@ def test_decoder_rows_are_unit_and_rows_are_reconstructed(fits, rows, kind):
     assert fits[kind].summary["held_fvu_training"] < 0.9
 
 
-def test_matryoshka__first_latents_alone_reconstruct(fits, rows):
+def test_first_latents_of_matryoshka_reconstruct_alone(fits, rows):
     """Its first 12 latents do better than the same number of an SAE whose latents have no order."""
     x = torch.from_numpy(rows["test"])
 
@@ -130,7 +130,7 @@ def test_matryoshka__first_latents_alone_reconstruct(fits, rows):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_step__sparse_or_dense_is_sae_lens_own(name):
+def test_step_equals_that_of_sae_lens(name):
     """Loss, gradients and what fired, AuxK at work."""
     recipe = dataclasses.replace(BASE, architecture=name, penalty_warmup=0.0)
     x = torch.from_numpy(planted(64)) * 5
@@ -156,7 +156,7 @@ def test_step__sparse_or_dense_is_sae_lens_own(name):
         )
 
 
-def test_build__the_seed_alone_decides_and_torch_is_left_alone():
+def test_build_depends_on_the_seed_and_keeps_the_state_of_torch():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     mean = torch.ones(24)
@@ -174,7 +174,7 @@ def test_build__the_seed_alone_decides_and_torch_is_left_alone():
     assert torch.equal(first.b_dec, mean)
 
 
-def test_relu_l1__decoder_stays_unit_in_training(rows):
+def test_relu_l1_gradient_is_orthogonal_to_unit_decoder_rows(rows):
     """And the step is taken on the sphere: the gradient has nothing along a row."""
     recipe = KINDS["relu_l1"]
     sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
@@ -187,7 +187,7 @@ def test_relu_l1__decoder_stays_unit_in_training(rows):
     assert along.abs().max() < 1e-5 * sae.W_dec.grad.abs().max()
 
 
-def test_relu_l1__objective_by_hand():
+def test_relu_l1_objective_equals_the_published_loss():
     """‖x − x̂‖² + λ Σz: with the published λ it is d times the published loss."""
     recipe = SAERecipe(**{**dermfm_zero(24), "d_sae": 48})
     sae = build(recipe, torch.zeros(24), dtype=torch.float64, device=torch.device("cpu"))
@@ -202,7 +202,7 @@ def test_relu_l1__objective_by_hand():
     assert float(residual + penalty) == pytest.approx(40 * taken.loss.item(), rel=1e-9)
 
 
-def test_penalty__warms_up():
+def test_penalty_warms_up():
     recipe = dataclasses.replace(KINDS["relu_l1"], penalty_warmup=0.5)
     sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
     x, dead = torch.from_numpy(planted(40)), torch.zeros(48, dtype=torch.bool)
@@ -215,7 +215,7 @@ def test_penalty__warms_up():
     )
 
 
-def test_early_stop__of_a_penalty_goes_by_the_whole_objective(rows):
+def test_early_stopping_of_a_penalty_uses_the_whole_objective(rows):
     """By the reconstruction alone the first, dense SAE would be kept: the penalty only makes it worse."""
     recipe = dataclasses.replace(
         BASE, architecture="relu_l1", l1_coefficient=4.0, penalty_warmup=1.0, lr=1e-2
@@ -228,7 +228,7 @@ def test_early_stop__of_a_penalty_goes_by_the_whole_objective(rows):
     assert min(checks, key=lambda line: line["held_score"])["step"] == fitted.summary["best_step"]
 
 
-def test_learning_rate__by_hand():
+def test_learning_rate_follows_warm_up_and_decay():
     recipe = dataclasses.replace(BASE, lr=1.0, warmup=0.1, decay="linear")
     assert [round(recipe.learning_rate(at, 100), 6) for at in (0, 4, 9, 10, 55, 99)] == [
         0.1,
@@ -247,7 +247,7 @@ def test_learning_rate__by_hand():
 # ---- resampling
 
 
-def test_resample__by_hand():
+def test_resampled_latents_start_at_the_worst_rows():
     recipe = dataclasses.replace(BASE, architecture="relu_l1")
     sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
     optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
@@ -285,7 +285,7 @@ def test_resample__by_hand():
         )
 
 
-def test_resample__nothing_dead_or_nothing_alive():
+def test_resample_works_without_dead_and_without_live_latents():
     recipe = dataclasses.replace(BASE, architecture="relu_l1")
     sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
     optimizer = torch.optim.Adam(sae.parameters())
@@ -295,7 +295,7 @@ def test_resample__nothing_dead_or_nothing_alive():
     assert torch.isfinite(sae.W_dec).all() and torch.isfinite(sae.W_enc).all()
 
 
-def test_resample__fewer_are_dead_at_the_end(rows):
+def test_resampling_leaves_fewer_dead_latents(rows):
     """A penalty that kills most latents: begun anew, more of them live."""
     recipe = dataclasses.replace(
         BASE,
@@ -319,7 +319,7 @@ def test_resample__fewer_are_dead_at_the_end(rows):
 # ---- rows that cannot be learned from
 
 
-def test_bad_rows__left_out_and_named_or_fatal(rows, capsys):
+def test_rows_that_are_not_finite_are_left_out_or_fatal(rows, capsys):
     from dermaudit.sae.training.loop import FitSession
 
     train = rows["train"].copy()
@@ -343,16 +343,16 @@ def test_bad_rows__left_out_and_named_or_fatal(rows, capsys):
             [short],
             site="s",
             model_name="t",
-            order=FitSession(drop_bad=False),
+            session=FitSession(drop_bad=False),
         )
 
 
-def test_rows_that_are_all_equal(rows):
+def test_equal_rows_are_refused(rows):
     with pytest.raises(UserInputError, match="all 100 rows are equal"):
         fit_sae(np.ones((100, 24), np.float32), rows["val"], BASE, site="s", model_name="t")
 
 
-def test_diverged__says_so(rows):
+def test_diverged_fit_is_reported(rows):
     wild = dataclasses.replace(
         BASE, architecture="relu_l1", lr=1e30, clip=0.0, samples=2000, warmup=0.0, decay="none"
     )

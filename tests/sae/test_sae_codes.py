@@ -52,9 +52,7 @@ def test_patches__maximum_over_tokens_and_where_it_was(tmp_path):
 
 @pytest.mark.parametrize("shape", [(700, 8), (300, 3, 8)])
 @pytest.mark.parametrize("cells", [40, 1 << 23])
-def test_bands__the_bytes_do_not_depend_on_how_much_is_turned_at_a_time(
-    tmp_path, monkeypatch, shape, cells
-):
+def test_the_bytes_do_not_depend_on_the_size_of_the_bands(tmp_path, monkeypatch, shape, cells):
     monkeypatch.setattr("dermaudit.sae.inference.codes._CELLS", cells)
     codes, dense, _ = make(tmp_path / "c", shape)
     dense = dense if dense.ndim == 2 else dense.max(1)
@@ -104,7 +102,7 @@ def test_files__listed_and_the_same_bytes_again(tmp_path):
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_disk_full_in_the_midst__what_was_there_stays(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_previous_files(tmp_path, monkeypatch):
     _, _, files = make(tmp_path, (300, 4, 8))
     before = {file.name: file.read_bytes() for file in files}
 
@@ -118,6 +116,6 @@ def test_disk_full_in_the_midst__what_was_there_stays(tmp_path, monkeypatch):
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_open__absent(tmp_path):
+def test_missing_codes_are_reported(tmp_path):
     with pytest.raises(UserInputError, match="there are no codes at"):
         Codes(tmp_path)

@@ -48,7 +48,7 @@ def bad_run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("bad") / "run", bad=(4, 31)).path
 
 
-def test_fit__writes_sae_codes_metrics_and_log(main, run):
+def test_fit_writes_sae_codes_metrics_and_log(main, run):
     done = main("fit", "--run", run, *SHORT, *ALONE, "--json")
     assert done.rc == 0, done.stderr
     assert not (run / ".training").exists()
@@ -95,7 +95,7 @@ def _acts(run, site):
     return path
 
 
-def test_sweep__is_measured_on_val_and_leaves_the_run_alone(main, run):
+def test_sweep_is_measured_on_val_and_does_not_change_the_run(main, run):
     done = main("fit", "--run", run, *SHORT[4:], "--sweep", "d_sae=8,16;k=2,3", "--json")
     assert done.rc == 0, done.stderr
     members = done.json()["sweep"][POOLED]["members"]
@@ -112,7 +112,7 @@ def test_sweep__is_measured_on_val_and_leaves_the_run_alone(main, run):
     assert sha256_file(same[0] / WEIGHTS) == sha256_file(same[1] / names[3] / WEIGHTS)
 
 
-def test_seeds__the_first_is_the_run_s_and_the_others_say_what_is_stable(main, run):
+def test_first_seed_is_the_sae_of_the_run_and_the_others_give_stability(main, run):
     done = main("fit", "--run", run, *SHORT, "--seeds", "3,1,2", "--no-metrics", "--json")
     assert done.rc == 0, done.stderr
     said = done.json()["sae"][POOLED]
@@ -127,7 +127,7 @@ def test_seeds__the_first_is_the_run_s_and_the_others_say_what_is_stable(main, r
     assert len(weights) == 3
 
 
-def test_defaults__three_seeds_and_every_figure(main, run):
+def test_default_fit_has_three_seeds_and_every_figure(main, run):
     alone = main("fit", "--run", run, *SHORT, *ALONE)
     assert alone.rc == 0, alone.stderr
     record = open_run(run).meta["stages"][f"fit:{POOLED}"]
@@ -155,7 +155,7 @@ def test_defaults__three_seeds_and_every_figure(main, run):
 
 
 @pytest.mark.parametrize("arch", ["topk", "matryoshka", "jumprelu", "relu_l1"])
-def test_architectures__by_flag(main, run, arch):
+def test_every_architecture_can_be_fitted(main, run, arch):
     flags = [flag for flag in SHORT if arch != "relu_l1" or flag not in ("--k", "3")]
     done = main("fit", "--run", run, *flags, *ALONE, "--arch", arch, "--json")
     assert done.rc == 0, done.stderr
@@ -163,7 +163,7 @@ def test_architectures__by_flag(main, run, arch):
     assert load_sae(run / "sae" / POOLED).metadata["training_architecture"] == arch
 
 
-def test_killed_and_resumed__the_same_bytes(cli, main, run, tmp_path):
+def test_killed_fit_resumes_to_the_same_bytes(cli, main, run, tmp_path):
     shutil.copytree(run, tmp_path / "whole")
     assert main("fit", "--run", tmp_path / "whole", *SHORT, *ALONE).rc == 0
     killed = cli(
@@ -174,13 +174,13 @@ def test_killed_and_resumed__the_same_bytes(cli, main, run, tmp_path):
     assert other.rc == 2
     assert "another fit: clip was 1.0, is 2.0" in other.json()["error"]["message"]
     done = main("fit", "--run", run, *SHORT, *ALONE, "--resume")
-    assert done.rc == 0 and "going on after step" in done.stderr
+    assert done.rc == 0 and "continuing after step" in done.stderr
     for name in (WEIGHTS, "cfg.json", "metrics.json", "training.jsonl"):
         one, other = (place / "sae" / POOLED / name for place in (run, tmp_path / "whole"))
         assert sha256_file(one) == sha256_file(other), name
 
 
-def test_killed_among_the_other_seeds__gone_on_with_the_same_bytes(cli, main, run, tmp_path):
+def test_fit_killed_among_the_other_seeds_resumes_to_the_same_bytes(cli, main, run, tmp_path):
     given = (*SHORT, "--seeds", "0,1,2", "--no-metrics")
     shutil.copytree(run, tmp_path / "whole")
     whole = main("fit", "--run", tmp_path / "whole", *given)
@@ -191,7 +191,7 @@ def test_killed_among_the_other_seeds__gone_on_with_the_same_bytes(cli, main, ru
     stages = open_run(run).meta["stages"]
     assert f"fit:{POOLED}" in stages and f"seeds:{POOLED}" not in stages
     done = main("fit", "--run", run, *given, "--resume")
-    assert done.rc == 0 and "going on after step" in done.stderr
+    assert done.rc == 0 and "continuing after step" in done.stderr
     assert not (run / ".training").exists()
     for name in ("sae", "seeds"):
         for file in sorted((tmp_path / "whole" / name).rglob("*.*")):
@@ -219,14 +219,14 @@ def test_killed_among_the_other_seeds__gone_on_with_the_same_bytes(cli, main, ru
         (["--device", "gpu"], "--device gpu is no device"),
     ],
 )
-def test_bad_input__in_one_sentence(main, made, flags, said):
+def test_bad_options_are_refused_in_one_sentence(main, made, flags, said):
     done = main("fit", "--run", made, *flags, "--json")
     assert done.rc == 2
     error = done.json()["error"]
     assert said in error["message"] + (error["hint"] or ""), error
 
 
-def test_bad_rows__named_by_image(main, bad_run, tmp_path):
+def test_rows_that_are_not_finite_are_named_by_image(main, bad_run, tmp_path):
     shutil.copytree(bad_run, tmp_path / "run")
     fatal = main("fit", "--run", tmp_path / "run", *SHORT, *ALONE, "--bad-rows", "fatal", "--json")
     assert fatal.rc == 2
@@ -240,25 +240,25 @@ def test_bad_rows__named_by_image(main, bad_run, tmp_path):
     assert np.isfinite(codes.data).all()
 
 
-def test_store__cut_off(main, run):
+def test_store_that_is_cut_off_is_refused(main, run):
     shard = run / "embeddings" / POOLED / "shard-000001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-10])
     done = main("fit", "--run", run, *SHORT, "--json")
     assert done.rc == 2 and "shard-000001.safetensors" in done.json()["error"]["message"]
 
 
-def test_too_few_rows__warns_what_will_go_wrong(main, run):
+def test_too_few_rows_give_a_warning(main, run):
     done = main(
         "fit", "--run", run, "--d-sae", "500", "--k", "3", "--samples", "1000", *ALONE, "--json"
     )
     assert done.rc == 0
     assert "500 latents are fitted on 420 rows (fewer rows than latents" in done.stderr
     assert "--d-sae 21 or fewer" in done.stderr
-    assert "stand for single rows" in done.json()["sae"][POOLED]["warning"]
-    assert memorising(10_000, 500) is None and "19.0 rows to a latent" in memorising(9500, 500)
+    assert "represent single rows" in done.json()["sae"][POOLED]["warning"]
+    assert memorising(10_000, 500) is None and "19.0 rows for each latent" in memorising(9500, 500)
 
 
-def test_preset__the_published_recipe_at_this_width(main, run):
+def test_preset_uses_the_published_recipe_at_this_width(main, run):
     done = main(
         "fit",
         "--run",

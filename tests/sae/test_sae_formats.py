@@ -65,7 +65,7 @@ def agrees(sae, z: np.ndarray, x_hat: np.ndarray, tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_dermfm__the_published_systems_own_file(data_dir, tmp_path):
+def test_published_dermfm_file_gives_its_activations(data_dir, tmp_path):
     from safetensors.torch import load_file
 
     folder = data_dir / "peer-data" / "dermfm-sae"
@@ -79,7 +79,7 @@ def test_dermfm__the_published_systems_own_file(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_dncbm__codes_and_reconstruction(tmp_path, wrapped):
+def test_dncbm_codes_and_reconstruction(tmp_path, wrapped):
     w = Weights(unit=True)
     state = dncbm_state(w)
     if wrapped:
@@ -97,7 +97,7 @@ def test_dncbm__codes_and_reconstruction(tmp_path, wrapped):
     agrees(sae, z, w.decode(z), tmp_path)
 
 
-def test_dncbm__several_components_are_refused(tmp_path):
+def test_dncbm_file_with_several_components_is_refused(tmp_path):
     torch.save(dncbm_state(Weights(), 3), tmp_path / "autoencoder.pth")
     with pytest.raises(ForeignArtifactError, match="holds 3 SAEs"):
         read_foreign(tmp_path)
@@ -106,7 +106,7 @@ def test_dncbm__several_components_are_refused(tmp_path):
 # ---- dictionary_learning
 
 
-def test_dictionary_learning__autoencoder_has_unit_rows(tmp_path):
+def test_dictionary_learning_autoencoder_gets_unit_rows(tmp_path):
     w = Weights()
     sae = read_foreign(write_dictionary(tmp_path, None, linear(w, bias=w.bd)))
     norm = np.linalg.norm(w.Wd.double().numpy(), axis=1)
@@ -115,14 +115,14 @@ def test_dictionary_learning__autoencoder_has_unit_rows(tmp_path):
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(H))
 
 
-def test_dictionary_learning__autoencoder_new_reads_x_itself(tmp_path):
+def test_dictionary_learning_autoencoder_new_encodes_x(tmp_path):
     w = Weights()
     folder = write_dictionary(tmp_path, "AutoEncoderNew", linear(w, **{"decoder.bias": w.bd}))
     z = over(w.pre(False), 0)
     agrees(read_foreign(folder), z, w.decode(z), tmp_path)
 
 
-def test_dictionary_learning__gated_is_a_threshold(tmp_path):
+def test_dictionary_learning_gated_becomes_a_threshold(tmp_path):
     w, g = Weights(), torch.Generator().manual_seed(1)
     r, gate, mag = (0.5 * torch.randn(H, generator=g) for _ in range(3))
     state = {
@@ -141,7 +141,7 @@ def test_dictionary_learning__gated_is_a_threshold(tmp_path):
     agrees(sae, z, w.decode(z), tmp_path)
 
 
-def test_dictionary_learning__jumprelu(tmp_path):
+def test_dictionary_learning_jumprelu(tmp_path):
     w = Weights()
     threshold = torch.linspace(-0.2, 2.0, H)
     state = {
@@ -155,7 +155,7 @@ def test_dictionary_learning__jumprelu(tmp_path):
     agrees(read_foreign(write_dictionary(tmp_path, None, state)), z, w.decode(z), tmp_path)
 
 
-def test_dictionary_learning__topk_and_batchtopk_of_the_same_tensors(tmp_path):
+def test_dictionary_learning_config_distinguishes_topk_and_batchtopk(tmp_path):
     w = Weights()
     state = linear(w, b_dec=w.bd, k=torch.tensor(K, dtype=torch.int), threshold=torch.tensor(1.25))
     z = largest(w.pre(True))
@@ -170,7 +170,7 @@ def test_dictionary_learning__topk_and_batchtopk_of_the_same_tensors(tmp_path):
     assert "config.json" in refused.value.hint
 
 
-def test_dictionary_learning__matryoshka_with_a_threshold_never_set(tmp_path):
+def test_dictionary_learning_matryoshka_without_a_threshold_is_relu(tmp_path):
     w = Weights()
     state = {
         "W_enc": w.We.T.contiguous(),
@@ -187,7 +187,7 @@ def test_dictionary_learning__matryoshka_with_a_threshold_never_set(tmp_path):
     assert "never set" in sae.metadata["notes"][0]
 
 
-def test_dictionary_learning__a_class_without_a_reader(tmp_path):
+def test_dictionary_learning_refuses_other_classes(tmp_path):
     w = Weights()
     folder = write_dictionary(tmp_path, "IdentityDict", linear(w, bias=w.bd))
     with pytest.raises(ForeignArtifactError, match="'IdentityDict' of dictionary_learning"):
@@ -198,14 +198,14 @@ def test_dictionary_learning__a_class_without_a_reader(tmp_path):
 
 
 @pytest.mark.parametrize("at", [".", "sae.safetensors"])
-def test_sparsify__topk(tmp_path, at):
+def test_sparsify_topk(tmp_path, at):
     w = Weights()
     sae = read_foreign(write_sparsify(tmp_path / "layers.3", w) / at)
     z = largest(w.pre(True))
     agrees(sae, z, w.decode(z), tmp_path)
 
 
-def test_sparsify__half_precision_weights_are_read_as_float32(tmp_path):
+def test_sparsify_half_precision_weights_are_read_as_float32(tmp_path):
     w = Weights()
     sae = read_foreign(write_sparsify(tmp_path, w, torch.bfloat16))
     assert sae.W_enc.dtype == torch.float32
@@ -220,10 +220,10 @@ def test_sparsify__half_precision_weights_are_read_as_float32(tmp_path):
         ({"skip_connection": True}, "a skip connection"),
         ({"signed": True}, "may be negative"),
         ({"k": 21}, "k = 21; a TopK of 20 latents needs a whole number of 1 … 20"),
-        ({"k": None}, "does not say its k"),
+        ({"k": None}, "does not contain k"),
     ],
 )
-def test_sparsify__what_is_no_topk_of_the_row(tmp_path, cfg, message):
+def test_sparsify_refuses_other_activations(tmp_path, cfg, message):
     with pytest.raises(ForeignArtifactError, match=message):
         read_foreign(write_sparsify(tmp_path, Weights(), **cfg))
 
@@ -242,7 +242,7 @@ def test_sparsify__what_is_no_topk_of_the_row(tmp_path, cfg, message):
         (header("TopK", 5, top_k=K), False, largest),
     ],
 )
-def test_saev__schemas(tmp_path, said, subtract, code):
+def test_saev_schemas(tmp_path, said, subtract, code):
     w = Weights()
     sae = read_foreign(write_saev(tmp_path / "sae.pt", w, said))
     z = code(w.pre(subtract))
@@ -251,7 +251,7 @@ def test_saev__schemas(tmp_path, said, subtract, code):
 
 
 @pytest.mark.parametrize(("saved", "used"), [(1.5, 1.5), (0.0, 0.0)])
-def test_saev__batchtopk_by_its_saved_threshold(tmp_path, saved, used):
+def test_saev_batchtopk_uses_its_saved_threshold(tmp_path, saved, used):
     w = Weights()
     more = {"activation.threshold": torch.tensor(saved)}
     sae = read_foreign(write_saev(tmp_path / "sae.pt", w, header("BatchTopK", top_k=K), **more))
@@ -267,12 +267,12 @@ def test_saev__batchtopk_by_its_saved_threshold(tmp_path, saved, used):
         (header("Relu", 6), "saev's schema 6"),
     ],
 )
-def test_saev__what_cannot_be_read(tmp_path, said, message):
+def test_saev_refuses_other_activations_and_schemas(tmp_path, said, message):
     with pytest.raises(ForeignArtifactError, match=message):
         read_foreign(write_saev(tmp_path / "sae.pt", Weights(), said))
 
 
-def test_saev__cut_off_behind_its_header(tmp_path):
+def test_saev_file_cut_off_after_its_header_is_refused(tmp_path):
     path = write_saev(tmp_path / "sae.pt", Weights(), header("Relu"))
     whole = path.read_bytes()
     line = whole.index(b"\n") + 1
@@ -290,7 +290,7 @@ def overcomplete_hat(z: np.ndarray, w: Weights) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("k", "code"), [(K, largest), (0, lambda p: over(p, 0))])
-def test_overcomplete__topk_and_relu_as_told(tmp_path, k, code):
+def test_overcomplete_topk_and_relu_follow_the_given_k(tmp_path, k, code):
     w = Weights(unit=True)
     torch.save(overcomplete_state(w), tmp_path / "sae.pt")
     z = code(w.pre(False))
@@ -300,7 +300,7 @@ def test_overcomplete__topk_and_relu_as_told(tmp_path, k, code):
     assert "--k" in refused.value.hint
 
 
-def test_overcomplete__jump_thresholds_are_exponentials(tmp_path):
+def test_overcomplete_jump_thresholds_are_exponentials(tmp_path):
     w = Weights(unit=True)
     logs = torch.linspace(-3, 1, H)
     torch.save(overcomplete_state(w, thresholds=logs), tmp_path / "sae.pt")
@@ -310,7 +310,7 @@ def test_overcomplete__jump_thresholds_are_exponentials(tmp_path):
         read_foreign(tmp_path, k=3)
 
 
-def test_overcomplete__a_batch_norm_is_folded(tmp_path):
+def test_overcomplete_batch_norm_is_folded(tmp_path):
     w, norm = Weights(unit=True), torch.nn.BatchNorm1d(H)
     with torch.no_grad():
         for tensor in (norm.weight, norm.bias, norm.running_mean):
@@ -325,7 +325,7 @@ def test_overcomplete__a_batch_norm_is_folded(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_overcomplete__tieable_encoder(tmp_path, tied):
+def test_overcomplete_tieable_encoder(tmp_path, tied):
     w = Weights(unit=True)
     state = {"dictionary._weights": w.Wd, "dictionary.multiplier": torch.tensor(0.0)}
     if tied:
@@ -339,7 +339,7 @@ def test_overcomplete__tieable_encoder(tmp_path, tied):
     agrees(read_foreign(tmp_path, k=K), z, z @ w.Wd.double().numpy(), tmp_path)
 
 
-def test_overcomplete__archetypal_dictionary(tmp_path):
+def test_overcomplete_archetypal_dictionary(tmp_path):
     w, g = Weights(), torch.Generator().manual_seed(2)
     points, mix = torch.randn(30, D, generator=g), torch.rand(H, 30, generator=g) - 0.3
     relax = 0.1 * torch.randn(H, D, generator=g)
@@ -371,7 +371,7 @@ def test_overcomplete__archetypal_dictionary(tmp_path):
         ),
     ],
 )
-def test_overcomplete__what_is_no_linear_map_and_a_threshold(tmp_path, change, message):
+def test_overcomplete_refuses_other_encoders(tmp_path, change, message):
     state = {**overcomplete_state(Weights(unit=True)), **change}
     torch.save({n: t for n, t in state.items() if t is not None}, tmp_path / "sae.pt")
     with pytest.raises(ForeignArtifactError, match=message):
@@ -395,7 +395,7 @@ def compare_stock(ours, stock):
 
 
 @pytest.mark.parametrize("apply_b_dec", [True, False])
-def test_saelens__gated_is_a_threshold(tmp_path, apply_b_dec):
+def test_saelens_gated_becomes_a_threshold(tmp_path, apply_b_dec):
     from sae_lens import SAE, GatedSAE, GatedSAEConfig
 
     torch.manual_seed(0)
@@ -406,7 +406,7 @@ def test_saelens__gated_is_a_threshold(tmp_path, apply_b_dec):
 
 @pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("scale", [None, 3.5])
-def test_saelens__a_training_checkpoint_is_what_sae_lens_exports(tmp_path, rescale, scale):
+def test_saelens_training_checkpoint_equals_its_export(tmp_path, rescale, scale):
     from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
     torch.manual_seed(0)
@@ -418,7 +418,7 @@ def test_saelens__a_training_checkpoint_is_what_sae_lens_exports(tmp_path, resca
     sae.topk_threshold.fill_(1.7)
     sae.save_model(tmp_path / "training")
     if scale is not None:
-        with pytest.raises(ForeignArtifactError, match="the factor is not beside it"):
+        with pytest.raises(ForeignArtifactError, match="the factor is not next to it"):
             read_foreign(tmp_path / "training")
         scaler = {"scaling_factor": scale, "has_whitening": False}
         (tmp_path / "training" / "activation_scaler.json").write_text(json.dumps(scaler))
@@ -433,7 +433,7 @@ def test_saelens__a_training_checkpoint_is_what_sae_lens_exports(tmp_path, resca
 
 
 @pytest.mark.parametrize("kind", ["relu", "topk"])
-def test_saelens__a_flat_config_of_before_version_6(tmp_path, kind):
+def test_saelens_flat_config_before_version_6_is_read(tmp_path, kind):
     from sae_lens import SAE
     from safetensors.torch import save_file
 
@@ -455,7 +455,7 @@ def test_saelens__a_flat_config_of_before_version_6(tmp_path, kind):
     compare_stock(ours, SAE.load_from_disk(tmp_path))
 
 
-def test_saelens__fine_tuned_factors_belong_to_the_decoder(tmp_path):
+def test_saelens_fine_tuned_factors_are_folded_into_the_decoder(tmp_path):
     from safetensors.torch import save_file
 
     w, factor = Weights(), torch.linspace(0.5, 2, H)
@@ -471,7 +471,7 @@ def test_saelens__fine_tuned_factors_belong_to_the_decoder(tmp_path):
 
 
 @pytest.mark.parametrize("scaling", ["layer_norm", "constant_norm_rescale", "covariance_whitening"])
-def test_saelens__a_scale_that_differs_from_row_to_row(tmp_path, scaling):
+def test_saelens_scale_for_each_row_is_refused(tmp_path, scaling):
     from sae_lens import StandardSAE, StandardSAEConfig
 
     StandardSAE(StandardSAEConfig(d_in=D, d_sae=H, normalize_activations=scaling)).save_model(
@@ -481,7 +481,7 @@ def test_saelens__a_scale_that_differs_from_row_to_row(tmp_path, scaling):
         read_foreign(tmp_path)
 
 
-def test_saelens__another_architecture(tmp_path):
+def test_saelens_other_architecture_is_refused(tmp_path):
     from sae_lens import StandardSAE, StandardSAEConfig
 
     StandardSAE(StandardSAEConfig(d_in=D, d_sae=H)).save_model(tmp_path)
@@ -511,7 +511,7 @@ def with_saev(bomb, path):
 
 
 @pytest.mark.parametrize("write", [with_torch, with_torch_legacy, with_pickle, with_saev])
-def test_pickled_code__is_named_refused_and_never_run(tmp_path, write):
+def test_pickled_code_is_named_refused_and_never_run(tmp_path, write):
     target, path = tmp_path / "ran", tmp_path / "sae.pt"
     write(Bomb(target), path)
     with pytest.raises(ForeignArtifactError, match=r"pickled code \(.*eval\)") as refused:
@@ -522,7 +522,7 @@ def test_pickled_code__is_named_refused_and_never_run(tmp_path, write):
         assert target.exists()
 
 
-def test_pickled_module__the_classes_of_the_other_program_are_named(tmp_path):
+def test_pickled_module_names_the_classes_of_the_other_program(tmp_path):
     torch.save(torch.nn.Sequential(torch.nn.Linear(2, 3), Odd()), tmp_path / "model.pth")
     with pytest.raises(
         ForeignArtifactError, match=r"pickled code \(\S*test_sae_formats\.Odd, torch"
@@ -543,13 +543,13 @@ class Odd(torch.nn.Module):
         (b'{"cfg": 1', "not a torch file"),
     ],
 )
-def test_files_that_are_none(tmp_path, content, message):
+def test_other_files_are_refused(tmp_path, content, message):
     (tmp_path / "ae.pt").write_bytes(content)
     with pytest.raises(ForeignArtifactError, match=message):
         read_foreign(tmp_path)
 
 
-def test_unknown__the_tensors_or_the_folder_are_named(tmp_path):
+def test_unknown_checkpoint_is_described(tmp_path):
     with pytest.raises(UserInputError, match="does not exist"):
         read_foreign(tmp_path / "none.pt")
     with pytest.raises(ForeignArtifactError, match="it holds nothing"):
@@ -580,10 +580,10 @@ def spoil(key, value):
         (spoil("encoder.bias", lambda t: t[:-1]), r"b_enc has the shape \(19,\).*d_sae 20"),
         (spoil("decoder.weight", lambda t: t.T), r"W_dec has the shape \(8, 20\)"),
         (spoil("encoder.weight", lambda t: t.flatten()), r"a weight matrix has the shape \(160,\)"),
-        (spoil("bias", lambda t: t * torch.nan), "b_dec holds numbers that are not finite"),
+        (spoil("bias", lambda t: t * torch.nan), "b_dec has values that are not finite"),
     ],
 )
-def test_tensors_that_do_not_fit(tmp_path, change, message):
+def test_mismatched_tensors_are_refused(tmp_path, change, message):
     w = Weights()
     state = linear(w, bias=w.bd)
     change(state)
@@ -591,7 +591,7 @@ def test_tensors_that_do_not_fit(tmp_path, change, message):
         read_foreign(write_dictionary(tmp_path, "AutoEncoder", state))
 
 
-def test_fold_norm__codes_grow_by_the_norm_and_the_rows_stay_as_they_are():
+def test_fold_norm_multiplies_codes_by_the_norm():
     w = Weights()
     raw = {"W_enc": w.We.T, "W_dec": w.Wd.clone(), "b_enc": w.be, "b_dec": w.bd}
     raw["threshold"] = torch.linspace(0, 2, H)
@@ -609,8 +609,8 @@ def test_fold_norm__codes_grow_by_the_norm_and_the_rows_stay_as_they_are():
     torch.testing.assert_close(after.W_dec.norm(dim=1), alive.float())
 
 
-def test_k__is_not_for_a_format_that_says_its_own(tmp_path):
-    with pytest.raises(UserInputError, match="--k is not for .* of sparsify says its own"):
+def test_k_is_refused_for_a_format_that_contains_it(tmp_path):
+    with pytest.raises(UserInputError, match="--k is not for .* of sparsify contains k"):
         read_foreign(write_sparsify(tmp_path, Weights()), k=3)
 
 
@@ -627,7 +627,7 @@ def whole(tmp_path_factory) -> list[tuple[Path, bytes]]:
 
 @given(st.integers(0, 3), st.floats(0, 1), st.integers(-1, 255))
 @settings(max_examples=120, deadline=None)
-def test_damaged_files__end_in_one_sentence_or_in_an_sae(whole, which, where, byte):
+def test_damaged_file_gives_one_sentence_or_an_sae(whole, which, where, byte):
     """Cut off (byte −1) or one byte changed, anywhere."""
     path, content = whole[which]
     at = int(where * (len(content) - 1))
@@ -641,7 +641,7 @@ def test_damaged_files__end_in_one_sentence_or_in_an_sae(whole, which, where, by
         assert isinstance(sae, ThresholdSAE) and sae.W_enc.shape == (D, H)
 
 
-def test_families__each_has_a_name_and_knows_only_its_own(tmp_path):
+def test_each_family_recognises_only_its_own_files(tmp_path):
     w = Weights(unit=True)
     torch.save(dncbm_state(w), tmp_path / "a.pth")
     torch.save(overcomplete_state(w), tmp_path / "b.pth")

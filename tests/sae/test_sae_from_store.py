@@ -118,7 +118,7 @@ def test_another_disk__the_shards_are_copied(made, tmp_path, monkeypatch):
     assert not ours.shard_paths()[0].samefile(folder / ours.shard_paths()[0].name)
 
 
-def test_refusals(made, tmp_path):
+def test_unsuitable_saes_are_refused(made, tmp_path):
     manifest, root = made
     run = Run.create(tmp_path / "run")
 

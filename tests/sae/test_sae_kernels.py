@@ -44,7 +44,7 @@ def assert_is_csr(code):
 @MODULES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("k", [1, 5, 17, 18, 60, H])
-def test_encode_rows__is_topk_then_relu(module, dtype, k):
+def test_encode_rows_is_topk_then_relu(module, dtype, k):
     x, encoder, bias, scale, *_ = weights(dtype)
     also = torch.tensor([3, 40, 69])
     code, columns = module.encode_rows(x, encoder, bias, scale, k, also)
@@ -59,7 +59,7 @@ def test_encode_rows__is_topk_then_relu(module, dtype, k):
 @MODULES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n_kept", [0, 1, 50, 400, N * H])
-def test_encode_batch__is_topk_of_all_rows(module, dtype, n_kept, monkeypatch):
+def test_encode_batch_is_topk_of_all_rows(module, dtype, n_kept, monkeypatch):
     monkeypatch.setattr(module, "chunk_rows", lambda *_: 7)  # six chunks
     x, encoder, bias, scale, *_ = weights(dtype)
     also = torch.tensor([0, 33])
@@ -73,7 +73,7 @@ def test_encode_batch__is_topk_of_all_rows(module, dtype, n_kept, monkeypatch):
 
 
 @pytest.mark.parametrize("steep", [1.0, 30.0, 0.03])
-def test_encode_batch__chunks_whose_guesses_cannot_all_hold(steep, monkeypatch):
+def test_encode_batch_searches_chunks_again_if_some_estimates_fail(steep, monkeypatch):
     # Ten chunks, each larger (or smaller) than the one before it: a guess that is made of the
     # chunk alone is far above the bound in some, and those are searched again.
     monkeypatch.setattr(cpu, "chunk_rows", lambda *_: 32)
@@ -95,7 +95,7 @@ def test_encode_batch__chunks_whose_guesses_cannot_all_hold(steep, monkeypatch):
     assert searched > 40 if steep != 1 else searched >= 40
 
 
-def test_encode_batch__no_guess_can_hold(monkeypatch):
+def test_encode_batch_is_exact_if_every_estimate_fails(monkeypatch):
     # Keys that are all equal: none is above a guess that is one of them.
     monkeypatch.setattr(cpu, "chunk_rows", lambda *_: 32)
     one = torch.ones(96, 1), torch.ones(70, 1), torch.zeros(70), torch.ones(70)
@@ -105,7 +105,7 @@ def test_encode_batch__no_guess_can_hold(monkeypatch):
 
 
 @MODULES
-def test_encode_batch__of_equal_entries_the_first(module):
+def test_encode_batch_selects_the_first_of_equal_entries(module):
     x, one, equal = torch.ones(3, 2), torch.ones(8), torch.ones(8, 2)
     code, _ = module.encode_batch(x, equal, one, one, 10)
     assert code.start.tolist() == [0, 8, 10, 10] and code.latents[8:].tolist() == [0, 1]
@@ -114,7 +114,7 @@ def test_encode_batch__of_equal_entries_the_first(module):
     assert code.start.tolist() == [0, 2, 10, 10] and code.latents[:2].tolist() == [0, 1]
 
 
-def test_encode_rows__of_equal_entries_the_first():
+def test_encode_rows_selects_the_first_of_equal_entries():
     x, one = torch.ones(3, 2), torch.ones(8)
     equal = torch.ones(8, 2)
     code, _ = cpu.encode_rows(x, equal, one, one, 3)
@@ -125,7 +125,7 @@ def test_encode_rows__of_equal_entries_the_first():
 
 @pytest.mark.parametrize("values", ["ties", "spread", "tiny"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bound__is_the_sorted_place(values, dtype):
+def test_nth_largest_key_equals_that_of_a_sort(values, dtype):
     g = torch.Generator().manual_seed(0)
     keys = {
         "ties": torch.randint(1, 9, (500,), generator=g),
@@ -142,7 +142,7 @@ def test_bound__is_the_sorted_place(values, dtype):
 
 @MODULES
 @pytest.mark.parametrize("k", [1, 9, 30])
-def test_keep_top__negative_entries_too(module, k):
+def test_keep_top_selects_negative_entries_too(module, k):
     matrix = torch.randn(20, 30, generator=torch.Generator().manual_seed(0)) - 2
     kept = module.keep_top(matrix, k)
     assert kept.sum(1).tolist() == [k] * 20
@@ -153,7 +153,7 @@ def test_keep_top__negative_entries_too(module, k):
 
 @MODULES
 @pytest.mark.parametrize("edges", [[H], [4, 30, H]])
-def test_decode_and_gradients__are_those_of_autograd(module, edges):
+def test_decode_and_gradients_equal_autograd(module, edges):
     x, encoder, bias, scale, decoder, b_dec = weights()
     code, _ = module.encode_batch(x, encoder, bias, scale, 300)
     z = densed(code).requires_grad_()
@@ -175,7 +175,7 @@ def test_decode_and_gradients__are_those_of_autograd(module, edges):
 
 
 @MODULES
-def test_decode__rows_without_entries(module):
+def test_decode_handles_rows_without_entries(module):
     x, *_, decoder, b_dec = weights()
     empty = Code(
         torch.zeros(N + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32), x.new_empty(0)
@@ -193,7 +193,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_threads__the_same_bits(threads):
+def test_number_of_threads_does_not_change_the_bits(threads):
     x, encoder, bias, scale, decoder, b_dec = weights(torch.float32, n=300)
 
     def run(n):
@@ -213,7 +213,7 @@ def test_threads__the_same_bits(threads):
             assert torch.equal(one, other)
 
 
-def test_each__one_thread_of_torch_to_each(threads):
+def test_each_gives_every_task_one_thread_of_torch(threads):
     threads(2)
     ours = shares.each(lambda i: (i, torch.get_num_threads(), threading.get_ident()), range(6))
     assert [i for i, *_ in ours] == list(range(6))
@@ -228,7 +228,7 @@ def test_each__one_thread_of_torch_to_each(threads):
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 3, 16])
-def test_chunk_rows__equal_shares_and_a_size_for_the_product(lanes):
+def test_chunk_rows_are_equal_and_large_enough(lanes):
     for n, h in (
         (2048, 6144),
         (512, 4096),
@@ -251,7 +251,7 @@ def test_chunk_rows__equal_shares_and_a_size_for_the_product(lanes):
 
 @MODULES
 @pytest.mark.parametrize("n", [1, 300])
-def test_small_change__is_torchs(module, n):
+def test_small_operations_equal_torch(module, n):
     x, encoder, *_, decoder, b_dec = weights(n=n)
     torch.testing.assert_close(module.minus(x, b_dec), x - b_dec)
     torch.testing.assert_close(module.lengths(x), x.pow(2).sum(1).sqrt())
@@ -264,7 +264,7 @@ def test_small_change__is_torchs(module, n):
     assert module.least_key(empty, scale) == torch.inf
 
 
-def test_lend__memory_only_of_what_is_gone():
+def test_buffers_are_reused_only_after_their_tensor_is_deleted():
     one = lend((3, 1001), torch.float32)
     grad = one.t()  # shares the memory, as a parameter's gradient does
     place = one.data_ptr()
@@ -275,7 +275,7 @@ def test_lend__memory_only_of_what_is_gone():
     assert lend((3, 1001), torch.float64).dtype is torch.float64
 
 
-def test_pick__other_dtypes_go_to_plain_torch():
+def test_other_dtypes_use_plain_torch():
     assert pick(torch.zeros(1)) is cpu and pick(torch.zeros(1).double()) is cpu
     assert pick(torch.zeros(1, dtype=torch.bfloat16)) is plain
 
@@ -307,7 +307,7 @@ print("equal")
 """
 
 
-def test_triton__in_its_interpreter_equals_plain(run_python, tmp_path):
+def test_triton_in_its_interpreter_equals_plain(run_python, tmp_path):
     pytest.importorskip("triton")
     (tmp_path / "check.py").write_text(TRITON)
     done = run_python(tmp_path / "check.py", env={"TRITON_INTERPRET": "1"})
@@ -341,7 +341,7 @@ def move(optimizers, steps, max_norm, first=0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("max_norm", [0.5, 1e6])
-def test_adam__is_torchs(dtype, max_norm):
+def test_adam_equals_torch(dtype, max_norm):
     ours, theirs = parameters(dtype), parameters(dtype)
     move([Adam(ours), torch.optim.Adam(theirs)], 50, max_norm)
     atol = 1e-6 if dtype is torch.float32 else 1e-9
@@ -349,7 +349,7 @@ def test_adam__is_torchs(dtype, max_norm):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=atol)
 
 
-def test_adam__a_state_that_was_saved_in_another_order_goes_on():
+def test_adam_loads_a_state_with_another_memory_layout():
     ours, theirs = parameters(), parameters()
     one, other = Adam(ours), torch.optim.Adam(theirs)
     move([one, other], 5, 1.0)
@@ -368,14 +368,14 @@ def test_adam__a_state_that_was_saved_in_another_order_goes_on():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_norm__of_many_blocks():
+def test_gradient_norm_is_exact_over_many_blocks():
     param = torch.nn.Parameter(torch.zeros(200_003))
     param.grad = torch.randn(200_003, generator=torch.Generator().manual_seed(0))
     want = float(param.grad.double().norm())
     assert float(gradient_norm([param])) == pytest.approx(want, rel=1e-6)
 
 
-def test_adam__other_dtypes_go_the_way_of_torch():
+def test_adam_uses_torch_for_other_dtypes():
     params = [torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))]
     params[0].grad = torch.full((4,), 2.0, dtype=torch.bfloat16)
     assert float(clip_and_step(Adam(params, lr=0.5), 1.0)) == pytest.approx(4.0)

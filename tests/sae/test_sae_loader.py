@@ -47,7 +47,7 @@ def epoch_of(loader: Loader, epoch: int) -> list[int]:
     seed=st.integers(0, 3),
 )
 @settings(max_examples=60, deadline=None)
-def test_epoch__every_row_once_but_for_what_fills_no_batch(n, batch, memory, seed):
+def test_every_row_comes_once_in_an_epoch_except_the_last_partial_batch(n, batch, memory, seed):
     batch = min(batch, n)
     loader = Loader(numbered(n), batch, seed, memory)
     for epoch in (0, 1):
@@ -56,7 +56,7 @@ def test_epoch__every_row_once_but_for_what_fills_no_batch(n, batch, memory, see
 
 
 @pytest.mark.parametrize("memory", [2000, 1 << 20])
-def test_order__depends_on_seed_and_epoch_and_on_nothing_that_happened(memory):
+def test_order_depends_on_seed_and_epoch_alone(memory):
     first = Loader(numbered(500), 16, 7, memory)
     orders = [epoch_of(first, epoch) for epoch in range(3)]
     assert orders[0] != orders[1] != orders[2]
@@ -68,7 +68,7 @@ def test_order__depends_on_seed_and_epoch_and_on_nothing_that_happened(memory):
         assert again.batch_at(step)[:, 0].tolist() == expected
 
 
-def test_order__is_shuffled_through_the_whole_of_it():
+def test_order_mixes_rows_from_the_whole_store():
     """Where a row stands says nothing of its number; in chunks, each buffer draws from everywhere."""
     for memory in (1 << 20, 12 * 800):
         seen = np.array(epoch_of(Loader(numbered(4000), 8, 0, memory), 0))
@@ -77,7 +77,7 @@ def test_order__is_shuffled_through_the_whole_of_it():
         assert set(quarters.tolist()) == {0, 1, 2, 3}
 
 
-def test_chunks__never_hold_more_than_half_of_memory():
+def test_chunks_never_take_more_than_half_of_the_memory():
     spy = Spy(numbered(5000, d=4))
     loader = Loader(spy, 32, 0, memory=16 * 1000)
     assert not loader.whole
@@ -86,7 +86,7 @@ def test_chunks__never_hold_more_than_half_of_memory():
     assert len(spy.asked) >= 10
 
 
-def test_release__the_rows_come_back(tmp_path):
+def test_released_rows_can_be_read_again(tmp_path):
     path = tmp_path / "rows.bin"
     np.arange(400, dtype=np.float32).tofile(path)
     rows = EmbeddingRows(
@@ -98,7 +98,7 @@ def test_release__the_rows_come_back(tmp_path):
     RowSubset(numbered(5), np.arange(3)).release()  # nothing is mapped: nothing happens
 
 
-def test_in_memory__is_read_once():
+def test_rows_in_memory_are_read_once():
     spy = Spy(numbered(1000))
     loader = Loader(spy, 32, 0)
     epoch_of(loader, 0), epoch_of(loader, 1)
@@ -106,7 +106,7 @@ def test_in_memory__is_read_once():
 
 
 @pytest.mark.parametrize("memory", [1500, 1 << 20])
-def test_shares__of_two_processes_are_the_batch(memory):
+def test_shards_of_two_processes_form_the_batch(memory):
     loader, other = (Loader(numbered(333), 10, 1, memory) for _ in range(2))
     for step in range(70):
         halves = [loader.batch_at(step, slice(0, 5)), other.batch_at(step, slice(5, 10))]
@@ -114,12 +114,12 @@ def test_shares__of_two_processes_are_the_batch(memory):
         assert np.array_equal(np.concatenate(halves), whole)
 
 
-def test_batch__larger_than_the_rows():
+def test_batch_larger_than_the_rows_is_refused():
     with pytest.raises(UserInputError, match="a batch of 11 rows cannot be drawn from 10 rows"):
         Loader(numbered(10), 11, 0)
 
 
-def test_chosen__rows_by_number():
+def test_row_subset_reads_rows_by_number():
     rows = numbered(50)
     some = RowSubset(rows, np.array([3, 4, 5, 20, 49]))
     assert (some.n, some.d) == (5, 3)
@@ -129,7 +129,7 @@ def test_chosen__rows_by_number():
     assert some.take(np.array([4, 0]))[:, 0].tolist() == [49, 3]
 
 
-def test_survey__mean_spread_and_bad_rows_by_hand():
+def test_row_statistics_equal_a_computation_by_hand():
     x = np.random.default_rng(0).normal(size=(70_000, 3)).astype(np.float32) + 5
     x[[0, 17, 69_999]] = [[np.nan, 0, 0], [0, np.inf, 0], [-np.inf] * 3]
     good = np.delete(x, [0, 17, 69_999], axis=0).astype(np.float64)
@@ -144,6 +144,6 @@ def test_survey__mean_spread_and_bad_rows_by_hand():
     assert few.spread == pytest.approx(exact, rel=1e-5)
 
 
-def test_survey__no_finite_row():
+def test_rows_without_a_finite_one_are_refused():
     with pytest.raises(UserInputError, match="none of the 4 rows is finite"):
         row_statistics(EmbeddingRows.of(np.full((4, 2), np.nan, np.float32)))

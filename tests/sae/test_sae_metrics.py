@@ -16,7 +16,7 @@ from dermaudit.sae.evaluation.reconstruction import chunks, pca_fvu
 from dermaudit.sae.store.rows import EmbeddingRows
 
 
-def test_figures__by_hand():
+def test_figures_equal_a_computation_by_hand():
     sums = Reconstruction(2, 3, n_groups=2)
     x = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]])
     x_hat = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
@@ -38,7 +38,7 @@ def test_figures__by_hand():
 
 @given(st.integers(0, 1000), st.integers(1, 60), st.integers(1, 7))
 @settings(max_examples=20, deadline=None)
-def test_sums__the_same_in_any_chunks(seed, n, size):
+def test_sums_do_not_depend_on_the_chunks(seed, n, size):
     generator = torch.Generator().manual_seed(seed)
     x, x_hat = torch.randn(n, 4, generator=generator), torch.randn(n, 4, generator=generator)
     z = torch.relu(torch.randn(n, 6, generator=generator))
@@ -55,7 +55,7 @@ def test_sums__the_same_in_any_chunks(seed, n, size):
     np.testing.assert_array_equal(whole.fired, (z > 0).sum(0))
 
 
-def test_draws__are_the_figures_of_the_resampled_rows():
+def test_draws_are_the_figures_of_resampled_rows():
     sae, x = random_sae(8, 12, threshold=1.0), torch.randn(60, 8)
     groups = np.arange(60) // 6
     weights = bootstrap_weights(10, 5, 3)
@@ -67,7 +67,7 @@ def test_draws__are_the_figures_of_the_resampled_rows():
             assert found[name][i] == pytest.approx(expected[name][0], rel=1e-6)
 
 
-def test_fvu__a_mean_far_away_changes_nothing():
+def test_fvu_does_not_depend_on_the_mean():
     # Around the mean; kept exactly although the mean is a thousand times the spread.
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, 4))
@@ -80,7 +80,7 @@ def test_fvu__a_mean_far_away_changes_nothing():
         assert sums.figures()["fvu"][0] == pytest.approx(expected, rel=1e-9)
 
 
-def test_sae_lens__same_l0_dead_shrinkage_and_explained_variance():
+def test_figures_equal_those_of_sae_lens():
     from sae_lens.evals import ExplainedVarianceCalculator
     from sae_lens.synthetic.evals import DeadLatentsCalculator, L0Calculator, ShrinkageCalculator
 
@@ -101,9 +101,11 @@ def test_sae_lens__same_l0_dead_shrinkage_and_explained_variance():
     assert report["dead"]["value"] == pytest.approx(dead.compute() / 64, abs=1e-6)
     assert report["shrinkage"]["value"] == pytest.approx(shrinkage.compute(), rel=1e-5)
     assert 1 - report["fvu"]["value"] == pytest.approx(variance.compute(), rel=1e-4)
+    dense = ((z > 0).double().mean(0) > 0.1).double().mean()
+    assert report["dense"]["value"] == pytest.approx(float(dense), abs=1e-6)
 
 
-def test_interval__over_groups_is_wider_than_over_rows_of_one_patient():
+def test_interval_over_groups_is_wider_than_over_rows():
     sae = random_sae(8, 12, threshold=1.0)
     rng = np.random.default_rng(0)
     x = np.repeat(rng.normal(size=(20, 8)), 30, axis=0).astype(np.float32)  # 30 alike each
@@ -116,7 +118,7 @@ def test_interval__over_groups_is_wider_than_over_rows_of_one_patient():
     assert by_group["high"] - by_group["low"] > 2 * (by_row["high"] - by_row["low"])
 
 
-def test_rows_of_a_store_are_those_of_an_array():
+def test_rows_array_and_tensor_give_the_same_figures():
     sae, x = random_sae(24, 64), planted(5000)  # more than one chunk
     groups = np.arange(5000) // 3
     array = accumulate(sae, x, groups).report(n_draws=30)
@@ -140,14 +142,14 @@ def test_equal_rows_have_no_fvu():
     assert report["cosine"]["value"] is not None
 
 
-def test_rows_of_another_width():
+def test_rows_of_another_width_are_refused():
     with pytest.raises(UserInputError, match="9 wide.* fitted on 8"):
         accumulate(random_sae(8, 12), np.ones((40, 9), np.float32), np.arange(40))
     with pytest.raises(UserInputError, match="3 groups were given for 40 rows"):
         accumulate(random_sae(8, 12), np.ones((40, 8), np.float32), np.arange(3))
 
 
-def test_pca__fvu_by_hand_and_against_scikit_learn():
+def test_pca_fvu_equals_that_of_scikit_learn():
     from sklearn.decomposition import PCA
 
     rng = np.random.default_rng(0)
@@ -160,7 +162,7 @@ def test_pca__fvu_by_hand_and_against_scikit_learn():
     assert found[0] >= 1 and found[2] == pytest.approx(0, abs=1e-6) == found[3]
 
 
-def test_bunches__rows_of_a_group_stay_together():
+def test_rows_of_a_group_share_a_group_number():
     groups = [f"p{i // 2}" for i in range(20_000)]
     member = group_numbers(groups, most=100)
     assert (member[::2] == member[1::2]).all() and member.max() == 99
@@ -168,7 +170,7 @@ def test_bunches__rows_of_a_group_stay_together():
     assert len(np.unique(group_numbers(groups[:50]))) == 25
 
 
-def test_figure__what_is_not_known_is_none():
+def test_figure_has_none_for_unknown_values():
     assert figure(float("nan"), 3, (float("nan"), 1.0)) == {
         "value": None,
         "low": None,
@@ -179,7 +181,7 @@ def test_figure__what_is_not_known_is_none():
     }
 
 
-def test_chunks__mapped_rows_are_given_back_as_they_are_read():
+def test_mapped_rows_are_released_as_they_are_read():
     class Mapped:
         n, d = 200_000, 1
         taken = most = 0

@@ -140,14 +140,14 @@ def test_load__a_topk_is_refused_where_codes_must_be_pointwise(tmp_path):
         ({"normalize_activations": "expected_average_only_in"}, "scales its input"),
     ],
 )
-def test_load__configs_that_do_not_hold(tmp_path, changes, message):
+def test_load_refuses_configs_that_do_not_fit(tmp_path, changes, message):
     random_topk().save(tmp_path)
     rewrite(tmp_path, **changes)
     with pytest.raises(ForeignArtifactError, match=message):
         load_sae(tmp_path)
 
 
-def test_load__absent_cut_off_or_not_finite(tmp_path):
+def test_load_refuses_absent_truncated_or_not_finite_weights(tmp_path):
     with pytest.raises(UserInputError, match="there is no sparse autoencoder at"):
         load_sae(tmp_path / "none")
     sae = random_topk()

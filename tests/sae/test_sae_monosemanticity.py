@@ -41,7 +41,7 @@ def data(seed: int, n: int, h: int = 9, d: int = 5, density: float = 0.4, offset
 )
 @example(seed=1264, n=21, density=0.05, offset=2.0)  # one image above the minimum
 @settings(max_examples=40, deadline=None)
-def test_scores__equal_the_pairwise_definition(seed, n, density, offset):
+def test_scores_equal_the_pairwise_definition(seed, n, density, offset):
     a, e = data(seed, n, density=density, offset=offset)
     expected = pairwise(a, e)
     sums = Monosemanticity(9, 5)
@@ -55,7 +55,7 @@ def test_scores__equal_the_pairwise_definition(seed, n, density, offset):
         np.testing.assert_allclose(chunked.scores(), expected, atol=1e-6, rtol=0)
 
 
-def test_scores__by_hand():
+def test_scores_equal_a_computation_by_hand():
     e = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])
     a = np.array([[1, 0, 1, 0], [1, 0, 0, 0], [0, 0, 2, 0], [0, 5, 2, 0.0]])
     sums = Monosemanticity(4, 2)
@@ -67,14 +67,14 @@ def test_scores__by_hand():
     assert sums.chance() == pytest.approx(-1 / 6)
 
 
-def test_scores__large_activations_do_not_cancel():
+def test_large_activations_do_not_cancel():
     a, e = data(3, 30, offset=1e5)
     sums = Monosemanticity(9, 5)
     sums.add(a, e)
     np.testing.assert_allclose(sums.scores(), pairwise(a, e), atol=1e-6)
 
 
-def test_chance__is_the_mean_over_shuffles():
+def test_chance_is_the_mean_over_shuffles():
     a, e = data(0, 60)
     sums = Monosemanticity(9, 5)
     sums.add(a, e)
@@ -99,7 +99,7 @@ def planted(n: int = 300, seed: int = 0):
     return a, e
 
 
-def test_report__clusters_stand_above_chance_and_noise_does_not():
+def test_clusters_are_above_chance_and_noise_is_not():
     a, e = planted()
     report = monosemanticity_report(csr_matrix(a), e, same_model=False, n_draws=50)
     lift = report["per_latent"]["lift"]
@@ -111,14 +111,14 @@ def test_report__clusters_stand_above_chance_and_noise_does_not():
     assert 0.8 <= report["above"]["value"] <= 1.0 and not report["same_model"]
 
 
-def test_report__nothing_planted_nothing_found():
+def test_unrelated_embeddings_give_no_lift():
     a, _ = planted()
     _, e = data(5, 300, d=8)
     report = monosemanticity_report(csr_matrix(a), e, same_model=True, n_draws=50)
     assert report["lift"]["low"] < 0 < report["lift"]["high"] and report["same_model"]
 
 
-def test_winsor__two_images_do_not_decide():
+def test_winsorised_score_does_not_depend_on_two_images():
     # 2,000 images of one kind at activation 1, two of which one is another kind at 1,000.
     a = np.ones((2002, 1))
     a[-2:] = 1000.0
@@ -141,7 +141,7 @@ def test_winsor__two_images_do_not_decide():
     assert expected > found["ms"][0]
 
 
-def test_report__a_latent_that_is_always_on_is_resampled_as_it_is_scored():
+def test_latent_that_is_always_active_is_resampled_as_it_is_scored():
     a, e = data(2, 40, density=1.0)
     a[:, 0] += 1.0
     report = monosemanticity_report(csr_matrix(a), e, same_model=False, n_draws=40)
@@ -149,7 +149,7 @@ def test_report__a_latent_that_is_always_on_is_resampled_as_it_is_scored():
     assert report["mean"]["low"] < report["mean"]["value"] < report["mean"]["high"]
 
 
-def test_report__no_latent_fires():
+def test_report_without_active_latents_has_no_value():
     report = monosemanticity_report(
         csr_matrix((20, 3)), np.ones((20, 2)), same_model=False, n_draws=5
     )
@@ -157,14 +157,14 @@ def test_report__no_latent_fires():
 
 
 @pytest.mark.parametrize("bad", [np.nan, 0.0])
-def test_embeddings__a_row_of_nothing_is_named(bad):
+def test_zero_or_not_finite_embedding_is_named(bad):
     a, e = data(0, 10)
     e[7] = bad
     with pytest.raises(UserInputError, match="image 7 is zero or not finite"):
         Monosemanticity(9, 5).add(a, e)
 
 
-def test_add__codes_of_other_images():
+def test_codes_of_other_images_are_refused():
     a, e = data(0, 10)
     with pytest.raises(UserInputError, match="do not match 9 embeddings"):
         Monosemanticity(9, 5).add(a, e[:9])

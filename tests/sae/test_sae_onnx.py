@@ -82,7 +82,7 @@ def test_onnx__positions_without_tokens_are_refused_and_nothing_is_written(tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_onnx__without_the_extra_the_mend_is_said(tmp_path, monkeypatch):
+def test_onnx_export_without_the_extra_names_the_fix(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserInputError, match="ONNX export needs the package 'onnx'") as refused:
         LatentSuppressor(random_sae(8, 12), [2]).export_onnx(tmp_path / "s.onnx")

@@ -17,7 +17,7 @@ from dermaudit.stats.intervals import auroc_many
 
 @given(st.integers(0, 10_000), st.integers(3, 40))
 @settings(max_examples=30, deadline=None)
-def test_column_aurocs__are_those_of_the_dense_columns(seed, n):
+def test_column_aurocs_equal_those_of_dense_columns(seed, n):
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 4, (n, 5)) * 0.5
     codes[:, 4] = 0
@@ -86,7 +86,7 @@ def test_unknown_labels_are_left_out():
     assert report["labels"]["ink"]["n"] == 100 and report["labels"]["ruler"]["n"] == 300
 
 
-def test_best_columns__against_the_label_counts_too():
+def test_best_columns_include_negative_associations():
     truth = np.array([1, 1, 1, 0, 0, 0])
     codes = csr_matrix(
         np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0], [2, 0, 1], [1, 0, 0], [3, 1, 0.0]])

@@ -10,7 +10,7 @@ from dermaudit.sae.training.recipe import SAERecipe, dermfm_zero, settings_from
 from dermaudit.sae.training.sweep import MOST, name_of, parse_grid, parse_seeds
 
 
-def test_defaults__are_those_of_today():
+def test_defaults_are_unchanged():
     recipe = SAERecipe()
     assert (recipe.architecture, recipe.d_sae, recipe.k, recipe.samples) == (
         "batchtopk",
@@ -34,7 +34,7 @@ def test_defaults__are_those_of_today():
         ({"lr": 0}, "lr = 0 must be above 0"),
         ({"epochs": 0.0}, "epochs = 0 must be above 0"),
         ({"clip": -1.0}, "clip = -1 must not be below 0"),
-        ({"warmup": 1.5}, "warmup = 1.5 must be a share"),
+        ({"warmup": 1.5}, "warmup = 1.5 must be a fraction"),
         ({"d_sae": 12.5}, "d_sae = 12.5 is not a whole number"),
         ({"batch": True}, "batch = True is not a whole number"),
         ({"architecture": 3}, "architecture = 3 is not a text"),
@@ -52,32 +52,32 @@ def test_defaults__are_those_of_today():
         ({"export": "topk"}, "export is a setting of the architecture topk, not of batchtopk"),
     ],
 )
-def test_refused__in_a_sentence(settings, said):
+def test_impossible_recipe_is_refused(settings, said):
     with pytest.raises(UserInputError, match=said):
         SAERecipe(**settings)
 
 
-def test_k__may_be_all_of_them_and_means_nothing_to_a_penalty():
+def test_k_may_be_d_sae_and_is_ignored_without_a_target():
     assert SAERecipe(d_sae=8, k=8).k == 8
     assert SAERecipe(architecture="relu_l1", d_sae=4, k=8).d_sae == 4
     assert SAERecipe(architecture="jumprelu", l0_penalty="step", d_sae=4, k=8).d_sae == 4
 
 
-def test_widths__end_at_d_sae_and_follow_it():
+def test_widths_end_at_d_sae_and_follow_it():
     assert default_widths(512) == (32, 64, 128, 256, 512) and default_widths(3) == (1, 3)
     assert SAERecipe(architecture="matryoshka", widths=(16, 64)).widths == (16, 64, 512)
     wider = SAERecipe(architecture="matryoshka").replaced({"d_sae": 1024})
     assert wider.widths == default_widths(1024)
 
 
-def test_steps__by_samples_or_epochs():
+def test_steps_follow_from_samples_or_epochs():
     assert SAERecipe(samples=10_000, batch=100).steps(5000) == 100
     assert SAERecipe(samples=10_000, batch=100, epochs=3.0).steps(1099) == 30
     assert SAERecipe(samples=10_000, batch=100).steps(40) == 250  # batches of 40
     assert SAERecipe(samples=1, batch=100).steps(5000) == 1
 
 
-def test_settings__by_type():
+def test_settings_are_read_by_type():
     found = settings_from(
         [
             "d_sae=1e3",
@@ -113,19 +113,19 @@ def test_settings__by_type():
         ("centre=2", "centre=2: expected true or false"),
     ],
 )
-def test_settings__that_say_nothing(text, said):
+def test_invalid_settings_are_refused(text, said):
     with pytest.raises(UserInputError, match=said):
         settings_from([text])
 
 
-def test_dermfm_zero__the_published_loss():
+def test_dermfm_zero_has_the_published_loss():
     """(1/d)‖x − x̂‖² + 3e-5 Σz is ours divided by d."""
     recipe = SAERecipe(**dermfm_zero(768))
     assert recipe.d_sae == 6144 and recipe.scale == "none" and not recipe.centre
     assert recipe.l1_coefficient / 768 == pytest.approx(3e-5)
 
 
-def test_grid__every_combination():
+def test_grid_has_every_combination():
     assert parse_grid("d_sae=256, 512; k=8,16") == [
         {"d_sae": 256, "k": 8.0},
         {"d_sae": 256, "k": 16.0},
@@ -147,12 +147,12 @@ def test_grid__every_combination():
         ("k=" + ",".join(map(str, range(1, MOST + 2))), f"at most {MOST} are fitted together"),
     ],
 )
-def test_grid__that_is_none(text, said):
+def test_invalid_grid_is_refused(text, said):
     with pytest.raises(UserInputError, match=said):
         parse_grid(text)
 
 
-def test_seeds():
+def test_seeds_are_read_and_repeated_ones_refused():
     assert parse_seeds("0,1, 2") == [0, 1, 2]
     for text in ("", "a", "1,-2", "1.5"):
         with pytest.raises(UserInputError, match="expected whole numbers"):

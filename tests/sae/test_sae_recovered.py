@@ -42,14 +42,14 @@ def report(x, x_hat, labels, weight, scale=100.0, groups=None, mean=None, n_draw
     )
 
 
-def test_recovered__by_hand():
+def test_recovered_equals_a_computation_by_hand():
     assert recovered(0.9, 0.7, 0.5) == pytest.approx(0.5)
     assert recovered(0.2, 0.3, 0.7) == pytest.approx(0.8)  # of a loss
     assert recovered(0.9, 0.4, 0.5) == pytest.approx(-0.25)  # worse than knowing nothing
     assert np.isnan(recovered(0.505, 0.7, 0.5))
 
 
-def test_figures__are_those_of_torch_and_scikit_learn():
+def test_figures_equal_those_of_torch_and_scikit_learn():
     from sklearn.metrics import balanced_accuracy_score
 
     x, weight, labels = clusters(spread=0.5)
@@ -83,7 +83,7 @@ def test_figures__are_those_of_torch_and_scikit_learn():
     assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
 
 
-def test_the_same_rows_recover_everything_and_the_mean_nothing():
+def test_same_rows_recover_everything_and_the_mean_nothing():
     x, weight, labels = clusters()
     same = report(x, 3.0 * x, labels, weight)  # a length the classifier does not see
     for name in ("accuracy_recovered", "cross_entropy_recovered", "top1_agreement"):
@@ -106,7 +106,7 @@ def test_logit_scale_is_applied():
     assert found["logit_scale"] == 100.0
 
 
-def test_undefined_where_there_is_nothing_to_recover():
+def test_recovered_is_undefined_if_there_is_nothing_to_recover():
     x, weight, _ = clusters()
     labels = ["c0"] * len(x)
     found = report(x, x, labels, weight[:1])  # one class: every way is right
@@ -115,7 +115,7 @@ def test_undefined_where_there_is_nothing_to_recover():
     assert found["cross_entropy_recovered"]["low"] is None
 
 
-def test_labels_that_are_no_class_are_left_out():
+def test_labels_that_are_not_a_class_are_left_out():
     x, weight, labels = clusters()
     some = [*labels[:100], *[None] * 100, *["other"] * 100]
     found = report(x, x, some, weight)
@@ -132,13 +132,13 @@ def test_rows_that_are_not_finite_are_left_out():
     assert found["accuracy"]["n"] == 299 and found["kl"]["value"] == pytest.approx(0, abs=1e-9)
 
 
-def test_shapes_that_do_not_go_together():
+def test_mismatched_shapes_are_refused():
     x, weight, labels = clusters()
     with pytest.raises(UserInputError, match="299 labels"):
         report(x, x, labels[1:], weight)
 
 
-def test_a_real_classifier():
+def test_report_works_with_a_real_classifier():
     """The bundled model's own zero-shot head on its own text tower."""
     from dermaudit.towers import ZeroShot, load_model
     from dermaudit.towers.prompts import ham_classes

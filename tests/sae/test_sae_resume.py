@@ -27,7 +27,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
 
 
-def test_killed_between_checkpoints_and_resumed__bit_equal(run_python, unbroken, tmp_path):
+def test_fit_killed_between_checkpoints_resumes_bit_by_bit(run_python, unbroken, tmp_path):
     """Two kinds (five architectures) one after the other; killed in each, in a step without a check."""
     argv = ["tests/sae/fit_world.py", tmp_path, "float32"]
     # The second goes on after step 20 of the first kind: 30 steps there, then 25 of the other.
@@ -41,7 +41,7 @@ def test_killed_between_checkpoints_and_resumed__bit_equal(run_python, unbroken,
         )
     done = run_python(*argv, timeout=600)
     assert done.rc == 0, done.stderr[-2000:]
-    assert done.stderr.count("going on after step") == 2
+    assert done.stderr.count("continuing after step") == 2
     for kind, fits in unbroken.items():
         said = json.loads((tmp_path / f"{kind}.json").read_text())
         assert said["log"] == [one.log for one in fits]
@@ -54,7 +54,7 @@ def test_killed_between_checkpoints_and_resumed__bit_equal(run_python, unbroken,
         assert told == [entry["step"] for entry in fits[0].log]  # none twice, none lost
 
 
-def test_several_over_one_pass__each_as_alone(unbroken):
+def test_saes_fitted_in_one_pass_equal_those_fitted_alone(unbroken):
     """An early stop of one of them included."""
     assert unbroken["family"][2].summary["steps"] <= unbroken["family"][0].summary["steps"]
     for kind, fits in unbroken.items():
@@ -65,10 +65,10 @@ def test_several_over_one_pass__each_as_alone(unbroken):
                 assert torch.equal(getattr(alone.sae, name), getattr(one.sae, name)), (kind, name)
 
 
-def test_finished__is_not_done_again_and_its_file_is_whole(unbroken, tmp_path, capsys):
+def test_finished_fit_is_not_repeated_and_its_checkpoint_is_complete(unbroken, tmp_path, capsys):
     first = fit_world.fit("penalties", tmp_path)
     again = fit_world.fit("penalties", tmp_path)
-    assert "going on after step 50" in capsys.readouterr().err
+    assert "continuing after step 50" in capsys.readouterr().err
     for one, other, never in zip(first, again, unbroken["penalties"], strict=True):
         assert torch.equal(one.sae.W_enc, other.sae.W_enc)
         assert torch.equal(
@@ -76,14 +76,14 @@ def test_finished__is_not_done_again_and_its_file_is_whole(unbroken, tmp_path, c
         )  # that it is kept on disk changes nothing
 
 
-def test_another_fit__begun_again_or_refused(tmp_path, capsys):
+def test_checkpoint_of_another_fit_is_replaced_or_refused(tmp_path, capsys):
     short = SAERecipe(**{**fit_world.COMMON, "samples": 640})
     fit_world.fit("penalties", tmp_path, only=short)
     other = dataclasses.replace(short, lr=1e-4)
     with pytest.raises(ForeignArtifactError, match="another fit: lr was 0.003, is 0.0001"):
         fit_world.fit("penalties", tmp_path, only=other, resume=True)
     fresh = fit_world.fit("penalties", tmp_path, only=other)[0]
-    assert "begun again" in capsys.readouterr().err
+    assert "the fit starts again" in capsys.readouterr().err
     assert torch.equal(fresh.sae.W_enc, fit_world.fit("penalties", None, only=other)[0].sae.W_enc)
     with pytest.raises(ForeignArtifactError, match="another fit: store was a, is b"):
         fit_world.fit("penalties", tmp_path / "2", only=short, facts={"store": "a"})
@@ -91,7 +91,7 @@ def test_another_fit__begun_again_or_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])
-def test_checkpoint_that_cannot_be_read(tmp_path, damage, capsys):
+def test_unreadable_checkpoint_is_refused(tmp_path, damage, capsys):
     short = SAERecipe(**{**fit_world.COMMON, "samples": 640})
     fit_world.fit("penalties", tmp_path, only=short)
     path = tmp_path / STATE_FILE

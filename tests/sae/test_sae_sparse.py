@@ -89,7 +89,7 @@ KINDS = ("topk", "batchtopk", "matryoshka")
 # k_aux is D // 2 = 10: no dead latents, fewer, more (masked), so many that AuxK is sparse.
 @pytest.mark.parametrize("n_dead", [0, 6, 30, 85])
 @pytest.mark.parametrize("kind", KINDS)
-def test_step__is_dense_autograd(kind, n_dead):
+def test_sparse_step_equals_dense_autograd(kind, n_dead):
     dead = dead_latents(n_dead) if n_dead else None
     assert_same_step(make(kind), rows(), dead)
 
@@ -97,7 +97,7 @@ def test_step__is_dense_autograd(kind, n_dead):
 @pytest.mark.parametrize("apply_b_dec", [True, False])
 @pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_step__with_and_without_rescale_and_input_bias(kind, rescale, apply_b_dec):
+def test_sparse_step_supports_rescale_and_input_bias(kind, rescale, apply_b_dec):
     sae = make(kind, rescale_acts_by_decoder_norm=rescale, apply_b_dec_to_input=apply_b_dec)
     with torch.no_grad():
         sae.W_dec.mul_(torch.linspace(0.3, 3, H)[:, None])  # norms that decide which are taken
@@ -105,7 +105,7 @@ def test_step__with_and_without_rescale_and_input_bias(kind, rescale, apply_b_de
 
 
 @pytest.mark.parametrize("n_dead", [3, 30, 88])
-def test_matryoshka_aux__each_level_its_own_dead(n_dead):
+def test_matryoshka_aux_loss_uses_the_dead_latents_of_each_level(n_dead):
     only_last = torch.zeros(H, dtype=torch.bool)
     only_last[70:80] = True
     for dead in (dead_latents(n_dead), only_last):
@@ -113,7 +113,7 @@ def test_matryoshka_aux__each_level_its_own_dead(n_dead):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_step__without_numba_is_dense_autograd_too(kind, monkeypatch):
+def test_sparse_step_without_numba_equals_dense_autograd(kind, monkeypatch):
     from dermaudit.sae.training import kernels
 
     monkeypatch.setattr(kernels, "present", lambda package: False)
@@ -122,7 +122,7 @@ def test_step__without_numba_is_dense_autograd_too(kind, monkeypatch):
     assert_same_step(make(kind), rows(), dead_latents(85))
 
 
-def test_aux__its_gradient_reaches_the_encoder_of_dead_latents():
+def test_aux_gradient_reaches_the_encoder_of_dead_latents():
     sae, dead = make("topk"), dead_latents(9)
     with torch.no_grad():
         sae.b_enc[dead] = -50.0  # never among the k: only AuxK can move them
@@ -136,7 +136,7 @@ def test_aux__its_gradient_reaches_the_encoder_of_dead_latents():
     assert not sae.W_enc.grad[:, dead].any() and not sae.W_dec.grad[dead].any()
 
 
-def test_step__few_codes_are_positive():
+def test_sparse_step_handles_few_positive_codes():
     # Most of the k largest are negative: zero in the code, no gradient. A whole batch without a
     # code leaves BatchTopK's threshold alone.
     sae = make("topk", k=30)
@@ -152,19 +152,19 @@ def test_step__few_codes_are_positive():
     assert not silent.W_dec.grad.any() and silent.b_dec.grad.any()
 
 
-def test_step__an_upstream_factor_and_a_fractional_k():
+def test_sparse_step_supports_an_upstream_factor_and_a_fractional_k():
     assert_same_step(make("batchtopk", k=3.3), rows(), dead_latents(8), upstream=2.5)
     assert_same_step(make("batchtopk", k=0.5), rows(), None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_step__float32_and_one_row(kind):
+def test_sparse_step_supports_float32_and_one_row(kind):
     x = rows(dtype=torch.float32)
     assert_same_step(make(kind, dtype="float32"), x, dead_latents(30), rtol=2e-5)
     assert_same_step(make(kind, dtype="float32"), x[:1], dead_latents(30), rtol=2e-5)
 
 
-def test_step__an_error_by_hand():
+def test_sparse_step_error_equals_a_computation_by_hand():
     # Two latents along the axes, k = 1: x = (3, 1) keeps the first, the error is (0, -1).
     import sae_lens
 
@@ -182,7 +182,7 @@ def test_step__an_error_by_hand():
     assert not sae.W_enc.grad.any()  # the error is at right angles to the row taken
 
 
-def test_step__gradients_add_up_over_two_batches():
+def test_gradients_add_up_over_two_batches():
     # The second pass must not write into the memory of the first one's gradients.
     one, two = make("topk"), make("topk")
     for seed in (1, 2):
@@ -197,7 +197,7 @@ def test_step__gradients_add_up_over_two_batches():
             torch.testing.assert_close(parameter.grad, want[name].grad, rtol=1e-9, atol=1e-9)
 
 
-def test_step__no_gradient_is_made_where_none_is_wanted():
+def test_no_gradient_is_computed_if_none_is_required():
     sae = make("topk")
     with torch.no_grad():
         step = sparse_step(sae, rows())
@@ -205,14 +205,14 @@ def test_step__no_gradient_is_made_where_none_is_wanted():
     torch.testing.assert_close(step.loss, dense(sae, rows(), None).loss.detach())
 
 
-def test_step__a_nan_row_reaches_the_loss():
+def test_nan_row_reaches_the_loss():
     x = rows()
     x[3, 2] = torch.nan
     for kind in KINDS:
         assert sparse_step(make(kind), x).loss.isnan()
 
 
-def test_step__refuses_what_it_cannot_do():
+def test_sparse_step_refuses_unsupported_saes():
     with pytest.raises(UserInputError, match="'jumprelu'"):
         sparse_step(make("jumprelu"), rows())
     with pytest.raises(UserInputError, match="layer_norm"):
@@ -223,7 +223,7 @@ def test_step__refuses_what_it_cannot_do():
         sparse_step(make("topk", k=91), rows())
 
 
-def test_step__the_dense_code_is_nowhere(monkeypatch):
+def test_dense_code_is_never_allocated(monkeypatch):
     # No tensor of a step has B · d_sae numbers or more: the product comes in chunks of rows.
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -251,7 +251,7 @@ def test_step__the_dense_code_is_nowhere(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["topk", "matryoshka"])
-def test_training__fifty_steps_end_where_dense_ones_do(kind):
+def test_fifty_sparse_steps_end_like_dense_ones(kind):
     ours, theirs = make(kind), make(kind)
     transpose_storage(ours)
     assert ours.W_enc.shape == theirs.W_enc.shape and ours.W_enc.stride() == (1, D)

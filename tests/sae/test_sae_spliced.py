@@ -44,7 +44,7 @@ def sae_of(d: int, scale: float = 1.0) -> ThresholdSAE:
     )
 
 
-def test_spliced__what_reconstructs_everything_changes_nothing(tower, paths):
+def test_a_perfect_reconstruction_changes_nothing(tower, paths):
     d = tower.site_width(SITE)
     before = tower.encode_image(tower.preprocess([read_image(p) for p in paths]), normalize=True)
     found = spliced_embeddings(tower, SITE, "patch", sae_of(d), paths, np.zeros(d))
@@ -57,7 +57,7 @@ def test_spliced__what_reconstructs_everything_changes_nothing(tower, paths):
     assert torch.equal(again, before)
 
 
-def test_spliced__is_the_tower_with_other_tokens(tower, paths):
+def test_spliced_embeddings_equal_hooks_written_by_hand(tower, paths):
     """By transformer-lens' own hooks: halved tokens, and the mean token at every place."""
     d = tower.site_width(SITE)
     mean = np.random.default_rng(1).normal(size=d)
@@ -78,7 +78,7 @@ def test_spliced__is_the_tower_with_other_tokens(tower, paths):
         np.testing.assert_allclose(found[name], expected.numpy(), atol=2e-6)
 
 
-def test_recovered__of_what_becomes_of_each_image(tower):
+def test_recovered_cross_entropy_by_hand_for_ablated_tokens(tower):
     """By hand: mean- and zero-ablated embeddings of their own for every image."""
     zero_shot = ZeroShot(
         tower, {"mel": ["melanoma"], "nv": ["nevus"], "bcc": ["basal cell carcinoma"]}
@@ -112,7 +112,7 @@ def test_recovered__of_what_becomes_of_each_image(tower):
     assert found["cross_entropy_recovered"]["control"] == pytest.approx(recovered[1], rel=1e-4)
 
 
-def test_spliced__an_image_that_is_gone(tower, paths, tmp_path):
+def test_a_missing_image_raises_bad_image(tower, paths, tmp_path):
     with pytest.raises(BadImage, match="does not exist"):
         spliced_embeddings(
             tower,

@@ -26,7 +26,7 @@ def shuffled(sae: ThresholdSAE, seed: int = 0, keep: int | None = None) -> Thres
     )
 
 
-def test_match__is_the_best_of_all_orders():
+def test_match_is_the_best_of_all_orders():
     similarity = np.random.default_rng(0).normal(size=(5, 6))
     rows, columns = match(similarity)
     best = max(
@@ -36,14 +36,14 @@ def test_match__is_the_best_of_all_orders():
     assert similarity[rows, columns].sum() == pytest.approx(best)
 
 
-def test_match__large_tables_keep_pairs_that_are_each_others_best(monkeypatch):
+def test_match_of_large_tables_keeps_pairs_that_are_each_others_best(monkeypatch):
     monkeypatch.setattr(stability, "MAX_EXACT", 2)
     similarity = np.array([[0.9, 0.8, 0.0], [0.7, 0.1, 0.0], [0.0, 0.0, 0.5]])
     rows, columns = match(similarity)
     assert rows.tolist() == [0, 2] and columns.tolist() == [0, 2]
 
 
-def test_correlation__is_that_of_numpy():
+def test_code_correlation_equals_numpy():
     rng = np.random.default_rng(0)
     one, two = (rng.random((50, m)) * (rng.random((50, m)) < 0.4) for m in (4, 3))
     two[:, 1] = 2.0  # never changes
@@ -53,7 +53,7 @@ def test_correlation__is_that_of_numpy():
     np.testing.assert_allclose(found[:, 1], 0, atol=1e-12)
 
 
-def test_same_latents_in_another_order__are_all_stable():
+def test_same_latents_in_another_order_are_stable():
     sae = random_sae(24, 40)
     report = stability_report([sae, shuffled(sae, 1), shuffled(sae, 2)], X)
     for name in (
@@ -71,7 +71,7 @@ def test_same_latents_in_another_order__are_all_stable():
     assert report["decoder_cosine"]["control"] < 0.75 and report["shared"]["control"] < 0.5
 
 
-def test_another_dictionary__is_at_chance():
+def test_other_dictionary_is_at_chance():
     report = stability_report([random_sae(24, 40, seed=s) for s in range(3)], X)
     cosine = report["decoder_cosine"]
     assert abs(cosine["value"] - cosine["control"]) < 0.05
@@ -80,7 +80,7 @@ def test_another_dictionary__is_at_chance():
     assert report["code_correlation"]["control"] < report["code_correlation"]["value"]
 
 
-def test_half_of_the_latents_are_shared():
+def test_shared_half_of_the_latents_is_found():
     sae, other = random_sae(24, 40), random_sae(24, 40, seed=9)
     mixed = ThresholdSAE(
         torch.cat([sae.W_enc[:, :20], other.W_enc[:, 20:]], 1),
@@ -102,7 +102,7 @@ def test_half_of_the_latents_are_shared():
     )
 
 
-def test_decoder_alone__is_not_enough():
+def test_equal_decoders_alone_are_not_shared():
     sae = random_sae(24, 40)
     turned = ThresholdSAE(
         random_sae(24, 40, seed=5).W_enc,
@@ -116,7 +116,7 @@ def test_decoder_alone__is_not_enough():
     assert report["decoder_cosine"]["value"] > 0.9 and report["shared"]["value"] == 0.0
 
 
-def test_dead_latents__are_neither_stable_nor_counted():
+def test_dead_latents_are_neither_stable_nor_counted():
     sae = random_sae(24, 40)
     sae.threshold[:10] = 1e6
     report = stability_report([sae, shuffled(random_sae(24, 40))], X)
@@ -125,13 +125,13 @@ def test_dead_latents__are_neither_stable_nor_counted():
     assert report["shared"]["n"] == int(alive) and report["shared"]["value"] == 1.0
 
 
-def test_fewer_latents_in_the_other__leave_some_without_a_partner():
+def test_fewer_latents_in_the_other_leave_some_without_a_partner():
     sae = random_sae(24, 40)
     report = stability_report([sae, shuffled(sae, keep=10)], X)
     assert report["shared"]["value"] == pytest.approx(10 / 40, abs=0.03)
 
 
-def test_fitted_seeds__share_what_was_planted(rows, recipe, fitted):
+def test_fitted_seeds_share_planted_directions(rows, recipe, fitted):
     from dermaudit.sae import fit_sae
 
     other, _ = fit_sae(rows["train"], rows["val"], recipe, site="s", model_name="t", seed=4)
@@ -141,7 +141,7 @@ def test_fitted_seeds__share_what_was_planted(rows, recipe, fitted):
 
 
 @pytest.mark.parametrize("case", ["one", "twice", "width", "silent"])
-def test_refusals(case):
+def test_unsuitable_saes_are_refused(case):
     sae = random_sae(24, 40)
     if case == "one":
         with pytest.raises(UserInputError, match="one was given"):

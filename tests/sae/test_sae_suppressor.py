@@ -104,7 +104,7 @@ def test_reactive__by_hand():
     assert module.apply_to(x[None]).fired.tolist() == [[True, True, False]]
 
 
-def test_reactive_level__leaves_the_given_share_of_free_rows_alone():
+def test_reactive_level_keeps_the_given_share_of_artifact_free_rows():
     sae = random_sae(8, 12, threshold=0.2)
     free = torch.randn(4000, 8, generator=torch.Generator().manual_seed(3))
     plain = LatentSuppressor(sae, [2, 7, 11])
@@ -143,7 +143,7 @@ def test_positions__only_those_tokens_change(positions, n_prefix, edited):
     assert torch.equal(out.x[:, edited], everywhere.x[:, edited])
     assert torch.equal(out.fired[:, edited], everywhere.fired[:, edited])
     assert not out.fired[:, others].any() and out.fired.any()
-    # The codes are said for all tokens; a call may name other positions.
+    # Codes are returned for all tokens; a call may select other positions.
     assert torch.equal(out.z, everywhere.z)
     assert torch.equal(module(x, positions="all"), everywhere.x)
 
@@ -178,7 +178,7 @@ def test_positions__of_a_gate_only_what_may_change_is_scored():
         (torch.ones(4, dtype=torch.bool), 1, (4, 5, 8), r"the shape \(4,\), x \(4, 5, 8\)"),
     ],
 )
-def test_positions__that_cannot_be(positions, n_prefix, shape, message):
+def test_positions_that_do_not_fit_are_refused(positions, n_prefix, shape, message):
     with pytest.raises(UserInputError, match=message):
         suppressor(random_sae(), positions=positions, n_prefix=n_prefix).apply_to(
             torch.randn(shape)
@@ -224,7 +224,7 @@ def test_identity__bit_for_bit_where_nothing_fires(x, mode, renormalise, topk, l
     np.testing.assert_array_equal(bits(rows), x.view(np.uint32))  # the input is not touched
 
 
-def test_all_of_a_row_taken_off__no_nan():
+def test_a_row_that_is_removed_completely_has_no_nan():
     sae = random_sae(4, 1, threshold=0.0)
     sae.b_enc.zero_(), sae.b_dec.zero_()
     sae.W_enc = sae.W_dec.T.contiguous()
@@ -252,7 +252,7 @@ def test_suppressor__state_dict_save_load_equal(tmp_path):
     assert torch.equal(one(x), other(x))
 
 
-def test_a_row_that_is_not_finite__comes_back_as_it_is_and_touches_no_other():
+def test_a_row_that_is_not_finite_stays_and_affects_no_other():
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     for sae in (SAES["threshold"](), SAES["topk"]()):
         module = suppressor(sae)
@@ -293,7 +293,7 @@ def test_forward__gradients_are_those_of_the_formula(mode, kind, renormalise):
     assert not module.apply_to(x).x.requires_grad
 
 
-def test_forward__the_gradient_of_a_row_taken_off_whole_is_finite():
+def test_the_gradient_of_a_row_that_is_removed_completely_is_finite():
     eye = torch.eye(2)
     sae = ThresholdSAE(eye, eye, torch.zeros(2), torch.zeros(2), torch.zeros(2))
     x = torch.tensor([[1.0, 2.0], [0.0, 0.0]], requires_grad=True)

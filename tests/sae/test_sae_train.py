@@ -18,25 +18,21 @@ from dermaudit.sae.training.recipe import SAERecipe
 from dermaudit.sae.training.sae_lens_model import build
 
 
-def test_fit__l0_on_the_calibration_rows_is_k(fitted, rows, recipe):
+def test_l0_on_the_calibration_rows_is_k(fitted, rows, recipe):
     sae, summary = fitted
     z = sae.encode(torch.from_numpy(rows["train"]))
     assert float((z > 0).sum(1).double().mean()) == pytest.approx(recipe.k, rel=0.02)
     assert summary["n_train"] == 2000
 
 
-def test_fit__reconstructs_held_out_rows(fitted, rows):
+def test_fitted_sae_reconstructs_held_out_rows(fitted, rows):
     measured = held_out(fitted[0], torch.from_numpy(rows["test"]))
     assert measured["fvu"] < 0.35 and measured["l0"] == pytest.approx(4.0, rel=0.15)
     # A dictionary that knows nothing of the rows does not get near.
     assert held_out(random_sae(24, 64), torch.from_numpy(rows["test"]))["fvu"] > 1
 
 
-def test_fit__decoder_rows_are_unit(fitted):
-    torch.testing.assert_close(fitted[0].W_dec.norm(dim=1), torch.ones(64), atol=1e-5, rtol=0)
-
-
-def test_fit__threshold_lies_in_a_gap(fitted, rows):
+def test_threshold_lies_in_a_gap(fitted, rows):
     sae, _ = fitted
     pre = sae.pre(torch.from_numpy(rows["train"]).float()).flatten()
     value = sae.threshold[0]
@@ -46,7 +42,7 @@ def test_fit__threshold_lies_in_a_gap(fitted, rows):
     assert float(value) == pytest.approx(float(above + below) / 2, rel=1e-4)
 
 
-def test_fit__same_seed_same_bytes(fitted, rows, recipe, tmp_path):
+def test_same_seed_gives_the_same_bytes(fitted, rows, recipe, tmp_path):
     again, summary = fit_sae(
         rows["train"], rows["val"], recipe, site="visual.pooled", model_name="toy", seed=3
     )
@@ -63,7 +59,7 @@ def test_fit__same_seed_same_bytes(fitted, rows, recipe, tmp_path):
     assert not torch.equal(one.W_enc, other.W_enc)
 
 
-def test_fit__early_stop_keeps_the_best(rows):
+def test_early_stopping_keeps_the_best_weights(rows):
     # Held-out rows of pure noise: what is learned makes them worse, and fitting ends before its time.
     noise = np.random.default_rng(0).normal(size=(300, 24)).astype(np.float32)
     recipe = SAERecipe(d_sae=48, k=4, samples=100_000, batch=256, checks=20, patience=2, lr=3e-3)
@@ -71,7 +67,7 @@ def test_fit__early_stop_keeps_the_best(rows):
     assert summary["steps"] < 390
 
 
-def test_fold__reconstruction_and_codes_are_the_same():
+def test_fold_keeps_reconstruction_and_codes():
     from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
     torch.manual_seed(0)
@@ -95,7 +91,7 @@ def test_fold__reconstruction_and_codes_are_the_same():
 @pytest.mark.parametrize(
     ("architecture", "kind"), [("relu_l1", "standard"), ("jumprelu", "jumprelu")]
 )
-def test_fold__of_a_penalty_is_what_was_trained(architecture, kind):
+def test_fold_keeps_the_trained_sae_of_a_penalty(architecture, kind):
     recipe = SAERecipe(architecture=architecture, d_sae=48, k=4)
     sae = build(recipe, torch.zeros(24), dtype=torch.float32, device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +112,7 @@ def test_fold__of_a_penalty_is_what_was_trained(architecture, kind):
 
 
 @pytest.mark.parametrize("k", [0.5, 3.0, 7.25])
-def test_calibrate__mean_l0_is_k(k):
+def test_calibration_gives_a_mean_l0_of_k(k):
     sae = random_sae(8, 30, threshold=0.0)
     x = torch.randn(5000, 8, generator=torch.Generator().manual_seed(0))
     value = calibrate(sae, x, k, torch.Generator().manual_seed(0))
@@ -127,13 +123,13 @@ def test_calibrate__mean_l0_is_k(k):
     assert ordered[target] <= value <= ordered[target - 1]
 
 
-def test_calibrate__k_above_what_ever_fires():
+def test_calibration_sets_thresholds_to_zero_if_k_is_not_reached():
     sae = random_sae(8, 4)
     calibrate(sae, torch.randn(100, 8), 4.0, torch.Generator().manual_seed(0))
     assert not sae.threshold.any()
 
 
-def test_calibrate__by_hand_a_shift_of_thresholds_that_differ():
+def test_calibration_shifts_different_thresholds_by_one_amount():
     eye = torch.eye(2)
     sae = ThresholdSAE(eye, eye, torch.zeros(2), torch.zeros(2), torch.tensor([0.0, 1.0]))
     # Margins p - t: 3, 1, .5 of the first latent; 4, 1.5, -.5 of the second (p > 0 all along).
@@ -152,7 +148,7 @@ def test_calibrate__by_hand_a_shift_of_thresholds_that_differ():
 
 
 @pytest.mark.parametrize("k", [1.0, 3.0, 6.0, 14.0])
-def test_calibrate__l0_is_k_with_thresholds_apart_and_order_kept(k):
+def test_calibration_keeps_the_order_of_thresholds(k):
     """Raised or lowered; in chunks, against a count over all margins at once."""
     sae = random_sae(8, 30)
     learned = torch.rand(30, generator=torch.Generator().manual_seed(2)) * 2
@@ -172,22 +168,7 @@ def test_calibrate__l0_is_k_with_thresholds_apart_and_order_kept(k):
 # ---- files
 
 
-def test_sae_lens__opens_it_and_gives_the_same_codes(fitted, rows, tmp_path):
-    from sae_lens import SAE
-
-    sae, _ = fitted
-    sae.save(tmp_path / "sae")
-    stock = SAE.load_from_disk(tmp_path / "sae")
-    assert stock.cfg.architecture() == "jumprelu"
-    x = torch.from_numpy(rows["test"])
-    far = (sae.pre(x) - sae.threshold).abs() > 1e-5  # away from the gate
-    ours, theirs = sae.encode(x), stock.encode(x).detach()
-    assert far.double().mean() > 0.999
-    torch.testing.assert_close(ours[far], theirs[far], atol=1e-5, rtol=0)
-    torch.testing.assert_close(sae.decode(ours), stock.decode(ours).detach(), atol=1e-5, rtol=0)
-
-
-def test_sae__save_load_equal(tmp_path):
+def test_saved_sae_loads_equal(tmp_path):
     sae = random_sae()
     sae.save(tmp_path)
     again = ThresholdSAE.load(tmp_path)
@@ -202,7 +183,7 @@ def rewrite(folder, **changes):
 
 
 @pytest.mark.parametrize("apply_b_dec", [True, False])
-def test_load__standard_of_sae_lens(tmp_path, apply_b_dec):
+def test_standard_sae_of_sae_lens_is_loaded(tmp_path, apply_b_dec):
     from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
     torch.manual_seed(0)
@@ -218,7 +199,7 @@ def test_load__standard_of_sae_lens(tmp_path, apply_b_dec):
     )
 
 
-def test_load__another_architecture(tmp_path):
+def test_other_architecture_is_refused_when_loaded(tmp_path):
     random_sae().save(tmp_path)
     rewrite(tmp_path, architecture="topk")
     with pytest.raises(ForeignArtifactError, match="is a 'topk' SAE") as refused:
@@ -226,14 +207,14 @@ def test_load__another_architecture(tmp_path):
     assert "threshold" in refused.value.hint
 
 
-def test_load__scaled_inputs_are_refused(tmp_path):
+def test_sae_with_scaled_inputs_is_refused(tmp_path):
     random_sae().save(tmp_path)
     rewrite(tmp_path, normalize_activations="layer_norm")
     with pytest.raises(ForeignArtifactError, match="layer_norm"):
         ThresholdSAE.load(tmp_path)
 
 
-def test_load__absent_cut_off_or_not_fitting(tmp_path):
+def test_missing_cut_off_or_mismatched_files_are_refused(tmp_path):
     with pytest.raises(UserInputError, match="there is no sparse autoencoder"):
         ThresholdSAE.load(tmp_path)
     random_sae().save(tmp_path)
@@ -256,30 +237,9 @@ def test_load__absent_cut_off_or_not_fitting(tmp_path):
 # ---- metrics and widths
 
 
-def test_metrics__equal_a_dense_hand_computation():
-    sae = random_sae(8, 12, threshold=2.0)
-    x = torch.randn(9000, 8, generator=torch.Generator().manual_seed(1))  # more than one chunk
-    p = (x.numpy() - sae.b_dec.numpy()) @ sae.W_enc.numpy() + sae.b_enc.numpy()
-    z = np.where(p > 2.0, p, 0.0)
-    x_hat = z @ sae.W_dec.numpy() + sae.b_dec.numpy()
-    x64 = x.numpy().astype(np.float64)
-    expected = ((x64 - x_hat) ** 2).sum() / ((x64 - x64.mean(0)) ** 2).sum()
-    found = held_out(sae, x)
-    assert found["fvu"] == pytest.approx(expected, rel=1e-5)
-    assert found["l0"] == pytest.approx((z > 0).sum(1).mean(), rel=1e-5)
-    assert found["dead"] == pytest.approx((~(z > 0).any(0)).mean())
-    assert found["dense"] == pytest.approx(((z > 0).mean(0) > 0.1).mean())
-
-
-def test_metrics__a_latent_that_never_fires_is_dead():
-    sae = random_sae()
-    sae.threshold[3] = 1e6
-    assert held_out(sae, torch.randn(500, 8))["dead"] >= 1 / 12
-
-
 @pytest.mark.parametrize("tokens", [1, 64])
 @pytest.mark.parametrize("n_train", [70, 700, 1500, 3000, 20_000])
-def test_site_recipe__as_wide_as_the_rows_allow(tokens, n_train):
+def test_site_recipe_is_as_wide_as_the_rows_allow(tokens, n_train):
     widest = site_recipe(tokens, 10**7, {}).d_sae
     recipe = site_recipe(tokens, n_train, {})
     rows = n_train * tokens
@@ -288,7 +248,7 @@ def test_site_recipe__as_wide_as_the_rows_allow(tokens, n_train):
     assert recipe.k < recipe.d_sae
 
 
-def test_site_recipe__set_by_hand_is_kept():
+def test_site_recipe_keeps_given_settings():
     assert site_recipe(1, 700, {"d_sae": 300}).d_sae == 300
     changed = site_recipe(1, 10_000, {"k": 3.0, "samples": None})
     assert changed.k == 3.0 and changed.samples == site_recipe(1, 10_000, {}).samples

@@ -29,7 +29,7 @@ def f1_of(says: np.ndarray, truth: np.ndarray) -> float:
 
 @given(st.integers(0, 10_000), st.integers(4, 30))
 @settings(max_examples=30, deadline=None)
-def test_best_f1__is_the_best_of_all_thresholds(seed, n):
+def test_best_f1_is_the_best_of_all_thresholds(seed, n):
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 5, (n, 4)).astype(float)  # ties, and latents that never fire
     codes[:, 3] = 0.0
@@ -44,7 +44,7 @@ def test_best_f1__is_the_best_of_all_thresholds(seed, n):
     assert (threshold > 0).all()
 
 
-def test_correlations__are_those_of_numpy():
+def test_correlations_equal_numpy():
     rng = np.random.default_rng(0)
     codes = rng.random((60, 5)) * (rng.random((60, 5)) < 0.4)
     codes[:, 4] = 0
@@ -59,7 +59,7 @@ def test_correlations__are_those_of_numpy():
     assert (found[:, 4] == 0).all()
 
 
-def test_halves__groups_stay_whole_and_truth_is_shuffled_within_them():
+def test_halves_keep_groups_whole_and_shuffle_within():
     groups = np.arange(300) // 5
     choose = halves(groups)
     assert (choose.reshape(60, 5) == choose[::5, None]).all() and 100 <= choose.sum() <= 200
@@ -75,7 +75,7 @@ def exact(n: int = 1200, **options):
     return data, csr_matrix(data.factors)
 
 
-def test_perfect_codes__score_one():
+def test_perfect_codes_score_one():
     data, codes = exact()
     report = truth_report(
         codes,
@@ -92,7 +92,7 @@ def test_perfect_codes__score_one():
     assert row["latents"] == [3, 3] == row["one_to_one_latents"] and row["auroc"] == 1.0
 
 
-def test_nothing_known__is_at_its_control():
+def test_random_codes_are_at_their_control():
     data, _ = exact()
     rng = np.random.default_rng(0)
     codes = csr_matrix(rng.random((1200, 80)) * (rng.random((1200, 80)) < 0.15))
@@ -102,7 +102,7 @@ def test_nothing_known__is_at_its_control():
     assert report["mcc"]["value"] < 0.15
 
 
-def test_choice_is_not_scored_on_its_rows():
+def test_choices_are_not_scored_on_their_own_rows():
     # Latents fire on random rows; chosen on the very same rows the best of 400 looks far better.
     rng = np.random.default_rng(1)
     codes = csr_matrix((rng.random((200, 400)) < 0.1).astype(float))
@@ -111,7 +111,7 @@ def test_choice_is_not_scored_on_its_rows():
     assert report["matched_f1"]["value"] < best_f1(codes, truth)[0].max(1).mean() - 0.1
 
 
-def test_splitting__a_factor_in_two_latents():
+def test_splitting_counts_the_latents_of_a_factor():
     data, codes = exact()
     dense = codes.toarray()
     fires = np.random.default_rng(0).random(1200) < 0.5
@@ -123,7 +123,7 @@ def test_splitting__a_factor_in_two_latents():
     assert report["per_factor"]["f0"]["f1"] == pytest.approx(2 / 3, abs=0.1)
 
 
-def test_one_to_one__a_latent_serves_one_factor_alone():
+def test_one_to_one_gives_a_latent_to_one_factor():
     data, codes = exact()
     dense = codes.toarray()
     dense[:, 0] = dense[:, 1] = dense[:, 0] + dense[:, 1]  # 0 and 1 are one latent, twice
@@ -137,7 +137,7 @@ def test_one_to_one__a_latent_serves_one_factor_alone():
     assert report["distinct"]["value"] == pytest.approx(11 / 12, abs=1e-6)
 
 
-def test_absorption__the_parent_is_silent_where_the_child_speaks():
+def test_absorption_counts_silent_parents_of_active_children():
     data, codes = exact(4000, children=2)
     dense = codes.toarray()
     hierarchy = data.hierarchy
@@ -163,7 +163,7 @@ def test_absorption__the_parent_is_silent_where_the_child_speaks():
     ]
 
 
-def test_implied_pairs__a_child_never_without_its_parent_and_no_accident():
+def test_implied_pairs_need_more_than_an_accident():
     rng = np.random.default_rng(0)
     parent = (rng.random(600) < 0.4).astype(float)
     child = parent * (rng.random(600) < 0.3)
@@ -183,7 +183,7 @@ def test_implied_pairs__a_child_never_without_its_parent_and_no_accident():
     assert implied_pairs(broken) == [(0, 1)]
 
 
-def test_intervals__bootstrap_the_very_figure():
+def test_intervals_are_of_the_same_figure():
     """Each figure's interval holds it, and the draws are those of an independent computation."""
     data, codes = exact(600, children=2)
     noisy = codes.toarray() + (np.random.default_rng(1).random(codes.shape) < 0.05)
@@ -209,7 +209,7 @@ def test_intervals__bootstrap_the_very_figure():
         assert report["per_factor"][name]["correlation"] == pytest.approx(np.mean(both), abs=1e-5)
 
 
-def test_rare_factors__are_left_out_by_name_and_unknown_is_not_absent():
+def test_rare_factors_are_left_out_and_unknown_is_not_absent():
     data, codes = exact()
     truth = data.factors.copy()
     truth[5:, 4] = np.minimum(truth[5:, 4], 0.0)
@@ -248,7 +248,7 @@ def one_to_one(found):
     return {name: report["one_to_one_f1"]["value"] for name, report in found.items()}
 
 
-def test_floors__ica_is_one_only_where_factors_outnumber_dimensions():
+def test_ica_finds_factors_only_if_they_are_fewer_than_dimensions():
     few = {"d": 16, "factors": 12, "active": 2.0, "noise": 0.02}
     f1 = one_to_one(ladder(synthetic_rows(1000, seed=1, **few), synthetic_rows(1500, **few), 32))
     assert f1["oracle"] > 0.95 and f1["ica"] > 0.95 and f1["SAE"] == 0.0, f1
@@ -267,7 +267,7 @@ def test_floors__ica_is_one_only_where_factors_outnumber_dimensions():
     assert f1["ica"] < 0.8, f1
 
 
-def test_ladder__a_fitted_sae_stands_between():
+def test_fitted_sae_is_between_baselines_and_oracle():
     from dermaudit.sae import fit_sae
     from dermaudit.sae.training.loop import SAERecipe
 
@@ -281,7 +281,7 @@ def test_ladder__a_fitted_sae_stands_between():
     assert 0.8 * f1["oracle"] < f1["SAE"] < f1["oracle"] + 0.02, f1
 
 
-def test_probes__are_a_ceiling_and_leave_rare_factors_empty():
+def test_probes_are_an_upper_bound_and_leave_rare_factors_empty():
     train, test = (synthetic_rows(400, d=16, factors=4, active=1.0, seed=s) for s in (0, 1))
     truth = (train.factors > 0).astype(float)
     truth[:, 3] = np.nan

@@ -18,7 +18,7 @@ LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
 
 
 @pytest.mark.slow
-def test_two_processes__are_one(run_python, tmp_path):
+def test_two_processes_give_the_result_of_one(run_python, tmp_path):
     two = run_python(*LAUNCH, "tests/sae/fit_world.py", tmp_path, "float64", timeout=600)
     assert two.rc == 0, two.stderr[-3000:]
     for kind in fit_world.KINDS:
@@ -67,7 +67,7 @@ def test_two_processes__are_one(run_python, tmp_path):
             torch.testing.assert_close(dense, want.view_as(pre), msg=f"{module} {name}")
 
 
-def test_batch__that_processes_cannot_share():
+def test_batch_that_processes_cannot_divide_is_refused():
     with pytest.raises(
         UserInputError, match="a batch of 64 cannot be shared equally by 3 processes"
     ):
@@ -75,7 +75,7 @@ def test_batch__that_processes_cannot_share():
 
 
 @pytest.mark.slow
-def test_verb__under_torchrun_writes_one_run(run_python, main, tmp_path):
+def test_fit_under_torchrun_writes_one_run(run_python, main, tmp_path):
     """Killed and gone on with; the same figures as one process but for float32; done once."""
     run = write_run(tmp_path / "run").path
     flags = ["--d-sae", "16", "--k", "3", "--samples", "10000", "--set", "batch=128"]
@@ -87,7 +87,7 @@ def test_verb__under_torchrun_writes_one_run(run_python, main, tmp_path):
     assert alone.rc == 2 and "processes was 2, is 1" in alone.json()["error"]["message"]
     done = run_python(*verb, timeout=600)
     assert done.rc == 0, done.stderr[-3000:]
-    assert done.stderr.count("going on after step") == 1  # one process speaks for both
+    assert done.stderr.count("continuing after step") == 1  # one process speaks for both
     two = json.loads((run / "sae" / POOLED / "metrics.json").read_text())
     assert json.loads((run / "run.json").read_text())["stages"].keys() == {
         "images",

@@ -76,7 +76,8 @@ def name_latents(
 
 def _named_under_permutation(shuffled: np.ndarray, alive: np.ndarray) -> int:
     """Return how many latents the same rule names for permuted activations: the first permutation is
-    used as the data, the others as its null distribution."""
+    used as the data, the others as its null distribution.
+    """
     p = (1 + (shuffled[1:] >= shuffled[0]).sum(0)) / len(shuffled)
     return int((benjamini_hochberg(p[alive]) <= ALPHA).sum()) if alive.any() else 0
 

@@ -43,7 +43,9 @@ class Namer(Protocol):
         vocabulary: Vocabulary,
         *,
         seed: int = 0,
-    ) -> Names: ...
+    ) -> Names:
+        """Return the names of one site."""
+        ...
 
 
 @dataclass(frozen=True)

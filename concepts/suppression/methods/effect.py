@@ -36,7 +36,8 @@ def rank_latents(
 ) -> list[tuple[int, dict[str, float]]]:
     """Candidates for a concept, best first: latents whose codes (n, d_sae) rank its images (a: 0/1)
     clearly above prevalence, by the effect |(E[z|a=1] − E[z|a=0]) · (w·W_dec)| on the head (SHIFT,
-    arXiv 2403.19647, as in SAEBench). direction (d,) is d logit / d x."""
+    arXiv 2403.19647, as in SAEBench). direction (d,) is d logit / d x.
+    """
     prevalence = float(a.mean())
     ap = auprc_table(codes, a[:, None].astype(float))[0]
     gap = codes[a == 1].mean(0) - codes[a == 0].mean(0)
@@ -55,7 +56,8 @@ def choose_by_effect(
 ) -> ChosenLatents:
     """S on the rows of choice: latents are added while they lift the score, the best one first, from
     nothing and from the best prefix of the ranking (siblings may help only together); the better of
-    the two ways. EvidenceError when nothing helps."""
+    the two ways. EvidenceError when nothing helps.
+    """
     rows = trap.choose
     ranked = rank_latents(codes[rows], trap.a[rows], head.direction()[1] * 2, editor.sae)
     if not ranked:
@@ -107,7 +109,8 @@ def _choice_score(
     rows: np.ndarray,
 ) -> float:
     """Mean over label of the worse of its two groups (less noisy than the minimum of four small
-    cells), at the operating point of these rows; AUROC of images without the artifact may not fall."""
+    cells), at the operating point of these rows; AUROC of images without the artifact may not fall.
+    """
     y, a, weight = trap.y[rows], trap.a[rows], trap.weights(rows)
     score = probe_score(head, editor.rows(latents, x))
     clean = a == 0

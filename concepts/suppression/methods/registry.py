@@ -1,5 +1,6 @@
 """The extension point for methods that choose the latents of a concept: a file of this folder that
-defines `METHOD` adds one (`dermaudit recipe make --method`)."""
+defines `METHOD` adds one (`dermaudit recipe make --method`).
+"""
 
 from __future__ import annotations
 

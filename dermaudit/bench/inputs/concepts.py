@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dermaudit.data import Manifest
+from dermaudit.data.captions.concept_words import is_word_list
 from dermaudit.errors import UserInputError
 from dermaudit.files import read_json
 from dermaudit.stats.intervals import MIN_CELL
@@ -52,18 +53,14 @@ def read_terms(path: Path) -> dict[str, tuple[str, ...]]:
     """Return {concept: terms} of a ConceptTerms.json. Errors: UserInputError naming the concept."""
     if not path.is_file():
         raise UserInputError(
-            f"--terms {path} " + ("is no file" if path.exists() else "does not exist"),
+            f"--terms {path} " + ("is not a file" if path.exists() else "does not exist"),
             f"{_FORM}; without --terms concepts are asked for by their names",
         )
     value = read_json(path, "terms")
     if not isinstance(value, dict) or not value:
         raise UserInputError(f"{path} holds no concepts", _FORM)
     for name, terms in value.items():
-        if (
-            not isinstance(terms, list)
-            or not terms
-            or not all(isinstance(term, str) and term.strip() for term in terms)
-        ):
+        if not is_word_list(terms):
             raise UserInputError(
                 f"{path}: '{name}' needs a list of terms", f'write "{name}": ["{name}"]'
             )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dermaudit.data.captions.concept_words import is_word_list
 from dermaudit.errors import UserInputError, closest
 from dermaudit.towers.prompts import TEMPLATES as OWN_TEMPLATES
 from dermaudit.towers.prompts import ham_classes
@@ -70,7 +71,7 @@ def load_templates(name: str) -> list[str]:
         except json.JSONDecodeError as error:
             raise UserInputError(f"{path} is not valid JSON ({error})") from error
         if not isinstance(lines, list):
-            raise UserInputError(f"{path} is no list", 'write ["dermoscopy of {}", …]')
+            raise UserInputError(f"{path} is not a list", 'write ["dermoscopy of {}", …]')
     else:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
@@ -180,11 +181,7 @@ def _read_classes(path: Path, sets: dict[str, Classes]) -> Classes:
     classes: Classes = {}
     for code, names in value.items():
         names = [names] if isinstance(names, str) else names
-        if (
-            not isinstance(names, list)
-            or not names
-            or not all(isinstance(n, str) and n.strip() for n in names)
-        ):
+        if not is_word_list(names):
             raise UserInputError(
                 f"{path}: class '{code}' needs a list of names", f'write {code} = ["its name"]'
             )

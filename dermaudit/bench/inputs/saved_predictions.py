@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
-    """One file; `classes` are the names in the order of its columns, numbers where None."""
+    """Read one file; `classes` are the names in the order of its columns, None for numbers."""
     table, first_line = read_table(path)
     names = table.column_names
     if not table.num_rows:
@@ -123,7 +123,35 @@ def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
     def at(row: int) -> str:
         return f"{path}, " + (f"row {row}" if first_line is None else f"line {row + first_line}")
 
-    probs = np.stack([_numbers(table, name, at) for name in probability], axis=1)
+    probs = _probabilities(table, probability, at)
+    labels = {name: _labels(table, name, classes, at) for name in ("true_label", "predicted_label")}
+    images = [str(v) for v in table.column("image_path").to_pylist()]
+    seen: dict[str, int] = {}
+    for row, image in enumerate(images):
+        if image in seen:
+            raise UserInputError(
+                f"{at(row)}: {image} occurs twice, first at {at(seen[image]).rpartition(', ')[2]}",
+                "keep one row an image",
+            )
+        seen[image] = row
+    stated = table.column("group").to_pylist() if "group" in names else [None] * len(images)
+    # An image without a group is its own group; the prefix avoids equal names of real groups.
+    groups = [str(g) if g is not None else f"image:{images[i]}" for i, g in enumerate(stated)]
+    return Predictions(
+        images,
+        labels["true_label"],
+        labels["predicted_label"],
+        probs,
+        classes,
+        groups,
+        any(g is not None for g in stated),
+        path,
+    )
+
+
+def _probabilities(table: Any, columns: list[str], at: Callable[[int], str]) -> np.ndarray:
+    """Return the probabilities (n, classes). Errors: UserInputError for rows that are no softmax."""
+    probs = np.stack([_numbers(table, name, at) for name in columns], axis=1)
     outside = np.flatnonzero(((probs < -1e-6) | (probs > 1 + 1e-6)).any(1))
     if len(outside):
         raise UserInputError(
@@ -137,29 +165,7 @@ def read_file(path: Path, classes: list[str] | None = None) -> Predictions:
             f"({len(wrong)} of {len(total)} rows)",
             "write the softmax over all classes",
         )
-    labels = {name: _labels(table, name, classes, at) for name in ("true_label", "predicted_label")}
-    images = [str(v) for v in table.column("image_path").to_pylist()]
-    seen: dict[str, int] = {}
-    for row, image in enumerate(images):
-        if image in seen:
-            raise UserInputError(
-                f"{at(row)}: {image} occurs twice, first at {at(seen[image]).rpartition(', ')[2]}",
-                "keep one row an image",
-            )
-        seen[image] = row
-    stated = table.column("group").to_pylist() if "group" in names else [None] * len(images)
-    # An image of no known group is its own; the mark keeps it from meeting a group of that name.
-    groups = [str(g) if g is not None else f"image:{images[i]}" for i, g in enumerate(stated)]
-    return Predictions(
-        images,
-        labels["true_label"],
-        labels["predicted_label"],
-        probs,
-        classes,
-        groups,
-        any(g is not None for g in stated),
-        path,
-    )
+    return probs
 
 
 def _probability_columns(path: Path, names: list[str]) -> list[str]:
@@ -179,7 +185,7 @@ def _probability_columns(path: Path, names: list[str]) -> list[str]:
     return [f"probability_class_{number}" for number in numbers]
 
 
-def _numbers(table: Any, name: str, at: Any) -> np.ndarray:
+def _numbers(table: Any, name: str, at: Callable[[int], str]) -> np.ndarray:
     values = np.empty(table.num_rows)
     for row, value in enumerate(table.column(name).to_pylist()):
         try:
@@ -191,7 +197,7 @@ def _numbers(table: Any, name: str, at: Any) -> np.ndarray:
     return values
 
 
-def _labels(table: Any, name: str, classes: list[str], at: Any) -> np.ndarray:
+def _labels(table: Any, name: str, classes: list[str], at: Callable[[int], str]) -> np.ndarray:
     values = np.empty(table.num_rows, dtype=int)
     for row, value in enumerate(table.column(name).to_pylist()):
         try:

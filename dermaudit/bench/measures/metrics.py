@@ -30,7 +30,7 @@ METRICS = (
     "specificity",
     "auroc",
 )
-#: what models are compared by: one of each kind, so that Holm's correction stays affordable.
+#: what models are compared by: one of each kind, to keep Holm's correction small.
 TESTED = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "specificity", "auroc")
 

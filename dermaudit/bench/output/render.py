@@ -41,7 +41,7 @@ class Sheet:
     records: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # JSON and Parquet say null where a figure is undefined, not nan.
+        # Undefined figures are null in JSON and Parquet, not nan.
         self.records = [{key: _null(value) for key, value in r.items()} for r in self.records]
 
 

@@ -70,7 +70,7 @@ def subcaptions(
     vocabulary: Annotated[
         Path | None,
         typer.Option(
-            help="words in place of the toolkit's own: JSON {concept: [terms]}, or a term a line"
+            help="other words than those of the toolkit: JSON {concept: [terms]}, or a term a line"
         ),
     ] = None,
     max: Annotated[int, typer.Option(help="sub-captions an image at most")] = 8,
@@ -80,29 +80,17 @@ def subcaptions(
     llm_cache: Annotated[
         Path | None, typer.Option(help="folder of its answers (default: <data set>.llm)")
     ] = None,
-    replace: Annotated[bool, typer.Option(help="make anew the views that are there")] = False,
+    replace: Annotated[bool, typer.Option(help="replace views that exist")] = False,
     link: Annotated[
         bool, typer.Option("--link/--copy", help="with --out: link or copy images")
     ] = True,
     force: Annotated[
         bool, typer.Option(help="write into DATA, or replace the data set in --out")
     ] = False,
-    dry_run: Annotated[bool, typer.Option(help="say what would be written, ask no model")] = False,
+    dry_run: Annotated[bool, typer.Option(help="show what would be written, ask no model")] = False,
 ) -> dict[str, Any]:
     """Write the texts that MAKE trains on: sub-captions, ontology and visual-concept captions."""
-    options = SubcaptionOptions(
-        data=data,
-        out=out,
-        ontology=ontology,
-        vocabulary=vocabulary,
-        max=max,
-        llm=llm,
-        llm_cache=llm_cache,
-        replace=replace,
-        link=link,
-        force=force,
-        dry_run=dry_run,
-    )
+    options = SubcaptionOptions(**locals())  # the fields are the flags
     options.check()
     return write_subcaptions(options)
 

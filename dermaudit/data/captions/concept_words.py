@@ -54,7 +54,7 @@ class ConceptWords:
             for term in terms:
                 self._of.setdefault(_words(term), concept)
         self._of.pop((), None)
-        self._longest: dict[str, int] = {}  # first word -> most words of a term that begins so
+        self._longest: dict[str, int] = {}  # first word -> number of words of the longest such term
         for words in self._of:
             self._longest[words[0]] = max(self._longest.get(words[0], 0), len(words))
 
@@ -127,11 +127,7 @@ def _from_json(text: str, path: Path) -> dict[str, list[str]]:
 
 def _checked(raw: dict[str, Any], path: Path) -> dict[str, list[str]]:
     for concept, terms in raw.items():
-        if (
-            not isinstance(terms, list)
-            or not terms
-            or not all(isinstance(term, str) and _words(term) for term in terms)
-        ):
+        if not is_word_list(terms) or not all(map(_words, terms)):
             raise UserInputError(
                 f"vocabulary {path}: the terms of '{concept}' are not a list of words",
                 'write {"scale": ["scale", "scaly"]}',
@@ -139,6 +135,15 @@ def _checked(raw: dict[str, Any], path: Path) -> dict[str, list[str]]:
     if not raw:
         raise UserInputError(f"vocabulary {path} has no term", "write one term a line")
     return {" ".join(concept.replace("_", " ").split()): terms for concept, terms in raw.items()}
+
+
+def is_word_list(value: Any) -> bool:
+    """Return whether a value from a file is a list of texts, none of them blank."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(word, str) and word.strip() for word in value)
+    )
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -37,40 +37,11 @@ _LONGEST_WAIT = 60.0  # seconds
 _ANSWER_BYTES = 1 << 20
 _GROUNDED = 0.7  # share of a sentence's words that the caption must have
 _GRAMMAR = {
-    "there",
-    "this",
-    "that",
-    "these",
-    "those",
-    "with",
-    "have",
-    "has",
-    "had",
-    "seen",
-    "shows",
-    "shown",
-    "show",
-    "image",
-    "photo",
-    "patient",
-    "skin",
-    "lesion",
-    "from",
-    "into",
-    "which",
-    "were",
-    "been",
-    "located",
-    "present",
-    "diagnosis",
-    "diagnosed",
-    "appears",
-    "visible",
-    "the",
-    "are",
-    "and",
-    "its",
-}
+    "there", "this", "that", "these", "those", "with", "have", "has", "had", "seen", "shows",
+    "shown", "show", "image", "photo", "patient", "skin", "lesion", "from", "into", "which",
+    "were", "been", "located", "present", "diagnosis", "diagnosed", "appears", "visible", "the",
+    "are", "and", "its",
+}  # fmt: skip
 _WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
 
 
@@ -81,7 +52,7 @@ class AnswerCounts:
     cached: int = 0
     asked: int = 0
     retried: int = 0
-    invalid: dict[str, int] = field(default_factory=dict)  # {why: answers of no use}
+    invalid: dict[str, int] = field(default_factory=dict)  # {reason: unusable answers}
 
 
 class Decomposer:
@@ -110,7 +81,7 @@ class Decomposer:
             )
         if not url.startswith(("http://", "https://")):
             raise UserInputError(
-                f"DERMAUDIT_LLM_URL is '{url}', which is no web address", "begin it with http://"
+                f"DERMAUDIT_LLM_URL is '{url}', which is not a web address", "begin it with http://"
             )
         self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._key = key if key is not None else os.environ.get("DERMAUDIT_LLM_KEY", "")
@@ -158,7 +129,7 @@ class Decomposer:
                 self._count("cached")
                 return kept["answer"]
         except (OSError, json.JSONDecodeError, KeyError, TypeError):
-            pass  # not there, or touched by somebody: asked again
+            pass  # missing or altered: asked again
         answer = self._ask(caption)
         write_json(file, {"asked": asked, "answer": answer})
         self._count("asked")
@@ -186,6 +157,7 @@ class Decomposer:
                 with self._opener.open(request, timeout=self.timeout) as response:
                     return _content(response.read(_ANSWER_BYTES))
             except urllib.error.HTTPError as error:
+                error.close()
                 last_error = f"HTTP {error.code} {error.reason}"
                 if error.code not in _RETRIED:
                     raise UserInputError(
@@ -224,7 +196,7 @@ def check_answer(answer: str, caption: str, most: int) -> list[str]:
     or when a sentence has words or numbers that the caption lacks.
     """
     text = answer.strip()
-    if text.startswith("```"):  # many models cannot help it
+    if text.startswith("```"):  # many models add a code fence
         text = text.strip("`").removeprefix("json").strip()
     try:
         found = json.loads(text)

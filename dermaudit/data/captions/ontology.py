@@ -46,7 +46,7 @@ class Ontology:
         self.depth: list[int] = []
         for above in self.parent:
             self.depth.append(1 if above is None else self.depth[above] + 1)
-        # A node that bears the name itself comes before one that has it as a synonym, and both
+        # A node with this first name comes before one that has it as a synonym, and both come
         # before the whole text of a key ("chronic dermatitis, nos").
         self._places: dict[str, list[int]] = {}
         for bearers in (

@@ -13,7 +13,8 @@ from .options import DedupOptions
 def dedup(
     a: Annotated[Path, typer.Argument(help="a data set, or a folder of shards")],
     b: Annotated[
-        Path | None, typer.Argument(help="the set looked for in A; without it: within A")
+        Path | None,
+        typer.Argument(help="the set to find in A; without it, A is compared with itself"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder for the pairs: parquet, csv, json")
@@ -21,12 +22,12 @@ def dedup(
     model: Annotated[str, typer.Option(help="the model that embeds")] = "dermoscopy-small",
     by: Annotated[str, typer.Option(help="both, hash, cosine")] = "both",
     threshold: Annotated[
-        float | None, typer.Option(help="least cosine of a pair; calibrated on A without it")
+        float | None, typer.Option(help="smallest cosine of a pair; calibrated on A if absent")
     ] = None,
     false_share: Annotated[
         float, typer.Option(help="share of unrelated images that may pass the threshold")
     ] = 0.01,
-    bits: Annotated[int, typer.Option(help="most bits of 256 in which two hashes differ")] = 24,
+    bits: Annotated[int, typer.Option(help="largest number of bits (of 256) that differ")] = 24,
     turned: Annotated[
         bool, typer.Option(help="hash B mirrored and rotated too (8 hashes an image)")
     ] = True,
@@ -45,32 +46,13 @@ def dedup(
     threads: Annotated[int, typer.Option(help="images decoded at once, threads of the model")] = 1,
     device: Annotated[str, typer.Option(help="where the model computes")] = "cpu",
     skip_lost: Annotated[
-        bool, typer.Option("--skip-lost", help="go on without shards that are missing or cut off")
+        bool,
+        typer.Option("--skip-lost", help="continue without shards that are missing or cut off"),
     ] = False,
     force: Annotated[bool, typer.Option(help="replace the pairs in --out")] = False,
 ) -> dict[str, Any]:
     """Find pictures that are in both sets (or twice in one): what training may have seen of a test."""
-    options = DedupOptions(
-        a=a,
-        b=b,
-        out=out,
-        model=model,
-        by=by,
-        threshold=threshold,
-        false_share=false_share,
-        bits=bits,
-        turned=turned,
-        embeddings_a=embeddings_a,
-        embeddings_b=embeddings_b,
-        ids_a=ids_a,
-        ids_b=ids_b,
-        html=html,
-        html_max=html_max,
-        threads=threads,
-        device=device,
-        skip_lost=skip_lost,
-        force=force,
-    )
+    options = DedupOptions(**locals())  # the fields are the flags
     options.check()
     from .output import print_summary, rows_of, summary, write
     from .search import find_duplicates

@@ -26,9 +26,9 @@ from .hashes import MAX_DISTANCE, nearest_hash
 
 #: rows of a tile of the product: its 16 MB stay in the cache, and one core keeps its full rate.
 _QUERY, _BASE = 1024, 4096
-#: images whose top-1 among unrelated ones is looked up; enough for a quantile of .999.
+#: images whose top-1 among unrelated images is computed; enough for a quantile of .999.
 N_NULL = 5000
-#: this many unrelated images must be expected above the threshold, or it is only noise.
+#: this many unrelated images must be expected above the threshold for it to be estimated.
 _MIN_ABOVE = 5
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
@@ -207,7 +207,7 @@ def find_pairs(
                 rows_b,
                 cosine,
                 bits,
-                # Rounded differently here than in the tile: the last bit must not decide again.
+                # Rounded differently here than in the tile: the last bit must not decide.
                 cosine >= threshold - 1e-6,
                 (bits >= 0) & (bits <= max_bits),
             )

@@ -112,7 +112,7 @@ def nearest_hash(
             q = np.repeat(np.arange(rows.start, rows.stop), n[rows])
             step = np.arange(len(q)) - np.repeat(np.cumsum(n[rows]) - n[rows], n[rows])
             b = order[np.repeat(start[rows], n[rows]) + step]
-            # A quarter of the bits first: it rules out nearly all of what shares but a band.
+            # A quarter of the bits first: it excludes nearly all pairs that share only a band.
             likely = np.bitwise_count(query_word[q] ^ base_word[b]) <= max_distance
             q, b = q[likely], b[likely]
             bits = np.bitwise_count(query[q] ^ distinct[b]).sum(axis=1, dtype=np.int64)

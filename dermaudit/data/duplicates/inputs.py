@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dermaudit.console import say, track
 from dermaudit.errors import UserInputError
 
 from ..images.decode import BadImage, Mode, no_readable_image, read_image
+from ..images.parallel import map_images
 from ..manifest.manifest import Manifest
 from ..manifest.missing_path import missing
 from ..manifest.tables import SHARDS_FILE
@@ -28,7 +28,7 @@ _BATCH = 64
 
 
 @dataclass(frozen=True)
-class ImageSource:
+class ReadableImages:
     """A data set at `path`: its manifest, and `read(row, size, mode)`, which decodes one image."""
 
     path: Path
@@ -37,10 +37,10 @@ class ImageSource:
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ComparedImages:
     """The `rows` of `images` that are compared with their features; `skipped` [(row, image, reason)]."""
 
-    images: ImageSource
+    images: ReadableImages
     rows: np.ndarray
     features: Features
     skipped: list[tuple[int, str, str]]
@@ -50,12 +50,12 @@ class ImageSet:
         values = self.images.manifest.column(name)
         return [None] * len(self.rows) if values is None else [values[i] for i in self.rows]
 
-    def without_embeddings(self) -> ImageSet:
+    def without_embeddings(self) -> ComparedImages:
         """Return the set with its hashes only."""
         return replace(self, features=self.features._replace(embeddings=None))
 
 
-def open_images(path: Path, *, skip_lost: bool = False) -> ImageSource:
+def open_images(path: Path, *, skip_lost: bool = False) -> ReadableImages:
     """Open a data set or a folder of shards.
 
     With `skip_lost`, shards that are missing or cut off are reported and left out.
@@ -64,20 +64,22 @@ def open_images(path: Path, *, skip_lost: bool = False) -> ImageSource:
         shards = Shards.load(path, strict=not skip_lost)
         for one in shards.lost:
             say(f"  {path / one['file']}: {one['reason']}; its {one['n']} images are left out")
-        return ImageSource(path, shards.manifest, shards.decode)
+        return ReadableImages(path, shards.manifest, shards.decode)
     manifest = Manifest.load(path)
     paths = manifest.paths()
-    return ImageSource(path, manifest, lambda row, size, mode: read_image(paths[row], size, mode))
+    return ReadableImages(
+        path, manifest, lambda row, size, mode: read_image(paths[row], size, mode)
+    )
 
 
 def read_images(
-    images: ImageSource,
+    images: ReadableImages,
     options: DedupOptions,
     tower: Any,
     given: GivenEmbeddings | None,
     *,
     turned: bool,
-) -> ImageSet:
+) -> ComparedImages:
     """Compute the features that are compared.
 
     Hashes of the images, with `turned` also of each mirrored and rotated; embeddings by `tower` (a
@@ -90,11 +92,12 @@ def read_images(
         array = load_embeddings(given.file)
         rows = _rows_of(manifest, array, given)
     if not options.use_hash and tower is None:
-        return ImageSet(images, rows, Features(array), [])
+        return ComparedImages(images, rows, Features(array), [])
     side = max(_SIDE, tower.image_size if tower is not None else 0)
-    decoded = track(
-        _decoded(images, rows, side, options.threads), f"reading {manifest.path}", total=len(rows)
+    pixels_of = map_images(
+        lambda row: images.read(row, side, "squash"), rows.tolist(), options.threads
     )
+    decoded = track(pixels_of, f"reading {manifest.path}", total=len(rows))
     collected = _Collected(tower, options.use_hash, turned)
     for position, pixels in enumerate(decoded):
         collected.add(position, pixels)
@@ -103,7 +106,7 @@ def read_images(
     skipped = [(int(rows[at]), names[rows[at]], reason) for at, reason in collected.failed]
     kept = collected.kept
     if not kept:
-        raise no_readable_image(len(rows), images.path, *skipped[0][1:])
+        raise no_readable_image(len(rows), images.path, *(skipped[0][1:] if skipped else ()))
     if skipped:
         say(
             f"  {images.path}: {len(skipped)} images skipped, the first: {skipped[0][1]}: {skipped[0][2]}"
@@ -114,7 +117,7 @@ def read_images(
     features = Features(embeddings)
     if hashes is not None:
         features = Features(embeddings, hashes[:, 0].copy(), hashes[:, 1:] if turned else None)
-    return ImageSet(images, rows[kept], features, skipped)
+    return ComparedImages(images, rows[kept], features, skipped)
 
 
 class _Collected:
@@ -160,20 +163,6 @@ class _Collected:
         self._batch = []
 
 
-def _decoded(
-    images: ImageSource, rows: np.ndarray, side: int, threads: int
-) -> Iterator[np.ndarray | BadImage]:
-    def one(row: int) -> np.ndarray | BadImage:
-        try:
-            return images.read(int(row), side, "squash")
-        except BadImage as error:
-            return error
-
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        for start in range(0, len(rows), _BATCH):
-            yield from pool.map(one, rows[start : start + _BATCH])
-
-
 def load_embeddings(path: Path) -> np.ndarray:
     """Return (n, d) floats from .npy (memory-mapped) or .safetensors (`embeddings`, or its only tensor).
 
@@ -213,8 +202,8 @@ def _one_tensor(path: Path) -> np.ndarray:
 
 
 def embedded_rows(
-    images_a: ImageSource,
-    images_b: ImageSource | None,
+    images_a: ReadableImages,
+    images_b: ReadableImages | None,
     given_a: GivenEmbeddings,
     given_b: GivenEmbeddings | None,
 ) -> np.ndarray:

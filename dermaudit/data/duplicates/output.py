@@ -17,7 +17,7 @@ from dermaudit.files import write_json, write_parquet, write_text
 
 from ..images.decode import BadImage
 from .embeddings import share
-from .inputs import ImageSet
+from .inputs import ComparedImages
 from .options import DedupOptions
 from .page import SIDE, write_page
 from .search import Duplicates
@@ -154,7 +154,7 @@ def _page_rows(
         yield _thumbnail(found.a, row["a_row"]), _thumbnail(found.b, row["b_row"]), facts
 
 
-def _thumbnail(side: ImageSet, row: int) -> np.ndarray | None:
+def _thumbnail(side: ComparedImages, row: int) -> np.ndarray | None:
     try:
         return side.images.read(row, SIDE, "pad")
     except BadImage:

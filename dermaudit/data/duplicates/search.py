@@ -13,7 +13,7 @@ from dermaudit.console import say
 from dermaudit.errors import EvidenceError
 
 from .embeddings import Calibration, Pairs, calibrate, find_pairs, require_evidence
-from .inputs import ImageSet, embedded_rows, open_images, read_images
+from .inputs import ComparedImages, embedded_rows, open_images, read_images
 from .options import DedupOptions
 
 
@@ -24,8 +24,8 @@ class Duplicates:
     `threshold` is None when the cosine was not used, and `refusal` says why if it was asked for.
     """
 
-    a: ImageSet
-    b: ImageSet
+    a: ComparedImages
+    b: ComparedImages
     pairs: Pairs
     threshold: float | None
     calibration: Calibration | None
@@ -72,7 +72,8 @@ def find_duplicates(options: DedupOptions) -> Duplicates:
             refusal, use_cosine = _report_hash_only(error, options.by), False
     if not use_cosine:
         threshold = None
-        a, b = (side.without_embeddings() for side in (a, b))
+        a = a.without_embeddings()
+        b = a if options.within else b.without_embeddings()
     pairs = find_pairs(
         a.features,
         None if options.within else b.features,
@@ -100,5 +101,5 @@ def _load_tower(options: DedupOptions) -> Any:
     return load_model(options.model, options.device)
 
 
-def _group_codes(side: ImageSet) -> np.ndarray:
+def _group_codes(side: ComparedImages) -> np.ndarray:
     return np.unique(np.asarray(side.column("group"), dtype=str), return_inverse=True)[1]

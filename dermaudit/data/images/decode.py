@@ -177,7 +177,7 @@ class _Opened:
         if self.data is not None:
             return len(self.data)
         status = self.path.stat()
-        # Opening a pipe or a device of that name would wait for ever.
+        # Opening a pipe or a device of that name would block forever.
         if not stat.S_ISREG(status.st_mode):
             raise BadImage("not a file", self.path)
         return status.st_size

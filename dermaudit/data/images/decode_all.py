@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import numpy as np
 
 from dermaudit.console import say, track
@@ -13,9 +9,9 @@ from dermaudit.failpoints import hit
 
 from ..manifest.manifest import Manifest
 from .decode import DEFAULT_LIMITS, BadImage, ImageLimits, Mode, no_readable_image, read_image
+from .parallel import map_images
 
 SkippedImage = tuple[int, str, str]
-_AHEAD = 64  # images in flight with several threads: bounds memory, whatever the data set's size
 
 
 def decode_all(
@@ -38,7 +34,9 @@ def decode_all(
     kept: list[int] = []
     skipped: list[SkippedImage] = []
     names = manifest.column("image")
-    results = _each(manifest.paths(), size, mode, limits, threads)
+    results = map_images(
+        lambda path: read_image(path, size, mode, limits), manifest.paths(), threads
+    )
     for row, found in enumerate(track(results, what, total=manifest.n)):
         if isinstance(found, BadImage):
             if strict:
@@ -56,20 +54,3 @@ def decode_all(
             f"{skipped[0][1]}: {skipped[0][2]}"
         )
     return pixels[: len(kept)], np.array(kept, dtype=np.int64), skipped
-
-
-def _each(
-    paths: list[Path], size: int, mode: Mode, limits: ImageLimits, threads: int
-) -> Iterator[np.ndarray | BadImage]:
-    def one(path: Path) -> np.ndarray | BadImage:
-        try:
-            return read_image(path, size, mode, limits)
-        except BadImage as error:
-            return error
-
-    if threads <= 1:
-        yield from map(one, paths)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(paths), _AHEAD):
-            yield from pool.map(one, paths[start : start + _AHEAD])

@@ -18,7 +18,7 @@ from .registry import DatasetLayout as DatasetLayout
 from .registry import Layout as Layout
 from .registry import layouts
 
-_PROBED = 200  # rows of a table whose images are looked for
+_PROBED = 200  # rows of a table whose images are searched
 LAYOUTS = layouts()  # in the order in which they are tried
 # Layouts that are recognised by the columns of a table.
 FOREIGN = {
@@ -44,13 +44,13 @@ def detect(path: Path) -> str:
             f"{path} holds webdataset shards, not a manifest with image files",
             "training reads them; other commands take the data set they were made of",
         )
-    # By their columns, before `native` takes every table for its own.
+    # Tables are recognised by their columns first: `native` matches every table.
     tried = {"dermoscopy": dermoscopy, **FOREIGN, **LAYOUTS} if path.is_file() else LAYOUTS
     for name, layout in tried.items():
         if layout.matches(path):
             return name
     if path.is_dir():
-        # No image below it: perhaps its images are elsewhere, but the table says what it is.
+        # No image below it: its images may be elsewhere, but its table identifies the layout.
         tables = list(foreign_tables(path))
         if len(tables) > 1:
             raise _several(path, tables)

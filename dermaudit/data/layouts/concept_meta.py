@@ -12,37 +12,23 @@ from pathlib import Path
 
 from dermaudit.errors import UserInputError
 
-from ..manifest.tables import TRUTH_PREFIXES, RawTable, SkippedRow
+from ..manifest.tables import TRUTH_PREFIXES, RawTable
 from ..splits import SPLITS
-from .csv_rows import Column, CsvRows, header_of, one_file, raw_table, read_rows
-from .image_names import ImageNames
+from .csv_rows import Column, header_of, one_file, raw_table, read_rows
+from .image_names import ImageNames, images_of
 from .registry import Layout
 
 NAME = "concept-meta"
 NEEDS = "ImageID, a 0/1 column a concept (images in final_images/)"
 _ZERO_ONE = {"0", "1", "0.0", "1.0"}
-_NEARLY = 0.95  # of a column's cells: below it, the column is none of zeros and ones
+_NEARLY = 0.95  # share of 0/1 cells from which a column is a concept
 _PLAIN = {"image_id", "label", "group", "split", "caption", "ontology", "skin_tone"}
-# Names of artifacts in such tables; "purple pen" is MONET's word (Kim et al., 2024).
-ARTIFACTS = {
-    "ruler": "ruler",
-    "rulers": "ruler",
-    "hair": "hair",
-    "hairs": "hair",
-    "ink": "ink",
-    "purple_pen": "ink",
-    "pen_mark": "ink",
-    "pen_marks": "ink",
-    "ink_mark": "ink",
-    "ink_marks": "ink",
-    "gel_bubble": "gel_bubble",
-    "gel_bubbles": "gel_bubble",
-    "gel_border": "gel_border",
-    "gel_borders": "gel_border",
-    "dark_corner": "dark_corner",
-    "dark_corners": "dark_corner",
+# The seven known artifacts by their names in such tables, in the singular; "purple pen" is MONET's term
+# (Kim et al., 2024).
+_ARTIFACTS = {
+    **{name: name for name in ("ruler", "hair", "ink", "gel_bubble", "gel_border", "dark_corner")},
+    **{name: "ink" for name in ("purple_pen", "pen_mark", "ink_mark")},
     "patch": "patch",
-    "patches": "patch",
 }
 
 
@@ -88,7 +74,7 @@ def read(path: Path) -> RawTable:
     columns |= {name: rows.get(name) for name in ("label", "group") if name in rows.columns}
     used = {"ImageID", *names_by_column}
     if not {cell for cell in rows.get("split") if cell} <= set(SPLITS):
-        used.add("split")  # a split of other names is not ours; it is made by group
+        used.add("split")  # other values than train, val, test: the split is made by group
     raw = raw_table(rows, NAME, {**columns, **truth}, used, bad, file.parent)
     artifacts = [
         f"'{n}' as {c}" for n, c in names_by_column.items() if c.startswith("artifact:") and n != c
@@ -108,7 +94,7 @@ def _manifest_names(names: list[str]) -> dict[str, str]:
 
     A patch is a flat lesion in SkinCon's vocabulary, and a sticker if other artifacts are columns too.
     """
-    found = {name: ARTIFACTS.get("_".join(re.split(r"[\s_-]+", name.lower()))) for name in names}
+    found = {name: _artifact(name) for name in names}
     patch_alone = {word for word in found.values() if word} == {"patch"}
     names_by_column = {}
     for name, word in found.items():
@@ -119,6 +105,13 @@ def _manifest_names(names: list[str]) -> dict[str, str]:
         else:
             names_by_column[name] = f"concept:{'_'.join(name.lower().split())}"
     return names_by_column
+
+
+def _artifact(column: str) -> str | None:
+    """Return the artifact that a column names, in the singular or plural, None without one."""
+    name = "_".join(re.split(r"[\s_-]+", column.lower()))
+    candidates = (name, name.removesuffix("s"), name.removesuffix("es"))
+    return next((_ARTIFACTS[one] for one in candidates if one in _ARTIFACTS), None)
 
 
 def _either(left: Column, right: Column) -> Column:
@@ -138,31 +131,6 @@ def _is_truth(cells: Column) -> bool:
     filled = [cell for cell in cells if cell is not None]
     # A few other cells are typing errors, which the check of the table reports.
     return bool(filled) and sum(cell in _ZERO_ONE for cell in filled) >= _NEARLY * len(filled)
-
-
-def images_of(
-    rows: CsvRows, column: str, names: ImageNames
-) -> tuple[Column, dict[int, SkippedRow]]:
-    """Return the image of each id, and the rows that have none, or that of another row."""
-    images: Column = []
-    bad: dict[int, SkippedRow] = {}
-    first: dict[str, int] = {}
-    for row, name in enumerate(rows.get(column)):
-        line = rows.lines[row]
-        image, reason = names.find(name) if name else (None, f"column '{column}' is blank")
-        if image in first:
-            reason = f"its image {image} belongs to line {first[image]} already"
-            image = None
-        if image is None:
-            kind, hint = (
-                ("no_image" if name else "blank_image"),
-                "put the image there, or remove the row",
-            )
-            bad[row] = rows.skip(row, kind, reason, column, hint, name)
-        else:
-            first[image] = line
-        images.append(image)
-    return images, bad
 
 
 LAYOUT = Layout(NAME, NEEDS, matches, read, order=60)

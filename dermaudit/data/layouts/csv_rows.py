@@ -20,8 +20,8 @@ from ..manifest.missing_path import missing
 from ..manifest.tables import RawTable, SkippedRow, is_text_column
 
 _BLANK = {"", "NA", "N/A", "NaN", "nan", "NULL", "null"}
-_FIELD_LIMIT = 1 << 24  # characters in a cell; the library's own 131,072 is short for a forum post
-_PROBED = 200  # rows that are looked at to find the folder of the images
+_FIELD_LIMIT = 1 << 24  # characters in a cell; the default of 131,072 is too short for a forum post
+_PROBED = 200  # rows that are used to find the folder of the images
 _DROPPED = 12  # leading folders of an absolute path that may be dropped
 _IMAGE_FOLDERS = ("", "images", "final_images", "imgs", "img")
 Column = list[str | None]
@@ -238,7 +238,7 @@ def _rows(path: Path, reader: Any) -> CsvRows:
 
 def _header(path: Path, record: list[str]) -> list[str]:
     names = [name.strip() for name in record]
-    # pandas writes its index under no name.
+    # pandas writes its index without a name.
     names = [name or f"unnamed_{i}" for i, name in enumerate(names)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:

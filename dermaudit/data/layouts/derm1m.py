@@ -21,7 +21,7 @@ NAME = "derm1m"
 NEEDS = "filename, caption, disease_label"
 _NEEDED = {"filename", "caption", "disease_label"}
 _USED = {"filename", "caption", "truncated_caption", "disease_label", "hierarchical_disease_label"}
-# What a language model's tokenizer left behind.
+# Special tokens of a language model.
 _STRAY = re.compile(r"<\s*/?\s*s\s*>|<\|endoftext\|>|<pad>", re.IGNORECASE)
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from dermaudit.errors import UserInputError
 
 from ..manifest.tables import RawTable, read_table
+from .csv_rows import header_of
 from .registry import Layout
 
 ARTIFACTS = {
@@ -67,12 +68,7 @@ def _file(path: Path) -> Path:
 
 def matches(path: Path) -> bool:
     """Return whether `path` is in this layout."""
-    file = _file(path)
-    if not file.is_file():
-        return False
-    with file.open(encoding="utf-8-sig", errors="replace") as handle:
-        header = handle.readline().rstrip("\n").split(",")
-    return set(header) >= _NEEDED
+    return set(header_of(_file(path))) >= _NEEDED
 
 
 def read(path: Path) -> RawTable:
@@ -104,7 +100,7 @@ def read(path: Path) -> RawTable:
     for k in range(1, max(map(len, captions), default=1)):
         columns[f"subcaption_{k}"] = [s[k] if k < len(s) else None for s in captions]
     table = pa.table(columns)
-    # The source's own split says `dev` everywhere: ours is made from the group.
+    # The split of the source is `dev` in every row, so it is made from the group.
     left_out = {"split", "image_id", *ARTIFACTS, *(f"attr_{word}" for word in CONCEPTS)}
     for name in source.column_names:
         if name not in left_out:

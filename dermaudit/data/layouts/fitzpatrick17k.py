@@ -7,7 +7,7 @@ from .public_table import Columns, PublicTable, binary
 
 
 def _derived(rows: CsvRows) -> Columns:
-    # The published file has been called both ways; -1 is unknown.
+    # Published files have either name; -1 is unknown.
     tone = next((n for n in ("fitzpatrick_scale", "fitzpatrick") if n in rows.columns), "")
     return {
         "skin_tone": [None if cell in ("-1", "-1.0") else cell for cell in rows.get(tone)],

@@ -21,7 +21,7 @@ from .registry import Layout
 _SPLIT_FOLDERS = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
 
 
-#: What the stem of a derived file has behind the stem of the image that it was made from.
+#: What follows the stem of the original image in the stem of a derived file.
 _DERIVED = re.compile(
     r"[ _.-]*(mask|masks|seg|segmentation|superpixels?|attribute[\w-]*|lesion|contour|heatmap|overlay|"
     r"thumb|thumbnail|small|preview)s?\d*",
@@ -73,7 +73,7 @@ def _read(path: Path, *, take_derived: bool) -> RawTable:
     derived = {} if take_derived else derived_from(images)
     images = [image for image in images if image not in derived]
     folders = [image.parts[:-1] for image in images]
-    # Only when every image is below a split's folder do these words mean splits.
+    # These names mean splits only if every image is below one of them.
     split = all(parts and parts[0].lower() in _SPLIT_FOLDERS for parts in folders)
     columns: dict[str, list[str | None]] = {"image": [str(image) for image in images]}
     if split:

@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..manifest.tables import IMAGE_SUFFIXES
+from ..manifest.tables import IMAGE_SUFFIXES, SkippedRow
+from .csv_rows import Column, CsvRows
 
 
 def walk_images(folder: Path, root: Path) -> Iterator[str]:
@@ -62,3 +63,28 @@ class ImageNames:
             if found:
                 return None, f"{len(found)} images have this name: {', '.join(found[:3])}"
         return None, f"no image of this name is in {self.folder.name or self.folder}/"
+
+
+def images_of(
+    rows: CsvRows, column: str, names: ImageNames
+) -> tuple[Column, dict[int, SkippedRow]]:
+    """Return the image of each id, and the rows that have none, or that of another row."""
+    images: Column = []
+    bad: dict[int, SkippedRow] = {}
+    first: dict[str, int] = {}
+    for row, name in enumerate(rows.get(column)):
+        line = rows.lines[row]
+        image, reason = names.find(name) if name else (None, f"column '{column}' is blank")
+        if image in first:
+            reason = f"its image {image} belongs to line {first[image]} already"
+            image = None
+        if image is None:
+            kind, hint = (
+                ("no_image" if name else "blank_image"),
+                "put the image there, or remove the row",
+            )
+            bad[row] = rows.skip(row, kind, reason, column, hint, name)
+        else:
+            first[image] = line
+        images.append(image)
+    return images, bad

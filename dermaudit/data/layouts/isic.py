@@ -12,9 +12,8 @@ from dermaudit.errors import UserInputError
 
 from ..manifest.blank_cells import known
 from ..manifest.tables import IMAGE_SUFFIXES, RawTable, SkippedRow
-from .concept_meta import images_of
 from .csv_rows import Column, CsvRows, columns_hint, header_of, one_file, raw_table, read_rows
-from .image_names import ImageNames
+from .image_names import ImageNames, images_of
 from .registry import Layout
 
 NAME = "isic"
@@ -42,7 +41,7 @@ def matches(path: Path) -> bool:
         return False
     if sum(code in header for code in _CODES) < 2 and not set(_DIAGNOSES) & set(header):
         return False
-    # A table with the suffixes of its images is our own.
+    # A table whose images have suffixes is native.
     return id_ != "image" or not _first(path, header.index("image")).endswith(IMAGE_SUFFIXES)
 
 

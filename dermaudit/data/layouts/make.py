@@ -45,17 +45,17 @@ def read(path: Path) -> RawTable:
     """
     file = one_file(path, matches, NAME, "MAKE_training.csv")
     rows = read_rows(file)
-    parts = _subcaptions(rows)
-    rows.need([*sorted(_NEEDED), *_VIEWS, *([] if parts else ["subcaption_1"])], NAME)
-    rest = set(rows.columns) - _USED - set(parts)
-    for name in [*rest, *_VIEWS, *parts]:
+    names = _subcaptions(rows)
+    rows.need([*sorted(_NEEDED), *_VIEWS, *([] if names else ["subcaption_1"])], NAME)
+    rest = set(rows.columns) - _USED - set(names)
+    for name in [*rest, *_VIEWS, *names]:
         rows.columns[name] = clean(rows.columns[name])
     columns = {new: list(rows.get(old)) for old, new in _VIEWS.items()}
-    columns |= {part: list(rows.get(part)) for part in parts}
+    columns |= {name: list(rows.get(name)) for name in names}
     bad: dict[int, SkippedRow] = {}
     first: dict[str, int] = {}
     for row, image in enumerate(rows.get("filename")):
-        found = _row(rows, parts, row, first)
+        found = _row(rows, names, row, first)
         if isinstance(found, SkippedRow):
             bad[row] = found
             continue
@@ -96,7 +96,7 @@ def _subcaptions(rows: CsvRows) -> list[str]:
 
 
 def _row(
-    rows: CsvRows, parts: list[str], row: int, first: dict[str, int]
+    rows: CsvRows, names: list[str], row: int, first: dict[str, int]
 ) -> list[int] | SkippedRow:
     """Return which of [caption, ontology, concept, subcaption_1 …] count, or what is wrong."""
     image = rows.get("filename")[row]
@@ -108,7 +108,7 @@ def _row(
         hint = "one row an image: remove one of the two"
         return rows.skip(row, "duplicate_image", reason, "filename", hint, image)
     masks = {}
-    for column, n in (("knowledge_masks", 3), ("sub_caption_mask", len(parts))):
+    for column, n in (("knowledge_masks", 3), ("sub_caption_mask", len(names))):
         try:
             masks[column] = parse_mask(rows.get(column)[row], n)
         except ValueError as error:
@@ -116,11 +116,11 @@ def _row(
             hint = f"write {n} zeros and ones: [{ones}]"
             return rows.skip(row, "bad_mask", f"column '{column}' {error}", column, hint, image)
     views, mask = masks["knowledge_masks"], masks["sub_caption_mask"]
-    return _disagreement(rows, parts, row, views, mask) or [*views, *mask]
+    return _disagreement(rows, names, row, views, mask) or [*views, *mask]
 
 
 def _disagreement(
-    rows: CsvRows, parts: list[str], row: int, views: list[int], mask: list[int]
+    rows: CsvRows, names: list[str], row: int, views: list[int], mask: list[int]
 ) -> SkippedRow | None:
     """Return what is wrong if the masks of a row do not agree with its texts."""
 
@@ -136,12 +136,12 @@ def _disagreement(
                 old,
                 "the order is [caption, ontology_caption, visual_concept_caption]: write 0 for it",
             )
-    filled = [int(rows.get(part)[row] is not None) for part in parts]
+    filled = [int(rows.get(name)[row] is not None) for name in names]
     if filled != mask:
         k = next(k for k, (a, b) in enumerate(zip(filled, mask, strict=True)) if a != b)
         return skip(
             "mask_disagrees",
-            f"sub_caption_mask says {mask[k]} for '{parts[k]}', which is "
+            f"sub_caption_mask says {mask[k]} for '{names[k]}', which is "
             + ("filled" if filled[k] else "empty"),
             "sub_caption_mask",
             "write 1 for each sub-caption that is filled, 0 for the rest",

@@ -1,4 +1,4 @@
-"""Our own layout: manifest.parquet, .csv or .jsonl with image paths relative to it."""
+"""The native layout: manifest.parquet, .csv or .jsonl with image paths relative to it."""
 
 from __future__ import annotations
 

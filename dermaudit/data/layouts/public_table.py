@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..manifest.tables import RawTable
-from .concept_meta import images_of
 from .csv_rows import Column, CsvRows, header_of, one_file, raw_table, read_rows
-from .image_names import ImageNames
+from .image_names import ImageNames, images_of
 
 Columns = dict[str, Column]
 UNKNOWN = {"-1", "-1.0", "UNK", "unk", "unknown", "Unknown"}
@@ -69,7 +68,7 @@ def _images_root(file: Path) -> Path:
     """
     folder = file.absolute().parent
     above = folder.parent / "images"
-    return file.parent.parent if folder.name == "meta" and above.is_dir() else file.parent
+    return folder.parent if folder.name == "meta" and above.is_dir() else file.parent
 
 
 def indicator(cells: Column, present: Callable[[str], bool]) -> Column:

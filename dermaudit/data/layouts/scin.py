@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..manifest.tables import RawTable
-from .concept_meta import images_of
 from .csv_rows import Column, CsvRows, header_of, one_file, raw_table, read_rows
-from .image_names import ImageNames
+from .image_names import ImageNames, images_of
 from .public_table import Columns, indicator
 from .registry import Layout
 

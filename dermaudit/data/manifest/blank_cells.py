@@ -23,7 +23,7 @@ _NOTHING = {
     "not specified",
     "not provided",
 }
-# Whole cells only: "no scale is seen" is a finding. The brackets are those of the LLM's answers.
+# Whole cells only: "no scale is seen" is a finding. Brackets come from answers of a language model.
 _SENTINEL = re.compile(
     r"no (?:[\w/ -]+ )?(?:information|info)(?: (?:is )?(?:available|provided|given))?"
     r"|no (?:definitive |definite |specific |clear )?diagnos[ie]s"

@@ -5,7 +5,6 @@ Leaks come first: a group or a picture in two splits. Nothing is changed.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from dermaudit.console import track
 from dermaudit.errors import UserInputError
+from dermaudit.files import sha256_file
 
 from ..duplicates.hashes import N_BITS, near_pairs, perceptual_hash
 from ..images.decode import DEFAULT_LIMITS, BadImage, Header, ImageLimits, read_header, read_image
@@ -27,7 +27,7 @@ from .labels import describe, merge_labels, spellings
 from .tables import IMAGE_SUFFIXES, RawTable
 from .validate import Finding, findings, skipped_findings, texts
 
-TINY = 32  # a short side below this many pixels: nothing is left to see
+TINY = 32  # a short side below this many pixels shows nothing
 # What each level means for a run, in the order in which findings are reported.
 LEVELS = {
     "leak": "the same lesion or picture on both sides of a split",
@@ -53,7 +53,7 @@ class Unusable(UserInputError):
 
 
 @dataclass(frozen=True)
-class Seen:
+class HashedImage:
     """One image that was read: the hash of its bytes and its perceptual hash, bool (256,)."""
 
     row: int
@@ -77,7 +77,7 @@ def check_data(
     found = [*refused, *skipped_findings(raw)]
     n_usable = 0
     if "image" in raw.table.column_names:
-        seen: list[Seen] = []
+        seen: list[HashedImage] = []
         found += _images(raw, limits, seen)
         n_usable = len(seen)
         found += _duplicates(raw, seen)
@@ -86,7 +86,7 @@ def check_data(
         found += _unlisted(raw)
         sizes = Counter(split for split in _splits(raw) if split in SPLITS)
         warning = split_warning({name: sizes[name] for name in SPLITS})
-        if warning:
+        if warning and not refused:
             raw.remark(f"warning: {warning}")
     found = [_as_leak(finding) for finding in found]
     order = list(LEVELS)
@@ -117,12 +117,12 @@ def _finding(raw: RawTable, kind: str, level: str, row: int, image: str, problem
     )
 
 
-def _images(raw: RawTable, limits: ImageLimits, seen: list[Seen]) -> Iterator[Finding]:
+def _images(raw: RawTable, limits: ImageLimits, seen: list[HashedImage]) -> Iterator[Finding]:
     images = texts(raw.table, "image")
     names: set[str] = set()
     for row, image in enumerate(track(images, "checking images")):
         if image is None or path_problem(image) or image in names:
-            continue  # the table's findings name it
+            continue  # reported with the table
         names.add(image)
         path = raw.root / image
         try:
@@ -131,7 +131,7 @@ def _images(raw: RawTable, limits: ImageLimits, seen: list[Seen]) -> Iterator[Fi
         except BadImage as error:
             yield _finding(raw, error.kind, "skip", row, image, error.reason)
             continue
-        seen.append(Seen(row, _sha256(path), perceptual_hash(pixels)))
+        seen.append(HashedImage(row, sha256_file(path), perceptual_hash(pixels)))
         for kind, problem in _oddities(header):
             yield _finding(raw, kind, "warning", row, image, problem)
 
@@ -147,11 +147,7 @@ def _oddities(header: Header) -> Iterator[tuple[str, str]]:
         yield "many_frames", f"{header.frames} pictures in one file; the first is used"
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _duplicates(raw: RawTable, seen: list[Seen]) -> Iterator[Finding]:
+def _duplicates(raw: RawTable, seen: list[HashedImage]) -> Iterator[Finding]:
     """Yield at most one finding per row: its earlier twin, one in another split if there is any."""
     images = texts(raw.table, "image")
     splits = _splits(raw)
@@ -162,7 +158,7 @@ def _duplicates(raw: RawTable, seen: list[Seen]) -> Iterator[Finding]:
     by_phash = _first_rows({one.row: one.phash.tobytes() for one in seen}, splits)
     near = _near(list(by_phash))
     for one in seen:
-        # (same split, bits, row): the least of them is the one that matters most.
+        # (same split, bits, row): the smallest is the most serious.
         like = [(splits[row] == splits[one.row], -1, row) for row in by_bytes[one.sha256]]
         for phash, bits in near[one.phash.tobytes()]:
             like += [(splits[row] == splits[one.row], bits, row) for row in by_phash[phash]]

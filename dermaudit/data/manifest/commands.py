@@ -1,4 +1,4 @@
-"""The verbs `data convert` and `data check`. Nothing heavy is imported until a verb runs."""
+"""The commands `data convert` and `data check`. Nothing heavy is imported until one of them runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dermaudit.console import say, table
 
 _LAYOUTS = "auto, or the name of a layout (dermaudit data convert --help lists them)"
 _SHOWN = 20  # findings of one kind that are printed
-# Kinds that say the same of each of their rows: a line and a count (--json has every row).
+# Kinds with the same message for every row: one line with a count (--json lists every row).
 _ONE_FACT = {
     "blank_label": "rows without a label",
     "exif_rotated": "images stored turned and set upright",
@@ -38,7 +38,7 @@ def convert(
     merge_labels: MergeLabels = None,
     strict: Annotated[bool, typer.Option(help="stop at the first bad row or image")] = False,
     force: Annotated[bool, typer.Option(help="replace the data set in --out")] = False,
-    dry_run: Annotated[bool, typer.Option(help="say what would be done, write nothing")] = False,
+    dry_run: Annotated[bool, typer.Option(help="show what would be done, write nothing")] = False,
 ) -> dict[str, Any]:
     """Make a data set with one split (train / val / test 70 / 10 / 20 by group) in a folder.
 

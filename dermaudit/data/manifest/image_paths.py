@@ -29,9 +29,10 @@ def path_problem(image: str) -> str | None:
 
 def path_hint(image: str, root: Path) -> str:
     """Return how to fix a path that has a problem."""
+    where = "the working folder" if root == Path() else root
     if _URL.match(image):
-        return f"download the images, and write their paths relative to {root}"
-    return f"paths are relative to {root} and stay inside it"
+        return f"download the images, and write their paths relative to {where}"
+    return f"paths are relative to {where} and stay inside it"
 
 
 def local_image(root: Path, image: str) -> str:

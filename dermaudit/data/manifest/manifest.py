@@ -117,7 +117,7 @@ class Manifest:
         """Return {word: ('concept' | 'artifact', float64 (n,))}: 1, 0, a probability; nan = unknown."""
         return dict(self._truth)
 
-    # ---- parts of it
+    # ---- subsets
 
     def take(self, rows: Iterable[int]) -> Manifest:
         """Return the manifest of some rows, in the given order."""

@@ -25,7 +25,7 @@ from .missing_path import missing, no_table
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
 TRUTH_PREFIXES = ("concept:", "artifact:")
-SHARDS_FILE = "shards.json"  # the head of a folder of webdataset shards (pack.py, shards.py)
+SHARDS_FILE = "shards.json"  # describes a folder of webdataset shards
 INDEX_FILE = "index.parquet"
 UNFINISHED_SHARDS = "unfinished-shards.json"
 UNFINISHED = "unfinished.json"  # what a stopped conversion leaves in its folder
@@ -33,24 +33,9 @@ UNFINISHED = "unfinished.json"  # what a stopped conversion leaves in its folder
 PLAIN_COLUMNS = ("image", "image_id", "label", "group", "split")
 NESTED_HINT = "write one value per image; for several findings use columns such as concept:scale"
 _TEXT = {
-    "image",
-    "image_id",
-    "split",
-    "label",
-    "group",
-    "caption",
-    "ontology",
-    "skin_tone",
-    "ontology_caption",
-    "concept_caption",
-    "truncated_caption",
-    "lesion_id",
-    "patient_id",
-    "group_id",
-    "licence",
-    "license",
-    "sha256",
-}
+    *PLAIN_COLUMNS, "caption", "ontology", "skin_tone", "ontology_caption", "concept_caption",
+    "truncated_caption", "lesion_id", "patient_id", "group_id", "licence", "license", "sha256",
+}  # fmt: skip
 _BLANK = ["", "NA", "N/A", "NaN", "nan", "NULL", "null"]
 
 
@@ -155,7 +140,7 @@ def read_table(path: Path) -> tuple[pa.Table, int | None]:
 
 
 def _read_parquet(path: Path) -> tuple[pa.Table, None]:
-    # ParquetFile, not read_table: that one would take `split=train` in a folder name for a column.
+    # ParquetFile, not read_table: it would read `split=train` in a folder name as a column.
     return pq.ParquetFile(path).read(), None
 
 

@@ -233,7 +233,7 @@ def complete(raw: RawTable) -> pa.Table:
     first = ["image", "image_id", "split", "label", "group"]
     order = [n for n in first if n in table.column_names]
     order += [n for n in table.column_names if n not in first]
-    # Schema metadata (pandas writes its own) is no part of the data and would change its hash.
+    # Schema metadata (pandas writes its own) is not part of the data and would change its hash.
     return table.select(order).combine_chunks().replace_schema_metadata(None)
 
 

@@ -1,4 +1,4 @@
-"""The verb `data shard`."""
+"""The command `data shard`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def shard(
     out: Annotated[Path, typer.Option(help="folder for the shards")],
     per_shard: Annotated[int, typer.Option(help="images in one tar file")] = 1000,
     size: Annotated[
-        int | None, typer.Option(help="bring the shorter side down to this many pixels")
+        int | None, typer.Option(help="reduce the shorter side to this many pixels")
     ] = None,
-    quality: Annotated[int, typer.Option(help="JPEG quality of images made smaller")] = 92,
+    quality: Annotated[int, typer.Option(help="JPEG quality of reduced images")] = 92,
     where: Annotated[
         str | None, typer.Option(help="only these rows, as SQL: \"split = 'train'\"")
     ] = None,
@@ -40,7 +40,7 @@ def shard(
         clear(out)
     check_out(out, identity)
     head = pack(manifest, out, packing, threads=threads, strict=strict)
-    n_bytes = sum(part["bytes"] for part in head["shards"])
+    n_bytes = sum(one["bytes"] for one in head["shards"])
     say(f"{out}: {head['n']} images in {len(head['shards'])} shards, {n_bytes / 1e6:.1f} MB")
     if head["n_skipped"]:
         _print_skipped(out)

@@ -146,7 +146,7 @@ class Shards:
         if window < 1:
             raise UserInputError(f"a window of {window} shards", "give 1 or more")
         rng = np.random.default_rng([seed, epoch])
-        # Rows lie shard by shard; a shard is a run of them.
+        # Rows are ordered by shard; each shard is a run of rows.
         starts = np.unique(self._shard, return_index=True)[1].tolist()
         ends = [*starts[1:], len(self)]
         shards = rng.permutation(len(starts))

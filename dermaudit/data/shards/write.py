@@ -12,7 +12,6 @@ import math
 import shutil
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -33,16 +32,16 @@ from dermaudit.files import (
 )
 
 from ..images.decode import BadImage, decode_image, no_readable_image, read_header
+from ..images.parallel import map_images
 from ..manifest.manifest import Manifest
 from ..manifest.tables import INDEX_FILE, SHARDS_FILE, UNFINISHED_SHARDS
 from ..output_folder import check_output_folder
 
 FORMAT_VERSION = 1
 SKIPPED_FILE = "skipped.parquet"
-_PARTS = ".parts"
+_RECORDS = ".parts"
 #: formats whose bytes are kept as they are; webdataset decodes them by these suffixes.
 _KEPT = {"JPEG": "jpg", "PNG": "png"}
-_AHEAD = 64  # images in flight: bounds memory, whatever the data set's size
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
     for shard in out.glob("shard-??????.tar"):
         shard.unlink()
-    shutil.rmtree(out / _PARTS, ignore_errors=True)
+    shutil.rmtree(out / _RECORDS, ignore_errors=True)
 
 
 def pack(
@@ -103,37 +102,37 @@ def pack(
     (out / SHARDS_FILE).unlink(missing_ok=True)
     for stale in out.glob(".shard-*.tmp"):
         stale.unlink()
-    parts = _parts_done(out)
-    start = parts[-1]["next_row"] if parts else 0
-    # From the last whole shard on: what had been skipped behind it was not noted, it is met again.
+    records = _complete_records(out)
+    start = records[-1]["next_row"] if records else 0
+    # From the last complete shard on: images skipped after it were not recorded and are tried again.
     samples = _samples(manifest, start, packing, threads, strict)
     row_text = _row_texts(manifest)
-    n_done = sum(len(part["rows"]) for part in parts)
+    n_done = sum(len(record["rows"]) for record in records)
     while start < manifest.n:
-        part = _write_shard(out, len(parts), n_done, samples, row_text, packing.per_shard)
-        met = [*part["rows"], *(skipped["row"] for skipped in part["skipped"])]
-        part["next_row"] = start = max(met) + 1
-        parts.append(part)
-        n_done += len(part["rows"])
-        write_json(_part_path(out, len(parts) - 1), part)
+        record = _write_shard(out, len(records), n_done, samples, row_text, packing.per_shard)
+        met = [*record["rows"], *(skipped["row"] for skipped in record["skipped"])]
+        record["next_row"] = start = max(met) + 1
+        records.append(record)
+        n_done += len(record["rows"])
+        write_json(_record_path(out, len(records) - 1), record)
         hit("shard")
-    return _finish(manifest, out, packing, parts, identity["manifest_sha256"])
+    return _finish(manifest, out, packing, records, identity["manifest_sha256"])
 
 
-def _parts_done(out: Path) -> list[dict[str, Any]]:
+def _complete_records(out: Path) -> list[dict[str, Any]]:
     """Return the records of the complete shards, up to the first that is not complete."""
-    parts = []
-    while (path := _part_path(out, len(parts))).is_file():
-        part = read_json(path)
-        shard = out / part["file"] if part["file"] else None
-        if shard and (not shard.is_file() or sha256_file(shard) != part["sha256"]):
+    records = []
+    while (path := _record_path(out, len(records))).is_file():
+        record = read_json(path)
+        shard = out / record["file"] if record["file"] else None
+        if shard and (not shard.is_file() or sha256_file(shard) != record["sha256"]):
             break
-        parts.append(part)
-    return parts
+        records.append(record)
+    return records
 
 
-def _part_path(out: Path, number: int) -> Path:
-    return out / _PARTS / f"{number:06d}.json"
+def _record_path(out: Path, number: int) -> Path:
+    return out / _RECORDS / f"{number:06d}.json"
 
 
 def _row_texts(manifest: Manifest) -> Any:
@@ -154,22 +153,12 @@ def _samples(
     manifest: Manifest, start: int, packing: Packing, threads: int, strict: bool
 ) -> Iterator[tuple[int, tuple[str, bytes] | BadImage]]:
     """Yield (row, (suffix, bytes) or the error), in the order of the rows from `start` on."""
-    paths = manifest.paths()
-
-    def one(row: int) -> tuple[str, bytes] | BadImage:
-        try:
-            return _prepare(paths[row], packing)
-        except BadImage as error:
-            return error
-
-    rows = range(start, manifest.n)
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        blocks = (rows[i : i + _AHEAD] for i in range(0, len(rows), _AHEAD))
-        found = (pair for block in blocks for pair in zip(block, pool.map(one, block), strict=True))
-        for row, sample in track(found, "packing images", total=len(rows)):
-            if strict and isinstance(sample, BadImage):
-                raise sample
-            yield row, sample
+    paths = manifest.paths()[start:]
+    samples = map_images(lambda path: _prepare(path, packing), paths, threads)
+    for row, sample in enumerate(track(samples, "packing images", total=len(paths)), start):
+        if strict and isinstance(sample, BadImage):
+            raise sample
+        yield row, sample
 
 
 def _prepare(path: Path, packing: Packing) -> tuple[str, bytes]:
@@ -187,13 +176,13 @@ def _prepare(path: Path, packing: Packing) -> tuple[str, bytes]:
     if packing.size is not None and short > packing.size:
         size = packing.size
         shape = max(1, round(height * size / short)), max(1, round(width * size / short))
-    # Decoded in any case: what a trainer could not read must not get into a shard.
+    # Decoded in any case: an image that cannot be read must not get into a shard.
     pixels = decode_image(data, shape, name=str(path))
     if header.format in _KEPT and shape is None:
         return _KEPT[header.format], data
     buffer = BytesIO()
     if header.format == "JPEG":
-        # No chroma subsampling: colour is a sign here, and quality already loses enough.
+        # No chroma subsampling: colour is diagnostic, and the quality setting already loses enough.
         Image.fromarray(pixels).save(buffer, "JPEG", quality=packing.quality, subsampling=0)
         return "jpg", buffer.getvalue()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -207,7 +196,7 @@ def _write_shard(
 
     Without a single readable image no file is written (`file` is None).
     """
-    part: dict[str, Any] = {
+    record: dict[str, Any] = {
         "file": None,
         "bytes": 0,
         "sha256": None,
@@ -224,24 +213,24 @@ def _write_shard(
     ):
         for row, sample in samples:
             if isinstance(sample, BadImage):
-                part["skipped"].append({"row": row, "reason": sample.reason})
+                record["skipped"].append({"row": row, "reason": sample.reason})
                 continue
             suffix, data = sample
-            key = f"{first_key + len(part['rows']):09d}"
-            # Where the image's own bytes begin: behind its header of one block.
-            part["offsets"].append(tar.offset + tarfile.BLOCKSIZE)
+            key = f"{first_key + len(record['rows']):09d}"
+            # The bytes of the image begin after its header of one block.
+            record["offsets"].append(tar.offset + tarfile.BLOCKSIZE)
             _add(tar, f"{key}.{suffix}", data)
             _add(tar, f"{key}.json", row_text(row))
-            part["rows"].append(row)
-            part["suffixes"].append(suffix)
-            part["sizes"].append(len(data))
+            record["rows"].append(row)
+            record["suffixes"].append(suffix)
+            record["sizes"].append(len(data))
             hit("shard_member")
-            if len(part["rows"]) == per_shard:
+            if len(record["rows"]) == per_shard:
                 break
-    if not part["rows"]:
+    if not record["rows"]:
         path.unlink()
-        return part
-    return {**part, "file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        return record
+    return {**record, "file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -255,23 +244,23 @@ def _finish(
     manifest: Manifest,
     out: Path,
     packing: Packing,
-    parts: list[dict[str, Any]],
+    records: list[dict[str, Any]],
     manifest_sha256: str,
 ) -> dict[str, Any]:
     """Join the records to the tables of the whole; `shards.json` comes last."""
-    skipped = [entry for part in parts for entry in part["skipped"]]
-    whole = [part for part in parts if part["file"]]
+    skipped = [entry for record in records for entry in record["skipped"]]
+    whole = [record for record in records if record["file"]]
     if not whole:
         clear(out)
         images = manifest.column("image")
         first = skipped[0]
         raise no_readable_image(manifest.n, manifest.path, images[first["row"]], first["reason"])
-    index = manifest.take(row for part in whole for row in part["rows"]).table
+    index = manifest.take(row for record in whole for row in record["rows"]).table
     for name, kind, values in (
-        ("__shard__", pa.int32(), [i for i, part in enumerate(whole) for _ in part["rows"]]),
-        ("__offset__", pa.int64(), [v for part in whole for v in part["offsets"]]),
-        ("__size__", pa.int64(), [v for part in whole for v in part["sizes"]]),
-        ("__suffix__", pa.string(), [v for part in whole for v in part["suffixes"]]),
+        ("__shard__", pa.int32(), [i for i, record in enumerate(whole) for _ in record["rows"]]),
+        ("__offset__", pa.int64(), [v for record in whole for v in record["offsets"]]),
+        ("__size__", pa.int64(), [v for record in whole for v in record["sizes"]]),
+        ("__suffix__", pa.string(), [v for record in whole for v in record["suffixes"]]),
     ):
         index = index.append_column(name, pa.array(values, kind))
     write_parquet(out / INDEX_FILE, index)
@@ -297,15 +286,15 @@ def _finish(
         "index_sha256": sha256_file(out / INDEX_FILE),
         "shards": [
             {
-                "file": part["file"],
-                "n": len(part["rows"]),
-                "bytes": part["bytes"],
-                "sha256": part["sha256"],
+                "file": record["file"],
+                "n": len(record["rows"]),
+                "bytes": record["bytes"],
+                "sha256": record["sha256"],
             }
-            for part in whole
+            for record in whole
         ],
     }
     write_json(out / SHARDS_FILE, head)
-    shutil.rmtree(out / _PARTS, ignore_errors=True)
+    shutil.rmtree(out / _RECORDS, ignore_errors=True)
     (out / UNFINISHED_SHARDS).unlink(missing_ok=True)
     return head

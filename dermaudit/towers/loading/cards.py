@@ -1,4 +1,4 @@
-"""What stands beside a checkpoint's weights: the model card and the list of training images."""
+"""The files next to a checkpoint's weights: the model card and the list of training images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HASH_DIGITS = 16
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """`text`: the whole Markdown. `front`: the `key: value` lines of its YAML front matter."""
 
     text: str = ""
@@ -23,14 +23,15 @@ class Card:
 
     @property
     def licence(self) -> str:
+        """The licence of the weights, as the card names it."""
         return self.front.get("license_name") or self.front.get("license") or "not stated"
 
 
-def read_card(folder: Path | None) -> Card:
-    """The card in `folder`; an empty one when there is no folder or no README.md."""
+def read_card(folder: Path | None) -> ModelCard:
+    """Return the card in `folder`; an empty one if there is no folder or no README.md."""
     path = folder / CARD_FILE if folder else None
     if path is None or not path.is_file():
-        return Card()
+        return ModelCard()
     text = path.read_text(encoding="utf-8", errors="replace")
     front: dict[str, str] = {}
     lines = text.splitlines()
@@ -42,11 +43,11 @@ def read_card(folder: Path | None) -> Card:
             # Only flat `key: value` lines: lists and nested keys of a card are not read here.
             if colon and value.strip() and not line.startswith((" ", "-", "#")):
                 front[key.strip()] = value.strip().strip("\"'")
-    return Card(text, front)
+    return ModelCard(text, front)
 
 
 def read_training_hashes(folder: Path | None) -> frozenset[str]:
-    """The hashes of `training_images.json`; empty when there is no such file.
+    """Return the hashes of `training_images.json`; empty if there is no such file.
 
     Errors: UserInputError when the file is there and cannot be read as one: a checkpoint that
     trained on a test image must not pass because its list is broken.

@@ -1,7 +1,7 @@
 """Writing a model as a folder that `load_model` and stock open_clip (`local-dir:`) open.
 
 `open_clip_config.json`, `open_clip_model.safetensors`, the tokeniser's files, the model card
-(`README.md`) and `training_images.json`. The folder appears whole or not at all.
+(`README.md`) and `training_images.json`. The folder is written atomically.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _with_tokenizer(model_cfg: dict[str, Any], tokenizer: TokenizerFiles) -> dic
         # Any non-empty names will do: a folder reads its own files.
         if given != value and not (key in ("hf_tokenizer_name", "hf_model_name") and given):
             raise UserInputError(
-                f"text_cfg says {key} = {given!r}, the tokeniser {value!r}",
+                f"text_cfg has {key} = {given!r}, the tokeniser {value!r}",
                 "build the model with **tokenizer.text_cfg() in its text_cfg",
             )
         text_cfg[key] = given

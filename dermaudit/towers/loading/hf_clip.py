@@ -23,7 +23,7 @@ from .names import HF_CONFIG
 from .weights import few
 
 _MARKS = ("vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding.weight")
-#: OpenAI's, for a folder that says nothing (arXiv 2103.00020).
+#: OpenAI's, for a folder without its own (arXiv 2103.00020).
 _MEAN = [0.48145466, 0.4578275, 0.40821073]
 _STD = [0.26862954, 0.26130258, 0.27577711]
 _CLIP_VOCABULARY = 49408
@@ -118,7 +118,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
 
 
 def _pooling(text: Any) -> dict[str, Any]:
-    # Files from before eos_token_id was set say 2 there and pool the largest id, as the first CLIP.
+    # Files from before eos_token_id was set have 2 there and pool the largest id, as the first CLIP.
     if text.eos_token_id == 2:
         return {"pool_type": "argmax"}
     return {"pool_type": "eos", "eos_id": text.eos_token_id}
@@ -133,19 +133,19 @@ def _words(folder: Path, vocab_size: int) -> dict[str, Any]:
 
 def _preprocess(folder: Path, image_size: int) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
-    said = read_json(path, "image preparation") if path.is_file() else {}
+    config = read_json(path, "image preparation") if path.is_file() else {}
     return {
         "size": image_size,
-        "mean": said.get("image_mean", _MEAN),
-        "std": said.get("image_std", _STD),
-        "interpolation": _INTERPOLATION.get(said.get("resample", 3), "bicubic"),
+        "mean": config.get("image_mean", _MEAN),
+        "std": config.get("image_std", _STD),
+        "interpolation": _INTERPOLATION.get(config.get("resample", 3), "bicubic"),
         # The shorter side to the size, then the middle: what their image processor does.
         "resize_mode": "shortest",
     }
 
 
 def convert_hf_clip(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The state dict of open_clip's CLIP. Errors: ForeignArtifactError naming `path` and the keys
+    """Return the state dict of open_clip's CLIP. Errors: ForeignArtifactError naming `path` and the keys
     that are not CLIP's, or the blocks that lack a part of their attention.
     """
     converted: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
 """Hugging Face text towers built without the repository they once came from.
 
 A checkpoint with `hf_model_name` holds all of the text tower's weights but not its configuration;
-stock open_clip fetches that from the hub. A `config.json` beside the checkpoint says it; without
+stock open_clip fetches that from the hub. A `config.json` next to the checkpoint has it; without
 one, a BERT of 64 channels a head (PubMedBERT, as in all published dermatology models) is read off
 the weights.
 """
@@ -37,8 +37,8 @@ def hf_text_from_state(
 ) -> HFTextEncoder | None:
     """open_clip's `HFTextEncoder` of the sizes of `state` (keys without `text.`), weights not loaded.
 
-    A `config.json` beside the checkpoint is believed before the shapes. None when neither it nor
-    the weights say what the tower is, and open_clip has to ask the repository of `hf_model_name`:
+    A `config.json` next to the checkpoint has priority over the shapes. None when neither it nor
+    the weights describe the tower, and open_clip has to ask the repository of `hf_model_name`:
     then that is cached or in reach. Errors: ForeignArtifactError for a `text_cfg` that is not
     open_clip's; UserInputError when the configuration has to be fetched and cannot be.
     """
@@ -73,7 +73,7 @@ def hf_text_from_state(
 
 
 def _config_beside(folder: Path) -> Any:
-    """The configuration of a text encoder in `folder`, or None."""
+    """Return the configuration of a text encoder in `folder`, or None."""
     from open_clip.hf_configs import arch_dict
     from transformers import AutoConfig
 

@@ -53,9 +53,9 @@ def offline() -> bool:
 
 
 def fetch_repo(repo: str) -> Path:
-    """The folder of a hub repository with its configuration, tokeniser and one weights file.
+    """Return the folder of a hub repository with its configuration, tokeniser and one weights file.
 
-    Errors: UserInputError that says what to fetch and where to put it when it is not in the cache
+    Errors: UserInputError that names what to download and where to put it when it is not in the cache
     and the hub cannot be reached, or when the hub refuses.
     """
     from huggingface_hub import constants
@@ -110,7 +110,7 @@ def _require_clip(repo: str, listed: list[str]) -> None:
 
 
 def cached_folder(repo: str) -> Path | None:
-    """The folder of a hub model in the local cache, with configuration and weights; else None."""
+    """Return the folder of a hub model in the local cache, with configuration and weights; else None."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in (CONFIG_FILE, HF_CONFIG):
@@ -124,9 +124,9 @@ def cached_folder(repo: str) -> Path | None:
 
 
 def fetch_text(name: str) -> Path:
-    """The folder of a Hugging Face text encoder: `name` itself, the local cache, or the hub.
+    """Return the folder of a Hugging Face text encoder: `name` itself, the local cache, or the hub.
 
-    Errors: UserInputError that says what to fetch and where to put it, or what the folder lacks.
+    Errors: UserInputError that names what to download and where to put it, or what the folder lacks.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -165,7 +165,7 @@ def require_text_config(name: str, folder: Path) -> None:
     if not offline():
         return
     raise UserInputError(
-        f"{folder} does not say what its text tower '{name}' is, and the hub cannot be reached",
+        f"{folder} does not describe its text tower '{name}', and the hub cannot be reached",
         f"on a machine with a network run `hf download {name} {HF_CONFIG} --local-dir "
         f"{_short(name)}` and copy {HF_CONFIG} into {folder}",
     )

@@ -22,7 +22,7 @@ from ..open_clip_model import OpenClipModel, as_open_clip
 from .hf_clip import convert_hf_clip, is_hf_clip, read_hf_config
 from .hf_text import hf_text_from_state
 from .hub import fetch_repo, require_weights, tokenizer_source
-from .names import CONFIG_FILE, Source, check_tag, hf_clip_config, resolve
+from .names import CONFIG_FILE, ModelSource, check_tag, hf_clip_config, resolve
 from .panderm import is_panderm, panderm_from_state
 from .weights import below, few, read_state, weights_file
 
@@ -35,7 +35,7 @@ def load_model(name: str | Path, device: str = "cpu") -> HookedTower:
     """Open a model by name (names.py) and check that each of its taps fires once.
 
     Errors: UserInputError (unknown name, missing or broken file, hub out of reach) and
-    ForeignArtifactError (weights of another architecture), each naming the file and the mend.
+    ForeignArtifactError (weights of another architecture), each naming the file and the fix.
     """
     source = resolve(str(name))
     tower = _open_tag(source) if source.kind == "open_clip" else _open_folder(source)
@@ -49,7 +49,7 @@ def load_model(name: str | Path, device: str = "cpu") -> HookedTower:
     return tower
 
 
-def _open_folder(source: Source) -> HookedTower:
+def _open_folder(source: ModelSource) -> HookedTower:
     folder = fetch_repo(source.repo) if source.kind == "hub" else source.folder
     assert folder is not None
     config = read_config(folder)
@@ -65,7 +65,7 @@ def _open_folder(source: Source) -> HookedTower:
     )
 
 
-def _open_tag(source: Source) -> HookedTower:
+def _open_tag(source: ModelSource) -> HookedTower:
     import open_clip
 
     check_tag(source)
@@ -81,9 +81,9 @@ def _open_tag(source: Source) -> HookedTower:
     )
 
 
-def tag_quick_gelu(source: Source) -> bool:
+def tag_quick_gelu(source: ModelSource) -> bool:
     """Whether the weights of a tag were trained with QuickGELU: open_clip only warns when the
-    architecture's name says otherwise (as of `ViT-B-16/openai`) and computes something else.
+    architecture's name suggests otherwise (as of `ViT-B-16/openai`) and computes something else.
     """
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -103,16 +103,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(model, dict):
         raise UserInputError(f"{path} has no 'model_cfg'", "restore the file of the release")
     kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
-    lacking = [key for key, kind in kinds.items() if not isinstance(model.get(key), kind)]
-    if lacking:
-        raise UserInputError(f"{path}: model_cfg lacks {', '.join(lacking)}", "restore the file")
+    missing = [key for key, kind in kinds.items() if not isinstance(model.get(key), kind)]
+    if missing:
+        raise UserInputError(f"{path}: model_cfg lacks {', '.join(missing)}", "restore the file")
     return config
 
 
 def build_model(
     model_cfg: dict[str, Any], state: dict[str, Tensor], folder: Path, path: Path
 ) -> OpenClipModel:
-    """The open_clip model of `model_cfg` with `state` in it.
+    """Build the open_clip model of `model_cfg` with `state` in it.
 
     A PanDerm image tower and a BERT text tower are recognised by their keys and built from their
     shapes: their configurations name sizes that are not theirs, or files of another repository.
@@ -207,7 +207,7 @@ def _fill(model: OpenClipModel, state: dict[str, Tensor], path: Path) -> None:
     if any(faults.values()):
         listed = "; ".join(f"{what} {few(sorted(keys))}" for what, keys in faults.items() if keys)
         raise ForeignArtifactError(
-            f"{path} does not fit {CONFIG_FILE} beside it: {listed}",
+            f"{path} does not fit the {CONFIG_FILE} next to it: {listed}",
             "the weights and the configuration belong to different models",
         )
     model.load_state_dict(state, strict=True)
@@ -243,5 +243,5 @@ def _tokenizer(folder: Path, model_cfg: dict[str, Any]) -> Any:
     except Exception as error:  # transformers raises many classes for a broken tokenizer folder
         raise UserInputError(
             f"the tokeniser in {folder} cannot be opened ({error})",
-            "it needs tokenizer.json and tokenizer_config.json beside the weights",
+            "it needs tokenizer.json and tokenizer_config.json next to the weights",
         ) from error

@@ -33,7 +33,7 @@ BUNDLED = {"phantom-vit": "phantom", "dermoscopy-small": "dermoscopy-small"}
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where a model comes from. `folder` for folders, `repo` for the hub, else `arch` and `tag`."""
 
     name: str
@@ -45,12 +45,12 @@ class Source:
 
 
 def bundled_folder() -> Path:
-    """The folder of the shipped checkpoints, in a checkout (through the link) or a wheel."""
+    """Return the folder of the shipped checkpoints, in a checkout (through the link) or a wheel."""
     return Path(dermaudit.__file__).parent / "checkpoints"
 
 
 def bundled_names() -> list[str]:
-    """The checkpoints that are there, in alphabetical order."""
+    """Return the names of the shipped checkpoints, in alphabetical order."""
     return sorted(path.parent.name for path in bundled_folder().glob(f"*/{CONFIG_FILE}"))
 
 
@@ -62,8 +62,8 @@ def architectures() -> list[str]:
     return sorted(p.stem for p in (Path(spec.origin).parent / "model_configs").glob("*.json"))
 
 
-def resolve(name: str) -> Source:
-    """What `name` means.
+def resolve(name: str) -> ModelSource:
+    """Return what `name` means.
 
     A bundled name wins over a folder of the same name; a folder that holds a checkpoint wins over
     an architecture. Errors: UserInputError that offers the nearest name, and for a folder says
@@ -73,23 +73,25 @@ def resolve(name: str) -> Source:
     if not name:
         raise UserInputError("the name of the model is empty", _forms())
     if name.startswith("local-dir:"):
-        return Source(name, "folder", folder=_checkpoint_folder(Path(name[len("local-dir:") :])))
+        return ModelSource(
+            name, "folder", folder=_checkpoint_folder(Path(name[len("local-dir:") :]))
+        )
     if name.startswith("hf-hub:"):
         repo = name[len("hf-hub:") :]
         if repo.count("/") != 1 or not all(repo.split("/")):
             raise UserInputError(
                 f"'{name}' is not a hub name", "write hf-hub:<organisation>/<repository>"
             )
-        return Source(name, "hub", repo=repo)
+        return ModelSource(name, "hub", repo=repo)
     if name in bundled_names():
-        return Source(name, "bundled", folder=bundled_folder() / name)
+        return ModelSource(name, "bundled", folder=bundled_folder() / name)
     if name in BUNDLED:
         raise UserInputError(
             f"the bundled checkpoint '{name}' is not in this installation ({bundled_folder()})",
             f"install a complete wheel, or train it: dermaudit pretrain {BUNDLED[name]}",
         )
     if Path(name).is_dir() or name.startswith((".", "/", "~")):
-        return Source(name, "folder", folder=_checkpoint_folder(Path(name).expanduser()))
+        return ModelSource(name, "folder", folder=_checkpoint_folder(Path(name).expanduser()))
     return _open_clip(name)
 
 
@@ -110,20 +112,20 @@ def _checkpoint_folder(folder: Path) -> Path:
 
 
 def hf_clip_config(folder: Path) -> bool:
-    """Whether `folder` is of Hugging Face's CLIPModel: a `config.json` that says so."""
+    """Whether `folder` is of Hugging Face's CLIPModel: by its `config.json`."""
     return _model_type(folder) == "clip"
 
 
 def _model_type(folder: Path) -> str | None:
     try:
-        said = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    kind = said.get("model_type") if isinstance(said, dict) else None
+    kind = config.get("model_type") if isinstance(config, dict) else None
     return kind if isinstance(kind, str) else None
 
 
-def _open_clip(name: str) -> Source:
+def _open_clip(name: str) -> ModelSource:
     arch, _, tag = name.rpartition("/")
     known = architectures()
     if not arch:
@@ -145,10 +147,10 @@ def _open_clip(name: str) -> Source:
             f"'{arch}'{tail}",
             _forms(),
         )
-    return Source(name, "open_clip", arch=arch, tag=tag)
+    return ModelSource(name, "open_clip", arch=arch, tag=tag)
 
 
-def check_tag(source: Source) -> None:
+def check_tag(source: ModelSource) -> None:
     """Errors: UserInputError with the nearest tag. Not in `resolve`, since it needs open_clip."""
     from open_clip.pretrained import list_pretrained_tags_by_model
 

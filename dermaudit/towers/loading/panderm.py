@@ -62,12 +62,15 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two linear layers with GELU between them."""
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the module."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -86,16 +89,20 @@ class Block(nn.Module):
         self.scaled_mlp = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the module."""
         x = x + self.scaled_attn(self.gamma_1 * self.attn(self.norm1(x)))
         return x + self.scaled_mlp(self.gamma_2 * self.mlp(self.norm2(x)))
 
 
 class PatchEmbed(nn.Module):
+    """Patches of an image as tokens."""
+
     def __init__(self, patch: int, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, patch, patch)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Apply the module."""
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
@@ -137,6 +144,7 @@ class PanDermVisual(nn.Module):
         self.grad_checkpointing = enable
 
     def forward(self, images: Tensor) -> Tensor:
+        """Apply the module."""
         x = self.patch_embed(images)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         x = self.scaled_tokens(x)
@@ -151,7 +159,7 @@ class PanDermVisual(nn.Module):
 
 
 def sin_cos_positions(side: int, width: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions (1, 1 + side², width); the row of the class token is zero."""
+    """Return fixed 2-D sine-cosine positions (1, 1 + side², width); the row of the class token is zero."""
     quarter = width // 4
     omega = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
     line = torch.arange(side, dtype=torch.float64)
@@ -196,7 +204,7 @@ def panderm_from_state(state: Mapping[str, Tensor], head_width: int = 64) -> Pan
     return tower
 
 
-class LeftOut(NamedTuple):
+class KeyDifferences(NamedTuple):
     """What a start from a file did not use: `missing` keys of the tower keep their first values,
     `unused` keys of the file were not asked for.
     """
@@ -208,10 +216,10 @@ class LeftOut(NamedTuple):
 def panderm_visual(
     size: str, output_dim: int, weights: Path | None = None, image_size: int = 224
 ) -> PanDermVisual:
-    """A tower to train, "base" (ViT-B/16) or "large" (ViT-L/16), from scratch or from `weights`.
+    """Build a tower to train, "base" (ViT-B/16) or "large" (ViT-L/16), from scratch or from `weights`.
 
     `weights`: a file of the published image tower, alone or with the rest of a model; what it
-    leaves out (mostly the head) is said on stderr. From scratch: truncated normal of .02, the head
+    leaves out (mostly the head) is reported on stderr. From scratch: truncated normal of .02, the head
     scaled by .001, from torch's global seed. Errors: UserInputError for an unknown size;
     ForeignArtifactError for a file of another tower.
     """
@@ -228,16 +236,16 @@ def panderm_visual(
 
 
 def _by_part(keys: list[str]) -> str:
-    """Keys told by the part of the model that they belong to, with how many there are."""
+    """Return keys grouped by the part of the model that they belong to, with their number."""
     parts = Counter(key.removeprefix("module.").split(".")[0] for key in keys)
     return ", ".join(f"{part}.* ({n})" if n > 1 else part for part, n in parts.items())
 
 
-def start_from(visual: PanDermVisual, path: Path) -> LeftOut:
+def start_from(visual: PanDermVisual, path: Path) -> KeyDifferences:
     """Load the weights of `path` into `visual` as far as they are its own.
 
-    The tower is found by its keys, whatever stands before them (`visual.`, `encoder.`, …). A head
-    of another width and positions of another grid are left out, being made anew or computed.
+    The tower is found by its keys, whatever their prefix (`visual.`, `encoder.`, …). A head
+    of another width and positions of another grid are left out: they are initialised or computed.
     Errors: ForeignArtifactError when there is no such tower in the file, or one of another size.
     """
     state = read_state(Path(path))
@@ -258,22 +266,22 @@ def start_from(visual: PanDermVisual, path: Path) -> LeftOut:
         for k in target
         if k in found and k not in fits and not k.startswith(("head.", "pos_embed"))
     ]
-    lacking = [k for k in target if k not in found and not k.startswith(_OPTIONAL)]
+    missing = [k for k in target if k not in found and not k.startswith(_OPTIONAL)]
     more = {k.split(".")[1] for k in found if k.startswith("blocks.") and k not in target}
     beyond = sorted(f"blocks.{n}" for n in more if int(n) >= len(visual.blocks))
-    if wrong or lacking or beyond:
-        faults = {"wrong shape": wrong, "missing": lacking, "unexpected": beyond}
-        said = "; ".join(f"{what} {few(keys)}" for what, keys in faults.items() if keys)
+    if wrong or missing or beyond:
+        faults = {"wrong shape": wrong, "missing": missing, "unexpected": beyond}
+        listed = "; ".join(f"{what} {few(keys)}" for what, keys in faults.items() if keys)
         raise ForeignArtifactError(
-            f"{path} holds another tower: {said}", "choose the other size (base or large)"
+            f"{path} holds another tower: {listed}", "choose the other size (base or large)"
         )
     visual.load_state_dict(fits, strict=False)
     unused = [k for k in state if not (k.startswith(prefix) and k[len(prefix) :] in fits)]
-    return LeftOut([k for k in target if k not in fits], unused)
+    return KeyDifferences([k for k in target if k not in fits], unused)
 
 
 def _first_values(visual: PanDermVisual) -> None:
-    """Truncated normal of .02 for matrices and the class token, zero biases, a small head."""
+    """Initialise: truncated normal of .02 for matrices and the class token, zero biases, a small head."""
     for module in visual.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

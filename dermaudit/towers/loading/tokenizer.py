@@ -33,7 +33,7 @@ _PREFIX = "##"
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """`files`: name -> text, to be written beside the weights; called, it gives the ids.
+    """`files`: name -> text, to be written next to the weights; a call returns token ids.
 
     `vocab_size` includes the special tokens. `hf_text`: open_clip's fields of a Hugging Face text
     tower (`hf_model_name`, `hf_pooler_type`), empty for its own. `tokenizer(texts)` ->
@@ -56,7 +56,7 @@ class TokenizerFiles:
         hf_model_name: str = "local",
         pooler: str = "mean_pooler",
     ) -> TokenizerFiles:
-        """The files of a Hugging Face tokeniser in a folder, such as one fetched from the hub.
+        """Read the files of a Hugging Face tokeniser in a folder, such as one fetched from the hub.
 
         A `config.json` of a text encoder in it (BERT's) goes along, so that the saved model says
         what its text tower is; `hf_model_name` and `pooler` are written for stock open_clip.
@@ -86,6 +86,7 @@ class TokenizerFiles:
         return tokenizer
 
     def __call__(self, texts: str | list[str]) -> Tensor:
+        """Return token ids (n, context_length) of texts."""
         from open_clip.tokenizer import get_clean_fn
         from torch import tensor
 
@@ -95,7 +96,7 @@ class TokenizerFiles:
         return tensor([item.ids for item in encoded]).reshape(-1, self.context_length)
 
     def text_cfg(self) -> dict[str, Any]:
-        """The fields of open_clip's `text_cfg` that belong to this tokeniser.
+        """Return the fields of open_clip's `text_cfg` that belong to this tokeniser.
 
         `hf_tokenizer_name` must not be empty (open_clip would silently take its stock BPE), and
         `pool_type` must be "eos" (the default, argmax, would pool the token of the largest id). A
@@ -203,12 +204,12 @@ def _read_folder(folder: Path) -> tuple[dict[str, str], int, int, int]:
             f"the tokeniser in {folder} has no padding token or none that ends a text",
             "set pad_token and sep_token (or eos_token) in tokenizer_config.json",
         )
-    # Saved again, so that one in an older form (vocab.txt) is written as tokenizer.json too.
+    # Saved again so that one in an older form (vocab.txt) is written as tokenizer.json too.
     with TemporaryDirectory() as saved:
         tokenizer.save_pretrained(saved)
         files = {p.name: p.read_text(encoding="utf-8") for p in sorted(Path(saved).iterdir())}
     config = json.loads(files["tokenizer_config.json"])
-    # How it was opened here says nothing of the tokeniser.
+    # How it was opened here is no property of the tokeniser.
     for key in ("is_local", "local_files_only", "name_or_path"):
         config.pop(key, None)
     files["tokenizer_config.json"] = json.dumps(config, indent=1, sort_keys=True) + "\n"

@@ -1,4 +1,4 @@
-"""The tensors of a weights file: safetensors, or foreign files with `weights_only=True`, never pickle."""
+"""Return the tensors of a weights file: safetensors, or foreign files with `weights_only=True`, never pickle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .names import CONFIG_FILE, WEIGHTS
 
 
 def weights_file(folder: Path) -> Path:
-    """The weights that stock open_clip would choose too. Errors: UserInputError when none."""
+    """Return the weights file that stock open_clip would choose. Raises UserInputError if there is none."""
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
@@ -23,12 +23,12 @@ def weights_file(folder: Path) -> Path:
     if others:
         return others[0]
     raise UserInputError(
-        f"{folder} has a configuration but no weights", f"put {WEIGHTS[0]} beside {CONFIG_FILE}"
+        f"{folder} has a configuration but no weights", f"put {WEIGHTS[0]} next to {CONFIG_FILE}"
     )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, in the precision of the file.
+    """Return the tensors of a weights file, in the precision of the file.
 
     Errors: ForeignArtifactError when it is cut off, not a weights file, or would need pickle.
     """
@@ -64,10 +64,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The part of a state dict whose keys begin with `prefix`, without it."""
+    """Return the part of a state dict whose keys begin with `prefix`, without it."""
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def few(keys: list[str]) -> str:
-    """The first four of some keys and how many more there are, for messages."""
+    """Return the first four of some keys and how many more there are, for messages."""
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")

@@ -21,46 +21,57 @@ class BaseArchitecture:
     own_settings: tuple[str, ...] = ()
 
     def derived_settings(self, recipe: SAERecipe) -> dict[str, Any]:
+        """Return the settings that follow from the others."""
         return {}
 
     def has_k(self, recipe: SAERecipe) -> bool:
+        """Return whether `k` is the mean L0 of the fitted SAE."""
         return False
 
     def build(self, recipe: SAERecipe, common: dict[str, Any]) -> TrainingSAE:
+        """Return a new SAE of sae-lens."""
         raise NotImplementedError
 
     def step(
         self, sae: TrainingSAE, recipe: SAERecipe, x: Tensor, dead: Tensor, progress: float
     ) -> StepResult:
+        """Return the loss of rows x (b, d)."""
         from ..sae_lens_model import dense_step
 
         return dense_step(sae, x, dead, recipe.penalty_factor(progress))
 
     def constrain_gradient(self, sae: TrainingSAE) -> None:
-        pass
+        """Change the gradients before the step of the optimizer."""
 
     def constrain_weights(self, sae: TrainingSAE) -> None:
-        pass
+        """Change the weights after the step of the optimizer."""
 
     def export(
         self, recipe: SAERecipe, folded: dict[str, Any], threshold: Tensor | None
     ) -> ThresholdSAE | TopKSAE:
+        """Return the SAE in units of the rows."""
         from ...inference.model import ReLUSAE
 
         return ReLUSAE(**folded)
 
     def metadata(self, recipe: SAERecipe) -> dict[str, Any]:
+        """Return the settings that `cfg.json` records."""
         return {}
 
 
 class TopKArchitecture(BaseArchitecture):
-    """An SAE that keeps its largest pre-activations: trained by `sparse_step`, which never makes the
-    dense code, and exported with one threshold, at which the mean L0 is k."""
+    """An SAE that keeps its largest pre-activations.
+
+    It is trained by `sparse_step`, which never computes the dense code, and exported with one threshold,
+    at which the mean L0 is k.
+    """
 
     def has_k(self, recipe: SAERecipe) -> bool:
+        """Return whether `k` is the mean L0 of the fitted SAE."""
         return True
 
     def build(self, recipe: SAERecipe, common: dict[str, Any]) -> TrainingSAE:
+        """Return a new SAE of sae-lens."""
         from ..sparse_step import transpose_storage
 
         sae = self.sae_lens_model(
@@ -81,6 +92,7 @@ class TopKArchitecture(BaseArchitecture):
     def step(
         self, sae: TrainingSAE, recipe: SAERecipe, x: Tensor, dead: Tensor, progress: float
     ) -> StepResult:
+        """Return the loss of rows x (b, d)."""
         from ..sparse_step import sparse_step
 
         return sparse_step(sae, x, dead)
@@ -88,6 +100,7 @@ class TopKArchitecture(BaseArchitecture):
     def export(
         self, recipe: SAERecipe, folded: dict[str, Any], threshold: Tensor | None
     ) -> ThresholdSAE | TopKSAE:
+        """Return the SAE in units of the rows."""
         from ...inference.model import ThresholdSAE
 
         return ThresholdSAE(**folded, threshold=folded["b_enc"].new_zeros(recipe.d_sae))

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
 
 class BatchTopK(TopKArchitecture):
+    """The default: the mean number of active latents is k."""
+
     name = "batchtopk"
 
     def sae_lens_model(self, recipe: SAERecipe, config: dict[str, Any]) -> TrainingSAE:
+        """Return the SAE of sae-lens with its configuration."""
         from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
         return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**config, k=recipe.k))

@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 
 
 class JumpReLU(BaseArchitecture):
-    """The quadratic penalty pulls the mean L0 to k, but does not reach it (1.1 to 3.6 times k were
-    measured), so the thresholds are shifted to k when the SAE is exported."""
+    """The quadratic penalty pulls the mean L0 to k.
+
+    It does not reach k (1.1 to 3.6 times k were measured), so the thresholds are shifted after the fit.
+    """
 
     name = "jumprelu"
     penalties = ("l0_loss",)
 
     def has_k(self, recipe: SAERecipe) -> bool:
+        """Return whether the penalty has a target: the quadratic one pulls the mean L0 to k."""
         return recipe.l0_penalty == "quadratic"
 
     def build(self, recipe: SAERecipe, common: dict[str, Any]) -> TrainingSAE:
+        """Return a new SAE of sae-lens."""
         from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 
         sae = JumpReLUTrainingSAE(
@@ -48,12 +52,14 @@ class JumpReLU(BaseArchitecture):
     def export(
         self, recipe: SAERecipe, folded: dict[str, Any], threshold: Tensor | None
     ) -> ThresholdSAE | TopKSAE:
+        """Return the SAE in units of the rows."""
         from ...inference.model import ThresholdSAE
 
         assert threshold is not None
         return ThresholdSAE(**folded, threshold=threshold)
 
     def metadata(self, recipe: SAERecipe) -> dict[str, Any]:
+        """Return the settings that `cfg.json` records."""
         return {"l0_coefficient": recipe.l0_coefficient}
 
 

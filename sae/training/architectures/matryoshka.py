@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from dermaudit.errors import UserInputError
@@ -21,11 +22,12 @@ class Matryoshka(TopKArchitecture):
     own_settings = ("widths",)
 
     def derived_settings(self, recipe: SAERecipe) -> dict[str, Any]:
+        """Return `widths` that end with d_sae."""
         default = default_widths(recipe.d_sae)
         widths = recipe.widths or default
         if widths[-1] != recipe.d_sae:
             widths = (*widths, recipe.d_sae)
-        if widths[0] < 1 or any(a >= b for a, b in zip(widths, widths[1:], strict=False)):
+        if widths[0] < 1 or any(a >= b for a, b in itertools.pairwise(widths)):
             raise UserInputError(
                 f"widths = {_joined(recipe.widths)} do not rise up to d_sae = {recipe.d_sae}",
                 f"for example widths={_joined(default)}",
@@ -33,6 +35,7 @@ class Matryoshka(TopKArchitecture):
         return {"widths": widths}
 
     def sae_lens_model(self, recipe: SAERecipe, config: dict[str, Any]) -> TrainingSAE:
+        """Return the SAE of sae-lens with its configuration."""
         from sae_lens import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
 
         return MatryoshkaBatchTopKTrainingSAE(
@@ -42,6 +45,7 @@ class Matryoshka(TopKArchitecture):
         )
 
     def metadata(self, recipe: SAERecipe) -> dict[str, Any]:
+        """Return the settings that `cfg.json` records."""
         return {"matryoshka_widths": list(recipe.widths)}
 
 

@@ -48,8 +48,10 @@ class SAEArchitecture(Protocol):
     def step(
         self, sae: TrainingSAE, recipe: SAERecipe, x: Tensor, dead: Tensor, progress: float
     ) -> StepResult:
-        """Return the loss of rows x (b, d) in units of training; `dead` (d_sae,) bool, `progress` the
-        fraction of the steps that are done."""
+        """Return the loss of rows x (b, d) in units of training.
+
+        `dead` (d_sae,) bool are the dead latents, `progress` is the fraction of the steps that are done.
+        """
         ...
 
     def constrain_gradient(self, sae: TrainingSAE) -> None:

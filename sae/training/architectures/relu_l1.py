@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class ReLUL1(BaseArchitecture):
-    """The component of the gradient along a decoder row is removed before the step of the optimizer,
-    and the row is scaled back to length 1 after it."""
+    """Decoder rows keep unit length, and each step of the optimizer is orthogonal to them."""
 
     name = "relu_l1"
     penalties = ("l1_loss",)
 
     def build(self, recipe: SAERecipe, common: dict[str, Any]) -> TrainingSAE:
+        """Return a new SAE of sae-lens."""
         from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
         from torch import nn
 
@@ -34,15 +34,18 @@ class ReLUL1(BaseArchitecture):
         return sae
 
     def constrain_gradient(self, sae: TrainingSAE) -> None:
+        """Remove the component of the gradient along each decoder row."""
         grad, rows = sae.W_dec.grad, sae.W_dec.data
         assert grad is not None
         grad -= (grad * rows).sum(1, keepdim=True) * rows
 
     def constrain_weights(self, sae: TrainingSAE) -> None:
+        """Scale each decoder row to unit length."""
         rows = sae.W_dec.data
         rows /= rows.norm(dim=1, keepdim=True).clamp_min(1e-8)
 
     def metadata(self, recipe: SAERecipe) -> dict[str, Any]:
+        """Return the settings that `cfg.json` records."""
         return {"l1_coefficient": recipe.l1_coefficient}
 
 

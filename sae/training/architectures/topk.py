@@ -23,6 +23,7 @@ class TopK(TopKArchitecture):
     own_settings = ("export",)
 
     def derived_settings(self, recipe: SAERecipe) -> dict[str, Any]:
+        """Refuse a k that is not a whole number."""
         if recipe.k != int(recipe.k):
             raise UserInputError(
                 f"k = {recipe.k:g}: topk keeps a whole number of latents in every row",
@@ -31,6 +32,7 @@ class TopK(TopKArchitecture):
         return {}
 
     def sae_lens_model(self, recipe: SAERecipe, config: dict[str, Any]) -> TrainingSAE:
+        """Return the SAE of sae-lens with its configuration."""
         from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
         return TopKTrainingSAE(TopKTrainingSAEConfig(**config, k=int(recipe.k)))
@@ -38,6 +40,7 @@ class TopK(TopKArchitecture):
     def export(
         self, recipe: SAERecipe, folded: dict[str, Any], threshold: Tensor | None
     ) -> ThresholdSAE | TopKSAE:
+        """Return the SAE in units of the rows."""
         if recipe.export == "threshold":
             return super().export(recipe, folded, threshold)
         from ...inference.model import TopKSAE

@@ -1,16 +1,16 @@
 """The arithmetic of the sparse training step, once for each kind of machine.
 
-Every module here has the same functions (tests/sae/test_sae_kernels.py holds them together):
+Every module has the same functions (tests/sae/test_sae_kernels.py compares them):
 
-- `encode_rows`, `encode_batch`: the encoder's product, in chunks of rows, each searched for its
-  largest entries while it is hot; the dense code exists nowhere.
+- `encode_rows`, `encode_batch`: the product of the encoder in chunks of rows, each searched for its
+  largest entries while it is in the cache; the dense code never exists.
 - `keep_top`: which entries of a matrix are among the k largest of their row.
-- `decode`: partial reconstructions, their squared errors, and what an entry's gradient needs.
+- `decode`: partial reconstructions, their squared errors, and what the gradient of an entry needs.
 - `weight_gradients`: the outer products of an entry and its row, summed by latent.
-- `minus`, `lengths`, `weighted_sum`, `least_key`: the small change, of which torch's own is threaded
-  by OpenMP (see `shares`).
+- `minus`, `lengths`, `weighted_sum`, `least_key`: small operations, which torch runs in threads of
+  OpenMP (see `threads`).
 
-`cpu` is numba, `plain` torch alone, `gpu` Triton. `pick(tensor)` says which one serves.
+`cpu` uses numba, `plain` torch alone, `gpu` Triton. `pick(tensor)` returns the module for a tensor.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ class Code:
 
     @property
     def n_rows(self) -> int:
+        """The number of rows."""
         return len(self.start) - 1
 
     def rows(self) -> torch.Tensor:
-        """The row of each entry, (n,) int64."""
+        """Return the row of each entry, (n,) int64."""
         index = torch.arange(self.n_rows, device=self.start.device)
         return index.repeat_interleave(self.start.diff(), output_size=len(self.latents))
 
     def by_latent(self, n_latents: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(start (n_latents + 1,), order (n,)): the entries grouped by latent, rows ascending."""
+        """Return (start (n_latents + 1,), order (n,)): entries grouped by latent, rows ascending."""
         counts = torch.bincount(self.latents, minlength=n_latents)
         start = torch.zeros(n_latents + 1, dtype=torch.int64, device=self.start.device)
         torch.cumsum(counts, 0, out=start[1:])
@@ -55,12 +56,12 @@ class Code:
 
 @functools.cache
 def present(package: str) -> bool:
-    """Whether the package can be imported; imports nothing."""
+    """Return whether the package can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
 
 
 def pick(tensor: torch.Tensor) -> ModuleType:
-    """The module of kernels for this tensor's device and dtype."""
+    """Return the module of kernels for the device and dtype of a tensor."""
     if tensor.dtype in FLOATS:
         if tensor.device.type == "cpu" and present("numba"):
             from . import cpu
@@ -76,11 +77,11 @@ def pick(tensor: torch.Tensor) -> ModuleType:
 
 
 def chunk_rows(n_rows: int, n_columns: int, lanes: int = 1, most: int = 1 << 22) -> int:
-    """Rows of an encoder chunk: `most` entries (16 MB of float32), between 256 and 2048 rows.
+    """Return the rows of an encoder chunk: `most` entries (16 MB of float32), 256 to 2048 rows.
 
-    Fewer rows than that and the weights are read more often than the product can hide, which is
-    accepted (down to 64) where `lanes` threads are to have as many chunks each. All chunks but the
-    last are equal and a multiple of 32 rows: then MKL gives the bits of one product of all rows.
+    With fewer rows, reading the weights takes longer than the product; this is accepted (down to 64 rows)
+    if all of `lanes` threads get the same number of chunks. All chunks but the last have the same size, a
+    multiple of 32 rows, with which MKL gives the same bits as one product of all rows.
     """
     parts = -(-n_rows // max(256, min(2048, most // max(1, n_columns))))
     if n_rows >= 64 * lanes:

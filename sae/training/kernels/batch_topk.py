@@ -1,10 +1,10 @@
-"""BatchTopK's selection on a CPU: the n largest entries of many rows, of all processes' rows.
+"""The selection of BatchTopK on a CPU: the n largest entries of the rows of all processes.
 
-The rows come in chunks, which several threads search side by side: each takes what is above a
-guess of its own, made so that about half as many again are taken as will be kept. The n-th largest
-of what was taken bounds the n-th largest of all from below, so that a chunk whose guess was below
-it has lost nothing; one whose guess was not is searched once more. Other processes are met in the
-search for the n-th largest alone: they add up histograms, and no entry is sent.
+Several threads search chunks of rows: each selects the entries above an estimated bound, which lets
+through about 1.4 times as many as are kept. The n-th largest selected entry is a lower bound of the n-th
+largest of all, so a chunk with an estimate below it has lost nothing; a chunk with a higher estimate is
+searched again. Processes communicate only in the search for the n-th largest: they add histograms, and no
+entry is sent.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dermaudit.distributed import gather, n_processes, rank, total
 from . import searches
 from .threads import share_out
 
-MARGIN = 1.4  # how many times as many entries as are kept a chunk's guess lets through, at first
-_PASSING = 256  # entries of a sample above the guess: their number is then good to 6 %
-_DIGIT = 11  # bits of a key that one histogram sorts by
+MARGIN = 1.4  # ratio of selected to kept entries with the first estimate
+_PASSING = 256  # entries of a sample above the estimate, which makes it accurate to 6 %
+_DIGIT = 11  # bits of a key in one histogram
 
 
 @dataclass
@@ -39,21 +39,23 @@ def select_above(
     pre: np.ndarray,
     bias: np.ndarray,
     scale: np.ndarray,
-    share: float,
+    fraction: float,
     floor: np.floating | None = None,
 ) -> SelectedEntries:
-    """The entries of pre (n, h) above `floor`; without one above a guess, about `share` of them."""
+    """Return the entries of pre (n, h) above `floor`, by default an estimate for a `fraction` of them."""
     if floor is None:
-        floor = _guess(pre, bias, scale, share)
-    expected = min(pre.shape[1], int(1.25 * share * pre.shape[1]) + 1)
+        floor = _estimate(pre, bias, scale, fraction)
+    expected = min(pre.shape[1], int(1.25 * fraction * pre.shape[1]) + 1)
     parts = share_out(searches.take_above, len(pre), pre, bias, scale, floor, expected)
     joined = parts[0] if len(parts) == 1 else [np.concatenate(p) for p in zip(*parts, strict=True)]
     return SelectedEntries(floor, *joined)
 
 
 def nth_largest_key(found: list[SelectedEntries], n_kept: int) -> tuple[np.floating, int]:
-    """The n_kept-th largest key, and how many equal to it are among the n_kept; (0, 0) if there
-    are fewer keys, which are positive. Keys of all processes, to each the same answer.
+    """Return the n_kept-th largest key, and how many keys equal to it are among the n_kept.
+
+    It is (0, 0) if there are fewer keys, which are positive. Keys are those of all processes, and each gets
+    the same result.
 
     A radix search from the top: three histograms for float32, six for float64.
     """
@@ -72,15 +74,15 @@ def nth_largest_key(found: list[SelectedEntries], n_kept: int) -> tuple[np.float
         place = int(np.searchsorted(above, left))
         left -= int(above[place - 1]) if place else 0
         prefix = (prefix << width) | (len(bins) - 1 - place)
-    return np.array(prefix, dtype=bits[0].dtype).view(dtype)[()], left
+    return np.array([prefix], dtype=bits[0].dtype).view(dtype)[0], left
 
 
 def keep_largest(
     found: list[SelectedEntries], floor: np.floating, spare: int
 ) -> tuple[np.ndarray, ...]:
-    """(counts, latents, values) of what is above `floor`, and of the first `spare` equal to it.
+    """Return (counts, latents, values) of keys above `floor`, and of the first `spare` equal to it.
 
-    First by rank, then by row, then by latent: what one process with all the rows would take.
+    First by rank, then by row, then by latent, as one process with all rows would select.
     """
     if n_processes() > 1:
         own = sum(int((one.keys == floor).sum()) for one in found)
@@ -93,15 +95,15 @@ def keep_largest(
     return tuple(np.concatenate(part) for part in zip(*kept, strict=True))
 
 
-def _guess(pre: np.ndarray, bias: np.ndarray, scale: np.ndarray, share: float) -> np.floating:
-    """About which key `share` of the entries exceed; 0 if that is more than a quarter of them.
+def _estimate(pre: np.ndarray, bias: np.ndarray, scale: np.ndarray, fraction: float) -> np.floating:
+    """Estimate the key that a `fraction` of the entries exceed; 0 if it is over a quarter.
 
-    From strips of all rows: rows differ in their length, and latents in how often they fire.
+    It uses strips of all rows, because rows differ in length and latents in how often they are active.
     """
     n, h = pre.shape
-    if not 0 < share < 0.25:
+    if not 0 < fraction < 0.25:
         return pre.dtype.type(0)
-    width = min(h, max(8, int(_PASSING / (share * n))))
+    width = min(h, max(8, int(_PASSING / (fraction * n))))
     sample = np.empty(n * width, pre.dtype)
     searches.strips(pre, bias, scale, width, sample)
-    return searches.kth_largest(sample, len(sample), int(share * len(sample)) + 1)
+    return searches.kth_largest(sample, len(sample), int(fraction * len(sample)) + 1)

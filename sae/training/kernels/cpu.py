@@ -1,7 +1,7 @@
-"""The kernels on a CPU: torch's products, and what is sparse in numba (`searches.py`, `loops.py`).
+"""The kernels on a CPU: products by torch, sparse operations by numba (`searches.py`, `loops.py`).
 
-The functions are those of `plain.py`, whose docstrings say shapes; float32 and float64. The same
-bits come out for any number of threads, as long as the matrix product gives the same.
+The functions are those of `plain.py`, whose docstrings give the shapes; float32 and float64. The result
+has the same bits for any number of threads, if the matrix product has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import batch_topk as batch
 from .buffers import lend
 from .threads import each, lanes, share_out
 
-_BLOCK = 256  # rows to a partial sum: fixed, so that it does not depend on the threads
+_BLOCK = 256  # rows in a partial sum: fixed, so that it does not depend on the threads
 
 
 def encode_rows(
@@ -30,7 +30,7 @@ def encode_rows(
     k: int,
     also: torch.Tensor | None = None,
 ) -> tuple[Code, torch.Tensor | None]:
-    """See `plain.encode_rows`; of equal entries at the k-th place the first are taken."""
+    """See `plain.encode_rows`; of equal entries at the k-th place the first are selected."""
     n = len(x)
     latents = np.empty((n, k), np.int32)
     values = np.empty((n, k), _numpy(x).dtype)
@@ -59,7 +59,7 @@ def encode_batch(
     n_kept: int,
     also: torch.Tensor | None = None,
 ) -> tuple[Code, torch.Tensor | None]:
-    """See `plain.encode_batch`; of equal entries at the last place the first are taken."""
+    """See `plain.encode_batch`; of equal entries at the last place the first are selected."""
     dtype = _numpy(x).dtype
     if n_kept == 0:
         columns = None if also is None else torch.addmm(bias[also], x, weights[also].t())
@@ -67,12 +67,12 @@ def encode_batch(
         return _code(np.zeros(len(x) + 1, np.int64), *nothing), columns
     columns = None if also is None else x.new_empty(len(x), len(also))
     given = _numpy(bias), _numpy(scale)
-    share = batch.MARGIN * n_kept / (len(x) * n_processes() * len(weights))
+    fraction = batch.MARGIN * n_kept / (len(x) * n_processes() * len(weights))
     floor = None
 
     def search(at: slice, pre: np.ndarray) -> batch.SelectedEntries:
         _columns(pre, bias, also, columns, at)
-        return batch.select_above(pre, *given, share, floor)
+        return batch.select_above(pre, *given, fraction, floor)
 
     spans = _spans(x, weights)
     found = dict(enumerate(_products(x, weights, spans, search)))
@@ -82,9 +82,11 @@ def encode_batch(
         if not total(torch.tensor(len(again))):
             break
         if least:
-            floor = np.nextafter(least, dtype.type(0))  # what equals the bound must be found too
+            floor = np.nextafter(
+                least, dtype.type(0)
+            )  # entries equal to the bound must be selected too
         else:
-            share *= 4
+            fraction *= 4
         found |= zip(again, _products(x, weights, [spans[i] for i in again], search), strict=True)
     counts, *parts = batch.keep_largest(list(found.values()), least, spare)
     return _code(_starts(counts), *parts), columns
@@ -186,7 +188,7 @@ def _products(
     spans: list[slice],
     search: Callable[[slice, np.ndarray], Any],
 ) -> list[Any]:
-    """`search(span, x[span] @ weights.T)` for each span of rows; the array is lent for the call."""
+    """Return `search(span, x[span] @ weights.T)` of each span of rows; the array is reused afterwards."""
     rows = max((at.stop - at.start for at in spans), default=0)
     idle: list[torch.Tensor] = []
 
@@ -210,13 +212,13 @@ def _columns(
     columns: torch.Tensor | None,
     at: slice,
 ) -> None:
-    if also is not None:
+    if also is not None and columns is not None:
         torch.index_select(torch.from_numpy(pre), 1, also, out=columns[at])
         columns[at] += bias[also]
 
 
 def _unit(floats: np.ndarray) -> np.ndarray:
-    """A one of the integers that have as many bits."""
+    """Return a 1 of the integer type with as many bits."""
     return np.ones(1, np.int32 if floats.itemsize == 4 else np.int64)
 
 

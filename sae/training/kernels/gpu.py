@@ -1,8 +1,8 @@
-"""The kernels on a CUDA device: torch's selection, Triton for what is gathered.
+"""The kernels on a CUDA device: selection by torch, gathered sums by Triton.
 
-The functions are those of `plain.py`, whose docstrings say shapes. One program a row, or a latent,
-walks its entries and sums in registers: nothing of size (entries, d) is written, no atomics, so
-that the same bits come out each time. In the tests Triton's interpreter runs it on a CPU.
+The functions are those of `plain.py`, whose docstrings give the shapes. One program for each row, or
+latent, sums its entries in registers: nothing of size (entries, d) is written, and there are no atomics,
+so the result has the same bits each time. In the tests Triton's interpreter runs it on a CPU.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def decode(
     dots = torch.empty_like(code.values)
     _decode_row[(n,)](
         cuts, code.latents, code.values, weights, bias, x, sums, squares, dots, n, d,
-        M=m, **_shape(d),
+        M=m, **_shape(d),  # pyright: ignore[reportArgumentType]  # Triton wraps constants itself
     )  # fmt: skip
     return sums, squares.double().sum(1), dots
 
@@ -119,13 +119,13 @@ def weight_gradients(
         into = x.new_empty(h, d), x.new_empty(h), x.new_empty(h, d)
     _sum_latent[(h,)](
         start, code.rows()[order], code.values[order], dots[order], levels, sums, x, *into,
-        n, d, factor, ADD=add, **_shape(d),
+        n, d, factor, ADD=add, **_shape(d),  # pyright: ignore[reportArgumentType]  # as above
     )  # fmt: skip
-    return tuple(into)
+    return into
 
 
 def _cuts(code: Code, edges: list[int]) -> torch.Tensor:
-    """(n, m + 1) int64: where in the entries each group of each row begins, and the row's end."""
+    """Return (n, m + 1) int64: the first entry of each group of each row, and the end of the row."""
     if len(edges) == 1:
         return torch.stack([code.start[:-1], code.start[1:]], 1).contiguous()
     rows, cuts = code.rows(), [code.start[:-1]]

@@ -1,7 +1,7 @@
-"""The compiled sums of `cpu.py`: each does a range of rows or latents, in one thread, no GIL.
+"""The compiled sums of `cpu.py`: each processes a range of rows or latents, in one thread without GIL.
 
-Inner loops run over contiguous floats and are written so that LLVM turns them into vector code:
-several rows of a table to one pass over the sum they go into, no branch on a single entry.
+Inner loops run over contiguous floats so that LLVM vectorises them: one pass over a sum adds several rows
+of a table, and there is no branch on a single entry.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MATHS = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def compiled(function):
-    """Compiled at the first call for a dtype, kept on disk where there is a place for it."""
+    """Compile a function at the first call for a dtype; the code is cached on disk if possible."""
     options = {"nogil": True, "fastmath": _MATHS, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
@@ -24,7 +24,7 @@ def compiled(function):
 
 @compiled
 def add_rows(total, table, index, values, lo, hi):
-    """total += Σ values[p] · table[index[p]] over p in lo:hi."""
+    """Add Σ values[p] · table[index[p]] over p in lo:hi to total."""
     d = len(total)
     p = lo
     while p + 4 <= hi:
@@ -42,6 +42,7 @@ def add_rows(total, table, index, values, lo, hi):
 
 @compiled
 def product(a, b):
+    """Return the product Σ a · b of two rows."""
     total = a.dtype.type(0)
     for j in range(len(a)):
         total += a[j] * b[j]
@@ -87,9 +88,9 @@ def decode_rows(start, latents, values, table, bias, x, edges, sums, squares, do
 
 @compiled
 def group(start, latents, values, dots, factor, row_of, to_values, to_dots, cursor):
-    """Counting sort of the entries by latent; `cursor` where each latent's entries begin.
+    """Sort the entries by latent (counting sort); `cursor` is the first place of each latent.
 
-    Their rows, values · factor and dots · factor, in the new order.
+    Writes their rows, values · factor and dots · factor in the new order.
     """
     for i in range(len(start) - 1):
         for p in range(start[i], start[i + 1]):
@@ -124,6 +125,7 @@ def sum_outer(start, rows, values, pulls, edges, sums, x, fresh, encoder, bias, 
 
 @compiled
 def minus(table, row, out, lo, hi):
+    """Write table − row for rows lo:hi."""
     for i in range(lo, hi):
         a, b = table[i], out[i]
         for j in range(len(row)):
@@ -132,13 +134,14 @@ def minus(table, row, out, lo, hi):
 
 @compiled
 def lengths(table, out, lo, hi):
+    """Write the 2-norms of rows lo:hi."""
     for i in range(lo, hi):
         out[i] = np.sqrt(product(table[i], table[i]))
 
 
 @compiled
 def block_sums(weights, table, block, out, lo, hi):
-    """out[i] = Σ weights[p] · table[p] over block i of `block` rows."""
+    """Write out[i] = Σ weights[p] · table[p] over block i of `block` rows."""
     for i in range(lo, hi):
         total = out[i]
         total[:] = 0
@@ -150,7 +153,7 @@ def block_sums(weights, table, block, out, lo, hi):
 
 @compiled
 def least_key(latents, values, scale, lo, hi):
-    """The smallest value · scale of entries lo:hi; infinity for none."""
+    """Return the smallest value · scale of entries lo:hi; infinity without entries."""
     least = values.dtype.type(np.inf)
     for p in range(lo, hi):
         key = values[p] * scale[latents[p]]
@@ -160,7 +163,7 @@ def least_key(latents, values, scale, lo, hi):
 
 @compiled
 def square_sums(a, block, out, lo, hi):
-    """out[i] = Σ a² over block i of `block` numbers, in float64 over stretches of 1024."""
+    """Write out[i] = Σ a² over block i of `block` numbers, in float64 over parts of 1024."""
     for i in range(lo, hi):
         total = 0.0
         end = min(len(a), (i + 1) * block)
@@ -172,7 +175,7 @@ def square_sums(a, block, out, lo, hi):
 
 @compiled
 def adam(param, grad, mean, square, factor, beta1, beta2, step, root, eps, block, lo, hi):
-    """Blocks lo:hi of one Adam step (arXiv 1412.6980) on flat arrays; `factor` multiplies grad.
+    """Take one Adam step (arXiv 1412.6980) on blocks lo:hi of flat arrays; `factor` multiplies grad.
 
     step = lr / (1 − β₁ᵗ), root = 1 / √(1 − β₂ᵗ).
     """

@@ -1,4 +1,4 @@
-"""The kernels in torch alone: any device, any dtype, and the yardstick of the other two."""
+"""The kernels in torch alone, for any device and dtype: the reference of the other two."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dermaudit.distributed import gather, n_processes, rank
 
 from . import Code, chunk_rows
 
-_GATHERED = 1 << 22  # entries of a gathered (n, d) block that is held at a time
+_GATHERED = 1 << 22  # entries of a gathered (n, d) block in memory at a time
 
 
 def encode_rows(
@@ -19,7 +19,7 @@ def encode_rows(
     k: int,
     also: torch.Tensor | None = None,
 ) -> tuple[Code, torch.Tensor | None]:
-    """Of each row of `x @ weights.T + bias` the k largest by value · scale that are positive.
+    """Select in each row of `x @ weights.T + bias` the k largest positive entries by value · scale.
 
     x (n, d), weights (h, d), bias and scale (h,) → (Code, the pre-activations of the columns
     `also` (n, len(also)), or None).
@@ -45,10 +45,10 @@ def encode_batch(
     n_kept: int,
     also: torch.Tensor | None = None,
 ) -> tuple[Code, torch.Tensor | None]:
-    """As `encode_rows`, the `n_kept` largest positive ones of the rows of all processes together.
+    """Select, as `encode_rows` does, the `n_kept` largest positive entries of all processes together.
 
-    Exact in one pass: after each chunk only what is among the `n_kept` largest so far is held. Of
-    equal entries at the last place the first are taken: by rank, then by row, then by latent.
+    Exact in one pass: after each chunk only the `n_kept` largest so far are kept. Of equal entries at the
+    last place the first are selected: by rank, then by row, then by latent.
     """
     device = x.device
     keys = torch.empty(0, dtype=x.dtype, device=device)
@@ -74,7 +74,7 @@ def encode_batch(
 
 
 def keep_top(matrix: torch.Tensor, k: int) -> torch.Tensor:
-    """(n, m) → bool (n, m): the k largest of each row."""
+    """Return a mask of the k largest entries of each row: (n, m) → bool (n, m)."""
     kept = torch.zeros_like(matrix, dtype=torch.bool)
     return kept.scatter_(1, matrix.topk(k, dim=1, sorted=False).indices, True)
 
@@ -82,12 +82,12 @@ def keep_top(matrix: torch.Tensor, k: int) -> torch.Tensor:
 def decode(
     code: Code, weights: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, edges: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Errors of the nested reconstructions from the latents below each edge.
+    """Compute the errors of the nested reconstructions from the latents below each edge.
 
     code of n rows, weights (h, d), bias (d,), x (n, d), edges ascending, the last one h →
-    (sums (m, n, d): of the errors at this edge and all later ones, in which sum an entry's value
-    of that group has its gradient; squares (m,) float64: the squared error at each edge over all
-    rows; dots (entries,): the product of an entry's decoder row and its sum).
+    (sums (m, n, d) of the errors at this edge and all later ones, from which the gradient of an entry of
+    that group follows; squares (m,) float64, the squared error at each edge over all rows; dots
+    (entries,), the product of the decoder row of an entry and its sum).
     """
     n, d = x.shape
     level = torch.bucketize(code.latents, torch.tensor(edges, device=x.device), right=True)
@@ -116,11 +116,10 @@ def weight_gradients(
     edges: list[int],
     into: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sums over a latent's entries of factor · dot · row of x (encoder), factor · dot (its bias)
-    and factor · value · row of `sums` (decoder).
+    """Return the gradients of encoder (h, d), its bias (h,) and decoder (h, d), added to `into` if given.
 
-    x (n, d), the rest as in `decode` → (encoder (h, d), bias (h,), decoder (h, d)); added to the
-    three of `into` where it is given.
+    They are sums over the entries of a latent of factor · dot · row of x (n, d) (encoder), factor · dot
+    (its bias) and factor · value · row of `sums` (decoder); the arguments are as in `decode`.
     """
     m, n, d = sums.shape
     h = edges[-1]
@@ -134,26 +133,26 @@ def weight_gradients(
     )
     if into is None:
         return encoder, bias, decoder
-    return tuple(old.add_(new) for old, new in zip(into, (encoder, bias, decoder), strict=True))
+    return into[0].add_(encoder), into[1].add_(bias), into[2].add_(decoder)
 
 
 def minus(table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    """(n, d) − (d,), a new tensor."""
+    """Return (n, d) − (d,) as a new tensor."""
     return table - row
 
 
 def lengths(table: torch.Tensor) -> torch.Tensor:
-    """(n, d) → (n,): the 2-norm of each row."""
+    """Return the 2-norm of each row: (n, d) → (n,)."""
     return table.norm(dim=1)
 
 
 def weighted_sum(weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Σ weights[i] · table[i]: (n,), (n, d) → (d,)."""
+    """Return Σ weights[i] · table[i]: (n,), (n, d) → (d,)."""
     return weights @ table
 
 
 def least_key(code: Code, scale: torch.Tensor) -> torch.Tensor:
-    """The smallest value · scale of the entries, (); infinity where there is none."""
+    """Return the smallest value · scale of the entries, (); infinity without entries."""
     keys = code.values * scale[code.latents.long()]
     return keys.min() if len(keys) else keys.new_tensor(torch.inf)
 
@@ -165,7 +164,7 @@ def _sum_rows(
     values: torch.Tensor,
     n_targets: int,
 ) -> torch.Tensor:
-    """Σ values[i] · table[index[i]] into row target[i]; (n_targets, d)."""
+    """Return (n_targets, d): Σ values[i] · table[index[i]] in row target[i]."""
     if not len(index):
         return torch.zeros(n_targets, table.shape[1], dtype=table.dtype, device=table.device)
     order = torch.argsort(target, stable=True)
@@ -180,9 +179,9 @@ def _sum_rows(
 
 
 def _largest(keys: torch.Tensor, n: int, of_all: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """(which of the keys, all positive, are among the n largest, the least of those).
+    """Return (which of the positive keys are among the n largest, the smallest of those).
 
-    `of_all`: among those of all processes, none of which has more than n; to them goes n times.
+    With `of_all` among the keys of all processes, none of which has more than n.
     """
     if n == 0:
         return torch.zeros_like(keys, dtype=torch.bool), keys.new_tensor(torch.inf)

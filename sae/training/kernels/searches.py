@@ -1,6 +1,6 @@
-"""The compiled searches of `cpu.py`: the largest of a row, or what is above a bound.
+"""The compiled searches of `cpu.py`: the largest entries of a row, or the entries above a bound.
 
-As in `loops.py`: a range of rows to a call, no branch on a single entry where it can be helped.
+As in `loops.py`, a call processes a range of rows, with few branches on a single entry.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .loops import compiled
 
 @compiled
 def kth_largest(a, n, k):
-    """The k-th largest (from 1) of a[:n]; reorders it. Hoare's selection."""
+    """Return the k-th largest (from 1) of a[:n], which is reordered (Hoare's selection)."""
     lo, hi, at = 0, n - 1, k - 1
     while lo < hi:
         pivot = a[(lo + hi) >> 1]
@@ -37,10 +37,10 @@ def kth_largest(a, n, k):
 
 @compiled
 def kth_of_few(bits, n, k, trial):
-    """The k-th largest (from 1) of bits[:n], none negative; trial (1,) of their dtype.
+    """Return the k-th largest (from 1) of bits[:n], none negative; trial (1,) has their dtype.
 
-    Bit by bit from the top, each a count in vector code: without the mispredicted branches that
-    are the price of `kth_largest` on a hundred numbers.
+    Bit by bit from the top, each a count in vector code, without the mispredicted branches that slow
+    down `kth_largest` on a hundred numbers.
     """
     best = trial[0] ^ trial[0]
     for b in range(8 * bits.itemsize - 2, -1, -1):
@@ -57,9 +57,9 @@ def kth_of_few(bits, n, k, trial):
 
 @compiled
 def places(key, above, found):
-    """Where key > above, ascending, into found; returns how many.
+    """Write the indices with key > above, ascending, into found; return their number.
 
-    Few do: a block of 32 is counted in vector code, and only one that has any is walked through.
+    They are few: blocks of 32 are counted in vector code, and only blocks with any are searched.
     """
     n = 0
     for at in range(0, len(key), 32):
@@ -76,11 +76,11 @@ def places(key, above, found):
 
 @compiled
 def top_rows(pre, bias, scale, k, unit, latents, values, counts, lo, hi):
-    """Rows lo:hi of `encode_rows`: pre (n, h) without bias → latents, values (n, k), counts (n,).
+    """Do rows lo:hi of `encode_rows`: pre (n, h) without bias → latents, values (n, k), counts (n,).
 
-    The k-th largest of the maxima of disjoint groups is a lower bound of the k-th largest entry:
-    with four groups to each of the k, what passes it is little more than k. Positive floats are
-    in the order of their bits, read as integers, of which `unit` (1,) is a one.
+    The k-th largest of the maxima of disjoint groups is a lower bound of the k-th largest entry; with 4 k
+    groups, little more than k entries pass it. Positive floats are ordered as their bits, read as integers,
+    of which `unit` (1,) is a 1.
     """
     h = pre.shape[1]
     groups = 4 * k
@@ -108,7 +108,7 @@ def top_rows(pre, bias, scale, k, unit, latents, values, counts, lo, hi):
         above = zero
         if grouped > 0:
             kth_of_few(peak_bits, groups, k, trial)
-            above = np.nextafter(bound[0], zero)  # what equals the bound is among the candidates
+            above = np.nextafter(bound[0], zero)  # entries equal to the bound are candidates
         n = places(key, above, found)
         spare = n
         if n > k:
@@ -116,11 +116,11 @@ def top_rows(pre, bias, scale, k, unit, latents, values, counts, lo, hi):
                 held[p] = key[found[p]]
             kth_of_few(held_bits, n, k, trial)
             floor = bound[0]
-            spare = k  # how many entries equal to the k-th there is room for: the first ones
+            spare = k  # number of entries equal to the k-th that are selected: the first ones
             for p in range(n):
                 spare -= key[found[p]] > floor
         else:
-            floor = zero  # all of them, and none equals it
+            floor = zero  # all are selected, and none equals it
         kept = 0
         for p in range(n):
             j = found[p]
@@ -138,7 +138,7 @@ def top_rows(pre, bias, scale, k, unit, latents, values, counts, lo, hi):
 
 @compiled
 def pack(counts, start, latents, values, out_latents, out_values, lo, hi):
-    """The first counts[i] of each row of (n, k) one after the other."""
+    """Write the first counts[i] of each row of (n, k) one after the other."""
     for i in range(lo, hi):
         at = start[i]
         for p in range(counts[i]):
@@ -148,7 +148,7 @@ def pack(counts, start, latents, values, out_latents, out_values, lo, hi):
 
 @compiled
 def strips(pre, bias, scale, width, out):
-    """The keys (≥ 0) of `width` neighbouring columns of each row, of other columns the next row."""
+    """Write the keys (≥ 0) of `width` neighbouring columns of each row; the next row has other columns."""
     n, h = pre.shape
     for i in range(n):
         first = (i * width) % (h - width + 1)
@@ -161,9 +161,9 @@ def strips(pre, bias, scale, width, out):
 
 @compiled
 def take_above(pre, bias, scale, floor, expected, lo, hi):
-    """The entries of rows lo:hi whose key, (pre + bias) · scale, is above `floor`.
+    """Select the entries of rows lo:hi whose key, (pre + bias) · scale, is above `floor`.
 
-    (counts (hi − lo,), latents, values (pre + bias), keys); `expected`: how many a row about.
+    Returns (counts (hi − lo,), latents, values (pre + bias), keys); about `expected` for each row.
     """
     h = pre.shape[1]
     room = (hi - lo) * expected + h
@@ -199,10 +199,10 @@ def take_above(pre, bias, scale, floor, expected, lo, hi):
 
 @compiled
 def histogram(bits, shift, width, prefix, bins):
-    """Of the numbers whose bits above the last `shift` + `width` are `prefix`: how often each of
-    the values of the next `width` bits occurs, added to `bins`.
+    """Count the values of `width` bits above the last `shift` bits, and add the counts to `bins`.
 
-    The bits of positive floats, read as integers, are in the order of the floats.
+    Only numbers whose higher bits are `prefix` count. The bits of positive floats, read as integers, are
+    in the order of the floats.
     """
     mask = (1 << width) - 1
     for p in range(len(bits)):
@@ -212,9 +212,9 @@ def histogram(bits, shift, width, prefix, bins):
 
 @compiled
 def keep_above(counts, latents, values, keys, floor, spare):
-    """Drop, in place, what is below `floor`, and what equals it after the first `spare` of them.
+    """Drop, in place, entries below `floor`, and entries equal to it after the first `spare`.
 
-    How many are left, and how many equal to `floor` there is room for still.
+    Returns the number that is left, and how much of `spare` is left.
     """
     at = 0
     first = 0
@@ -234,7 +234,7 @@ def keep_above(counts, latents, values, keys, floor, spare):
 
 @compiled
 def top_mask(matrix, k, kept, lo, hi):
-    """Rows lo:hi of `keep_top`; of equal entries the first."""
+    """Do rows lo:hi of `keep_top`; of equal entries the first are kept."""
     m = matrix.shape[1]
     held = np.empty(m, matrix.dtype)
     for i in range(lo, hi):

@@ -16,6 +16,11 @@ def write_csv(file: Path, rows: Sequence[dict]) -> Path:
     return file
 
 
+def write_rows(file: Path, header: str, *rows: Sequence[str]) -> Path:
+    """Write rows as tuples below the names in `header` (separated by blanks); return the file."""
+    return write_csv(file, [dict(zip(header.split(), row, strict=True)) for row in rows])
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file below a folder by its relative path."""
     return {

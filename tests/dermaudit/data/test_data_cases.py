@@ -33,17 +33,8 @@ def test_derived_files_are_left_out_counted_and_listed(main, folder, tmp_path):
 
 
 def test_derived_files_are_taken_on_request(main, folder, tmp_path):
-    argv = [
-        "data",
-        "convert",
-        folder,
-        "--layout",
-        "folder-all",
-        "--out",
-        tmp_path / "out",
-        "--json",
-    ]
-    done = main(*argv)
+    flags = ("--layout", "folder-all", "--out", tmp_path / "out", "--json")
+    done = main("data", "convert", folder, *flags)
     assert done.rc == 0 and done.json()["n_skipped"] == 0
     assert pq.read_table(tmp_path / "out" / "manifest.parquet").num_rows == 3 + len(DERIVED)
 

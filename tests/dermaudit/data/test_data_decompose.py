@@ -173,5 +173,5 @@ def test_an_endpoint_must_be_named(tmp_path, monkeypatch):
     with pytest.raises(UserInputError, match="DERMAUDIT_LLM_URL is not set"):
         Decomposer("small", tmp_path, 8)
     monkeypatch.setenv("DERMAUDIT_LLM_URL", "file:///etc")
-    with pytest.raises(UserInputError, match="which is no web address"):
+    with pytest.raises(UserInputError, match="which is not a web address"):
         Decomposer("small", tmp_path, 8)

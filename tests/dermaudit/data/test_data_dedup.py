@@ -282,6 +282,12 @@ def test_within_one_set__pairs_across_splits_are_counted(main, tmp_path):
     ]
     assert (answer["n_across_splits"], answer["duplicates"]["either"]["n"]) == (1, 2)
     assert "1 across splits" in done.stderr
+    assert answer["n_same_group"] == 0
+    (root / "manifest.csv").write_text("image,group\n002.png,g2\ncopy.png,g2\n")
+    within = main("data", "dedup", root, "--by", "hash", "--json").json()
+    across = main("data", "dedup", root, root, "--by", "hash", "--json").json()
+    assert (within["n_same_group"], within["n_pairs"]) == (1, 1)
+    assert across["n_same_group"] == 0, "groups of two tables are not compared"
 
 
 def test_a_mirrored_copy__is_found_unless_it_is_not_asked_for(main, tmp_path):
@@ -308,19 +314,8 @@ def test_embeddings_of_a_file__in_the_order_of_their_ids(main, tmp_path):
     other = rng.standard_normal((3, 6)).astype(np.float32)
     other[1] = vectors[5] * 3
     save_file({"embeddings": other}, tmp_path / "b.safetensors")
-    argv = (
-        "data",
-        "dedup",
-        a,
-        b,
-        "--by",
-        "cosine",
-        "--embeddings-a",
-        tmp_path / "a.npy",
-        "--embeddings-b",
-        tmp_path / "b.safetensors",
-        "--json",
-    )
+    files = ("--embeddings-a", tmp_path / "a.npy", "--embeddings-b", tmp_path / "b.safetensors")
+    argv = ("data", "dedup", a, b, "--by", "cosine", *files, "--json")
     answer = main(*argv, "--ids-a", ids, "--threshold", 0.999).json()
     assert [(p["a_image"], p["b_image"]) for p in answer["pairs"]] == [("005.png", "021.png")]
     assert (
@@ -386,16 +381,8 @@ def test_wrong_names_and_shapes__come_before_too_few_images(main, tmp_path):
     np.save(tmp_path / "a.npy", np.ones((4, 6), np.float32))
     for shape, message in (((3, 5), "of 6 numbers"), ((2, 6), "has 2 rows")):
         np.save(tmp_path / "b.npy", np.ones(shape, np.float32))
-        done = main(
-            "data",
-            "dedup",
-            a,
-            b,
-            "--embeddings-a",
-            tmp_path / "a.npy",
-            "--embeddings-b",
-            tmp_path / "b.npy",
-        )
+        files = ("--embeddings-a", tmp_path / "a.npy", "--embeddings-b", tmp_path / "b.npy")
+        done = main("data", "dedup", a, b, *files)
         assert done.rc == 2 and message in done.stderr
     missing = main("data", "dedup", a, "--embeddings-a", tmp_path / "aa.npy")
     assert missing.rc == 2 and f"did you mean {tmp_path / 'a.npy'}?" in missing.stderr

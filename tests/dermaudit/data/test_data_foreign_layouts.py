@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from data_files import write_csv
+from data_files import write_csv, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -327,14 +327,13 @@ def test_a_table_without_a_usable_row_reports_the_first_problem(tmp_path):
 
 def test_zeroshot__the_name_is_the_label(tmp_path, image_folder):
     root = image_folder("HAM/a.png", "HAM/b.png", name="images")
-    file = write_csv(
+    file = write_rows(
         root.parent / "toy.csv",
-        [
-            {"image_path": "HAM/a.png", "label": "4", "diag": "melanoma"},
-            {"image_path": "HAM/b.png", "label": "5", "diag": "nevus"},
-            {"image_path": "HAM/c.png", "label": "4", "diag": "nevus"},
-            {"image_path": "HAM/d.png", "label": "mel", "diag": "nevus"},
-        ],
+        "image_path label diag",
+        ("HAM/a.png", "4", "melanoma"),
+        ("HAM/b.png", "5", "nevus"),
+        ("HAM/c.png", "4", "nevus"),
+        ("HAM/d.png", "mel", "nevus"),
     )
     assert detect(file) == "dermfm-zeroshot"
     manifest = loaded(file)
@@ -364,14 +363,11 @@ def test_absolute_paths_lose_the_folders_of_another_machine(tmp_path, image_fold
 
 def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_folder):
     root = image_folder("a.png")
-    file = write_csv(
-        root / "toy.csv", [{"image_path": str(root / "a.png"), "label": "0", "diag": "nevus"}]
-    )
+    header = "image_path label diag"
+    file = write_rows(root / "toy.csv", header, (str(root / "a.png"), "0", "nevus"))
     assert loaded(file).column("image") == ["a.png"]
-    file = write_csv(
-        root / "toy.csv", [{"image_path": "/else/gone.png", "label": "0", "diag": "nevus"}]
-    )
-    with pytest.raises(UserInputError, match="line 2.*is an absolute path"):
+    file = write_rows(root / "toy.csv", header, ("/else/gone.png", "0", "nevus"))
+    with pytest.raises(UserInputError, match=r"line 2.*is an absolute path"):
         loaded(file)
 
 
@@ -380,45 +376,14 @@ def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_fold
 
 def test_concept_meta__images_are_matched_by_name(image_folder):
     root = image_folder("final_images/B.JPEG", "final_images/a.png", "final_images/c.x.webp")
-    file = write_csv(
+    file = write_rows(
         root / "meta.csv",
-        [
-            {
-                "ImageID": "c.x",
-                "Papule": "1",
-                "brown(hyperpigmentation)": "",
-                "site": "arm",
-                "label": "1",
-            },
-            {
-                "ImageID": "a.png",
-                "Papule": "0.0",
-                "brown(hyperpigmentation)": "1",
-                "site": "",
-                "label": "0",
-            },
-            {
-                "ImageID": "gone",
-                "Papule": "1",
-                "brown(hyperpigmentation)": "1",
-                "site": "",
-                "label": "0",
-            },
-            {
-                "ImageID": "b",
-                "Papule": "",
-                "brown(hyperpigmentation)": "0",
-                "site": "leg",
-                "label": "1",
-            },
-            {
-                "ImageID": "A.PNG",
-                "Papule": "1",
-                "brown(hyperpigmentation)": "0",
-                "site": "",
-                "label": "1",
-            },
-        ],
+        "ImageID Papule brown(hyperpigmentation) site label",
+        ("c.x", "1", "", "arm", "1"),
+        ("a.png", "0.0", "1", "", "0"),
+        ("gone", "1", "1", "", "0"),
+        ("b", "", "0", "leg", "1"),
+        ("A.PNG", "1", "0", "", "1"),
     )
     assert detect(file) == "concept-meta" and detect(root) == "folder"
     manifest = loaded(root, "concept-meta")
@@ -523,7 +488,7 @@ def test_hf_metadata__file_name_and_text(image_folder, kind):
 
 
 def test_hf_metadata__a_folder_without_it(image_folder):
-    with pytest.raises(UserInputError, match="holds no metadata.jsonl"):
+    with pytest.raises(UserInputError, match=r"holds no metadata.jsonl"):
         read_layout(image_folder("a.png"), "hf-metadata")
     (root := image_folder("a.png"))
     (root / "metadata.jsonl").write_text('{"name": "a.png"}\n')
@@ -539,13 +504,7 @@ def one_hot(image: str, code: str | None) -> dict:
 
 
 def test_isic__one_hot_is_joined_with_the_metadata_in_the_folder(image_folder):
-    root = image_folder(
-        "Input/ISIC_1.JPG",
-        "Input/ISIC_2.jpg",
-        "Input/ISIC_3.jpg",
-        "Input/ISIC_4.jpg",
-        "Input/ISIC_5.jpg",
-    )
+    root = image_folder("Input/ISIC_1.JPG", *(f"Input/ISIC_{i}.jpg" for i in range(2, 6)))
     both = one_hot("ISIC_4", "MEL") | {"NV": "1.0"}
     file = write_csv(
         root / "GroundTruth.csv",
@@ -558,13 +517,12 @@ def test_isic__one_hot_is_joined_with_the_metadata_in_the_folder(image_folder):
             one_hot("ISIC_9", "NV"),
         ],
     )
-    write_csv(
+    write_rows(
         root / "Metadata.csv",
-        [
-            {"image": "ISIC_1", "age_approx": "55", "lesion_id": "L1"},
-            {"image": "ISIC_2", "age_approx": "", "lesion_id": ""},
-            {"image": "ISIC_3", "age_approx": "40", "lesion_id": "L1"},
-        ],
+        "image age_approx lesion_id",
+        ("ISIC_1", "55", "L1"),
+        ("ISIC_2", "", ""),
+        ("ISIC_3", "40", "L1"),
     )
     assert detect(file) == "isic"
     manifest = loaded(file)
@@ -577,12 +535,11 @@ def test_isic__one_hot_is_joined_with_the_metadata_in_the_folder(image_folder):
 
 def test_isic__id_and_diagnosis_with_patients(image_folder):
     root = image_folder("train/ISIC_1.jpg", "train/ISIC_2.jpg")
-    file = write_csv(
+    file = write_rows(
         root / "train.csv",
-        [
-            {"image_name": "ISIC_1", "patient_id": "P1", "lesion_id": "L1", "diagnosis": "unknown"},
-            {"image_name": "ISIC_2", "patient_id": "", "lesion_id": "L2", "diagnosis": "nevus"},
-        ],
+        "image_name patient_id lesion_id diagnosis",
+        ("ISIC_1", "P1", "L1", "unknown"),
+        ("ISIC_2", "", "L2", "nevus"),
     )
     manifest = loaded(file)
     assert manifest.labels == [None, "nevus"] and manifest.groups == ["P1", "L2"]
@@ -590,17 +547,12 @@ def test_isic__id_and_diagnosis_with_patients(image_folder):
 
 def test_isic__the_archive_gives_the_finest_diagnosis_and_the_licence(main, image_folder, tmp_path):
     root = image_folder("ISIC_1.jpg", "ISIC_2.jpg", "ISIC_3.jpg")
-    columns = ("isic_id", "copyright_license", "diagnosis_1", "diagnosis_2", "diagnosis_3")
-    file = write_csv(
+    file = write_rows(
         root / "metadata.csv",
-        [
-            dict(zip(columns, row, strict=True))
-            for row in (
-                ("ISIC_1", "CC-0", "Benign", "Benign proliferations", "Nevus"),
-                ("ISIC_2", "CC-BY", "Malignant", "Malignant proliferations", ""),
-                ("ISIC_3", "CC-0", "", "", ""),
-            )
-        ],
+        "isic_id copyright_license diagnosis_1 diagnosis_2 diagnosis_3",
+        ("ISIC_1", "CC-0", "Benign", "Benign proliferations", "Nevus"),
+        ("ISIC_2", "CC-BY", "Malignant", "Malignant proliferations", ""),
+        ("ISIC_3", "CC-0", "", "", ""),
     )
     manifest = loaded(file)
     assert manifest.labels == ["Nevus", "Malignant proliferations", None]
@@ -700,7 +652,7 @@ def test_a_foreign_table_must_be_converted_first(tmp_path):
 def test_a_folder_with_a_foreign_table_must_be_converted_first(image_folder):
     root = image_folder("edu/a.png")
     write_csv(root / "train.csv", [make(filename="edu/a.png")])
-    with pytest.raises(UserInputError, match="holds train.csv in the layout 'make'") as caught:
+    with pytest.raises(UserInputError, match=r"holds train.csv in the layout 'make'") as caught:
         Manifest.load(root)
     assert "data convert" in caught.value.hint
 
@@ -713,14 +665,16 @@ def test_each_layout__reports_the_missing_column_or_table(tmp_path, layout):
     with pytest.raises(UserInputError, match=f"holds no table in the layout '{layout}'"):
         read_layout(tmp_path, layout)
     (tmp_path / "e.csv").write_text("")
-    with pytest.raises(UserInputError, match="e.csv is empty"):
+    with pytest.raises(UserInputError, match=r"e.csv is empty"):
         read_layout(tmp_path / "e.csv", layout)
 
 
 def test_two_tables_in_a_folder__one_must_be_named(tmp_path):
     for name in ("pretrain.csv", "validation.csv"):
         write_csv(tmp_path / name, [derm1m()])
-    with pytest.raises(UserInputError, match="holds 2 tables in the layout 'derm1m': pretrain.csv"):
+    with pytest.raises(
+        UserInputError, match=r"holds 2 tables in the layout 'derm1m': pretrain.csv"
+    ):
         read_layout(tmp_path, "derm1m")
 
 

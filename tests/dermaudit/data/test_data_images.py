@@ -214,7 +214,7 @@ def test_limits_can_be_set(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(scene(40, 60)).save(path)
     read_image(path, limits=ImageLimits(max_pixels=2400))
-    with pytest.raises(BadImage, match="60 x 40 pixels, more than the limit of 0.002399 million"):
+    with pytest.raises(BadImage, match=r"60 x 40 pixels, more than the limit of 0.002399 million"):
         read_image(path, limits=ImageLimits(max_pixels=2399))
     with pytest.raises(BadImage, match="over the limit"):
         read_image(path, limits=ImageLimits(max_bytes=10))
@@ -281,11 +281,11 @@ def test_decode_all_is_the_same_with_threads(mixed):
 
 
 def test_decode_all_strict_stops_at_the_first_bad_file(mixed):
-    with pytest.raises(BadImage, match="b.jpg: not an image"):
+    with pytest.raises(BadImage, match=r"b.jpg: not an image"):
         decode_all(Manifest.load(mixed), 16, strict=True)
 
 
 def test_decode_all_without_a_readable_image_is_an_error(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"hello")
-    with pytest.raises(UserInputError, match="none of the 1 images .* a.jpg: not an image"):
+    with pytest.raises(UserInputError, match=r"none of the 1 images .* a.jpg: not an image"):
         decode_all(Manifest.load(tmp_path), 16)

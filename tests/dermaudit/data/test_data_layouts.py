@@ -146,7 +146,7 @@ def test_an_id_that_leaves_the_folder_is_refused(tmp_path):
 
 def test_a_table_without_the_columns_is_named(tmp_path):
     (tmp_path / "metadata.csv").write_text("image_id,dx\nI1,mel\n")
-    with pytest.raises(UserInputError, match="metadata.csv has no column 'attr_globules'"):
+    with pytest.raises(UserInputError, match=r"metadata.csv has no column 'attr_globules'"):
         read_layout(tmp_path, "dermoscopy")
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from dermaudit.data import layouts as layouts_package
 from dermaudit.data.layouts import detect, read_layout
+from dermaudit.data.layouts.registry import layouts
 from dermaudit.data.manifest.validate import check_table, complete
 
 
@@ -168,29 +171,14 @@ def test_the_case_folders_are_read_whole(case, layout, n):
 
 def test_a_new_layout_needs_one_file(tmp_path, monkeypatch):
     """The example of docs/snippets/extending_layout.md, in a folder of layouts."""
-    import importlib.util
-
     page = Path(__file__).parents[3] / "docs" / "snippets" / "extending_layout.md"
     code = page.read_text().split("```python\n")[1].split("```")[0]
-    file = tmp_path / "my_clinic.py"
-    file.write_text(code)
-    spec = importlib.util.spec_from_file_location("dermaudit.data.layouts.my_clinic", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    import pkgutil
-    import sys
-
-    from dermaudit.data import layouts
-    from dermaudit.data.layouts.registry import discover
-
-    monkeypatch.setitem(sys.modules, "dermaudit.data.layouts.my_clinic", module)
-    folder = str(Path(layouts.__file__).parent)
-    found = list(pkgutil.iter_modules([folder, str(tmp_path)]))
-    monkeypatch.setattr(pkgutil, "iter_modules", lambda paths: found)
-    assert "my-clinic" in discover()
+    (tmp_path / "my_clinic.py").write_text(code)
+    monkeypatch.setattr(layouts_package, "__path__", [*layouts_package.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "dermaudit.data.layouts.my_clinic", raising=False)
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "P1.png")
     (tmp_path / "list.csv").write_text("photo,finding,person\nP1,nevus,A\n")
-    raw = discover()["my-clinic"].read(tmp_path / "list.csv")
+    raw = layouts()["my-clinic"].read(tmp_path / "list.csv")
     assert raw.table.column("image").to_pylist() == ["photos/P1.png"]
     assert raw.table.column("label").to_pylist() == ["nevus"]

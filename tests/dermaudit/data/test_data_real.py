@@ -96,19 +96,8 @@ def test_every_image_is_there_and_a_sample_decodes(manifest):
 
 
 def test_dry_run_through_the_command_line(main, data_dir, tmp_path):
-    done = main(
-        "data",
-        "convert",
-        data_dir / "dermoscopy",
-        "--layout",
-        "dermoscopy",
-        "--out",
-        tmp_path / "out",
-        "--where",
-        "licence = 'CC0-1.0'",
-        "--dry-run",
-        "--json",
-    )
+    flags = ("--layout", "dermoscopy", "--where", "licence = 'CC0-1.0'", "--dry-run", "--json")
+    done = main("data", "convert", data_dir / "dermoscopy", "--out", tmp_path / "out", *flags)
     assert done.rc == 0, done.stderr
     assert done.json()["n_images"] == 1783
     assert done.json()["labels"] == {"nv": 1277, "mel": 363, "bkl": 143}

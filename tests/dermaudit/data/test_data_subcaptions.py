@@ -85,23 +85,13 @@ def test_text_views__by_hand(data):
 
 
 def test_text_views__existing_views_are_kept_unless_replaced(data):
+    names = ("label", "caption", "subcaption_1", "subcaption_2", "subcaption_3", "ontology_caption")
     rows = [
-        {
-            "label": "melanoma",
-            "caption": "Red. Blue.",
-            "subcaption_1": "mine",
-            "subcaption_2": "",
-            "subcaption_3": "and mine",
-            "ontology_caption": "mine too",
-        },
-        {
-            "label": "psoriasis",
-            "caption": "Red. Blue.",
-            "subcaption_1": "",
-            "subcaption_2": "",
-            "subcaption_3": "",
-            "ontology_caption": "",
-        },
+        dict(zip(names, row, strict=True))
+        for row in (
+            ("melanoma", "Red. Blue.", "mine", "", "and mine", "mine too"),
+            ("psoriasis", "Red. Blue.", "", "", "", ""),
+        )
     ]
     manifest = Manifest.load(data(rows))
     done, made = views(manifest)
@@ -235,16 +225,8 @@ def test_command__a_full_disk_leaves_the_table_as_it_was(cli, data):
     root = data(rows)
     assert cli("data", "convert", root, "--out", root.parent / "c", "--json").rc == 0
     before = (root.parent / "c" / "manifest.parquet").read_bytes()
-    done = cli(
-        "data",
-        "subcaptions",
-        root.parent / "c",
-        "--force",
-        "--max",
-        "30",
-        "--json",
-        file_limit_kb=4,
-    )
+    argv = ("data", "subcaptions", root.parent / "c", "--force", "--max", "30", "--json")
+    done = cli(*argv, file_limit_kb=4)
     assert done.rc == 2 and done.json()["error"]["code"] == "no_space"
     assert (root.parent / "c" / "manifest.parquet").read_bytes() == before
     assert Manifest.load(root.parent / "c").n == 60
@@ -349,26 +331,10 @@ def test_command__help_loads_nothing_heavy(run_python):
 @pytest.mark.data
 def test_the_real_table_with_the_real_ontology(main, data_dir, tmp_path):
     out = tmp_path / "set"
-    done = main(
-        "data",
-        "convert",
-        data_dir / "dermoscopy",
-        "--out",
-        out,
-        "--link",
-        "--where",
-        "dx = 'df'",
-        "--json",
-    )
+    flags = ("--out", out, "--link", "--where", "dx = 'df'", "--json")
+    done = main("data", "convert", data_dir / "dermoscopy", *flags)
     assert done.rc == 0, done.stderr
-    answer = main(
-        "data",
-        "subcaptions",
-        out,
-        "--force",
-        "--ontology",
-        data_dir / "peer-data" / "derm1m" / "ontology.json",
-        "--json",
-    ).json()
+    tree = data_dir / "peer-data" / "derm1m" / "ontology.json"
+    answer = main("data", "subcaptions", out, "--force", "--ontology", tree, "--json").json()
     assert answer["views"]["ontology_caption"] == answer["n_images"] and answer["unknown"] == {}
     assert answer["kept"]["subcaptions"] == answer["n_images"], "the layout's own are kept"

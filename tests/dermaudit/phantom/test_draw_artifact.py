@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dermaudit.errors import UserInputError
 from dermaudit.phantom import ARTIFACTS, draw_artifact
@@ -53,3 +54,32 @@ def test_too_small_and_unknown():
         draw_artifact("ruler", np.zeros((8, 64, 3), dtype=np.uint8), 0)
     with pytest.raises(UserInputError, match="did you mean 'gel_bubble'"):
         draw_artifact("gel_buble", np.zeros((64, 64, 3), dtype=np.uint8), 0)
+
+
+def test_render_command_draws_on_every_readable_image(main, image_folder, tmp_path):
+    folder, out = image_folder("a.png", "sub/b.jpg"), tmp_path / "out"
+    (folder / "bad.png").write_bytes(b"no image")
+    argv = ("data", "render", folder, "--artifact", "ruler", "--out", out, "--json")
+    done = main(*argv)
+    assert done.rc == 0, done.stderr
+    assert done.json()["n_images"] == 2
+    assert [skipped["image"] for skipped in done.json()["skipped"]] == ["bad.png"]
+    for name in ("a.png", "sub/b.png"):
+        with Image.open(out / "images" / name) as drawn, Image.open(out / "alpha" / name) as alpha:
+            assert drawn.mode == "RGB" and alpha.mode == "L" and drawn.size == alpha.size
+    refused = main(*argv)
+    assert refused.rc == 2 and "already holds images" in refused.stderr
+    assert main(*argv, "--force").rc == 0
+
+
+@pytest.mark.parametrize(
+    ("artifact", "message"),
+    [
+        ("rular", "did you mean 'ruler'"),
+        ("ruler", "none of the 1 images of"),
+    ],
+)
+def test_render_command_refuses_in_one_sentence(main, tmp_path, artifact, message):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    done = main("data", "render", tmp_path, "--artifact", artifact, "--out", tmp_path / "out")
+    assert done.rc == 2 and message in done.stderr and "Traceback" not in done.stderr

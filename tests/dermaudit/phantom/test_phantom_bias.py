@@ -95,5 +95,5 @@ def test_a_bad_table_names_the_row_and_the_key(tmp_path, text):
 
 
 def test_a_missing_table():
-    with pytest.raises(UserInputError, match="nowhere.toml cannot be read"):
+    with pytest.raises(UserInputError, match=r"nowhere.toml cannot be read"):
         load_bias_table("nowhere.toml")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dermaudit.data import Manifest
 from dermaudit.data.splits import assign
 from dermaudit.errors import UserInputError
 from dermaudit.phantom import (
@@ -151,17 +152,22 @@ def test_contact_sheet(tmp_path):
 
     write_phantoms(tmp_path / "p", 3, 1000, 32)
     out = tmp_path / "sheet.png"
-    main(
-        [
-            str(out),
-            "--by",
-            "artifact",
-            "--columns",
-            "2",
-            "--size",
-            "32",
-            "--beside",
-            str(tmp_path / "p" / "images"),
-        ]
-    )
-    assert Image.open(out).size == (4 * 162, 7 * 162)
+    flags = ["--by", "artifact", "--columns", "2", "--size", "32"]
+    main([str(out), *flags, "--beside", str(tmp_path / "p" / "images")])
+    with Image.open(out) as sheet:
+        assert sheet.size == (4 * 162, 7 * 162)
+
+
+def test_phantom_command_writes_a_data_set_and_continues_with_force(main, tmp_path):
+    out = tmp_path / "out"
+    argv = ("data", "phantom", "--out", out, "--n", "4", "--size", "32", "--json")
+    assert main(*argv, "--dry-run").json()["dry_run"] and not out.exists()
+    done = main(*argv)
+    assert done.rc == 0, done.stderr
+    manifest = Manifest.load(out)
+    assert manifest.n == 4 and sum(done.json()["splits"].values()) == 4
+    assert set(manifest.truth()) == {*CONCEPTS, *ARTIFACTS}
+    before = files(out)
+    refused = main(*argv)
+    assert refused.rc == 2 and "already holds a data set" in refused.stderr
+    assert main(*argv, "--force").rc == 0 and files(out) == before

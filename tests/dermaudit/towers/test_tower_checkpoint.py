@@ -20,16 +20,15 @@ def copied(tmp_path, tiny_folder):
     return shutil.copytree(tiny_folder, tmp_path / "copy")
 
 
-def save(folder, model, tiny_cfg, preprocess_cfg, tokenizer, **options):
-    return save_local_dir(
-        folder,
-        model,
-        model_cfg=tiny_cfg,
-        preprocess_cfg=preprocess_cfg,
-        tokenizer=tokenizer,
-        card="# tiny\n",
-        **options,
-    )
+@pytest.fixture
+def save(tiny_model, tiny_cfg, preprocess_cfg, tokenizer):
+    """A function that writes the tiny model; its arguments replace parts of it."""
+
+    def saved(folder, model=tiny_model, model_cfg=tiny_cfg, **options):
+        options = {"preprocess_cfg": preprocess_cfg, "tokenizer": tokenizer, **options}
+        return save_local_dir(folder, model, model_cfg=model_cfg, card="# tiny\n", **options)
+
+    return saved
 
 
 def test_stock_open_clip_opens_it_with_the_same_embeddings(tower, tiny_folder, images):
@@ -43,10 +42,8 @@ def test_stock_open_clip_opens_it_with_the_same_embeddings(tower, tiny_folder, i
     assert tower.logit_scale == pytest.approx(float(model.logit_scale.exp()))
 
 
-def test_half_precision_loads_as_float32_and_keeps_the_temperature(
-    tmp_path, tiny_model, tiny_cfg, preprocess_cfg, tokenizer, tower, images
-):
-    folder = save(tmp_path / "half", tiny_model, tiny_cfg, preprocess_cfg, tokenizer)
+def test_half_precision_loads_as_float32_and_keeps_the_temperature(tmp_path, save, tower, images):
+    folder = save(tmp_path / "half")
     state = load_file(folder / "open_clip_model.safetensors")
     assert {str(v.dtype) for k, v in state.items() if k != "logit_scale"} == {"torch.float16"}
     half = load_model(str(folder))
@@ -57,7 +54,7 @@ def test_half_precision_loads_as_float32_and_keeps_the_temperature(
     assert 0 < difference < 1e-2
 
 
-def test_what_stands_beside_the_weights(tower):
+def test_files_next_to_the_weights(tower):
     assert tower.card.licence == "cc0-1.0"
     assert tower.card.text.endswith("# tiny\n")
     assert tower.training_hashes() == frozenset({"ab" * 8, "cd" * 8})
@@ -85,26 +82,21 @@ def test_fingerprint_sees_weights_names_and_preprocessing_only(tower, tiny_folde
     assert tower_fingerprint(state, {**cfg, "resize_mode": "shortest"}) != tower.fingerprint
 
 
-def test_a_folder_with_something_in_it_is_not_overwritten(
-    tmp_path, tiny_model, tiny_cfg, preprocess_cfg, tokenizer
-):
-    arguments = (tiny_model, tiny_cfg, preprocess_cfg, tokenizer)
+def test_a_folder_that_is_not_empty_is_not_overwritten(tmp_path, save):
     folder = tmp_path / "taken"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UserInputError, match="not empty"):
-        save(folder, *arguments)
+        save(folder)
     assert [p.name for p in folder.iterdir()] == ["notes.txt"]
-    save(folder, *arguments, overwrite=True)
+    save(folder, overwrite=True)
     assert (folder / "open_clip_model.safetensors").is_file()
     assert not (folder / "notes.txt").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 
 
-def test_a_failed_write_leaves_the_old_checkpoint(
-    tmp_path, tiny_model, tiny_cfg, preprocess_cfg, tokenizer, monkeypatch
-):
-    folder = save(tmp_path / "kept", tiny_model, tiny_cfg, preprocess_cfg, tokenizer)
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, save, monkeypatch):
+    folder = save(tmp_path / "kept")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 
     def full(*args, **options):
@@ -112,21 +104,19 @@ def test_a_failed_write_leaves_the_old_checkpoint(
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(UserInputError, match="no space left"):
-        save(folder, tiny_model, tiny_cfg, preprocess_cfg, tokenizer, overwrite=True)
+        save(folder, overwrite=True)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
 
 
-def test_contradictions_and_infinities_are_refused(
-    tmp_path, tiny_model, tiny_cfg, preprocess_cfg, tokenizer
-):
+def test_contradictions_and_infinities_are_refused(tmp_path, save, tiny_cfg):
     wrong = {**tiny_cfg, "text_cfg": {**tiny_cfg["text_cfg"], "eos_id": 2}}
     with pytest.raises(UserInputError, match="eos_id = 2"):
-        save(tmp_path / "a", tiny_model, wrong, preprocess_cfg, tokenizer)
+        save(tmp_path / "a", model_cfg=wrong)
     large = open_clip.CLIP(**tiny_cfg)
     large.visual.proj.data.fill_(1e6)
     with pytest.raises(UserInputError, match=r"visual\.proj"):
-        save(tmp_path / "b", large, tiny_cfg, preprocess_cfg, tokenizer)
+        save(tmp_path / "b", large)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -155,7 +145,7 @@ def test_missing_and_broken_configuration(copied):
         load_model(str(copied))
 
 
-def test_missing_cut_off_and_foreign_weights(copied):
+def test_missing_truncated_and_foreign_weights_are_refused(copied):
     weights = copied / "open_clip_model.safetensors"
     data = weights.read_bytes()
     for broken in (data[: len(data) // 2], data[:5], b""):
@@ -206,7 +196,7 @@ def test_plain_torch_weights_open_too(copied, tower, images):
     assert torch.equal(other.encode_image(images), tower.encode_image(images))
 
 
-def test_tokeniser_files_are_asked_for(copied, monkeypatch):
+def test_missing_tokeniser_files_are_reported(copied, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (copied / "tokenizer_config.json").unlink()
     with pytest.raises(UserInputError, match=r"no tokenizer_config\.json"):
@@ -216,7 +206,7 @@ def test_tokeniser_files_are_asked_for(copied, monkeypatch):
         load_model(str(copied))
 
 
-def test_a_device_that_is_not_there(tiny_folder):
+def test_a_missing_device_is_reported(tiny_folder):
     with pytest.raises(UserInputError, match="device 'nowhere'"):
         load_model(str(tiny_folder), device="nowhere")
 
@@ -230,7 +220,7 @@ def test_tokeniser_called_directly_gives_the_ids_of_the_files(tokenizer, tower):
     assert tokenizer("ruler").shape == (1, 16)
 
 
-def test_words_stay_whole_and_unseen_words_stay_apart(tokenizer):
+def test_known_words_are_one_token_and_unseen_words_differ(tokenizer):
     words = json.loads(tokenizer.files["tokenizer.json"])["model"]["vocab"]
     ids = tokenizer(["gel bubble", "quokka", "wombat", "rulers"]).tolist()
     assert ids[0][:4] == [2, words["gel"], words["bubble"], 3]

@@ -97,11 +97,11 @@ def test_timm_trunks(name, size, monkeypatch, wrap):
     with torch.no_grad():
         bare = model.encode_image(x, normalize=True)
         out, cache = tower.run_with_cache(x)
-        _, told = model.visual.trunk.forward_intermediates(
+        _, intermediates = model.visual.trunk.forward_intermediates(
             x, output_fmt="NLC", return_prefix_tokens=True
         )
     assert torch.equal(out, bare)
-    for i, (patches, prefix) in enumerate(told):
+    for i, (patches, prefix) in enumerate(intermediates):
         theirs = torch.cat([prefix, patches], dim=1)
         assert torch.equal(cache[f"visual.blocks.{i}.hook_resid_post"], theirs)
     residuals_add_up(cache, 2)

@@ -48,7 +48,7 @@ def test_pooled_is_the_normalised_embedding(tower, images):
     assert torch.equal(unit, out)
 
 
-def test_first_and_last_sites_are_what_their_names_say(tower, images):
+def test_first_and_last_sites_hold_the_activations_of_their_names(tower, images):
     _, cache = tower.run_with_cache(images)
     assert torch.equal(cache["visual.embed"], cache["visual.blocks.0.hook_resid_pre"])
     visual = tower.model.visual
@@ -67,12 +67,16 @@ def test_residual_stream_adds_up(tower, images):
 
 def test_taps_agree_with_open_clips_own_intermediates(tower, images):
     _, cache = tower.run_with_cache(images)
-    told = tower.model.visual.forward_intermediates(
+    intermediates = tower.model.visual.forward_intermediates(
         images, output_fmt="NLC", output_extra_tokens=True
     )
     for i in range(tower.n_blocks):
         theirs = torch.cat(
-            [told["image_intermediates_prefix"][i], told["image_intermediates"][i]], dim=1
+            [
+                intermediates["image_intermediates_prefix"][i],
+                intermediates["image_intermediates"][i],
+            ],
+            dim=1,
         )
         assert torch.equal(cache[f"visual.blocks.{i}.hook_resid_post"], theirs)
 
@@ -80,8 +84,8 @@ def test_taps_agree_with_open_clips_own_intermediates(tower, images):
 def test_text_taps_agree_with_open_clips_own_intermediates(tower):
     tokens = tower.tokenize(["a ruler", "melanoma"])
     _, cache = tower.run_with_cache(None, tokens)
-    told = tower.model.forward_intermediates(text=tokens)["text_intermediates"]
-    for i, theirs in enumerate(told):
+    intermediates = tower.model.forward_intermediates(text=tokens)["text_intermediates"]
+    for i, theirs in enumerate(intermediates):
         assert torch.equal(cache[f"text.blocks.{i}.hook_resid_post"], theirs)
     assert torch.equal(cache["text.pooled"], tower.encode_text(["a ruler", "melanoma"]))
 

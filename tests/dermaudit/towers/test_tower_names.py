@@ -66,7 +66,7 @@ def test_a_bundled_checkpoint_opens(shipped, tower, images):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("phantom-vitt", "unknown model 'phantom-vitt': did you mean 'phantom-vit'?"),
         ("VIT-B-16/openai", "did you mean 'ViT-B-16/openai'?"),
@@ -78,10 +78,10 @@ def test_a_bundled_checkpoint_opens(shipped, tower, images):
         (" ", "name of the model is empty"),
     ],
 )
-def test_wrong_names_offer_the_nearest(shipped, name, said):
+def test_wrong_names_offer_the_nearest(shipped, name, message):
     with pytest.raises(UserInputError) as caught:
         load_model(name)
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert caught.value.hint
 
 
@@ -95,7 +95,7 @@ def test_a_wrong_tag_offers_the_nearest():
         load_model("ViT-B-16/openia")
 
 
-def test_a_bundled_checkpoint_that_is_not_installed_says_so(tmp_path, monkeypatch):
+def test_a_bundled_checkpoint_that_is_not_installed_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(names_module, "bundled_folder", lambda: tmp_path)
     with pytest.raises(UserInputError, match="is not in this installation") as caught:
         load_model("dermoscopy-small")
@@ -141,7 +141,7 @@ def test_without_a_network_the_hub_is_not_waited_for(no_network):
         load_model("ViT-B-16/laion2b_s34b_b88k")
 
 
-def test_offline_by_wish_is_believed_without_a_connection(no_network, monkeypatch):
+def test_the_offline_setting_prevents_connections(no_network, monkeypatch):
     def forbidden(*args, **options):
         raise AssertionError("a connection was tried")
 
@@ -200,7 +200,7 @@ def test_models_with_nothing_installed(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["bundled"] == []
 
 
-def test_tag__the_activation_it_was_trained_with(monkeypatch):
+def test_a_tag_opens_with_the_activation_of_its_training(monkeypatch):
     """open_clip builds `ViT-B-16/openai` with GELU and only warns; OpenAI's weights need QuickGELU."""
     import open_clip
 

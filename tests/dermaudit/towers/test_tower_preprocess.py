@@ -29,7 +29,7 @@ def images(seed: int = 0) -> list[np.ndarray]:
         ("longest", 64),
     ],
 )
-def test_many__the_bits_of_the_stock_transform(preprocess_cfg, mode, size):
+def test_several_images_have_the_bits_of_the_stock_transform(preprocess_cfg, mode, size):
     config = {**preprocess_cfg, "resize_mode": mode, "size": size}
     stock = image_transform_v2(PreprocessCfg(**config), is_train=False)
     own = Preprocess(config)
@@ -42,13 +42,13 @@ def test_many__the_bits_of_the_stock_transform(preprocess_cfg, mode, size):
         assert torch.equal(own(image), one) and torch.equal(own([image])[0], one)
 
 
-def test_every_value_of_a_byte__the_same_bits(preprocess_cfg):
+def test_every_byte_value_has_the_same_bits(preprocess_cfg):
     own = Preprocess({**preprocess_cfg, "size": 16})
     every = np.repeat(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 3, axis=3)
     assert torch.equal(own(every)[0], own.transform(Image.fromarray(every[0])))
 
 
-def test_none__an_empty_batch(preprocess_cfg):
+def test_no_image_gives_an_empty_batch(preprocess_cfg):
     assert Preprocess(preprocess_cfg)([]).shape == (0, 3, 64, 64)
 
 
@@ -94,7 +94,7 @@ def test_what_is_not_an_image_is_refused_alone_and_among_others(preprocess_cfg, 
         assert refused.value.exit_code == 2 and "\n" not in refused.value.message
 
 
-def test_a_spread_of_zero__refused_as_torchvision_does(preprocess_cfg):
+def test_a_standard_deviation_of_zero_is_refused_as_torchvision_does(preprocess_cfg):
     own = Preprocess({**preprocess_cfg, "std": [0.2, 0.0, 0.2]})
     with pytest.raises(ValueError, match="std evaluated to zero"):
         own(images())

@@ -20,27 +20,15 @@ from dermaudit.towers import TokenizerFiles, load_model, save_local_dir
 from dermaudit.towers.loading.load import build_model
 from dermaudit.towers.loading.panderm import (
     SIZES,
-    LeftOut,
+    KeyDifferences,
     PanDermVisual,
     panderm_visual,
     start_from,
 )
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "a",
-    "ruler",
-    "##s",
-    "melanoma",
-    "2",
-    ",",
-    ".",
-]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [*SPECIAL, "a", "ruler", "##s", "melanoma", "2", ",", "."]
 PUBMED = "neuml/pubmedbert-base-embeddings"
 
 
@@ -89,9 +77,7 @@ def clip_folder(folder, **options):
     torch.manual_seed(0)
     theirs = CLIPModel(clip_config(**options)).eval()
     with torch.no_grad():
-        for (
-            value
-        ) in theirs.parameters():  # initial biases and norms are 0 and 1: nothing to confuse
+        for value in theirs.parameters():  # biases and norms that are 0 and 1 would hide a mix-up
             value.add_(0.1 * torch.randn_like(value))
     theirs.save_pretrained(folder)
     words_in(folder)
@@ -115,7 +101,7 @@ def test_monet__agrees_with_transformers(tmp_path, options):
     assert tower.tokenize(["melanoma a"]).tolist() == [[2, 8, 5, 3, 0, 0, 0, 0]]
 
 
-def test_monet__images_are_prepared_as_the_folder_says(tmp_path):
+def test_monet_images_are_prepared_by_the_configuration_of_the_folder(tmp_path):
     clip_folder(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(
         json.dumps(
@@ -127,10 +113,10 @@ def test_monet__images_are_prepared_as_the_folder_says(tmp_path):
             }
         )
     )
-    said = load_model(tmp_path).preprocess_config
-    assert (said["mean"], said["std"]) == (IMAGENET["mean"], IMAGENET["std"])
-    assert (said["size"], said["interpolation"]) == ([32, 32], "bilinear")
-    assert said["resize_mode"] == "shortest"
+    config = load_model(tmp_path).preprocess_config
+    assert (config["mean"], config["std"]) == (IMAGENET["mean"], IMAGENET["std"])
+    assert (config["size"], config["interpolation"]) == ([32, 32], "bilinear")
+    assert config["resize_mode"] == "shortest"
 
 
 def test_monet__opens_from_the_hub_cache(tmp_path, monkeypatch):
@@ -184,26 +170,19 @@ def panderm_keys(width, layers, hidden, output_dim):
         "head.weight": (output_dim, width),
         "head.bias": (output_dim,),
     }
-    for i in range(layers):
-        for name, shape in {
-            "norm1.weight": (width,),
-            "norm1.bias": (width,),
-            "norm2.weight": (width,),
-            "norm2.bias": (width,),
-            "gamma_1": (width,),
-            "gamma_2": (width,),
-            "attn.q_bias": (width,),
-            "attn.v_bias": (width,),
-            "attn.qkv.weight": (3 * width, width),
-            "attn.proj.weight": (width, width),
-            "attn.proj.bias": (width,),
-            "mlp.fc1.weight": (hidden, width),
-            "mlp.fc1.bias": (hidden,),
-            "mlp.fc2.weight": (width, hidden),
-            "mlp.fc2.bias": (width,),
-        }.items():
-            shapes[f"blocks.{i}.{name}"] = shape
-    return shapes
+    block = {
+        "attn.qkv.weight": (3 * width, width),
+        "attn.proj.weight": (width, width),
+        "mlp.fc1.weight": (hidden, width),
+        "mlp.fc1.bias": (hidden,),
+        "mlp.fc2.weight": (width, hidden),
+    }
+    vectors = (
+        "norm1.weight norm1.bias norm2.weight norm2.bias gamma_1 gamma_2 attn.q_bias attn.v_bias"
+    )
+    for name in (*vectors.split(), "attn.proj.bias", "mlp.fc2.bias"):
+        block[name] = (width,)
+    return shapes | {f"blocks.{i}.{n}": s for i in range(layers) for n, s in block.items()}
 
 
 @pytest.mark.parametrize(
@@ -388,7 +367,7 @@ def test_tokenizer_files__of_a_folder_agree_with_transformers(tmp_path):
             TokenizerFiles.from_folder(wrong, 6)
 
 
-def test_what_is_missing_offline__is_said_with_where_to_put_it(saved, monkeypatch):
+def test_files_missing_offline_are_reported_with_their_location(saved, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     folder, _, _ = saved
     config = json.loads((folder / "open_clip_config.json").read_text())
@@ -430,7 +409,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("prefix", ["", "visual.", "module.encoder."])
-def test_start__finds_the_tower_whatever_stands_before_it(small, prefix, tmp_path, capsys):
+def test_start_finds_the_tower_under_any_prefix(small, prefix, tmp_path, capsys):
     state = {
         f"{prefix}{key}": value for key, value in small.state_dict().items() if "head" not in key
     }
@@ -449,22 +428,22 @@ def test_start__finds_the_tower_whatever_stands_before_it(small, prefix, tmp_pat
         if not key.startswith("head."):
             assert torch.equal(visual.state_dict()[key], value), key
     assert visual.head.weight.shape == (24, 64)
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        "head.* (2)" in told
-        and "regressor" in told
-        and ("teacher.* (38)" in told) == ("enc" in prefix)
+        "head.* (2)" in stderr
+        and "regressor" in stderr
+        and ("teacher.* (38)" in stderr) == ("enc" in prefix)
     )
     assert visual(torch.randn(2, 3, 64, 64)).shape == (2, 24)
 
 
-def test_start__a_head_of_another_width_and_another_grid_are_made_anew(small, tmp_path):
+def test_start_initialises_a_head_and_grid_of_another_size(small, tmp_path):
     save_file(small.state_dict(), tmp_path / "w.safetensors")
     visual = PanDermVisual(96, 16, 64, 2, 1, 128, 24)
     positions = visual.pos_embed.clone()
     left = start_from(visual, tmp_path / "w.safetensors")
     names = ["head.bias", "head.weight", "pos_embed"]
-    assert isinstance(left, LeftOut) and sorted(left.missing) == names == sorted(left.unused)
+    assert isinstance(left, KeyDifferences) and sorted(left.missing) == names == sorted(left.unused)
     assert torch.equal(visual.pos_embed, positions)
     same = PanDermVisual(64, 16, 64, 2, 1, 128, 32)
     assert start_from(same, tmp_path / "w.safetensors") == ([], [])
@@ -492,7 +471,7 @@ def test_start__a_file_of_another_tower_is_refused(small, tmp_path):
         panderm_visual("larg", 24)
 
 
-def test_first_values__are_those_of_the_publication(small):
+def test_initial_values_are_those_of_the_paper(small):
     torch.manual_seed(0)
     visual = panderm_visual("large", 24, image_size=64)
     assert float(visual.blocks[1].mlp.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.05)

@@ -107,7 +107,7 @@ def test_positions_leave_the_other_tokens_alone(tower, images, block_sae):
     assert not torch.allclose(given[:, 1:], cache[BLOCK][:, 1:], atol=1e-3)
 
 
-def test_everything_is_put_back_after_an_exception(tower, images, pooled_sae, block_sae):
+def test_everything_is_restored_after_an_exception(tower, images, pooled_sae, block_sae):
     before = tower.encode_image(images)
     sites, names = list(tower.hook_dict), {k: p.name for k, p in pooled_sae.hook_dict.items()}
 
@@ -122,7 +122,7 @@ def test_everything_is_put_back_after_an_exception(tower, images, pooled_sae, bl
     assert torch.equal(tower.encode_image(images), before)
 
 
-def test_an_inner_set_gives_way_to_the_outer_one(tower, images, pooled_sae, block_sae):
+def test_nested_sets_are_removed_in_order(tower, images, pooled_sae, block_sae):
     with tower.saes([pooled_sae], use_error_term=False):
         outer = tower.encode_image(images)
         with tower.saes([block_sae], use_error_term=False):

@@ -73,7 +73,7 @@ def test_with_a_real_tower_probabilities_are_ordered_by_cosine(tower, images):
     assert torch.allclose(probs[:, 1], margin.sigmoid(), atol=1e-5)
 
 
-def test_the_table_of_classes_is_sound():
+def test_every_class_has_distinct_names():
     assert [c.code for c in HAM_CLASSES] == ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
     names = [name for c in HAM_CLASSES for name in c.names]
     assert len(names) == len(set(names))
@@ -86,7 +86,7 @@ def test_the_table_of_classes_is_sound():
 
 
 @pytest.mark.parametrize(
-    ("classes", "templates", "said"),
+    ("classes", "templates", "message"),
     [
         ({}, TWO, "at least one class"),
         ({"A": []}, TWO, "class 'A'"),
@@ -96,8 +96,8 @@ def test_the_table_of_classes_is_sound():
         ({"A": ["a"]}, ["{} and {}"], "exactly one"),
     ],
 )
-def test_bad_input_is_named(classes, templates, said):
-    with pytest.raises(UserInputError, match=said):
+def test_bad_input_is_named(classes, templates, message):
+    with pytest.raises(UserInputError, match=message):
         ZeroShot(Words(), classes, templates)
     with pytest.raises(UserInputError, match="positive and negative"):
         prompt_scores(Words(), ["see a"], [], torch.ones(1, 2))
