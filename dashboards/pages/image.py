@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from dermaudit.dashboards.exhibits import image, markup, measures
@@ -9,7 +11,7 @@ from dermaudit.dashboards.exhibits.run_view import POOLED, RunView
 from dermaudit.dashboards.exhibits.tables import site_title
 from dermaudit.dashboards.pages import display, session
 from dermaudit.dashboards.pages.page import Page
-from dermaudit.errors import UserInputError
+from dermaudit.errors import DermauditError, UserInputError
 
 
 def _row(run: RunView) -> int:
@@ -42,7 +44,8 @@ def _show(run: RunView) -> None:
         display.exhibit(
             "Prediction of the classifier", lambda: image.prediction(run, row), run, row
         )
-    _concepts(run, row)
+    active = _active(run, row)
+    _concepts(run, row, active)
     display.exhibit("What each recipe changes", lambda: image.recipes(run, row), run, row)
     display.links(
         "Open the measured effect:",
@@ -51,7 +54,7 @@ def _show(run: RunView) -> None:
             for c in run.suppressions
         ],
     )
-    _map(run, row)
+    _map(run, row, active)
     st.header("Nearest images", anchor=False)
     near = [
         (i, (f"cosine {c:.3f}", run.labels[i], run.splits[i], _same_group(run, i, row)))
@@ -65,9 +68,15 @@ def _same_group(run: RunView, one: int, other: int) -> str:
     return "same patient or lesion" if run.groups[one] == run.groups[other] else ""
 
 
-def _concepts(run: RunView, row: int) -> None:
-    active = image.active_latents(run, row)
+def _active(run: RunView, row: int) -> list[dict[str, Any]]:
+    """Return the latents active in an image, [] where the names are missing or damaged."""
+    try:
+        return image.active_latents(run, row)
+    except DermauditError:
+        return []  # the exhibit of the concepts shows the reason
 
+
+def _concepts(run: RunView, row: int, active: list[dict[str, Any]]) -> None:
     def latent(i: int) -> str:
         return session.latent_address(active[i]["site"], active[i]["latent"])
 
@@ -83,8 +92,8 @@ def _concepts(run: RunView, row: int) -> None:
     )
 
 
-def _map(run: RunView, row: int) -> None:
-    patches = [r for r in image.active_latents(run, row) if r["site"] != POOLED]
+def _map(run: RunView, row: int, active: list[dict[str, Any]]) -> None:
+    patches = [r for r in active if r["site"] != POOLED]
     if not patches:
         return
     st.header("Where in the image a concept is active", anchor=False)

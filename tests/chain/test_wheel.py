@@ -43,6 +43,9 @@ def test_the_wheel_holds_everything_and_runs(tmp_path):
         "dermaudit/phantom/default_bias.toml",
         "dermaudit/audit/demo_bias.toml",
         "dermaudit/dashboards/app/app.py",
+        "dermaudit/dashboards/exhibits/pieces.html",
+        "dermaudit/dashboards/report/report.html",
+        "dermaudit/dashboards/report/report.js",
     ):
         assert needed in names, needed
     venv = tmp_path / "venv"

@@ -39,9 +39,9 @@ def test_explore_on_a_port_in_use(main, whole_run) -> None:
 def test_report_by_the_command_line(cli, own_run) -> None:
     done = cli("report", "--run", own_run, "--json")
     assert done.rc == 0, done.stderr
-    said = done.json()
-    assert Path(said["report"]) == own_run / "report" / "index.html"
-    assert Path(said["report"]).stat().st_size == said["bytes"]
+    text = done.json()
+    assert Path(text["report"]) == own_run / "report" / "index.html"
+    assert Path(text["report"]).stat().st_size == text["bytes"]
 
 
 def test_report_overwrites_only_by_force(main, own_run, tmp_path) -> None:

@@ -86,13 +86,13 @@ def test_a_filter_is_kept_when_the_page_is_left_and_opened_again(page, whole_run
 
 def test_overview(page, whole_run) -> None:
     at = page("overview", whole_run)
-    said = shown(at)
-    assert "ruler" in said and "0.417" in said  # the FVU of the SAEs
-    assert "n too small: 2 of 48 labelled test images" in said
-    assert "drawing ruler moves the prediction by 0.0021 only" in said
-    assert "truncated" not in said and "1 images" in said
-    assert "fewer than 30" in said or "skin tone" in said
-    assert "<b>nv</b>" not in said and "&lt;b&gt;nv&lt;/b&gt;" in said
+    text = shown(at)
+    assert "ruler" in text and "0.417" in text  # the FVU of the SAEs
+    assert "n too small: 2 of 48 labelled test images" in text
+    assert "drawing ruler moves the prediction by 0.0021 only" in text
+    assert "truncated" not in text and "1 images" in text
+    assert "fewer than 30" in text or "skin tone" in text
+    assert "<b>nv</b>" not in text and "&lt;b&gt;nv&lt;/b&gt;" in text
     assert len(at.get("plotly_chart")) == 3
     assert all(chart.proto.alt for chart in at.get("plotly_chart"))
 
@@ -114,13 +114,13 @@ def test_concepts_table_and_filters(page, whole_run) -> None:
 def test_concept_page_of_a_patch_site(page, whole_run) -> None:
     row = next(r for r in RunView.open(whole_run).concepts if r["site"] == PATCHES and r["name"])
     at = page("concept", whole_run, latent=f"{PATCHES}/{row['latent']}")
-    said = shown(at)
+    text = shown(at)
     assert row["name"] in at.title[0].value
     assert (
-        said.count("data:image/webp") == min(24, row["n_active"]) + 12
+        text.count("data:image/webp") == min(24, row["n_active"]) + 12
     )  # top images; 6 pairs of map and plain
-    assert f"Map of latent {row['latent']} over image" in said and "da-scale" in said
-    assert 'alt="Dermoscopic image' in said
+    assert f"Map of latent {row['latent']} over image" in text and "da-scale" in text
+    assert 'alt="Dermoscopic image' in text
     assert [h.value for h in at.header] == [
         "Images in which it is most active",
         "Activations",
@@ -155,14 +155,14 @@ def test_image_page(page, whole_run) -> None:
     view = RunView.open(whole_run)
     row = int((view.splits == "test").argmax())
     at = page("image", whole_run, row=str(row))
-    said = shown(at)
+    text = shown(at)
     assert at.title[0].value == f"Image {row}"
     p = view.head().probs(view.pooled[row : row + 1])[0]
     tables = [frame.value for frame in at.dataframe]
     assert any(
         sorted(t["probability"]) == pytest.approx(sorted(p)) for t in tables if "probability" in t
     )
-    assert "n too small for worst groups: y=1 a=1: 2" in said  # ink: refused
+    assert "n too small for worst groups: y=1 a=1: 2" in text  # ink: refused
 
 
 def test_image_page_shows_one_classifier_and_leads_to_the_other(page, whole_run) -> None:
@@ -195,45 +195,51 @@ def test_image_page_of_a_wrong_link_is_a_sentence(page, whole_run, row) -> None:
 
 def test_suppression_page(page, whole_run) -> None:
     at = page("suppression", whole_run)
-    said = shown(at)
+    text = shown(at)
     assert at.selectbox[0].value == "ruler"
-    assert "19 of 20 are beaten" in said and "0.584" in said and "n too small" in said
+    assert "19 of 20 are beaten" in text and "0.584" in text and "n too small" in text
     cases = [r for r in RunView.open(whole_run).suppressed_rows("ruler") if r["flipped"]]
-    assert said.count("data:image/webp") == len(cases)
-    assert said.index("mel missed after suppression") < said.index("false alarm gone")
+    assert text.count("data:image/webp") == len(cases)
+    assert text.index("mel missed after suppression") < text.index("false alarm gone")
 
 
-def test_suppression_page_says_what_was_not_measured(page, whole_run) -> None:
+def test_suppression_page_shows_what_was_not_measured(page, whole_run) -> None:
     assert "n too small for worst groups" in shown(page("suppression", whole_run, concept="ink"))
     by_name = page("suppression", whole_run, concept="hair")
     assert "chosen by name" in shown(by_name)
     assert "Suppressed latents" in [h.value for h in by_name.header]
 
 
-@pytest.mark.parametrize("name", ["overview", "concepts", "image", "suppression"])
+@pytest.mark.parametrize("name", ["overview", "concepts", "images", "suppression"])
 def test_run_without_labels(page, unlabelled_run, name) -> None:
-    said = shown(page(name, unlabelled_run))
+    text = shown(page(name, unlabelled_run))
     if name == "overview":
-        assert "no labels: not measured" in said
+        assert "no labels: not measured" in text
+    if name == "images":
+        one = shown(page("image", unlabelled_run, row="70"))
+        assert "Nearest images" in one and "Concepts in this image" in one
 
 
-@pytest.mark.parametrize("name", ["overview", "concepts", "image", "suppression"])
+@pytest.mark.parametrize("name", ["overview", "concepts", "images", "suppression"])
 def test_empty_run_is_a_sentence(page, tmp_path, name) -> None:
     Run.create(tmp_path / "empty")
     assert "has no images stage yet" in page(name, tmp_path / "empty").warning[0].value
 
 
-def test_no_run_is_a_sentence(page, tmp_path) -> None:
+def test_no_run_is_reported_in_one_sentence(page, tmp_path) -> None:
     assert "is not a run" in page("overview", tmp_path / "nothing").warning[0].value
 
 
-def test_damaged_names_are_told_and_the_rest_goes_on(page, own_run) -> None:
+def test_damaged_names_are_reported_and_the_rest_is_shown(page, own_run) -> None:
     (own_run / "concepts.parquet").write_bytes(b"PAR1 no longer")
     assert "was altered after the name stage" in page("concepts", own_run).warning[0].value
     overview = page("overview", own_run)
     assert "was altered after the name stage" in shown(overview)
     assert "0.417" in shown(overview)
     assert shown(page("images", own_run)).count("data:image/webp") == 24
+    one = shown(page("image", own_run, row="70"))
+    assert "was altered after the name stage" in one and ("✓ right" in one or "✗ wrong" in one)
+    assert "What each recipe changes" in one and "cosine" in one
 
 
 def test_run_json_that_is_not_json_is_a_sentence(page, own_run) -> None:

@@ -21,7 +21,7 @@ def test_thumbnail_is_a_small_webp(whole_run) -> None:
     assert picture.format == "WEBP" and max(picture.size) == pictures.SIDE
 
 
-def test_image_that_is_gone_or_altered_is_told(own_run) -> None:
+def test_an_image_that_is_missing_or_altered_is_reported(own_run) -> None:
     view = RunView.open(own_run)
     path = view.image_file(0)
     Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(path)

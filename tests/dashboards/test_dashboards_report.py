@@ -56,7 +56,7 @@ def html(whole_run) -> str:
     return report.build(RunView.open(whole_run))
 
 
-def test_topk__the_report_says_where_its_latents_fire(topk_run) -> None:
+def test_topk__the_report_explains_when_its_latents_are_active(topk_run) -> None:
     text = Page(report.build(RunView.open(topk_run))).text
     assert "fires among the 4 largest of its row (a TopK has no threshold)" in text
     assert "above its threshold" not in text
@@ -91,7 +91,7 @@ def numbers(row: dict, keys: tuple[str, ...]) -> list[str]:
     return [f"{row[key]:.3f}" for key in keys if row[key] is not None]
 
 
-def test_it_says_the_numbers_of_the_files(whole_run, document) -> None:
+def test_report_contains_the_numbers_of_the_files(whole_run, document) -> None:
     text = document.text
     for row in pq.read_table(whole_run / "labels.parquet").to_pylist():
         wanted = numbers(
@@ -133,7 +133,7 @@ def test_it_says_the_numbers_of_the_files(whole_run, document) -> None:
     assert figures["insertion_residual_reason"] in text
 
 
-def test_it_says_what_it_must(document) -> None:
+def test_report_contains_warnings_and_limits(document) -> None:
     text = document.text
     for words in (
         "Research use, not a medical device",
@@ -147,12 +147,12 @@ def test_it_says_what_it_must(document) -> None:
         assert words in text, words
 
 
-def test_other_peoples_text_stays_text(html, document) -> None:
+def test_markup_in_labels_is_escaped(html, document) -> None:
     assert "<b>nv</b>" in document.text
     assert "<b>" not in html.split("</head>")[1]
 
 
-def test_a_hostile_name_is_escaped_wherever_it_stands(own_run) -> None:
+def test_a_hostile_name_is_escaped_everywhere(own_run) -> None:
     """A run, a model and a concept name that close a tag, an attribute and a script."""
     hostile = "\"'></title></script><script>alert(1)</script>{{ 7 * 7 }}"
     run = open_run(own_run)
@@ -179,7 +179,7 @@ def test_same_run_same_bytes(whole_run, html) -> None:
     assert report.build(RunView.open(whole_run)) == html
 
 
-def test_it_is_a_stage_of_the_run(own_run) -> None:
+def test_report_is_a_stage_of_the_run(own_run) -> None:
     path, size = report.write_report(own_run)
     assert path == own_run / "report" / "index.html" and path.stat().st_size == size
     run = open_run(own_run)

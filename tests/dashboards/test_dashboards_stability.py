@@ -45,12 +45,12 @@ def test_card_and_tables__say_which_latents_other_seeds_found(compared):
     for row in rows:
         expected = stable[row["latent"]] if row["site"] == POOLED else None
         assert row["stable"] == expected
-        said = evidence.over_seeds(view, row)
+        text = evidence.over_seeds(view, row)
         if row["site"] == PATCHES:
-            assert "not measured" in said
+            assert "not measured" in text
         else:
-            assert "by seed 1, seed 2 (agreement " in said
-            assert ("**not found again**" in said) == (not expected)
+            assert "by seed 1, seed 2 (agreement " in text
+            assert ("**not found again**" in text) == (not expected)
     table = evidence.concept_table(rows)
     column = table.header.index("over seeds")
     assert {line[column] for line in table.words()} == {"yes", "no", "–"}

@@ -73,9 +73,9 @@ def shown(at: AppTest) -> str:
 
 def test_page__logs_alone(page, tmp_path) -> None:
     at = page(None, write(tmp_path / "a", new(2.0)))
-    said = shown(at)
-    assert not at.warning and "Research use, not a medical device" in said
-    assert "images seen: n = 192; minutes: 1.5; failed images: 3" in said
+    text = shown(at)
+    assert not at.warning and "Research use, not a medical device" in text
+    assert "images seen: n = 192; minutes: 1.5; failed images: 3" in text
     assert [h.value for h in at.subheader] == [
         "masked: losses",
         "masked: learning rate and speed",
@@ -92,14 +92,14 @@ def test_page__the_log_of_the_runs_model(page, own_run, tmp_path) -> None:
     run = open_run(own_run)
     run.meta["model"]["name"] = str(tmp_path / "mine")
     run.save()
-    said = shown(page(own_run))
-    assert "**mine**: epochs: 2 contrastive; images seen: not logged; minutes: 2.0" in said
-    assert "failed images: not logged" in said and "Against epochs: not every log" in said
-    assert "hold neither learning rate nor images/s" in said
-    assert "were logged without their weights" in said
+    text = shown(page(own_run))
+    assert "**mine**: epochs: 2 contrastive; images seen: not logged; minutes: 2.0" in text
+    assert "failed images: not logged" in text and "Against epochs: not every log" in text
+    assert "hold neither learning rate nor images/s" in text
+    assert "were logged without their weights" in text
 
 
-def test_page__a_run_without_a_log_says_so(page, whole_run, tmp_path) -> None:
+def test_page__a_run_without_a_log_explains_it(page, whole_run, tmp_path) -> None:
     at = page(whole_run)
     assert "the run's model toy has no training log" in at.info[0].value
     assert "--log" in at.info[1].value and not at.get("plotly_chart")
@@ -122,8 +122,8 @@ def test_page__read_again_sees_what_was_written_since(page, tmp_path) -> None:
     with path.open("a", encoding="utf-8") as handle:
         handle.write('{"stage": "contr')
     at = page(None, tmp_path / "a")
-    said = shown(at)
-    assert "a (not finished)" in said and "n = 128" in said and "half written" in said
+    text = shown(at)
+    assert "a (not finished)" in text and "n = 128" in text and "half written" in text
     write(tmp_path / ".a.training", new(2.0), "log.jsonl")
     at.button[0].click().run()
     assert "n = 192" in shown(at) and "half written" not in shown(at)
@@ -133,8 +133,8 @@ def test_page__read_again_sees_what_was_written_since(page, tmp_path) -> None:
 
 
 def test_page__a_name_that_is_markup_stays_text(page, tmp_path) -> None:
-    said = shown(page(None, write(tmp_path / "<b>_x_", new(2.0))))
-    assert r"**\<b\>\_x\_**" in said and "<td><b>" not in said and "&lt;b&gt;_x_" in said
+    text = shown(page(None, write(tmp_path / "<b>_x_", new(2.0))))
+    assert r"**\<b\>\_x\_**" in text and "<td><b>" not in text and "&lt;b&gt;_x_" in text
 
 
 def test_app__with_logs_alone_opens_on_the_training(monkeypatch, tmp_path) -> None:
@@ -184,13 +184,13 @@ def test_losses__with_an_older_log_are_drawn_against_epochs(tmp_path) -> None:
 def test_explore__a_log_that_is_none(main, tmp_path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"event": "embed"}\n', encoding="utf-8")
-    for path, said in (
+    for path, text in (
         (tmp_path / "nothing", "there is no training log"),
         (tmp_path, "holds no training_log.jsonl"),
         (other, "line 1: no line of a training log"),
     ):
         done = main("explore", "--log", path, "--no-browser", "--json")
-        assert done.rc == 2 and said in done.json()["error"]["message"]
+        assert done.rc == 2 and text in done.json()["error"]["message"]
 
 
 def test_explore__a_log_needs_no_run_and_a_named_run_is_checked(main, tmp_path) -> None:

@@ -116,7 +116,7 @@ def test_seconds__of_a_real_log_shipped_with_a_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b"\n\n", "is empty"),
@@ -137,10 +137,10 @@ def test_seconds__of_a_real_log_shipped_with_a_model() -> None:
         (b'{"stage": "masked", "loss": 1}\n[1]\n', "line 2: not a JSON object"),
     ],
 )
-def test_read_log__what_is_no_log_is_a_sentence(tmp_path, content, said) -> None:
+def test_read_log__what_is_no_log_is_a_sentence(tmp_path, content, message) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(content)
-    with pytest.raises(UserInputError, match=said) as caught:
+    with pytest.raises(UserInputError, match=message) as caught:
         read_log(path)
     assert str(path) in caught.value.message and caught.value.hint
 
@@ -162,7 +162,7 @@ def test_find_logs__by_file_folder_and_out_of_a_running_training(tmp_path) -> No
 def test_find_logs__what_has_none_is_a_sentence(tmp_path) -> None:
     with pytest.raises(UserInputError, match="there is no training log"):
         find_logs(tmp_path / "nothing")
-    with pytest.raises(UserInputError, match="holds no training_log.jsonl"):
+    with pytest.raises(UserInputError, match=r"holds no training_log\.jsonl"):
         find_logs(tmp_path)
     (tmp_path / ".mine.training").mkdir()
     for name in ("mine", ".mine.training"):

@@ -1,9 +1,9 @@
-"""The page of docs/snippets/extending_page.py works as a new file in the folder of the pages."""
+"""The page of docs/snippets/extending_page.md works as a new file in the folder of the pages."""
 
 from __future__ import annotations
 
 import importlib
-import shutil
+import re
 import sys
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from dermaudit.dashboards import pages
 from dermaudit.dashboards.exhibits.run_view import RunView
 from dermaudit.dashboards.pages.page import find_pages
 
-SNIPPET = Path(__file__).parents[2] / "docs" / "snippets" / "extending_page.py"
+SNIPPET = Path(__file__).parents[2] / "docs" / "snippets" / "extending_page.md"
 
 
 def test_a_new_file_adds_a_page(whole_run, tmp_path, monkeypatch) -> None:
     before = [page.path for page in find_pages()]
-    shutil.copy(SNIPPET, tmp_path / "mistakes.py")
+    code = re.search(r"```python\n(.*?)```", SNIPPET.read_text(encoding="utf-8"), re.S)
+    assert code is not None
+    (tmp_path / "mistakes.py").write_text(code[1], encoding="utf-8")
     monkeypatch.setattr(pages, "__path__", [*pages.__path__, str(tmp_path)])
     importlib.invalidate_caches()
     try:
