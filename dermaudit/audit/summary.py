@@ -114,42 +114,48 @@ def peak_rss_gb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
-def print_summary(result: dict[str, Any]) -> None:
-    """The short table of what was found."""
+FOUND_HEADER = (
+    "artifact",
+    "AUPRC",
+    "lift share",
+    "worst group",
+    "random sets beaten",
+    "insertion left",
+    "",
+)
+
+
+def found_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the rows of the table "what was found": one for each suppressed artifact."""
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.2f}"
+
     rows = []
     for name, figures in result["suppression"].items():
         found = result["concepts"].get(name, {})
-        share = found.get("lift_share")
         before, after = figures["worst_group_before"], figures["worst_group_after"]
+        measured = before is not None
+        beaten = f"{figures['random_sets_beaten']}/{figures['random_sets']}"
         rows.append(
             (
                 name,
-                f"{found['auprc']:.2f}" if found.get("auprc") is not None else "–",
-                f"{share:.2f}" if share is not None else "–",
-                f"{before:.2f} → {after:.2f}" if before is not None else "not measured",
-                f"{figures['random_sets_beaten']}/{figures['random_sets']}"
-                if before is not None
-                else "",
-                f"{figures['insertion_residual']:.2f}"
-                if figures["insertion_residual"] is not None
-                else "–",
+                number(found.get("auprc")),
+                number(found.get("lift_share")),
+                f"{before:.2f} → {after:.2f}" if measured else "not measured",
+                beaten if measured else "",
+                number(figures["insertion_residual"]),
                 (figures.get("reason") or "")[:70],
             )
         )
+    return rows
+
+
+def print_summary(result: dict[str, Any]) -> None:
+    """Print the short table of what was found."""
+    rows = found_rows(result)
     if rows:
-        table(
-            "what was found",
-            (
-                "artifact",
-                "AUPRC",
-                "lift share",
-                "worst group",
-                "random sets beaten",
-                "insertion left",
-                "",
-            ),
-            rows,
-        )
+        table("what was found", FOUND_HEADER, rows)
     naming, n = result["naming"], result["n_images"]
     say(
         f"\n{n} images, {naming['named']} latents named and {naming['unnamed']} left unnamed; "

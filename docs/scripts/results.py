@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dermaudit.audit.summary import FOUND_HEADER, found_rows
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs" / "results" / "data"
 NOT_FIGURES = ("seconds", "peak_rss_gb", "run", "report")
@@ -64,7 +66,57 @@ def load() -> dict[str, Figures]:
     }
 
 
-# ---- tables
+# ---- tables and the figure
+
+
+def demo_output(figures: Figures) -> str:
+    """Return the table that `dermaudit demo` prints at its end, as a block of code."""
+    rows = [row[:-1] for row in [FOUND_HEADER, *found_rows(figures)]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```"
+
+
+def suppression_figure(results: dict[str, Figures]) -> str:
+    """Return an SVG: accuracy of the worst group before and after suppression, with the interval of the
+    change drawn from the figure before."""
+    left, width, row, top = 130, 420, 26, 46
+    body, y = [], top
+
+    def x(value: float) -> float:
+        return left + width * value
+
+    for title, figures in zip(("phantoms", "real images"), results.values(), strict=True):
+        body.append(f'<text x="8" y="{y}" font-weight="bold">{title}</text>')
+        for name, s in figures["suppression"].items():
+            if s["worst_group_before"] is None:
+                continue
+            y += row
+            before, after = s["worst_group_before"], s["worst_group_after"]
+            low, high = (min(1.0, max(0.0, before + change)) for change in s["ci"])
+            body += [
+                f'<text x="8" y="{y + 4}">{name}</text>',
+                f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke="#0072B2" stroke-width="2"/>',
+                f'<rect x="{x(before) - 4:.1f}" y="{y - 4}" width="8" height="8" fill="white" '
+                'stroke="#D55E00" stroke-width="2"/>',
+                f'<circle cx="{x(after):.1f}" cy="{y}" r="4.5" fill="#0072B2"/>',
+            ]
+        y += row + 8
+    ticks = [
+        f'<line x1="{x(v):.1f}" x2="{x(v):.1f}" y1="28" y2="{y - 20}" stroke="#ddd"/>'
+        f'<text x="{x(v):.1f}" y="{y - 4}" text-anchor="middle">{v:g}</text>'
+        for v in (0, 0.25, 0.5, 0.75, 1)
+    ]
+    legend = (
+        f'<text x="{left}" y="16">Accuracy of the worst group on test images: □ before, ● after '
+        "(line: 95 % interval of the change)</text>"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" height="{y + 6}" '
+        'font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n'
+        + "\n".join([legend, *ticks, *body])
+        + "\n</svg>\n"
+    )
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
@@ -222,10 +274,16 @@ def pages(results: dict[str, Figures]) -> dict[Path, str]:
         for name, parts in PAGES.items()
     }
     readme = ROOT / "README.md"
-    block = f"<!-- results: generated -->\n{headline_table(results)}\n<!-- results: end -->"
-    pattern = r"<!-- results: generated -->.*?<!-- results: end -->"
     text = readme.read_text(encoding="utf-8")
-    written[readme] = re.sub(pattern, lambda _: block, text, flags=re.S)
+    for name, body in (
+        ("demo", demo_output(results["phantoms"])),
+        ("results", headline_table(results)),
+    ):
+        block = f"<!-- {name}: generated -->\n{body}\n<!-- {name}: end -->"
+        pattern = f"<!-- {name}: generated -->.*?<!-- {name}: end -->"
+        text = re.sub(pattern, lambda _, block=block: block, text, flags=re.S)
+    written[readme] = text
+    written[ROOT / "docs" / "images" / "suppression.svg"] = suppression_figure(results)
     return written
 
 
