@@ -108,7 +108,7 @@ def suppression_figure(results: dict[str, Figures]) -> str:
         for v in (0, 0.25, 0.5, 0.75, 1)
     ]
     legend = (
-        f'<text x="{left}" y="16">Accuracy of the worst group on test images: □ before, ● after '
+        '<text x="8" y="16">Accuracy of the worst group on test images: □ before, ● after '
         "(line: 95 % interval of the change)</text>"
     )
     return (
