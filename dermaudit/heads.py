@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from dermaudit.errors import EvidenceError, ForeignArtifactError, UserInputError
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0)
@@ -41,24 +42,24 @@ class LinearHead:
     site: str
     n_train: int
 
-    def logits(self, x: np.ndarray) -> np.ndarray:
+    def logits(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n classes"]:
         """Return logits (n, classes) of rows x (n, d)."""
         return ((x - self.mean) / self.scale) @ self.weight.T + self.bias
 
-    def tensor_logits(self, x: Tensor) -> Tensor:
+    def tensor_logits(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
         """Return the logits of a torch tensor (n, d), differentiable with respect to it."""
         weight, bias, mean, scale = (
             x.new_tensor(array) for array in (self.weight, self.bias, self.mean, self.scale)
         )
         return ((x - mean) / scale) @ weight.T + bias
 
-    def probs(self, x: np.ndarray) -> np.ndarray:
+    def probs(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n classes"]:
         """Return probabilities (n, classes) of rows x (n, d)."""
         logits = self.logits(x)
         exponent = np.exp(logits - logits.max(1, keepdims=True))
         return exponent / exponent.sum(1, keepdims=True)
 
-    def direction(self) -> np.ndarray:
+    def direction(self) -> Float[np.ndarray, "classes d"]:
         """Return the gradient of the logits with respect to x: (classes, d)."""
         return self.weight / self.scale
 
@@ -187,7 +188,7 @@ def fit_probe(
     return fit_head(x, words, groups, seed=seed)
 
 
-def probe_score(head: LinearHead, x: np.ndarray) -> np.ndarray:
+def probe_score(head: LinearHead, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
     """Return the logit (n,) of "present" against "absent" of a two-class head."""
     logits = head.logits(x)
     return logits[:, 1] - logits[:, 0]

@@ -17,7 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shape_checks
 from PIL import Image
+
+
+def pytest_sessionstart() -> None:
+    """Compare arguments with the shapes in the signatures of the numeric core."""
+    shape_checks.install()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
 
 MIN_CELL = 30  # a cell with fewer images prints "n too small" (design §10)
 
 
-def auroc(truth: np.ndarray, score: np.ndarray) -> float:
+def auroc(truth: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]) -> float:
     """Area under the ROC curve of one score; ties count one half. nan when one class is absent."""
     return float(auroc_many(truth, np.asarray(score)[:, None])[0])
 
 
-def auroc_many(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def auroc_many(
+    truth: Shaped[np.ndarray, " n"], scores: Shaped[np.ndarray, "n m"]
+) -> Float[np.ndarray, " m"]:
     """AUROC of every column of `scores` (n, m) against 0/1 `truth` (n,). Mann-Whitney by mid-ranks."""
     from scipy.stats import rankdata
 
@@ -31,14 +37,20 @@ def auroc_many(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return (ranks[truth].sum(0) - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
 
 
-def auprc(truth: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
+def auprc(
+    truth: Shaped[np.ndarray, " n"],
+    score: Shaped[np.ndarray, " n"],
+    weight: Shaped[np.ndarray, " n"] | None = None,
+) -> float:
     """Average precision of one score, with optional non-negative weights (bootstrap counts)."""
     order, last = _descending(np.asarray(score, dtype=np.float64))
     w = np.ones(len(truth)) if weight is None else np.asarray(weight, dtype=np.float64)
     return float(_ap_ordered(np.asarray(truth, dtype=np.float64), order, last, w[None])[0])
 
 
-def auprc_table(scores: np.ndarray, truths: np.ndarray) -> np.ndarray:
+def auprc_table(
+    scores: Shaped[np.ndarray, "n m"], truths: Float[np.ndarray, "n t"]
+) -> Float[np.ndarray, "t m"]:
     """Average precision of every score column for every truth column: (truths, scores).
 
     scores (n, m); truths (n, t) of 1, 0 or nan = unknown (such rows are left out for that truth).
@@ -124,7 +136,9 @@ class GroupBootstrap:
         return percentile_interval(values, level)
 
 
-def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+def percentile_interval(
+    values: Shaped[np.ndarray, " draws"], level: float = 0.95
+) -> tuple[float, float]:
     """Return the percentile interval of draws; (nan, nan) when fewer than half of them are defined."""
     defined = values[np.isfinite(values)]
     if len(defined) < max(2, len(values) / 2):
@@ -148,7 +162,11 @@ def auprc_draws(
     return np.stack([*columns, (weights @ truth) / weights.sum(1)], axis=1)
 
 
-def auroc_draws(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def auroc_draws(
+    truth: Shaped[np.ndarray, " n"],
+    score: Shaped[np.ndarray, " n"],
+    weights: Shaped[np.ndarray, "draws n"],
+) -> Float[np.ndarray, " draws"]:
     """AUROC for each row of `weights` (draws, n): (draws,). The order is computed once."""
     truth = np.asarray(truth, dtype=np.float64)
     order, last = _descending(np.asarray(score, dtype=np.float64))

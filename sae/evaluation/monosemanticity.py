@@ -12,7 +12,7 @@ it is .7 and more, so the result is the difference from it (lift).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,14 @@ from dermaudit.errors import UserInputError
 
 from .figure import bootstrap_weights, figure, json_number
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
+
 WINSOR = 0.999
 _TINY = 1e-10  # of s₁²: with less there is only one active image and no pair
 
 
-def unit_rows(embeddings: np.ndarray) -> np.ndarray:
+def unit_rows(embeddings: Shaped[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """Return rows (n, d) scaled to unit length, float64. UserInputError for a zero or not finite row."""
     e = np.asarray(embeddings, dtype=np.float64)
     norm = np.linalg.norm(e, axis=1)

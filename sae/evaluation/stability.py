@@ -26,6 +26,8 @@ from .figure import figure, json_number
 from .reconstruction import RowsLike, checked_rows, chunk_rows, chunks
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
+
     from ..inference.model import ThresholdSAE, TopKSAE
 
 SHARED = 0.7
@@ -34,13 +36,13 @@ CLOSE = 0.9
 MAX_EXACT = 8192
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: Shaped[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """Return rows scaled to unit length; rows of zeros stay zero."""
     vectors = np.asarray(vectors, dtype=np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def match(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def match(similarity: Float[np.ndarray, "a b"]) -> tuple[np.ndarray, np.ndarray]:
     """Return the one-to-one pairs (rows, columns) of the largest total similarity: min(n, m) of them.
 
     If both have more than `MAX_EXACT`, only pairs that are each other's best are returned: fewer pairs,

@@ -12,12 +12,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import read_json, write_safetensors, write_text
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
@@ -53,11 +57,11 @@ class LinearSAE:
         """The site whose activations the SAE was fitted on; empty if its file does not name it."""
         return str(self._metadata().get("hook_name", ""))
 
-    def pre(self, x: torch.Tensor) -> torch.Tensor:
+    def pre(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_sae"]:
         """Pre-activations (…, d_sae) of x (…, d_in)."""
         return (x - self.b_dec) @ self.W_enc + self.b_enc
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
+    def decode(self, z: Float[Tensor, "*rows d_sae"]) -> Float[Tensor, "*rows d_in"]:
         """Rows (…, d_in) of codes z (…, d_sae)."""
         return z @ self.W_dec + self.b_dec
 
@@ -114,7 +118,7 @@ class ThresholdSAE(LinearSAE):
     architecture: ClassVar[str] = "jumprelu"
     tensors: ClassVar[tuple[str, ...]] = (*LinearSAE.tensors, "threshold")
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
+    def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_sae"]:
         """Codes (…, d_sae) ≥ 0 of x (…, d_in)."""
         pre = self.pre(x)
         return torch.relu(pre) * (pre > self.threshold)
@@ -142,7 +146,7 @@ class TopKSAE(LinearSAE):
 
     architecture: ClassVar[str] = "topk"
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
+    def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_sae"]:
         """Codes (…, d_sae) ≥ 0 of x (…, d_in); fewer than k where fewer are positive."""
         return top_k(self.pre(x), self.k)
 
@@ -151,7 +155,7 @@ class TopKSAE(LinearSAE):
         return {"k": self.k, "rescale_acts_by_decoder_norm": False}
 
 
-def top_k(pre: torch.Tensor, k: int) -> torch.Tensor:
+def top_k(pre: Float[Tensor, "*rows d_sae"], k: int) -> Float[Tensor, "*rows d_sae"]:
     """Return relu of the k largest entries of each row of `pre` (…, h), and 0 elsewhere."""
     values, index = pre.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre).scatter(-1, index, torch.relu(values))

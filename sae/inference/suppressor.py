@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from dermaudit.towers.splice import check_positions, prefix_tokens, replace_acti
 
 from .model import ThresholdSAE, TopKSAE, top_k
 from .modes import MODES
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -147,7 +150,7 @@ class LatentSuppressor(nn.Module):
         """Width of the activations."""
         return self.W_enc.shape[0]
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows s"]:
         """Codes (…, |S|) of the suppressed latents alone; 0 for a row that is not finite."""
         pre = (x.to(self.W_enc.dtype) - self.b_dec) @ self.W_enc + self.b_enc
         if self.k is None:
@@ -175,7 +178,9 @@ class LatentSuppressor(nn.Module):
         edited, fired = self.edit(x, self.change(seen))
         return Suppressed(edited, z, fired)
 
-    def edit(self, x: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+    def edit(
+        self, x: Float[Tensor, "*rows d"], change: Float[Tensor, "*rows s"]
+    ) -> tuple[Tensor, Tensor]:
         """(x with Σ_j change_j W_dec[j] added, where it changed): x (…, d), change (…, |S|).
 
         With `change(z)` of codes that are known this is `suppress` without encoding; with some of
@@ -189,7 +194,7 @@ class LatentSuppressor(nn.Module):
             edited = edited * (x.norm(dim=-1, keepdim=True) / length)
         return torch.where(fired[..., None], edited, x), fired
 
-    def change(self, z: Tensor) -> Tensor:
+    def change(self, z: Float[Tensor, "*rows s"]) -> Float[Tensor, "*rows s"]:
         """Return z' − z (…, |S|) for codes z; exactly 0 where a latent does not fire."""
         if self.mode == "subtract":
             return -z
