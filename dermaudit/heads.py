@@ -103,7 +103,7 @@ class LinearHead:
         except (SafetensorError, KeyError, ValueError) as error:
             raise ForeignArtifactError(
                 f"{path} is not a head of dermaudit ({error})",
-                "fit it again: dermaudit heads --force",
+                "fit it again: dermaudit heads --run RUN --force",
             ) from error
 
 

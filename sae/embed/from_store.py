@@ -57,7 +57,7 @@ def take_stores(
     UserInputError for a site without a store, a store with images that the manifest has not, and test
     images that the model was trained on; ForeignArtifactError when the groups are not the manifest's.
     """
-    stores = {site: _open(root, tower, site, settings) for site in settings.sites}
+    stores = {site: _open(root, manifest, tower, site, settings) for site in settings.sites}
     made_of = {site: sha256_file(store.folder / "store.json") for site, store in stores.items()}
     known = _Known(manifest, stores)
     note_origin(run, manifest, tower)
@@ -83,15 +83,17 @@ def take_stores(
     return {**done, "n_skipped": seen["n_skipped"]}
 
 
-def _open(root: Path, tower: Any, site: str, settings: EmbedSettings) -> ActivationStore:
+def _open(
+    root: Path, manifest: Manifest, tower: Any, site: str, settings: EmbedSettings
+) -> ActivationStore:
     identity, _ = settings.site(tower, site)
     folder = identity.folder(root)
     if not (folder / "store.json").is_file():
         there = sorted(path.parent.name for path in root.glob("*/store.json"))
         raise UserInputError(
             f"{root} has no store of {site} made with this model, tokens and dtype ({folder.name})",
-            f"it has {', '.join(there) or 'none'}; make it: dermaudit embed --store {root}, or name the "
-            "--model, --site, --tokens and --dtype that it was made with",
+            f"it has {', '.join(there) or 'none'}; name the --model, --site, --tokens and --dtype that a "
+            f"store was made with, or make it: dermaudit embed {manifest.path} --model {tower.name} --store {root}",
         )
     return ActivationStore.open(folder, check=True, model_fingerprint=tower.fingerprint)
 
@@ -126,7 +128,7 @@ class _Known:
         if any(one != everywhere for one in held):
             raise UserInputError(
                 f"the stores of {', '.join(stores)} do not hold the same images",
-                "finish them: the dermaudit embed --store that made them, with all of these sites",
+                f"finish them: dermaudit embed {manifest.path} --model MODEL --store STORE, with all of these sites",
             )
         self.rows = [row for row, image in enumerate(manifest.ids) if image in everywhere]
         if not self.rows:

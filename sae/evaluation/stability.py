@@ -220,7 +220,7 @@ def _check(saes: Sequence[ThresholdSAE | TopKSAE], names: Sequence[str]) -> None
             if one.W_dec.shape == saes[j].W_dec.shape and torch.equal(one.W_dec, saes[j].W_dec):
                 raise UserInputError(
                     f"{names[j]} and {names[i]} hold the same weights",
-                    "another seed is wanted: dermaudit fit --seed",
+                    "another seed is wanted: dermaudit fit --run RUN --seeds 0,1",
                 )
 
 

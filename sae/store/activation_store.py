@@ -170,14 +170,14 @@ class ActivationStore:
         if not (folder / "store.json").is_file():
             raise UserInputError(
                 f"there are no activations at {folder}",
-                "make them, or finish them: dermaudit embed --run RUN",
+                "make them, or finish them: dermaudit embed DATA --model MODEL --run RUN",
             )
         meta = read_json(folder / "store.json", "store")
         known = isinstance(meta, dict) and meta.get("format_version") in (1, FORMAT_VERSION)
         if not known or not isinstance(meta.get("shards"), dict):
             raise ForeignArtifactError(
                 f"{folder / 'store.json'} is not a store of this version",
-                "make it again with this version: dermaudit embed --force",
+                "make it again with this version: dermaudit embed DATA --model MODEL --run RUN --force",
             )
         store = cls(folder, meta)
         if model_fingerprint is not None:
@@ -244,7 +244,7 @@ class ActivationStore:
             if len(header.images) != header.n:
                 raise StaleArtifactError(
                     f"{self.folder} has no image ids: an older dermaudit wrote it",
-                    "make it again: dermaudit embed --force",
+                    "make it again: dermaudit embed DATA --model MODEL --run RUN --force",
                 )
             ids += header.images
         return ids

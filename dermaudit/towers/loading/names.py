@@ -88,7 +88,8 @@ def resolve(name: str) -> ModelSource:
     if name in BUNDLED:
         raise UserInputError(
             f"the bundled checkpoint '{name}' is not in this installation ({bundled_folder()})",
-            f"install a complete wheel, or train it: dermaudit pretrain {BUNDLED[name]}",
+            f"install a complete wheel, or train it: dermaudit pretrain {BUNDLED[name]} "
+            f"--data DATA --out checkpoints/{name}",
         )
     if Path(name).is_dir() or name.startswith((".", "/", "~")):
         return ModelSource(name, "folder", folder=_checkpoint_folder(Path(name).expanduser()))
