@@ -187,7 +187,7 @@ def test_verb__embed_store_then_a_run_of_it(main, tmp_path):
         ),
         (
             ("--run", tmp_path / "other", "--from-store", tmp_path / "data"),
-            "it has none; make it: dermaudit embed",
+            "it has none; name the --model",
         ),
     ):
         refused = main(*given, *flags, "--json")

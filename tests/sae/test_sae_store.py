@@ -135,7 +135,7 @@ def test_format_1_is_read_but_has_no_image_ids(folder):
     np.testing.assert_array_equal(store.rows().take(np.array([7, 0])), acts(0, 8)[[7, 0]])
     with pytest.raises(StaleArtifactError, match="has no image ids") as error:
         store.image_ids()
-    assert error.value.hint == "make it again: dermaudit embed --force"
+    assert error.value.hint == "make it again: dermaudit embed DATA --model MODEL --run RUN --force"
 
 
 def test_every_field_of_the_identity_changes_the_key():
