@@ -26,15 +26,6 @@ def pytest_sessionstart() -> None:
     shape_checks.install()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file go to one worker, so that its fixtures are made once; so do all tests of the
-    finished demo, which takes a minute to make."""
-    for item in items:
-        uses_demo = "demo" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("demo" if uses_demo else item.path.name))
-
-
 @dataclass(frozen=True)
 class Finished:
     """A command that ended: `rc`, `stdout`, `stderr`."""

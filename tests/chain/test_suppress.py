@@ -15,6 +15,12 @@ from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 pytestmark = pytest.mark.slow
 
 
+def table_of(path):
+    """The rows of a CSV file."""
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
 @pytest.fixture(scope="module")
 def concept(demo) -> str:
     """An artifact that the demo has a recipe for."""
@@ -30,7 +36,7 @@ def test_the_runs_own_images(cli, demo, concept, tmp_path):
     )
     assert done.rc == 0, done.stderr
     summary = done.json()
-    rows = list(csv.DictReader(out.open()))
+    rows = table_of(out)
     assert len(rows) == demo.result["n_images"] == summary["n_images"]
     assert sum(row["fired"] == "1" for row in rows) == summary["n_fired"] > 0
     for row in rows:
@@ -66,7 +72,7 @@ def test_a_folder_with_a_broken_image(cli, demo, concept, tmp_path):
         timeout=300,
     )
     assert done.rc == 0, done.stderr
-    assert len(list(csv.DictReader(out.open()))) == 5
+    assert len(table_of(out)) == 5
     assert "broken.png" in done.stderr
 
 
@@ -125,7 +131,7 @@ def test_the_python_form_agrees_with_the_table(cli, demo, concept, tmp_path):
     assert (
         cli("suppress", "--concept", concept, "--run", demo.run, "--out", out, timeout=300).rc == 0
     )
-    rows = list(csv.DictReader(out.open()))[:6]
+    rows = table_of(out)[:6]
     model = dermaudit.load_model("phantom-vit")
     run = dermaudit.open_run(demo.run)
     before = {k: v.clone() for k, v in model.model.state_dict().items()}

@@ -90,7 +90,7 @@ def _exploring(*argv: str | Path) -> Iterator[str]:
         yield url
     finally:
         server.terminate()
-        server.wait(timeout=20)
+        server.communicate(timeout=20)
     with socket.socket() as probe:
         # The end of the verb is the end of its server.
         assert probe.connect_ex(("127.0.0.1", port)) != 0

@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 
 from dermaudit.data import BadImage, read_image
 from dermaudit.sae import ThresholdSAE
-from dermaudit.sae.evaluation.recovered import recovered_report
+from dermaudit.sae.evaluation.recovered import Ablation, recovered_report
 from dermaudit.sae.inference.spliced import spliced_embeddings
 from dermaudit.towers import ZeroShot, load_model
 
@@ -92,9 +92,7 @@ def test_recovered_cross_entropy_by_hand_for_ablated_tokens(tower):
         sae,
         labels,
         np.arange(40),
-        mean=ablated,
-        zero=zero,
-        ablated_is="mean token",
+        Ablation(ablated, zero, "mean token"),
         n_draws=20,
     )
     weight, scale = zero_shot.weight.detach().double().numpy(), float(zero_shot.logit_scale)
