@@ -109,6 +109,7 @@ def test_retrieval__whole_split_both_ways(both, scored, main):
     assert "(chance)" in done.stderr
 
 
+@pytest.mark.slow
 def test_probe__figures_of_measure_and_the_curve(both, two_models, scored, main, tmp_path):
     done = main(
         "bench", "probe", *both, "--parts", "2", "--draws", "100", "--out", tmp_path / "o", "--json"

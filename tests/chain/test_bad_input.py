@@ -60,6 +60,7 @@ def test_too_few_images_is_a_lack_of_evidence(cli, image_folder, tmp_path):
     assert not (tmp_path / "run").exists(), "the check comes before the embedding"
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_something_else(cli, image_folder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
@@ -81,10 +82,12 @@ def test_reading_verbs_without_a_run(cli, tmp_path):
     one_sentence(cli("concepts", cwd=tmp_path), "no run found")
 
 
+@pytest.mark.slow
 def test_k_larger_than_the_dictionary(cli, demo):
     one_sentence(cli("fit", "--run", demo.run, "--k", "20", "--d-sae", "10"), "--k 20")
 
 
+@pytest.mark.slow
 def test_an_altered_file_of_the_run_is_refused(cli, demo, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(demo.run, run)
@@ -93,6 +96,7 @@ def test_an_altered_file_of_the_run_is_refused(cli, demo, tmp_path):
     one_sentence(cli("concepts", "--run", run), "concepts.parquet", "altered")
 
 
+@pytest.mark.slow
 def test_a_stage_made_before_its_input_is_stale(cli, demo, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(demo.run, run)

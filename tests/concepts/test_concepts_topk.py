@@ -111,6 +111,7 @@ def done(run_python, tmp_path_factory):
     return open_run(run.path), root / "predictions.csv"
 
 
+@pytest.mark.slow
 def test_every_verb__a_topk_of_the_run(done):
     run, _ = done
     sae = load_sae(run.file("sae", POOLED))
@@ -124,6 +125,7 @@ def test_every_verb__a_topk_of_the_run(done):
     assert (run.path / "report" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_recipe__of_a_topk_lifts_and_says_what_it_stands_on(done, tmp_path):
     run, _ = done
     path = run.file("recipes", "sticker.recipe.json")
@@ -144,6 +146,7 @@ def test_recipe__of_a_topk_lifts_and_says_what_it_stands_on(done, tmp_path):
         recipe.check(other, path)
 
 
+@pytest.mark.slow
 def test_suppress__of_a_topk_by_hand(done):
     """x' = x − Σ z_j W_dec[j] of the recipe's latents, z the k largest of the row, through the head."""
     run, out = done

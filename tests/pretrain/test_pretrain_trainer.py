@@ -82,6 +82,7 @@ def killed_thrice(cli, tiny_recipe, phantoms, tmp_path_factory):
     return codes, out, states, done
 
 
+@pytest.mark.slow
 def test_killed_and_resumed__the_same_weights_bit_for_bit(unbroken, killed_thrice):
     codes, out, states, done = killed_thrice
     assert codes == [137, 137, 137, 0], done.stderr
@@ -190,6 +191,7 @@ def test_streamed__a_broken_image_is_counted_not_fatal(tiny_recipe, phantoms, tm
     assert summary["n_failed"] == sum(entry["failed"] for entry in log_of(tmp_path / "o")) >= 1
 
 
+@pytest.mark.slow
 def test_shards__train_and_a_lost_one_is_left_out(cli, tiny_recipe, sound, tmp_path):
     shards = tmp_path / "shards"
     assert cli("data", "shard", sound, "--out", shards, "--per-shard", "20").rc == 0
@@ -441,6 +443,7 @@ def test_leak__is_refused_before_training(tiny_recipe, sound, tmp_path):
     assert not (tmp_path / ".o.training" / "state.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_an_unfinished_training_is_not_deleted(cli, killed_thrice, tiny_recipe, phantoms, tmp_path):
     shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
     argv = ["pretrain", tiny_recipe, "--data", phantoms, "--out", tmp_path / "out", "--json"]

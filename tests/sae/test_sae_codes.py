@@ -73,6 +73,7 @@ def test_the_bytes_do_not_depend_on_the_size_of_the_bands(tmp_path, monkeypatch,
         ).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_memory__does_not_grow_with_the_codes(tmp_path, monkeypatch):
     monkeypatch.setattr("dermaudit.sae.inference.codes._CELLS", 1 << 13)
     sae = random_sae(8, 64, threshold=0.0)

@@ -127,6 +127,7 @@ def test_first_seed_is_the_sae_of_the_run_and_the_others_give_stability(main, ru
     assert len(weights) == 3
 
 
+@pytest.mark.slow
 def test_default_fit_has_three_seeds_and_every_figure(main, run):
     alone = main("fit", "--run", run, *SHORT, *ALONE)
     assert alone.rc == 0, alone.stderr
@@ -163,6 +164,7 @@ def test_every_architecture_can_be_fitted(main, run, arch):
     assert load_sae(run / "sae" / POOLED).metadata["training_architecture"] == arch
 
 
+@pytest.mark.slow
 def test_killed_fit_resumes_to_the_same_bytes(cli, main, run, tmp_path):
     shutil.copytree(run, tmp_path / "whole")
     assert main("fit", "--run", tmp_path / "whole", *SHORT, *ALONE).rc == 0
@@ -180,6 +182,7 @@ def test_killed_fit_resumes_to_the_same_bytes(cli, main, run, tmp_path):
         assert sha256_file(one) == sha256_file(other), name
 
 
+@pytest.mark.slow
 def test_fit_killed_among_the_other_seeds_resumes_to_the_same_bytes(cli, main, run, tmp_path):
     given = (*SHORT, "--seeds", "0,1,2", "--no-metrics")
     shutil.copytree(run, tmp_path / "whole")

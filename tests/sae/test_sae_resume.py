@@ -27,6 +27,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_fit_killed_between_checkpoints_resumes_bit_by_bit(run_python, unbroken, tmp_path):
     """Two kinds (five architectures) one after the other, each killed in a step without a check."""
     argv = ["tests/sae/fit_world.py", tmp_path, "float32"]

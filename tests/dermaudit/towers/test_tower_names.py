@@ -114,6 +114,7 @@ def test_resolving_a_name_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_the_towers_import_no_stage_above():
     """sae_lens may be there (transformer-lens neighbours), dermaudit.sae may not."""
     code = (
