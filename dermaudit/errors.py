@@ -1,7 +1,7 @@
-"""The error family: one sentence that names the file, row or flag, a hint with the mend, an exit code.
+"""The errors that users see: one sentence that names the file, row or flag, a hint, and an exit code.
 
-Exit codes (design §5): 1 a fault of ours, 2 bad input, 3 not enough evidence. Nothing here is
-heavy: every command imports this module before anything else.
+Exit codes (design §5): 1 an internal error, 2 bad input, 3 not enough evidence. Every
+command imports this module first, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class DermauditError(Exception):
-    """Base of all errors that a user may see. `code` is the stable word printed by `--json`."""
+    """Base of all errors that a user may see. `code` is the identifier that `--json` prints."""
 
     exit_code = 1
     code = "fault"

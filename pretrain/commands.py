@@ -1,4 +1,4 @@
-"""The verb `pretrain`. Input is validated before anything heavy is imported."""
+"""The command `pretrain`. Input is validated before anything heavy is imported."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The command line: one table of verbs, loaded only when used.
+"""The command line: a table of commands, imported when they are used.
 
-`main` runs a verb, prints its result (text on stderr, JSON on stdout) and maps errors to exit codes.
+`main` runs a command, prints its result (text on stderr, JSON on stdout) and maps errors to exit codes.
 """
 
 from .main import main as main

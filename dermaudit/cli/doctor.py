@@ -157,7 +157,7 @@ def _satisfies(version: str, wanted: str) -> bool:
     try:
         from packaging.specifiers import SpecifierSet
     except ImportError:
-        return True  # packaging comes with many packages but is none of ours
+        return True  # packaging is no dependency of dermaudit, though many packages bring it
     return SpecifierSet(wanted).contains(version, prereleases=True)
 
 

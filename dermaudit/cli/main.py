@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return _fail(
             DermauditError(
-                f"a fault of ours: {type(error).__name__}: {error}",
+                f"internal error: {type(error).__name__}: {error}",
                 "please report the lines above with the output of `dermaudit doctor`",
             ),
             as_json,

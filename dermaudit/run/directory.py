@@ -112,7 +112,7 @@ def open_run(path: Path | str) -> Run:
 
 
 def newest_run(root: Path | str = "runs") -> Path:
-    """The run below `root` written last. What reading verbs default to."""
+    """Return the run below `root` that was written last: the default of commands that read a run."""
     found = sorted(Path(root).glob("*/run.json"), key=lambda p: p.stat().st_mtime)
     if not found:
         raise UserInputError(

@@ -86,10 +86,10 @@ class EmbedSettings:
                 f"{len(images)} of {store.meta['n']} images have values at {store.meta['site']} "
                 f"that are not finite, the first: {images[0]}"
             )
-            mend = "float16 ends at 65504: try --dtype bfloat16 or float32; else look at the image"
+            hint = "float16 ends at 65504: try --dtype bfloat16 or float32; else look at the image"
             if self.strict:
-                raise UserInputError(said, f"{mend}, or leave out --strict")
-            say(f"  {said}\n  {mend}")
+                raise UserInputError(said, f"{hint}, or leave out --strict")
+            say(f"  {said}\n  {hint}")
         return counts
 
 

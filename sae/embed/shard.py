@@ -56,7 +56,7 @@ def read_batch(tower: Any, part: ShardPart, at: int, size: int, strict: bool = F
             if strict:
                 raise UserInputError(
                     f"{part.paths[i]} (row {part.rows[i]}): {error.reason}",
-                    "mend or remove it, or leave out --strict",
+                    "repair or remove it, or leave out --strict",
                 ) from error
             skipped[part.ids[i]] = error.reason
             continue

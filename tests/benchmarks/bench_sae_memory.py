@@ -4,7 +4,7 @@
         [--d-sae 1024] [--k 32] [--samples 100000] [--memory GB] [--folder DIR]
 
 The store is written as `embed` writes it, in shards of 1,024 images, each image a group of its own, one row an
-image, into a temporary folder of `--folder` (3.1 GB in float32) that is removed at the end. `fit` is the verb, in
+image, into a temporary folder of `--folder` (3.1 GB in float32) that is removed at the end. `fit` is the command, in
 a process of its own: all of it is counted, from its imports to the codes of every row. Its process tree is looked
 at every 20 ms. Anonymous memory is what it must have; resident memory counts the pages of the mapped store too,
 which the system takes back when it is short of memory, and is what the goal is held against.

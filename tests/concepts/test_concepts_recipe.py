@@ -258,7 +258,7 @@ def test_refused_later__nothing_of_the_earlier_recipe_is_left(w, tmp_path):
     assert all(f.is_file() for f in files) and not reason.exists()
 
 
-def test_stale_recipe__refused_with_the_mend(w, tmp_path):
+def test_stale_recipe__refused_with_the_fix(w, tmp_path):
     run = write_run(tmp_path / "r", w)
     recipe_run(run, "ruler", None, WORDS)
     assert load_recipe(run, "ruler").latents

@@ -1,4 +1,4 @@
-"""A per-sample TopK in a run: every verb, in a real subprocess; and the editor that encodes it once."""
+"""A per-sample TopK in a run: every command, in a real subprocess; and the editor that encodes it once."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ run, out = sys.argv[1:]
 short = ["--d-sae", "24", "--k", "7", "--samples", "80000", "--seeds", "0", "--no-metrics"]
 for setting in ("lr=5e-3", "batch=128", "centre=false"):
     short += ["--set", setting]
-for verb in (
+for command in (
     ["fit", "--run", run, "--arch", "topk", "--set", "export=topk", *short],
     ["name", "--run", run],
     ["annotate", "--run", run],
@@ -86,14 +86,14 @@ for verb in (
     ["suppress", "--run", run, "--concept", "sticker", "--out", out],
     ["report", "--run", run],
 ):
-    if code := main([*verb, "--quiet"]):
-        sys.exit(f"{verb[0]}: {code}")
+    if code := main([*command, "--quiet"]):
+        sys.exit(f"{command[0]}: {code}")
 """
 
 
 @pytest.fixture(scope="module")
 def done(run_python, tmp_path_factory):
-    """(run, predictions.csv): a planted world through every verb with a TopK of its own."""
+    """(run, predictions.csv): a planted world through every command with a TopK of its own."""
     root = tmp_path_factory.mktemp("topk")
     tower = tiny_tower(root / "tower", D)
     from dermaudit.towers import load_model

@@ -92,7 +92,7 @@ def _exploring(*argv: str | Path) -> Iterator[str]:
         server.terminate()
         server.communicate(timeout=20)
     with socket.socket() as probe:
-        # The end of the verb is the end of its server.
+        # The end of the command is the end of its server.
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 

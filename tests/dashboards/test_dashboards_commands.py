@@ -1,4 +1,4 @@
-"""The verbs `explore` and `report` through the real command line."""
+"""The commands `explore` and `report` through the real command line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from dermaudit.run.directory import Run
 
 
-@pytest.mark.parametrize("verb", [("explore", "--no-browser"), ("report",)])
-def test_a_run_that_is_not_there(main, tmp_path, verb) -> None:
-    done = main(*verb, "--run", tmp_path / "nothing", "--json")
+@pytest.mark.parametrize("command", [("explore", "--no-browser"), ("report",)])
+def test_a_run_that_is_not_there(main, tmp_path, command) -> None:
+    done = main(*command, "--run", tmp_path / "nothing", "--json")
     assert done.rc == 2 and "is not a run" in done.json()["error"]["message"]
     Run.create(tmp_path / "empty")
-    done = main(*verb, "--run", tmp_path / "empty", "--json")
+    done = main(*command, "--run", tmp_path / "empty", "--json")
     assert done.rc == 2 and "has no images stage yet" in done.json()["error"]["message"]
     assert "dermaudit audit" in done.json()["error"]["hint"]
 

@@ -178,7 +178,7 @@ def test_losses__with_an_older_log_are_drawn_against_epochs(tmp_path) -> None:
         training.pace(logs[1:], "contrastive")
 
 
-# ---- the verb
+# ---- the command
 
 
 def test_explore__a_log_that_is_none(main, tmp_path) -> None:
@@ -226,20 +226,20 @@ def test_explore__ends_its_server_when_nobody_reads_its_words(tmp_path) -> None:
     log = write(tmp_path / "a", new(2.0))
     command = ("-m", "dermaudit", "explore", "--log", log, "--port", str(port), "--no-browser")
     root = str(Path(dermaudit.__file__).parent.parent)
-    verb = subprocess.Popen(
+    command = subprocess.Popen(
         [sys.executable, *map(str, command)],
         env={**os.environ, "PYTHONPATH": root},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    with verb:
+    with command:
         for _ in range(240):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.25)
-        verb.stderr.close()
-        verb.terminate()
-        assert verb.wait(timeout=60) == 0
+        command.stderr.close()
+        command.terminate()
+        assert command.wait(timeout=60) == 0
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0

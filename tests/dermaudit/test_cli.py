@@ -66,7 +66,7 @@ def test_help_loads_nothing_heavy(run_python):
 
 def test_the_help_of_every_verb_loads_nothing_heavy(run_python):
     codes, heavy = probe(run_python, [[*command.split(), "--help"] for command in all_commands()])
-    assert [verb for verb, code in codes.items() if code] == []
+    assert [command for command, code in codes.items() if code] == []
     assert heavy == []
 
 
@@ -118,7 +118,7 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(cli, argv, said):
         ("input", 2, "bad_input", "a.csv, line 3: no"),
         ("evidence", 3, "no_evidence", "too few images: 12 of 30"),
         ("interrupt", 130, "interrupted", "interrupted: what was finished is kept"),
-        ("fault", 1, "fault", "a fault of ours: RuntimeError: boom"),
+        ("fault", 1, "fault", "internal error: RuntimeError: boom"),
     ],
 )
 def test_every_kind_of_failure_has_its_exit_code_and_json(ends, how, rc, code, message):
@@ -128,7 +128,7 @@ def test_every_kind_of_failure_has_its_exit_code_and_json(ends, how, rc, code, m
     assert set(answer) == {"schema_version", "error"}
     assert set(answer["error"]) >= {"code", "message", "hint"}
     assert (answer["error"]["code"], answer["error"]["message"]) == (code, message)
-    assert ("Traceback" in done.stderr) == (rc == 1), "a traceback is for our faults only"
+    assert ("Traceback" in done.stderr) == (rc == 1), "only an internal error has a traceback"
     without = ends(how)
     assert (without.rc, without.stdout) == (rc, "")
 

@@ -117,7 +117,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_full_disk_is_one_sentence(kind, tmp_path, run_python):
-    """The real `main` runs a verb that writes 400 kB where 100 kB are allowed."""
+    """The real `main` runs a command that writes 400 kB where 100 kB are allowed."""
     script = tmp_path / "full.py"
     script.write_text(
         "import sys\nfrom dermaudit import files\nfrom dermaudit.cli import main\n"

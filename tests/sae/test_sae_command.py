@@ -139,22 +139,22 @@ def test_pickled_code__exit_code_2_one_sentence_and_nothing_run(cli, tmp_path):
     assert not (tmp_path / "ran").exists() and not (tmp_path / "ours").exists()
 
 
-@pytest.mark.parametrize("verb", ["show", "import"])
-def test_absent__is_said_before_anything_heavy_is_imported(run_python, tmp_path, verb):
+@pytest.mark.parametrize("command", ["show", "import"])
+def test_absent__is_said_before_anything_heavy_is_imported(run_python, tmp_path, command):
     code = (
         "import sys; from dermaudit.cli import main; "
-        f"rc = main(['sae', {verb!r}, 'none.pt', *{['--out', 'o'] if verb == 'import' else []!r}]); "
+        f"rc = main(['sae', {command!r}, 'none.pt', *{['--out', 'o'] if command == 'import' else []!r}]); "
         "print(rc, 'torch' in sys.modules)"
     )
     done = run_python("-c", code, cwd=tmp_path)
     assert done.stdout.split() == ["2", "False"] and "none.pt does not exist" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["show", "import"])
-def test_help__loads_no_torch(run_python, verb):
+@pytest.mark.parametrize("command", ["show", "import"])
+def test_help__loads_no_torch(run_python, command):
     code = (
         "import sys; from dermaudit.cli import main; "
-        f"main(['sae', {verb!r}, '--help']); print('torch' in sys.modules, file=sys.stderr)"
+        f"main(['sae', {command!r}, '--help']); print('torch' in sys.modules, file=sys.stderr)"
     )
     done = run_python("-c", code)
     assert done.stderr.split()[-1] == "False" and "checkpoint" in done.stdout.lower()

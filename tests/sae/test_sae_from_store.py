@@ -161,7 +161,7 @@ def test_unsuitable_saes_are_refused(made, tmp_path):
     assert not run.file("embeddings").exists() and "embed" not in run.meta["stages"]
 
 
-def test_verb__embed_store_then_a_run_of_it(main, tmp_path):
+def test_command__embed_store_then_a_run_of_it(main, tmp_path):
     (tmp_path / "data").mkdir()
     write_manifest(tmp_path / "data", 12)
     given = (

@@ -80,12 +80,12 @@ def test_fit_under_torchrun_writes_one_run(run_python, main, tmp_path):
     run = write_run(tmp_path / "run").path
     flags = ["--d-sae", "16", "--k", "3", "--samples", "10000", "--set", "batch=128"]
     # Without the -- torchrun takes --run for a short form of its own --run-path.
-    verb = [*LAUNCH, "-m", "dermaudit", "--", "fit", "--run", run, *flags]
-    killed = run_python(*verb, env={"DERMAUDIT_FAILPOINT": "fit:2"}, timeout=600)
+    command = [*LAUNCH, "-m", "dermaudit", "--", "fit", "--run", run, *flags]
+    killed = run_python(*command, env={"DERMAUDIT_FAILPOINT": "fit:2"}, timeout=600)
     assert killed.rc != 0
     alone = main("fit", "--run", run, *flags, "--resume", "--json")
     assert alone.rc == 2 and "processes was 2, is 1" in alone.json()["error"]["message"]
-    done = run_python(*verb, timeout=600)
+    done = run_python(*command, timeout=600)
     assert done.rc == 0, done.stderr[-3000:]
     assert done.stderr.count("continuing after step") == 1  # one process speaks for both
     two = json.loads((run / "sae" / POOLED / "metrics.json").read_text())
@@ -94,7 +94,7 @@ def test_fit_under_torchrun_writes_one_run(run_python, main, tmp_path):
         "embed",
         *(f"{stage}:{POOLED}" for stage in ("fit", "seeds", "measure")),
     }
-    again = run_python(*verb, timeout=600)
+    again = run_python(*command, timeout=600)
     assert again.rc == 0 and "SAE" not in again.stderr.split("sparse autoencoders")[0]
     one = main(
         "fit", "--run", write_run(tmp_path / "one").path, *flags, "--seeds", "0", "--json"

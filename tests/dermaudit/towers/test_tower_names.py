@@ -179,7 +179,7 @@ def test_reachable_answers_for_an_open_and_a_closed_port(monkeypatch):
     assert not reachable(f"http://127.0.0.1:{port}/x")
 
 
-# ---- the verb --------------------------------------------------------------------------------
+# ---- the command --------------------------------------------------------------------------------
 
 
 def test_models_prints_one_object(shipped, capsys):
