@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .peers
 DERMAUDIT_DATA ?= $(wildcard ../shared)
-PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export DERMAUDIT_DATA
 
 .PHONY: install demo test test-fast lint docs coverage results bench bench-sae bench-peers clean
