@@ -12,6 +12,7 @@ import pytest
 
 from dermaudit.cli import main
 from dermaudit.errors import UserInputError
+from dermaudit.towers import commands as commands_module
 from dermaudit.towers import load_model, resolve
 from dermaudit.towers.loading import names as names_module
 
@@ -20,7 +21,8 @@ from dermaudit.towers.loading import names as names_module
 def shipped(tmp_path, tiny_folder, monkeypatch):
     """An installation that ships the tiny checkpoint under the name phantom-vit."""
     shutil.copytree(tiny_folder, tmp_path / "shipped" / "phantom-vit")
-    monkeypatch.setattr(names_module, "bundled_folder", lambda: tmp_path / "shipped")
+    for module in (names_module, commands_module):
+        monkeypatch.setattr(module, "bundled_folder", lambda: tmp_path / "shipped")
     return tmp_path / "shipped"
 
 
