@@ -45,9 +45,10 @@ def test_an_audit_gives_options_of_the_right_type_to_its_stages(tmp_path):
     assert "sae measure" not in made
 
 
-def test_every_option_of_every_stage_is_a_flag_with_help(cli):
+def test_every_option_of_every_stage_is_a_flag_with_help(main, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     for stage in stages():
-        shown = " ".join(cli(*stage.command.split(), "--help").stdout.split())
+        shown = " ".join(main(*stage.command.split(), "--help").stdout.split())
         for field, flag in flags_of(stage.options):
             name = flag.name or f"--{field.name.replace('_', '-')}"
             assert flag.help, (stage.command, field.name)
