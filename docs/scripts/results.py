@@ -251,6 +251,46 @@ PAGES: dict[str, tuple[str, str, Callable[[Figures], str]]] = {
 }
 
 
+def gpu_page(figures: Figures) -> str:
+    """Return the page of what was measured on a GPU."""
+    embed, fit = figures["embed"], figures["fit"]
+    rows = [
+        ("images/s of the forward pass", embed["cpu"]["forward"], embed["cuda"]["forward"]),
+        (
+            "images/s of `embed` (decoding by 8 threads)",
+            embed["cpu"]["embed"],
+            embed["cuda"]["embed"],
+        ),
+        ("rows/s of a fit (TopK, d = 768, h = 6144, k = 32)", fit["cpu"], fit["cuda"]),
+    ]
+    rates = [
+        f"| {text} | {cpu:,.0f} | {cuda:,.0f} | {cuda / cpu:.1f} |" for text, cpu, cuda in rows
+    ]
+    steps = [
+        f"| {', '.join(map(str, s['sizes']))} | {s['name']} | {s['theirs_ms']:.0f} | {s['ours_ms']:.0f} "
+        f"| {s['ratio']:.2f} | {s['share_of_limit']:.2f} |"
+        for s in figures["steps"]
+    ]
+    return (
+        "\n\n".join(
+            [
+                "# On a GPU",
+                f"One {figures['gpu']} beside {figures['cores']} CPU cores, torch {figures['torch']}; not part of "
+                "`make results`. `python tests/benchmarks/bench_gpu.py`",
+                table("| | CPU | GPU | ratio |", rates),
+                f"The embeddings of the two devices differ by at most {embed['difference']:.0e}.",
+                "One training step of an SAE beside sae-lens, both on the GPU (ratio: their time through ours):",
+                table(
+                    "| d, h, k, batch | peer | peer, ms | ours, ms | ratio | share of the limit |",
+                    steps,
+                ),
+                "Small dictionaries are limited by the start of the kernels, where sae-lens is as fast or faster.",
+            ]
+        )
+        + "\n"
+    )
+
+
 def page(title: str, text: str, body: Callable[[Figures], str], results: dict[str, Figures]) -> str:
     parts = [
         f"# {title}",
@@ -273,6 +313,8 @@ def pages(results: dict[str, Figures]) -> dict[Path, str]:
         ROOT / "docs" / "results" / f"{name}.md": page(*parts, results)
         for name, parts in PAGES.items()
     }
+    gpu = json.loads((DATA / "gpu.json").read_text(encoding="utf-8"))
+    written[ROOT / "docs" / "results" / "gpu.md"] = gpu_page(gpu)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, body in (

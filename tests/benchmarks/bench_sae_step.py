@@ -241,29 +241,43 @@ def limit(sizes: Sizes, device: str, timer: Timer) -> tuple[float, float, float]
     return (2 * n * d * h + 8 * n * k * d) / flop + moved / byte, flop, byte
 
 
+def step_times(
+    entry: tuple, sizes: Sizes, pairs: int, device: str, timer: Timer
+) -> dict[str, float]:
+    """Medians over the pairs: ms of a step of theirs and of ours, their ratio, our share of the limit."""
+    _, _, make_theirs, make_ours = entry
+    x = torch.randn(sizes[3], sizes[0], generator=torch.Generator().manual_seed(0)).to(device)
+    theirs, ours = make_theirs(), make_ours()
+    for step in (theirs, ours):
+        step(x)  # compiles, allocates
+    taken = []
+    for _ in range(pairs):
+        least, *_ = limit(sizes, device, timer)
+        taken.append((timer(lambda: theirs(x)), timer(lambda: ours(x)), least))
+    return {
+        "theirs_ms": 1e3 * statistics.median(a for a, _, _ in taken),
+        "ours_ms": 1e3 * statistics.median(b for _, b, _ in taken),
+        "ratio": statistics.median(a / b for a, b, _ in taken),
+        "share_of_limit": statistics.median(least / b for _, b, least in taken),
+    }
+
+
 def measure(
     name: str, entry: tuple, sizes: Sizes, pairs: int, device: str, timer: Timer, folder: str
 ) -> str:
-    package, kind, make_theirs, make_ours = entry
+    package, kind, *_ = entry
     if package is not None and (why := missing(package, folder)) is not None:
         return f"  {name:<36} {why}"
-    x = torch.randn(sizes[3], sizes[0], generator=torch.Generator().manual_seed(0)).to(device)
     try:
-        theirs, ours = make_theirs(), make_ours()
-        for step in (theirs, ours):
-            step(x)  # compiles, allocates
-        taken = []
-        for _ in range(pairs):
-            least, *_ = limit(sizes, device, timer)
-            taken.append((timer(lambda: theirs(x)), timer(lambda: ours(x)), least))
+        times = step_times(entry, sizes, pairs, device, timer)
     except Exception as fault:  # a peer that fails is a line of the table
         return (
             f"  {name:<36} does not run: {type(fault).__name__}: {str(fault).splitlines()[0][:90]}"
         )
-    ratio = statistics.median(a / b for a, b, _ in taken)
-    share = statistics.median(least / b for _, b, least in taken)
-    a, b = (1e3 * statistics.median(column) for column in list(zip(*taken, strict=True))[:2])
-    return f"  {name:<36} {a:8.0f} ms   our {kind:<10} {b:7.0f} ms   {ratio:5.2f}x   {share:.2f} of the limit"
+    return (
+        f"  {name:<36} {times['theirs_ms']:8.0f} ms   our {kind:<10} {times['ours_ms']:7.0f} ms   "
+        f"{times['ratio']:5.2f}x   {times['share_of_limit']:.2f} of the limit"
+    )
 
 
 def main() -> None:

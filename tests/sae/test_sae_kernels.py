@@ -315,6 +315,31 @@ def test_triton_in_its_interpreter_equals_plain(run_python, tmp_path):
     assert done.stdout.strip() == "equal"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "d, h, edges", [(16, 40, [7, 20, 40]), (192, 512, [512]), (768, 6144, [6144])]
+)
+def test_triton_on_a_gpu_equals_plain_and_repeats_its_bits(d, h, edges):
+    from dermaudit.sae.training.kernels import gpu
+
+    g = torch.Generator().manual_seed(0)
+    x, encoder, decoder = (
+        torch.randn(n, d, generator=g, dtype=torch.float64).cuda() for n in (64, h, h)
+    )
+    bias, b_dec = torch.zeros(h).double().cuda(), torch.randn(d, generator=g).double().cuda()
+    code, _ = gpu.encode_batch(x, encoder, bias, torch.ones(h).double().cuda(), 60)
+    want, got = (m.decode(code, decoder, b_dec, x, edges) for m in (plain, gpu))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)
+    sums, _, dots = want
+    want, got, again = (
+        m.weight_gradients(code, sums, x, dots, 0.75, edges, None) for m in (plain, gpu, gpu)
+    )
+    for one, other, third in zip(got, want, again, strict=True):
+        torch.testing.assert_close(one, other)
+        assert torch.equal(one, third)
+
+
 # ---- Adam
 
 
