@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from dermaudit.errors import UserInputError
+from dermaudit.options import Options, option, required
 from dermaudit.towers.loading.names import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -17,79 +17,72 @@ if TYPE_CHECKING:
     from .recipe import TrainingRecipe
 
 
-def pretrain(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="a bundled recipe (phantom, dermoscopy-small, dermfm-zero, make, dermlip-vit-b-16, "
-            "dermlip-panderm) or a TOML file"
-        ),
-    ],
-    data: Annotated[
-        Path, typer.Option(help="data set with a split (data convert | phantom), or its shards")
-    ],
-    out: Annotated[
-        Path, typer.Option(help="folder for the checkpoint, in open_clip's local-dir format")
-    ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="override: key=value, e.g. contrastive.epochs=5"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="instead of the recipe's seed")] = None,
-    test: Annotated[
-        Path | None, typer.Option(help="data set whose test split is measured (default: --data)")
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu or cuda; under torchrun each process its own")
-    ] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="torch threads, and images read at once")] = 2,
-    resume: Annotated[bool, typer.Option(help="go on where a stopped run was")] = False,
-    skip_lost: Annotated[
-        bool, typer.Option("--skip-lost", help="go on without shards that are missing or cut off")
-    ] = False,
-    force: Annotated[bool, typer.Option(help="replace the checkpoint in --out")] = False,
-    dry_run: Annotated[bool, typer.Option(help="print what would be done")] = False,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(Options):
+    """What is trained, on what, and how."""
+
+    recipe: str = required(
+        "a bundled recipe (phantom, dermoscopy-small, dermfm-zero, make, dermlip-vit-b-16, "
+        "dermlip-panderm) or a TOML file",
+        positional=True,
+    )
+    data: Path = required("data set with a split (data convert | phantom), or its shards")
+    out: Path = required("folder for the checkpoint, in open_clip's local-dir format")
+    set_: tuple[str, ...] = option((), "override: key=value, e.g. contrastive.epochs=5", "--set")
+    seed: int | None = option(None, "instead of the recipe's seed")
+    test: Path | None = option(None, "data set whose test split is measured (default: --data)")
+    device: str = option("cpu", "cpu or cuda; under torchrun each process its own")
+    threads: int = option(2, "torch threads, and images read at once", minimum=1)
+    resume: bool = option(False, "go on where a stopped run was")
+    skip_lost: bool = option(
+        False, "go on without shards that are missing or cut off", "--skip-lost"
+    )
+    force: bool = option(False, "replace the checkpoint in --out")
+    dry_run: bool = option(False, "print what would be done")
+
+
+def pretrain(options: PretrainOptions) -> dict[str, Any]:
     """Train a foundation model: masked latent modelling, then contrastive, on the train split only.
 
     On several GPUs: torchrun --nproc-per-node N -m dermaudit pretrain …
     """
     from .recipe import load_recipe
 
-    overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
-    loaded = load_recipe(recipe, overrides)
-    _check_out(out, resume, force)
-    if loaded.precision == "bf16" and not device.startswith("cuda"):
+    overrides = [*options.set_, *([f"seed={options.seed}"] if options.seed is not None else [])]
+    recipe = load_recipe(options.recipe, overrides)
+    _check_out(options.out, options.resume, options.force)
+    if recipe.precision == "bf16" and not options.device.startswith("cuda"):
         raise UserInputError(
-            f"the recipe {loaded.name} computes in bf16, which is very slow on a CPU",
+            f"the recipe {recipe.name} computes in bf16, which is very slow on a CPU",
             "use --device cuda, or --set precision=float32",
         )
     from dermaudit.data import Manifest
 
-    manifest, shards = open_data(data, strict=not skip_lost)
-    test_manifest = Manifest.load(test) if test is not None else None
-    if dry_run:
-        return _dry_run(loaded, manifest, data, out)
+    manifest, shards = open_data(options.data, strict=not options.skip_lost)
+    test = Manifest.load(options.test) if options.test is not None else None
+    if options.dry_run:
+        return _dry_run(recipe, manifest, options.data, options.out)
     from dermaudit.distributed import join_world
 
     from .training.build import TrainingJob, build_and_train
 
-    work = _work_folder(out, resume, force)
-    command = [recipe, "--seed", str(loaded.seed), "--threads", str(threads), "--device", device]
-    command += [word for text in set_ or [] for word in ("--set", text)]
-    with join_world(device) as world:
+    work = _work_folder(options.out, options.resume, options.force)
+    command = [options.recipe, "--seed", str(recipe.seed), "--threads", str(options.threads)]
+    command += ["--device", options.device]
+    command += [word for text in options.set_ for word in ("--set", text)]
+    with join_world(options.device) as world:
         if not world.leads:
             os.environ["DERMAUDIT_QUIET"] = "1"
         return build_and_train(
             TrainingJob(
-                loaded,
+                recipe,
                 manifest,
-                out,
+                options.out,
                 work,
-                threads=threads,
-                resume=resume,
+                threads=options.threads,
+                resume=options.resume,
                 shards=shards,
-                test=test_manifest,
+                test=test,
                 command=command,
                 world=world,
             )

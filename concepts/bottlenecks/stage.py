@@ -10,8 +10,9 @@ import pyarrow as pa
 from dermaudit.console import say, table
 from dermaudit.errors import EvidenceError, unknown
 from dermaudit.files import write_parquet
+from dermaudit.options import option
 from dermaudit.run.directory import Run
-from dermaudit.run.stages import Record, StageOptions, option, stage
+from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
 
 from ..inputs import THREADS_HELP, VOCABULARY_HELP, tower_of, vocabulary_of

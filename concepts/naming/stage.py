@@ -11,8 +11,9 @@ import pyarrow as pa
 from dermaudit.console import say
 from dermaudit.failpoints import hit
 from dermaudit.files import write_json, write_parquet, write_text
+from dermaudit.options import option
 from dermaudit.run.directory import Run
-from dermaudit.run.stages import Record, StageOptions, option, stage
+from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
 from dermaudit.stats.intervals import auprc_table
 

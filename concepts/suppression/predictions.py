@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from dermaudit.sae.embed.embed import POOLED, activations
 from dermaudit.sae.run_data import RunData
 
 from ..vocabulary.vocabulary import Vocabulary
-from .options import RecipeOptions
+from .options import RecipeOptions, SuppressOptions
 from .recipe import SuppressionRecipe
 from .stage import recipe_run
 from .suppressed_model import (
@@ -34,21 +32,6 @@ from .suppressed_model import (
 )
 
 BATCH = 64
-
-
-@dataclass(frozen=True)
-class SuppressOptions:
-    """`out`: the CSV file. `head`, `target`, `mode`, `level`: None for those of the run and its
-    recipes. `seed` (of a recipe that is made first) None: the run's.
-    """
-
-    out: Path
-    head: str | None = None
-    target: str | None = None
-    mode: str | None = None
-    level: float | None = None
-    seed: int | None = None
-    dry_run: bool = False
 
 
 def suppress_images(

@@ -8,8 +8,9 @@ from typing import Any
 
 from dermaudit.console import say
 from dermaudit.errors import UserInputError
+from dermaudit.options import option
 from dermaudit.run.directory import Run
-from dermaudit.run.stages import Record, StageOptions, option, stage
+from dermaudit.run.stages import Record, StageOptions, stage
 
 REPORT = Record("report", reads=("*?",), writes=("report/index.html",))
 

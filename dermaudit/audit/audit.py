@@ -13,33 +13,43 @@ from dermaudit.concepts.naming.stage import NameOptions
 from dermaudit.concepts.suppression.options import RecipeOptions
 from dermaudit.console import say
 from dermaudit.dashboards.report.stage import ReportOptions
+from dermaudit.options import Options, option, required
 from dermaudit.run.directory import open_run
 from dermaudit.run.stages import Stage, StageOptions, stages
 from dermaudit.sae.embed.options import EmbedOptions
 from dermaudit.sae.training.options import FitOptions
+from dermaudit.sae.training.sweep import parse_seeds
 
 from .summary import audit_result, print_summary
 
+SEEDS_HELP = "of the SAEs, e.g. 0,1,2: also how stable each latent is (default: --seed alone)"
 
-@dataclass(frozen=True)
-class AuditConfig:
-    """What an audit does: `concepts` to suppress (empty: every artifact that is labelled or named),
-    `target` the label whose prediction is audited, `where` an SQL condition on the manifest,
-    `seeds` of the SAEs (empty: `seed` alone).
-    """
 
-    data: Path
-    model: str
-    run: Path
-    concepts: tuple[str, ...] = ()
-    target: str = "mel"
-    where: str | None = None
-    vocabulary: str = "dermoscopy"
-    strict: bool = False
-    seed: int = 0
-    seeds: tuple[int, ...] = ()
-    threads: int = 1
-    force: bool = False
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(Options):
+    """What an audit does."""
+
+    data: Path = required("a data set, a manifest, or a folder of images", positional=True)
+    model: str = required("model name (dermaudit models)")
+    run: Path | None = option(None, "folder of the run (default: runs/<name of the data>)", "--run")
+    concept: tuple[str, ...] = option(
+        (), "suppress these (default: every artifact that is labelled or named)", "--concept"
+    )
+    target: str = option("mel", "the label whose prediction is audited")
+    where: str | None = option(None, "SQL condition on the manifest's columns")
+    vocabulary: str = option("dermoscopy", "a bundled vocabulary, or a TOML / JSON file")
+    strict: bool = option(False, "a bad image is fatal")
+    seed: int = option(0, "of every random choice", minimum=0)
+    seeds: tuple[int, ...] = option((), SEEDS_HELP, parse=lambda text: tuple(parse_seeds(text)))
+    threads: int = option(1, "torch threads", minimum=1)
+    force: bool = option(False, "make every stage again")
+    dry_run: bool = option(False, "print the stages, and which of them are done")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        name = self.data.stem if self.data.suffix else self.data.resolve().name
+        return self.run or Path("runs") / name
 
     def stage_options(self) -> dict[str, StageOptions]:
         """Return the options of every stage by its command; a stage that is not here has none."""
@@ -55,7 +65,7 @@ class AuditConfig:
             "name": NameOptions(**words),
             "compare": CompareOptions(task=self.target, **words),
             "recipe make": RecipeOptions(
-                concept=self.concepts, target=self.target, refuse=False, **words
+                concept=self.concept, target=self.target, refuse=False, **words
             ),
             "report": ReportOptions(force=True),
         }
@@ -80,13 +90,13 @@ def perform_audit(config: AuditConfig, seconds: dict[str, float] | None = None) 
         title = "suppress" if stage.command == "recipe make" else stage.command
         say(f"{title} …")
         started = time.monotonic()
-        target = config.run if stage.opens == "path" else open_run(config.run)
+        target = config.folder if stage.opens == "path" else open_run(config.folder)
         results[stage.command] = stage.run(target, options.get(stage.command, default))
         seconds[title] = round(time.monotonic() - started, 2)
     seconds["total"] = round(sum(seconds.values()), 2)
-    result = audit_result(config.run, config.target, results, seconds)
+    result = audit_result(config.folder, config.target, results, seconds)
     print_summary(result)
-    say(f"\nnext: dermaudit explore --run {shlex.quote(str(config.run))}")
+    say(f"\nnext: dermaudit explore --run {shlex.quote(str(config.folder))}")
     return result
 
 

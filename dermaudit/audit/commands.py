@@ -3,110 +3,63 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from dermaudit.console import say
+from dermaudit.options import Options, option
+from dermaudit.sae.training.sweep import parse_seeds
 
-DEMO_IMAGES = 2000
-DEMO_SEED = 1000
+from .audit import SEEDS_HELP, AuditConfig, perform_audit
+
 _BIAS_TABLE = Path(__file__).parent / "demo_bias.toml"
-_SEEDS_HELP = "of the SAEs, e.g. 0,1,2: also how stable each latent is (default: --seed alone)"
-
-Seeds = Annotated[str | None, typer.Option(help=_SEEDS_HELP)]
-Threads = Annotated[int, typer.Option(help="torch threads", min=1)]
-Force = Annotated[bool, typer.Option(help="make every stage again")]
-DryRun = Annotated[bool, typer.Option(help="print the stages, and which of them are done")]
 
 
-def audit(
-    data: Annotated[Path, typer.Argument(help="a data set, a manifest, or a folder of images")],
-    model: Annotated[str, typer.Option(help="model name (dermaudit models)")],
-    run: Annotated[
-        Path | None,
-        typer.Option("--run", help="folder of the run (default: runs/<name of the data>)"),
-    ] = None,
-    concept: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--concept", help="suppress these (default: every artifact that is labelled or named)"
-        ),
-    ] = None,
-    target: Annotated[str, typer.Option(help="the label whose prediction is audited")] = "mel",
-    where: Annotated[
-        str | None, typer.Option(help="SQL condition on the manifest's columns")
-    ] = None,
-    vocabulary: Annotated[
-        str, typer.Option(help="a bundled vocabulary, or a TOML / JSON file")
-    ] = "dermoscopy",
-    strict: Annotated[bool, typer.Option(help="a bad image is fatal")] = False,
-    seed: Annotated[int, typer.Option(help="of every random choice", min=0)] = 0,
-    seeds: Seeds = None,
-    threads: Threads = 1,
-    force: Force = False,
-    dry_run: DryRun = False,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(Options):
+    """The phantoms of the demo, and the run that audits them."""
+
+    run: Path = option(Path("runs/demo"), "folder of the run", "--run")
+    n: int = option(2000, "phantoms to render", minimum=400)
+    model: str = option("phantom-vit", "model name")
+    seed: int = option(1000, "of the phantoms (1000 and up) and of every choice", minimum=1000)
+    seeds: tuple[int, ...] = option((), SEEDS_HELP, parse=lambda text: tuple(parse_seeds(text)))
+    threads: int = option(1, "torch threads", minimum=1)
+    force: bool = option(False, "make every stage again")
+
+
+def audit(options: AuditConfig) -> dict[str, Any]:
     """The whole chain: embed, fit, annotate, name, heads, compare, suppress each artifact, report."""
-    from .audit import AuditConfig, perform_audit
-
-    config = AuditConfig(
-        data=data,
-        model=model,
-        run=run or Path("runs") / (data.stem if data.suffix else data.resolve().name),
-        concepts=tuple(concept or ()),
-        target=target,
-        where=where,
-        vocabulary=vocabulary,
-        strict=strict,
-        seed=seed,
-        seeds=_seeds(seeds),
-        threads=threads,
-        force=force,
-    )
-    return _dry_run(config.run, model) if dry_run else perform_audit(config)
+    return _dry_run(options.folder, options.model) if options.dry_run else perform_audit(options)
 
 
-def demo(
-    run: Annotated[Path, typer.Option("--run", help="folder of the run")] = Path("runs/demo"),
-    n: Annotated[int, typer.Option(help="phantoms to render", min=400)] = DEMO_IMAGES,
-    model: Annotated[str, typer.Option(help="model name")] = "phantom-vit",
-    seed: Annotated[
-        int, typer.Option(help="of the phantoms (1000 and up) and of every choice", min=1000)
-    ] = DEMO_SEED,
-    seeds: Seeds = None,
-    threads: Threads = 1,
-    force: Force = False,
-) -> dict[str, Any]:
+def demo(options: DemoOptions) -> dict[str, Any]:
     """Render phantoms, audit the shipped model on them, suppress each artifact, write the report."""
-    from dermaudit.phantom.commands import phantom
-
-    from .audit import AuditConfig, perform_audit
-
+    run = options.run
     data = run.parent / f"{run.name}-data"
     seconds = {}
-    if not _is_rendered(data, n, seed):
+    if not _is_rendered(data, options.n, options.seed):
+        from dermaudit.phantom.commands import PhantomOptions, phantom
+
         say("phantoms …")
         started = time.monotonic()
-        phantom(out=data, n=n, seed=seed, bias_table=_BIAS_TABLE, force=True)
+        phantom(
+            PhantomOptions(
+                out=data, n=options.n, seed=options.seed, bias_table=_BIAS_TABLE, force=True
+            )
+        )
         seconds["phantoms"] = round(time.monotonic() - started, 2)
     config = AuditConfig(
         data=data,
-        model=model,
+        model=options.model,
         run=run,
-        seed=seed,
-        seeds=_seeds(seeds),
-        threads=threads,
-        force=force,
+        seed=options.seed,
+        seeds=options.seeds,
+        threads=options.threads,
+        force=options.force,
     )
     return perform_audit(config, seconds)
-
-
-def _seeds(text: str | None) -> tuple[int, ...]:
-    from dermaudit.sae.training.sweep import parse_seeds
-
-    return tuple(parse_seeds(text)) if text is not None else ()
 
 
 def _dry_run(run: Path, model: str) -> dict[str, Any]:

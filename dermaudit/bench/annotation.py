@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from .inputs.concepts import (
     enough,
     read_terms,
 )
-from .options import BenchOptions, Resampling
+from .options import AnnotateOptions, Resampling
 from .output.render import TOO_SMALL, Sheet, cell, comparison_sheet
 from .session import BenchSession, split_rows
 
@@ -58,23 +57,24 @@ class ConceptScores:
     groups: Sequence[str]
 
 
-def run_annotation(shared: BenchOptions, *, terms: Path | None, templates: str) -> dict[str, Any]:
+def run_annotation(options: AnnotateOptions) -> dict[str, Any]:
     """Score every concept by its words with every model; return what `--json` prints."""
     from dermaudit.pretrain.data.facts import facts_of
 
+    terms, templates = options.terms, options.templates
     if templates not in TEMPLATES:
         raise unknown("set of templates", templates, TEMPLATES)
     words = None if terms is None else read_terms(terms)
-    session = BenchSession(shared, "annotate")
+    session = BenchSession(options, "annotate")
     manifest = session.manifest()
     if words is None:
         words = {fact.name: fact.wordings for fact in facts_of(manifest)}
-    rows = split_rows(manifest, shared.split)
+    rows = split_rows(manifest, options.split)
     concepts, unmatched = concepts_of(manifest, words, rows)
     if not any(enough(c.truth) for c in concepts):
         raise EvidenceError(
-            f"{shared.data}: no concept has 30 images of known truth, 5 with it and 5 without, in "
-            f"{shared.split}",
+            f"{options.data}: no concept has 30 images of known truth, 5 with it and 5 without, in "
+            f"{options.split}",
             "annotate more images, or score another --split",
         )
     if terms is None:
@@ -95,7 +95,7 @@ def run_annotation(shared: BenchOptions, *, terms: Path | None, templates: str) 
         diagnoses=diagnoses,
     )
     return {
-        **session.description(),
+        **session.description(options.split),
         "templates": templates,
         "terms_without_column": unmatched,
         "terms_of_diagnoses": diagnoses,

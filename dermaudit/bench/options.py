@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dermaudit.errors import UserInputError
+from dermaudit.options import Options, option, required
 from dermaudit.stats.intervals import GroupBootstrap
 
 MIN_DRAWS = 100  # with fewer, the 2.5 percentile rests on two draws
@@ -28,22 +29,80 @@ class Resampling:
         return GroupBootstrap(groups, self.n_draws, self.seed)
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """The options that all benchmarks of models share; the fields are flags of the commands."""
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(Options):
+    """The options that all benchmarks of models share."""
 
-    models: tuple[str, ...]
-    data: Path
-    split: str = "test"
-    where: str | None = None
-    reference: str | None = None
-    draws: int = 1000
-    seed: int = 0
-    threads: int = 1
-    device: str = "cpu"
-    form: str = "text"
-    out: Path | None = None
-    force: bool = False
+    models: tuple[str, ...] = required("model name; again for several", "--model")
+    data: Path = required("data set: a manifest, its folder, or a folder of images")
+    where: str | None = option(None, "only rows for which this SQL condition holds")
+    reference: str | None = option(None, "compare every model with this one, not all pairs")
+    draws: int = option(1000, "bootstrap resamples, 100 or more")
+    seed: int = option(0, "of resamples and inner folds", minimum=0)
+    threads: int = option(1, "torch threads", minimum=1)
+    device: str = option("cpu", "cpu, cuda, …")
+    form: str = option("text", "text, markdown, latex or parquet", "--format")
+    out: Path | None = option(None, "folder for the table and the predictions")
+    force: bool = option(False, "replace files in --out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitBenchOptions(BenchOptions):
+    """Of the benchmarks that score one split of the data set."""
+
+    split: str = option("test", "which images are scored: test, val, train or all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotOptions(SplitBenchOptions):
+    """The options of `bench zeroshot`."""
+
+    classes: str | None = option(
+        None, "ham, pad, isic, malignancy, or a TOML/JSON file: code -> names"
+    )
+    templates: str = option("dermfm", "dermfm, dermaudit, or a file with one template a line")
+    ontology: Path | None = option(None, "nested JSON of diseases: hierarchical accuracy")
+    by_class: bool = option(False, "recall of every class too", "--by-class")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOptions(SplitBenchOptions):
+    """The options of `bench retrieval`."""
+
+    k: tuple[int, ...] = option((), "recall at k; again for several")
+    column: str = option("caption", "column of the captions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(BenchOptions):
+    """The options of `bench probe`, which always scores the test split."""
+
+    parts: int = option(3, "draws of each part of train below 100 %")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateOptions(SplitBenchOptions):
+    """The options of `bench annotate`."""
+
+    terms: Path | None = option(None, "ConceptTerms.json: concept -> terms, matched by name")
+    templates: str = option("skin", "skin (MAKE's six) or dermoscopy (MONET's two)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(Options):
+    """The options of `bench table`."""
+
+    predictions: Path = required("folder of saved predictions: DIR/<dataset>/<model>.csv")
+    legacy_bootstrap: bool = option(
+        False, "the published intervals, and how many are reproduced", "--legacy-bootstrap"
+    )
+    reference: str | None = option(None, "compare every model with this one, not all pairs")
+    by_class: bool = option(False, "recall of every class too", "--by-class")
+    draws: int = option(2000, "bootstrap resamples, 100 or more")
+    seed: int = option(0, "of the resamples", minimum=0)
+    form: str | None = option(None, "text, markdown, latex or parquet", "--format")
+    out: Path | None = option(None, "write the table to this file")
+    force: bool = option(False, "replace the file --out")
 
 
 def check_draws(n_draws: int) -> None:

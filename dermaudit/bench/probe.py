@@ -13,16 +13,16 @@ from dermaudit.stats.intervals import MIN_CELL
 
 from .few_labels import LabelledEmbeddings, curve_sheets
 from .inputs.saved_predictions import Predictions, write_predictions
-from .options import BenchOptions, Resampling
+from .options import ProbeOptions, Resampling
 from .output.render import Sheet
 from .session import BenchSession
 
 
-def run_probe(options: BenchOptions, *, n_subsets: int) -> dict[str, Any]:
+def run_probe(options: ProbeOptions) -> dict[str, Any]:
     """Probe every model on all labels and on few of them; return what `--json` prints."""
-    if n_subsets < 1:
+    if options.parts < 1:
         raise UserInputError(
-            f"--parts {n_subsets} must be at least 1", "--parts 1 draws each part of train once"
+            f"--parts {options.parts} must be at least 1", "--parts 1 draws each part of train once"
         )
     session = BenchSession(options, "probe", saves_predictions=True)
     manifest = session.manifest()
@@ -39,7 +39,7 @@ def run_probe(options: BenchOptions, *, n_subsets: int) -> dict[str, Any]:
             )
         sheets.append(label_sheet(name, session.dataset, measured[name]))
     curve, predictions = few_label_curve(
-        manifest, embedded, session.dataset, session.resampling, n_subsets
+        manifest, embedded, session.dataset, session.resampling, options.parts
     )
     written: dict[str, Any] = {}
     if options.out is not None and predictions:

@@ -18,7 +18,7 @@ from dermaudit.errors import UserInputError
 from dermaudit.stats.paired import Figures, bootstrap_figures
 
 from .inputs.captions import captions_of
-from .options import BenchOptions, Resampling
+from .options import Resampling, RetrievalOptions
 from .output.render import Sheet, cell, comparison_sheet
 from .session import BenchSession, check_enough, split_rows
 
@@ -39,19 +39,19 @@ class Ranks:
     strict_high: np.ndarray
 
 
-def run_retrieval(shared: BenchOptions, *, ks: Sequence[int], column: str) -> dict[str, Any]:
+def run_retrieval(options: RetrievalOptions) -> dict[str, Any]:
     """Rank captions and images of a split with every model; return what `--json` prints."""
-    ks = sorted(set(ks))
+    ks = sorted(set(options.k or (1, 5, 10, 50)))
     if ks[0] < 1:
         raise UserInputError(
             f"--k {ks[0]} must be at least 1", "--k 1 asks how often the first answer is right"
         )
-    session = BenchSession(shared, "retrieval")
+    session = BenchSession(options, "retrieval")
     manifest = session.manifest()
-    captions = captions_of(manifest, column)
-    rows = split_rows(manifest, shared.split)
+    captions = captions_of(manifest, options.column)
+    rows = split_rows(manifest, options.split)
     captioned = rows[[bool(captions[i]) for i in rows]]
-    check_enough(len(captioned), f"{shared.data}, split {shared.split}, with a {column}")
+    check_enough(len(captioned), f"{options.data}, split {options.split}, with a {options.column}")
     models: dict[str, tuple[Ranks, Ranks]] = {}
     which = np.zeros(0, dtype=int)
     for name, tower, embedded in session.embed(manifest, captioned):
@@ -60,7 +60,7 @@ def run_retrieval(shared: BenchOptions, *, ks: Sequence[int], column: str) -> di
     groups = [manifest.groups[i] for i in session.scored]
     sheets = retrieval_sheets(session.dataset, models, which, groups, ks, session.resampling)
     return {
-        **session.description(),
+        **session.description(options.split),
         "n_without_caption": len(rows) - len(captioned),
         **session.finish(sheets),
     }

@@ -85,12 +85,12 @@ class BenchSession:
             self.scored = embedded.rows
             yield name, tower, embedded
 
-    def description(self) -> dict[str, Any]:
+    def description(self, split: str) -> dict[str, Any]:
         """Return what `--json` says of the models and the scored images."""
         return {
             "data": str(self.options.data),
             "models": self.models,
-            "split": self.options.split,
+            "split": split,
             "where": self.options.where,
             "n_skipped": self.skipped,
         }

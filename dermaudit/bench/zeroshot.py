@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from .inputs.prompts import Classes, load_classes, load_templates, named_classes
 from .inputs.saved_predictions import Predictions, write_predictions
 from .measures.hierarchy import class_nodes, hierarchy_figures
 from .measures.metrics import confusion
-from .options import BenchOptions, Resampling
+from .options import Resampling, ZeroShotOptions
 from .output.render import TOO_SMALL, Sheet, cell
 from .session import BenchSession, check_enough, split_rows
 from .table import classification_sheets
@@ -26,32 +26,22 @@ if TYPE_CHECKING:
     from dermaudit.towers.embedding import Embedded
 
 
-@dataclass(frozen=True)
-class ZeroShotOptions:
-    """The options of `bench zeroshot` alone; the fields are flags of the command."""
-
-    classes: str | None = None
-    templates: str = "dermfm"
-    ontology: Path | None = None
-    by_class: bool = False
-
-
-def run_zeroshot(shared: BenchOptions, options: ZeroShotOptions) -> dict[str, Any]:
+def run_zeroshot(options: ZeroShotOptions) -> dict[str, Any]:
     """Classify the images of a split with every model; return what `--json` prints."""
     templates = load_templates(options.templates)
     if options.classes is not None:
         named_classes(options.classes)
     ontology = None if options.ontology is None else _load_ontology(options.ontology)
-    session = BenchSession(shared, "zeroshot", saves_predictions=True)
+    session = BenchSession(options, "zeroshot", saves_predictions=True)
     manifest = session.manifest()
-    rows = split_rows(manifest, shared.split)
+    rows = split_rows(manifest, options.split)
     in_split = set(rows.tolist())
     # Labels of the other splits need not be among the classes.
     labels = [label if row in in_split else None for row, label in enumerate(manifest.labels)]
-    classes = load_classes(options.classes, labels, shared.data)
-    truth = truth_numbers(labels, classes, shared.data)
+    classes = load_classes(options.classes, labels, options.data)
+    truth = truth_numbers(labels, classes, options.data)
     labelled = rows[truth[rows] >= 0]
-    check_enough(len(labelled), f"{shared.data}, split {shared.split}, with a label")
+    check_enough(len(labelled), f"{options.data}, split {options.split}, with a label")
     predictions = {
         name: predict(tower, embedded, manifest, truth, classes, templates)
         for name, tower, embedded in session.embed(manifest, labelled)
@@ -64,11 +54,11 @@ def run_zeroshot(shared: BenchOptions, options: ZeroShotOptions) -> dict[str, An
         ontology=ontology,
         by_class=options.by_class,
     )
-    if shared.out is not None:
-        paths = write_predictions(shared.out, session.dataset, predictions)
+    if options.out is not None:
+        paths = write_predictions(options.out, session.dataset, predictions)
         details["predictions"] = [str(path) for path in paths]
     return {
-        **session.description(),
+        **session.description(options.split),
         "n_unlabelled": len(rows) - len(labelled),
         "templates": templates,
         **details,

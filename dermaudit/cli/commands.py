@@ -1,8 +1,8 @@
 """The table of commands, in the sections in which `dermaudit --help` lists them.
 
-A command is a function that takes typer-annotated arguments and returns a JSON-able dict. It lies in
-the folder that it belongs to and is imported when it is used. The commands of stages are generated
-from the stage registry (dermaudit/run/stages.py).
+A command is a function of one options object (dermaudit/options.py), or of a few arguments annotated for
+typer, and returns a JSON-able dict. It lies in the folder that it belongs to and is imported when it is
+used. The commands of stages are made from the stage registry (dermaudit/run/stages.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from dermaudit.errors import unknown
 from dermaudit.run.stages import stages
 
+from .flags import command_of_options
 from .stage_command import command_of
 
 #: section -> {command: ("module:function", one line of help)}
@@ -130,7 +131,7 @@ def function_of(command: str) -> Callable[..., dict[str, Any]]:
     """Return the function of a command. UserInputError offers the nearest one if it does not exist."""
     for functions in FUNCTIONS.values():
         if command in functions:
-            return load_function(functions[command][0])
+            return command_of_options(load_function(functions[command][0]))
     for stage in stages():
         if stage.command == command:
             return command_of(stage)

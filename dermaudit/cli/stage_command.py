@@ -1,23 +1,19 @@
-"""The command of a stage, generated from its declaration: every option becomes a flag.
-
-typer reads the signature of a function; the signature is built here from the options dataclass.
-"""
+"""The command of a stage: the flags of its options and `--run`; afterwards it prints the next command."""
 
 from __future__ import annotations
 
 import inspect
 import shlex
-import typing
 from collections.abc import Callable
-from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dermaudit.run.stages import Flag, Stage, flags_of
+from dermaudit.run.stages import Stage
 
-_NO_DEFAULT = inspect.Parameter.empty
+from .flags import NO_DEFAULT, made, parameters_of, with_signature
+
 _RUN_HELP = {
     "run": "folder of the run",
     "newest": "folder of the run (default: the newest)",
@@ -29,26 +25,14 @@ def command_of(stage: Stage[Any]) -> Callable[..., dict[str, Any]]:
     """Return the function of the command of a stage, with a typer parameter for each option."""
 
     def command(run: Path | None = None, **values: Any) -> dict[str, Any]:
-        for field, flag in flags_of(stage.options):
-            value = values[field.name]
-            if flag.parse is not None and isinstance(value, str):
-                values[field.name] = flag.parse(value)
-            elif field.default == ():
-                values[field.name] = tuple(value or ())
-        result = stage.run(_opened(stage, run), stage.options(**values))
+        options = made(stage.options, values)
+        result = stage.run(_opened(stage, run), options)
         if run is not None and not values.get("dry_run"):
             _print_next(run)
         return result
 
-    hints = typing.get_type_hints(stage.options)
-    parameters = [
-        _parameter(field, flag, hints[field.name]) for field, flag in flags_of(stage.options)
-    ]
-    command.__doc__ = stage.run.__doc__
-    parameters.append(_run_parameter(stage))
-    signature = inspect.Signature(sorted(parameters, key=lambda p: p.default is not _NO_DEFAULT))
-    setattr(command, "__signature__", signature)  # noqa: B010  (no attribute of the function type)
-    return command
+    parameters = [*parameters_of(stage.options), _run_parameter(stage)]
+    return with_signature(command, parameters, stage.run.__doc__)
 
 
 def _opened(stage: Stage[Any], path: Path | None) -> Any:
@@ -77,32 +61,6 @@ def _run_parameter(stage: Stage[Any]) -> inspect.Parameter:
     return inspect.Parameter(
         "run",
         inspect.Parameter.KEYWORD_ONLY,
-        default=_NO_DEFAULT if must else None,
+        default=NO_DEFAULT if must else None,
         annotation=Annotated[Path if must else Path | None, info],
     )
-
-
-def _parameter(field: Field[Any], flag: Flag, hint: Any) -> inspect.Parameter:
-    names = (flag.name,) if flag.name else ()
-    text = flag.help + (f": {', '.join(flag.choices)}" if flag.choices else "")
-    if flag.positional:
-        info = typer.Argument(help=text)
-    else:
-        info = typer.Option(*names, help=text, min=flag.minimum, max=flag.maximum)
-    default = _NO_DEFAULT if field.default is MISSING else field.default
-    annotation = _command_line_type(hint, flag)
-    if typing.get_origin(annotation) is list and default == ():
-        default, annotation = None, annotation | None
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None if flag.parse is not None and default == () else default,
-        annotation=Annotated[annotation, info],
-    )
-
-
-def _command_line_type(hint: Any, flag: Flag) -> Any:
-    """Return the type in which typer parses an option: text that has its own parser, a list for a tuple."""
-    if flag.parse is not None:
-        return str | None
-    return list[typing.get_args(hint)[0]] if typing.get_origin(hint) is tuple else hint

@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dermaudit.errors import UserInputError, unknown
+from dermaudit.options import Options, option, required
 
 
-def phantom(
-    out: Annotated[Path, typer.Option(help="folder of the new data set")],
-    n: Annotated[int, typer.Option(help="how many images", min=1)] = 1000,
-    seed: Annotated[
-        int, typer.Option(help="0–999 for pretraining, 1000 and up for audits", min=0)
-    ] = 1000,
-    size: Annotated[int, typer.Option(help="side in pixels", min=32, max=2048)] = 96,
-    bias_table: Annotated[
-        Path | None,
-        typer.Option(help="TOML or JSON: P(concept | diagnosis), P(artifact | diagnosis)"),
-    ] = None,
-    masks: Annotated[bool, typer.Option(help="write a mask of every sign that is present")] = False,
-    without: Annotated[
-        list[str] | None, typer.Option(help="also write each image without this artifact")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option(help="continue in a folder that already holds a finished set")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option(help="show what would be written")] = False,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class PhantomOptions(Options):
+    """What is rendered, and where."""
+
+    out: Path = required("folder of the new data set")
+    n: int = option(1000, "how many images", minimum=1)
+    seed: int = option(1000, "0–999 for pretraining, 1000 and up for audits", minimum=0)
+    size: int = option(96, "side in pixels", minimum=32, maximum=2048)
+    bias_table: Path | None = option(
+        None, "TOML or JSON: P(concept | diagnosis), P(artifact | diagnosis)"
+    )
+    masks: bool = option(False, "write a mask of every sign that is present")
+    without: tuple[str, ...] = option((), "also write each image without this artifact")
+    force: bool = option(False, "continue in a folder that already holds a finished set")
+    dry_run: bool = option(False, "show what would be written")
+
+
+def phantom(options: PhantomOptions) -> dict[str, Any]:
     """Render phantoms: dermoscopic images whose concepts, masks and artifacts are known exactly."""
     from .bias import load_bias_table
 
-    table = load_bias_table(bias_table)
-    if (out / "manifest.parquet").exists() and not force:
+    out, n, seed, size = options.out, options.n, options.seed, options.size
+    table = load_bias_table(options.bias_table)
+    if (out / "manifest.parquet").exists() and not options.force:
         raise UserInputError(
             f"{out} already holds a data set", "use --force to continue in it, or another --out"
         )
-    if dry_run:
+    if options.dry_run:
         return {"out": str(out), "n": n, "seed": seed, "size": size, "dry_run": True}
     from dermaudit.console import say
 
     from .make import make_data_set
 
-    summary = make_data_set(out, n, seed, size, table, masks=masks, without=tuple(without or ()))
+    summary = make_data_set(out, n, seed, size, table, masks=options.masks, without=options.without)
     say(f"{n} phantoms in {out}: " + ", ".join(f"{k} {v}" for k, v in summary["splits"].items()))
     return {"out": str(out), "n": n, "seed": seed, "size": size, **summary}
 

@@ -7,14 +7,13 @@ before a stage runs, so that the registry is cheap to read.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from dermaudit.errors import UserInputError, unknown
+from dermaudit.options import Options, option
 
 #: In the order in which the stages of a run are made.
 STAGE_MODULES = (
@@ -49,65 +48,14 @@ class Record:
         return f"{self.name}:{key}" if key else self.name
 
 
-@dataclass(frozen=True)
-class Flag:
-    """How an option is given on the command line."""
-
-    help: str
-    name: str | None = None  # e.g. "--set"; None: from the name of the field
-    positional: bool = False
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    parse: Callable[[str], Any] | None = None  # from the text on the command line to the value
-
-
-def option(
-    default: Any,
-    help: str,
-    name: str | None = None,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: Sequence[str] = (),
-    parse: Callable[[str], Any] | None = None,
-) -> Any:
-    """Declare an option of a stage, as a field of its options dataclass."""
-    flag = Flag(help, name, False, minimum, maximum, tuple(choices), parse)
-    return dataclasses.field(default=default, metadata={"flag": flag})
-
-
-def required(help: str, name: str | None = None, *, positional: bool = False) -> Any:
-    """Declare an option without a default."""
-    return dataclasses.field(metadata={"flag": Flag(help, name, positional)})
-
-
 @dataclass(frozen=True, kw_only=True)
-class StageOptions:
-    """The options of a stage; subclasses add their own. UserInputError for a value out of range."""
+class StageOptions(Options):
+    """The options that every stage has; subclasses add their own."""
 
     seed: int | None = option(
         None, "of every random choice (default: the seed of the run)", minimum=0
     )
     force: bool = option(False, "make it again")
-
-    def __post_init__(self) -> None:
-        for field, flag in flags_of(type(self)):
-            value = getattr(self, field.name)
-            if value is None:
-                continue
-            shown = flag.name or f"--{field.name.replace('_', '-')}"
-            if flag.choices and value not in flag.choices:
-                raise unknown(shown, str(value), flag.choices)
-            if flag.minimum is not None and value < flag.minimum:
-                raise UserInputError(f"{shown} {value:g} is below {flag.minimum:g}")
-            if flag.maximum is not None and value > flag.maximum:
-                raise UserInputError(f"{shown} {value:g} is above {flag.maximum:g}")
-
-
-def flags_of(options: type[StageOptions]) -> list[tuple[dataclasses.Field[Any], Flag]]:
-    """Return the fields of an options dataclass, each with its flag."""
-    return [(field, field.metadata["flag"]) for field in dataclasses.fields(options)]
 
 
 OptionsT = TypeVar("OptionsT", bound=StageOptions)

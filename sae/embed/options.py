@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dermaudit.errors import UserInputError
-from dermaudit.run.stages import Record, StageOptions, option, required
+from dermaudit.options import option, required
+from dermaudit.run.stages import Record, StageOptions
 
 EMBED = Record("embed", reads=("images",), writes=("embeddings/*",))
 

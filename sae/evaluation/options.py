@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dermaudit.errors import UserInputError
-from dermaudit.run.stages import Record, StageOptions, option
+from dermaudit.options import option
+from dermaudit.run.stages import Record, StageOptions
 
 MEASURE = Record(
     "measure",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dermaudit.errors import UserInputError
-from dermaudit.run.stages import Record, StageOptions, option
+from dermaudit.options import option
+from dermaudit.run.stages import Record, StageOptions
 
 from .recipe import ARCHITECTURES, SAERecipe, settings_from
 from .sweep import parse_grid, parse_seeds

@@ -194,17 +194,17 @@ PEERS = {
 
 
 def missing(package: str, folder: str) -> str | None:
-    """Import a peer; if it is not installed, or not whole: why, and the command that mends it."""
+    """Import a peer; if it is not installed, or not whole: why, and the command that installs it."""
     words, unneeded = PEERS[package]
-    mend = f"pip install --no-deps --target {folder} {words}"
+    command = f"pip install --no-deps --target {folder} {words}"
     if importlib.util.find_spec(package) is None:
-        return f"not installed: {mend}"
+        return f"not installed: {command}"
     before = {name: sys.modules.get(name) for name in unneeded}
     sys.modules.update({name: MagicMock() for name in unneeded})
     try:
         importlib.import_module(package)
     except ImportError as fault:
-        return f"cannot be imported ({fault}): {mend}"
+        return f"cannot be imported ({fault}): {command}"
     finally:
         for name, module in before.items():
             if module is None:

@@ -229,7 +229,9 @@ def test_zero_shot_head(run, tower, embedded):
 
 def table(run, tower, tmp_path, mode=None, dry_run=False, level=None):
     out = tmp_path / "predictions.csv"
-    options = SuppressOptions(out, mode=mode, level=level, dry_run=dry_run)
+    options = SuppressOptions(
+        concept=("ruler",), out=out, mode=mode, level=level, force=True, dry_run=dry_run
+    )
     summary = suppress_images(run, ["ruler"], tower, Vocabulary.load(), options)
     if not out.exists():
         return summary, None

@@ -9,8 +9,9 @@ import pytest
 from dermaudit.audit.audit import AuditConfig, audit_stages
 from dermaudit.errors import UserInputError
 from dermaudit.files import write_text
+from dermaudit.options import flags_of, option
 from dermaudit.run.directory import Run
-from dermaudit.run.stages import Record, Stage, StageOptions, flags_of, option, stage_of, stages
+from dermaudit.run.stages import Record, Stage, StageOptions, stage_of, stages
 from dermaudit.sae.training.options import FitOptions
 
 RECORDS = [record for stage in stages() for record in stage.records]

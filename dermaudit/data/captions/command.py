@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from dermaudit.console import say, table
 from dermaudit.errors import UserInputError
+from dermaudit.options import Options, option, required
 
 if TYPE_CHECKING:
     from ..manifest.manifest import Manifest
@@ -22,21 +21,23 @@ _SHOWN = 20  # unknown diseases that are printed
 _ROWS = 20  # rows without a caption that are listed
 
 
-@dataclass(frozen=True)
-class SubcaptionOptions:
-    """What is written, from what, and where; the fields are the flags of the command."""
+@dataclass(frozen=True, kw_only=True)
+class SubcaptionOptions(Options):
+    """What is written, from what, and where."""
 
-    data: Path
-    out: Path | None
-    ontology: Path | None
-    vocabulary: Path | None
-    max: int
-    llm: str | None
-    llm_cache: Path | None
-    replace: bool
-    link: bool
-    force: bool
-    dry_run: bool
+    data: Path = required("a data set: folder or table", positional=True)
+    out: Path | None = option(None, "folder for the new data set")
+    ontology: Path | None = option(None, "tree of diseases, nested JSON (that of Derm1M)")
+    vocabulary: Path | None = option(
+        None, "other words than those of the toolkit: JSON {concept: [terms]}, or a term a line"
+    )
+    max: int = option(8, "sub-captions an image at most")
+    llm: str | None = option(None, "model that splits captions (DERMAUDIT_LLM_URL, _KEY)")
+    llm_cache: Path | None = option(None, "folder of its answers (default: <data set>.llm)")
+    replace: bool = option(False, "replace views that exist")
+    link: bool = option(True, "with --out: link or copy images", "--link/--copy")
+    force: bool = option(False, "write into DATA, or replace the data set in --out")
+    dry_run: bool = option(False, "show what would be written, ask no model")
 
     @property
     def target(self) -> Path:
@@ -61,42 +62,9 @@ class SubcaptionOptions:
             check_out(self.out, {"source": str(self.data.resolve())}, self.force)
 
 
-def subcaptions(
-    data: Annotated[Path, typer.Argument(help="a data set: folder or table")],
-    out: Annotated[Path | None, typer.Option(help="folder for the new data set")] = None,
-    ontology: Annotated[
-        Path | None, typer.Option(help="tree of diseases, nested JSON (that of Derm1M)")
-    ] = None,
-    vocabulary: Annotated[
-        Path | None,
-        typer.Option(
-            help="other words than those of the toolkit: JSON {concept: [terms]}, or a term a line"
-        ),
-    ] = None,
-    max: Annotated[int, typer.Option(help="sub-captions an image at most")] = 8,
-    llm: Annotated[
-        str | None, typer.Option(help="model that splits captions (DERMAUDIT_LLM_URL, _KEY)")
-    ] = None,
-    llm_cache: Annotated[
-        Path | None, typer.Option(help="folder of its answers (default: <data set>.llm)")
-    ] = None,
-    replace: Annotated[bool, typer.Option(help="replace views that exist")] = False,
-    link: Annotated[
-        bool, typer.Option("--link/--copy", help="with --out: link or copy images")
-    ] = True,
-    force: Annotated[
-        bool, typer.Option(help="write into DATA, or replace the data set in --out")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option(help="show what would be written, ask no model")] = False,
-) -> dict[str, Any]:
+def subcaptions(options: SubcaptionOptions) -> dict[str, Any]:
     """Write the texts that MAKE trains on: sub-captions, ontology and visual-concept captions."""
-    options = SubcaptionOptions(**locals())  # the fields are the flags
     options.check()
-    return write_subcaptions(options)
-
-
-def write_subcaptions(options: SubcaptionOptions) -> dict[str, Any]:
-    """Make the text views, write the data set, and return what `--json` prints."""
     from dermaudit.files import sha256_file
 
     from ..manifest.manifest import Manifest

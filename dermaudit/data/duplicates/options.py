@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dermaudit.errors import UserInputError, unknown
+from dermaudit.options import Options, option, required
 
 CRITERIA = ("both", "hash", "cosine")
 
@@ -18,29 +19,35 @@ class GivenEmbeddings:
     ids: Path | None = None
 
 
-@dataclass(frozen=True)
-class DedupOptions:
-    """What is compared, how, and where the pairs are written; the fields are the flags of the command."""
+@dataclass(frozen=True, kw_only=True)
+class DedupOptions(Options):
+    """What is compared, how, and where the pairs are written."""
 
-    a: Path
-    b: Path | None = None
-    out: Path | None = None
-    model: str = "dermoscopy-small"
-    by: str = "both"
-    threshold: float | None = None
-    false_share: float = 0.01
-    bits: int = 24
-    turned: bool = True
-    embeddings_a: Path | None = None
-    embeddings_b: Path | None = None
-    ids_a: Path | None = None
-    ids_b: Path | None = None
-    html: bool = False
-    html_max: int = 200
-    threads: int = 1
-    device: str = "cpu"
-    skip_lost: bool = False
-    force: bool = False
+    a: Path = required("a data set, or a folder of shards", positional=True)
+    b: Path | None = option(
+        None, "the set to find in A; without it, A is compared with itself", positional=True
+    )
+    out: Path | None = option(None, "folder for the pairs: parquet, csv, json")
+    model: str = option("dermoscopy-small", "the model that embeds")
+    by: str = option("both", "both, hash, cosine")
+    threshold: float | None = option(None, "smallest cosine of a pair; calibrated on A if absent")
+    false_share: float = option(0.01, "share of unrelated images that may pass the threshold")
+    bits: int = option(24, "largest number of bits (of 256) that differ")
+    turned: bool = option(True, "hash B mirrored and rotated too (8 hashes an image)")
+    embeddings_a: Path | None = option(
+        None, "embeddings of A, .npy or .safetensors, instead of --model"
+    )
+    embeddings_b: Path | None = option(None, "embeddings of B")
+    ids_a: Path | None = option(None, "image_id of each row of --embeddings-a, one a line")
+    ids_b: Path | None = option(None, "the same for B")
+    html: bool = option(False, "a page with the pairs side by side", "--html")
+    html_max: int = option(200, "pairs on the page")
+    threads: int = option(1, "images decoded at once, threads of the model")
+    device: str = option("cpu", "where the model computes")
+    skip_lost: bool = option(
+        False, "continue without shards that are missing or cut off", "--skip-lost"
+    )
+    force: bool = option(False, "replace the pairs in --out")
 
     @property
     def within(self) -> bool:

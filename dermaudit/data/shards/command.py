@@ -2,44 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from dermaudit.console import say, table
 from dermaudit.errors import UserInputError
+from dermaudit.options import Options, option, required
 
 
-def shard(
-    data: Annotated[Path, typer.Argument(help="a data set: folder or table")],
-    out: Annotated[Path, typer.Option(help="folder for the shards")],
-    per_shard: Annotated[int, typer.Option(help="images in one tar file")] = 1000,
-    size: Annotated[
-        int | None, typer.Option(help="reduce the shorter side to this many pixels")
-    ] = None,
-    quality: Annotated[int, typer.Option(help="JPEG quality of reduced images")] = 92,
-    where: Annotated[
-        str | None, typer.Option(help="only these rows, as SQL: \"split = 'train'\"")
-    ] = None,
-    threads: Annotated[int, typer.Option(help="images prepared at once")] = 1,
-    strict: Annotated[bool, typer.Option(help="stop at the first bad image")] = False,
-    force: Annotated[bool, typer.Option(help="replace the shards in --out")] = False,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions(Options):
+    """What is packed, and how."""
+
+    data: Path = required("a data set: folder or table", positional=True)
+    out: Path = required("folder for the shards")
+    per_shard: int = option(1000, "images in one tar file")
+    size: int | None = option(None, "reduce the shorter side to this many pixels")
+    quality: int = option(92, "JPEG quality of reduced images")
+    where: str | None = option(None, "only these rows, as SQL: \"split = 'train'\"")
+    threads: int = option(1, "images prepared at once")
+    strict: bool = option(False, "stop at the first bad image")
+    force: bool = option(False, "replace the shards in --out")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, value, low, high in (
+            ("--per-shard", self.per_shard, 1, 1_000_000),
+            ("--size", self.size, 16, 10_000),
+            ("--quality", self.quality, 1, 100),
+            ("--threads", self.threads, 1, 256),
+        ):
+            if value is not None and not low <= value <= high:
+                raise UserInputError(f"{flag} {value} is out of range", f"give {low} to {high}")
+
+
+def shard(options: ShardOptions) -> dict[str, Any]:
     """Pack a data set into webdataset tar shards, for training on very many images."""
-    _check_flags(per_shard, size, quality, threads)
+    out = options.out
     from ..manifest.manifest import Manifest
     from .write import Packing, check_out, clear, pack
 
-    manifest = Manifest.load(data)
-    if where:
-        manifest = manifest.where(where)
-    packing = Packing(per_shard, size, quality)
+    manifest = Manifest.load(options.data)
+    if options.where:
+        manifest = manifest.where(options.where)
+    packing = Packing(options.per_shard, options.size, options.quality)
     identity = packing.identity(manifest)
-    if force and out.is_dir():
+    if options.force and out.is_dir():
         clear(out)
     check_out(out, identity)
-    head = pack(manifest, out, packing, threads=threads, strict=strict)
+    head = pack(manifest, out, packing, threads=options.threads, strict=options.strict)
     n_bytes = sum(one["bytes"] for one in head["shards"])
     say(f"{out}: {head['n']} images in {len(head['shards'])} shards, {n_bytes / 1e6:.1f} MB")
     if head["n_skipped"]:
@@ -53,17 +65,6 @@ def shard(
         "manifest_sha256": head["manifest_sha256"],
         "index_sha256": head["index_sha256"],
     }
-
-
-def _check_flags(per_shard: int, size: int | None, quality: int, threads: int) -> None:
-    for flag, value, low, high in (
-        ("--per-shard", per_shard, 1, 1_000_000),
-        ("--size", size, 16, 10_000),
-        ("--quality", quality, 1, 100),
-        ("--threads", threads, 1, 256),
-    ):
-        if value is not None and not low <= value <= high:
-            raise UserInputError(f"{flag} {value} is out of range", f"give {low} to {high}")
 
 
 def _print_skipped(out: Path) -> None:
