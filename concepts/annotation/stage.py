@@ -13,6 +13,7 @@ from dermaudit.files import write_parquet
 from dermaudit.run.directory import Run
 from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
+from dermaudit.sae.run_rows import LabelRow
 
 from ..results import Made, interval_text, rounded
 from .lift_share import LabelEvidence, latents_by_label
@@ -53,7 +54,7 @@ def annotate_run(run: Run, options: StageOptions = StageOptions()) -> dict[str, 
     return {"run": str(run.path), **summary, "labels": {row["concept"]: row for row in rows}}
 
 
-def _label_line(row: dict[str, Any]) -> tuple[object, ...]:
+def _label_line(row: LabelRow) -> tuple[object, ...]:
     start = row["concept"], row["type"], row["n_pos"]
     if row["auprc"] is None:
         return *start, "", "", "", "", row["reason"]
@@ -61,11 +62,11 @@ def _label_line(row: dict[str, Any]) -> tuple[object, ...]:
     if row["lift_share"] is not None:
         interval = interval_text(row["lift_share_lo"], row["lift_share_hi"])
         lift = f"{row['lift_share']:.2f} {interval}"
-    site = row["site"].removeprefix("visual.")
+    site = (row["site"] or "").removeprefix("visual.")
     return *start, site, row["latent"], f"{row['auprc']:.3f}", f"{row['probe_auprc']:.3f}", lift
 
 
-def _label_table(rows: list[dict[str, Any]]) -> pa.Table:
+def _label_table(rows: list[LabelRow]) -> pa.Table:
     def kind(name: str) -> pa.DataType:
         if name in TEXT_COLUMNS:
             return pa.string()

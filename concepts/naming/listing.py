@@ -7,6 +7,7 @@ from typing import Any
 from dermaudit.console import table
 from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import RunData
+from dermaudit.sae.run_rows import ConceptRow
 
 HEADER = ("site", "latent", "name", "type", "z", "q", "active on", "label AUPRC")
 
@@ -25,7 +26,7 @@ def list_concepts(run: Run, unnamed: bool) -> dict[str, Any]:
     return {"run": str(run.path), "concepts": listed}
 
 
-def _line(row: dict[str, Any]) -> tuple[object, ...]:
+def _line(row: ConceptRow) -> tuple[object, ...]:
     def number(key: str, digits: int) -> str:
         return "" if row[key] is None else f"{row[key]:.{digits}f}"
 

@@ -15,6 +15,7 @@ from dermaudit.options import option
 from dermaudit.run.directory import Run
 from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
+from dermaudit.sae.run_rows import ConceptRow
 from dermaudit.stats.intervals import auprc_table
 
 from ..inputs import THREADS_HELP, VOCABULARY_HELP, tower_of, vocabulary_of
@@ -102,9 +103,7 @@ def name_run(
     return {"run": str(run.path), **figures}
 
 
-def _site_rows(
-    data: RunData, site: str, names: Names, vocabulary: Vocabulary
-) -> list[dict[str, Any]]:
+def _site_rows(data: RunData, site: str, names: Names, vocabulary: Vocabulary) -> list[ConceptRow]:
     codes = data.codes(site)
     rows = []
     active = codes.n_active()
@@ -136,7 +135,7 @@ def _site_rows(
     return rows
 
 
-def _judge(data: RunData, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _judge(data: RunData, rows: list[ConceptRow]) -> dict[str, Any]:
     """Compare names with labels on test images and fill `label_concept`, `label_auprc` and `wrong`.
 
     A name is wrong if its latent ranks another labelled concept better (by normalised lift
@@ -191,7 +190,7 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _concept_table(rows: list[dict[str, Any]]) -> pa.Table:
+def _concept_table(rows: list[ConceptRow]) -> pa.Table:
     kinds = {
         "site": pa.string(),
         "latent": pa.int64(),

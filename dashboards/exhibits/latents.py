@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError, UserInputError
+from dermaudit.sae.run_rows import ConceptRow, LabelRow
 
 from . import figures, measures
 from .run_view import RunView, latent_title, rivals_of
@@ -16,14 +15,23 @@ from .tables import Exhibit, Table, site_title, span
 FILTERS = ("all", "named", "unnamed", "artifact", "clinical")
 
 
-def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[dict[str, Any]]:
+class ListedLatent(ConceptRow):
+    """A latent as lists show it: `best_for` is the label that it was chosen for, `stable` whether every other
+    seed has a latent like it (None: not known).
+    """
+
+    best_for: str | None
+    stable: bool | None
+
+
+def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[ListedLatent]:
     """Return the live latents of a filter, named ones first, then by z.
 
     `artifact` and `clinical` select a latent by the type of its name, or by the type of the labelled
     concept that it was chosen for.
     """
     chosen = {(r["site"], r["latent"]): r for r in label_choices(view)}
-    kept = []
+    kept: list[ListedLatent] = []
     for row in view.concepts:
         label = chosen.get((row["site"], row["latent"]))
         types = {row["type"], label["type"] if label else None}
@@ -58,7 +66,7 @@ def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[dict[
     )
 
 
-def label_choices(view: RunView) -> list[dict[str, Any]]:
+def label_choices(view: RunView) -> list[LabelRow]:
     """Return the rows of labels.parquet that have a latent; [] where there are none."""
     try:
         return [r for r in view.label_rows if r["latent"] is not None]
@@ -66,7 +74,7 @@ def label_choices(view: RunView) -> list[dict[str, Any]]:
         return []
 
 
-def concept_table(rows: list[dict[str, Any]]) -> Table:
+def concept_table(rows: list[ListedLatent]) -> Table:
     """Return the table of latents."""
     return Table.of(
         rows,
@@ -97,7 +105,7 @@ CONCEPTS_CAPTION = (
 )
 
 
-def over_seeds(view: RunView, row: dict[str, Any]) -> str:
+def over_seeds(view: RunView, row: ConceptRow) -> str:
     """Return in a sentence whether another fit found this latent too."""
     report = view.other_seeds(row["site"])
     if report is None:
@@ -110,14 +118,14 @@ def over_seeds(view: RunView, row: dict[str, Any]) -> str:
     return f"Over seeds: {word} by {others} (agreement {agreement:.2f}; .70 with each is wanted)."
 
 
-def summary(view: RunView, row: dict[str, Any]) -> str:
+def summary(view: RunView, row: ConceptRow) -> str:
     """Return what is known of a latent, in a few sentences of Markdown."""
     mine = (row["site"], row["latent"])
     chosen = [r["concept"] for r in label_choices(view) if (r["site"], r["latent"]) == mine]
     return f"{describe(row, chosen, view.n)} {over_seeds(view, row)}"
 
 
-def describe(row: dict[str, Any], chosen: list[str], n: int) -> str:
+def describe(row: ConceptRow, chosen: list[str], n: int) -> str:
     """Return how often a latent of `n` images is active, its name, and whether labels contradict it."""
     parts = [f"Active in {row['n_active']} of {n} images ({row['frequency']:.1%})."]
     if row["name"]:
@@ -156,7 +164,7 @@ def suppressed_by(view: RunView, site: str, latent: int) -> list[str]:
     return found
 
 
-def find_concept(view: RunView, site: str, latent: int) -> dict[str, Any]:
+def find_concept(view: RunView, site: str, latent: int) -> ConceptRow:
     """Return the row of one latent. UserInputError when it is never active, or does not exist."""
     for row in view.concepts:
         if row["site"] == site and row["latent"] == latent:
@@ -190,7 +198,7 @@ def firing_condition(view: RunView, site: str, latent: int) -> str:
     return f"above its threshold of {threshold:.2f}"
 
 
-def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
+def activations(view: RunView, row: ConceptRow) -> Exhibit:
     """Return the histogram of a latent's activations, split by the label that it ranks best."""
     site, latent = row["site"], row["latent"]
     column = view.codes(site).column(latent)
@@ -233,7 +241,7 @@ def activations(view: RunView, row: dict[str, Any]) -> Exhibit:
     )
 
 
-def rival_names(row: dict[str, Any]) -> Exhibit:
+def rival_names(row: ConceptRow) -> Exhibit:
     """Return the words that scored best; distractors (words that name nothing here) are hatched."""
     rivals = rivals_of(row)
     if not rivals:
@@ -262,7 +270,7 @@ def rival_names(row: dict[str, Any]) -> Exhibit:
     )
 
 
-def against_labels(view: RunView, row: dict[str, Any]) -> Exhibit:
+def against_labels(view: RunView, row: ConceptRow) -> Exhibit:
     """Return how the latent ranks labelled concepts on test images, with intervals."""
     rows = measures.latent_evidence(view, row["site"], row["latent"])
     shown = [r for r in rows if r["auroc"] is not None]

@@ -7,12 +7,14 @@ What is selected is selected on validation images, and measured on test images.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dermaudit.errors import EvidenceError
+from dermaudit.sae.run_rows import SuppressedImageRow
 from dermaudit.stats.intervals import (
     MIN_CELL,
     GroupBootstrap,
@@ -166,7 +168,7 @@ def auroc_span(y: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[f
 
 
 def group_accuracy(
-    rows: list[dict[str, Any]], groups: np.ndarray, target: str, *, seed: int = 0
+    rows: Sequence[SuppressedImageRow], groups: np.ndarray, target: str, *, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Return the accuracy of each of the four groups before and after a suppression, and the change.
 
@@ -208,7 +210,7 @@ def probability(logit: float) -> float:
 
 
 def threshold_effects(
-    rows: list[dict[str, Any]],
+    rows: Sequence[SuppressedImageRow],
     groups: np.ndarray,
     threshold_before: float,
     threshold_after: float,
@@ -277,9 +279,19 @@ def decision_shares(view: RunView, predicted: np.ndarray, *, seed: int = 0) -> l
     return out
 
 
+class FlippedCase(SuppressedImageRow):
+    """A test image whose decision changed: what it means (`kind`), what changed it (`cause`: "edit" or
+    "threshold"), and its place in the `order` of gravity.
+    """
+
+    kind: str
+    cause: str | None
+    order: tuple[bool, bool, bool]
+
+
 def flipped_cases(
-    rows: list[dict[str, Any]], target: str, threshold_before: float | None = None
-) -> list[dict[str, Any]]:
+    rows: Sequence[SuppressedImageRow], target: str, threshold_before: float | None = None
+) -> list[FlippedCase]:
     """Return the images whose decision changed, with what it means, gravest first.
 
     First a true target that is no longer called (malignant → benign), then another one that is no
@@ -288,7 +300,7 @@ def flipped_cases(
     With the threshold before suppression (a logit), `cause` says whether the decision changes at
     this threshold ("edit") or only because the threshold moved ("threshold").
     """
-    found = []
+    found: list[FlippedCase] = []
     for row in rows:
         if not row["flipped"]:
             continue

@@ -7,12 +7,14 @@ shown. torch is loaded only when the weights of an SAE are asked for, and no mod
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dermaudit.errors import UserInputError
 from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import POOLED, RunData, Truth
+from dermaudit.sae.run_rows import ConceptRow
 
 __all__ = ["POOLED", "RunView", "Truth", "latent_title", "rivals_of"]
 
@@ -43,14 +45,14 @@ class RunView(RunData):
         return None if report is None else report["per_latent"]["stable"][latent]
 
 
-def latent_title(row: dict[str, Any]) -> str:
+def latent_title(row: Mapping[str, Any]) -> str:
     """Return the name of a latent, marked where it is wrong on test images, or "unnamed"."""
     if not row.get("name"):
         return "unnamed"
     return f"{row['name']} ⚠ wrong on test" if row.get("wrong") else str(row["name"])
 
 
-def rivals_of(row: dict[str, Any]) -> list[tuple[str, float]]:
+def rivals_of(row: ConceptRow) -> list[tuple[str, float]]:
     """Return the words that scored best for a latent; words in brackets are distractors."""
     try:
         return [(str(word), float(score)) for word, score in json.loads(row["rivals"] or "[]")]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError
+from dermaudit.sae.run_rows import MeasuredEffects, SuppressedImageRow
 
 from . import figures, measures
 from .run_view import RunView, latent_title
@@ -18,17 +19,17 @@ def group_words(name: str, concept: str, target: str) -> str:
     return f"{target if y else 'not ' + target}, {'with' if a else 'no'} {concept}"
 
 
-def measured(view: RunView, concept: str) -> dict[str, Any]:
+def measured(view: RunView, concept: str) -> MeasuredEffects:
     """Return the figures of a suppression with a measured effect; else EvidenceError with the reason."""
     found = view.suppression(concept)
-    if found.get("worst_group_before") is None:
+    if found["worst_group_before"] is None:
         raise EvidenceError(
-            f"latents {found.get('latents')} are suppressed, chosen by name; {found.get('reason')}"
+            f"latents {found['latents']} are suppressed, chosen by name; {found.get('reason')}"
         )
-    return found
+    return cast(MeasuredEffects, found)
 
 
-def _where(found: dict[str, Any]) -> str:
+def _where(found: MeasuredEffects) -> str:
     if found.get("test_is") == "swapped":
         return "where it predicts the opposite"
     return f"on {found.get('test_is', 'test images')}"
@@ -239,27 +240,26 @@ def latents(view: RunView, concept: str) -> Exhibit:
     )
 
 
-def cases(view: RunView, concept: str) -> list[dict[str, Any]]:
+def cases(view: RunView, concept: str) -> list[measures.FlippedCase]:
     """Return the test images whose decision changes, gravest first."""
     found = measured(view, concept)
     rows = view.suppressed_rows(concept)
-    return measures.flipped_cases(rows, found.get("target", "target"), found["threshold_before"])
+    return measures.flipped_cases(rows, found["target"], found["threshold_before"])
 
 
-def case(view: RunView, concept: str, row: int) -> dict[str, Any] | None:
+def case(view: RunView, concept: str, row: int) -> measures.FlippedCase | SuppressedImageRow | None:
     """Return what the recipe does to one test image; None where it was not tested on it."""
     flipped = next((c for c in cases(view, concept) if c["row"] == row), None)
     return flipped or next((r for r in view.suppressed_rows(concept) if r["row"] == row), None)
 
 
-def case_lines(view: RunView, concept: str, case: dict[str, Any]) -> tuple[str, ...]:
+def case_lines(view: RunView, concept: str, case: SuppressedImageRow) -> tuple[str, ...]:
     """Return what is written under the picture of a test image."""
     causes = {"edit": ", by the edit", "threshold": ", by the moved threshold"}
-    change = (
-        f"p {case['p_before']:.3f} → {case['p_after']:.3f}{causes.get(case.get('cause', ''), '')}"
-    )
+    cause = causes.get(str(case.get("cause")), "")
+    change = f"p {case['p_before']:.3f} → {case['p_after']:.3f}{cause}"
     target = measured(view, concept)["target"]
-    kind = case.get("kind", f"{case['top1_before']}, unchanged")
+    kind = str(case.get("kind", f"{case['top1_before']}, unchanged"))
     return kind, change, group_words(case["group4"], concept, target)
 
 

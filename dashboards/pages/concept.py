@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from dermaudit.dashboards.exhibits import latents
@@ -12,11 +10,12 @@ from dermaudit.dashboards.exhibits.tables import site_title
 from dermaudit.dashboards.pages import display, session
 from dermaudit.dashboards.pages.page import Page
 from dermaudit.errors import UserInputError
+from dermaudit.sae.run_rows import ConceptRow
 
 MAPS = 6
 
 
-def _row(run: RunView) -> dict[str, Any]:
+def _row(run: RunView) -> ConceptRow:
     """Return the row of the latent that the address names."""
     named = st.query_params.get("latent", "")
     site, _, number = named.rpartition("/")
@@ -66,7 +65,7 @@ def _show(run: RunView) -> None:
     display.patch_maps(run, [i for i, _ in active[:MAPS]], site, latent, width=300)
 
 
-def _next_pages(run: RunView, row: dict[str, Any]) -> list[tuple[str, str]]:
+def _next_pages(run: RunView, row: ConceptRow) -> list[tuple[str, str]]:
     suppressed = latents.suppressed_by(run, row["site"], row["latent"])
     return [
         ("all concepts", session.address("concepts")),

@@ -33,6 +33,7 @@ def _show(run: RunView) -> None:
         [
             (r["concept"], session.latent_address(r["site"], r["latent"]))
             for r in latents.label_choices(run)
+            if r["site"] and r["latent"] is not None
         ],
     )
     left, right = display.halves("results")

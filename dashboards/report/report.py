@@ -18,6 +18,7 @@ from markupsafe import Markup
 from dermaudit import __version__
 from dermaudit.errors import DermauditError
 from dermaudit.files import sha256_file, write_text
+from dermaudit.sae.run_rows import ConceptRow
 
 from ..exhibits import latents, limits, markup, overview, pictures, suppression
 from ..exhibits.run_view import POOLED, RunView, latent_title
@@ -185,14 +186,14 @@ class _Sections:
         )
         return [everything, *(self._concept(row) for row in shown)]
 
-    def _chosen(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _chosen(self, rows: list[latents.ListedLatent]) -> list[latents.ListedLatent]:
         """Return the latents that get a heading: first those chosen for a label, then by z."""
         order = {r["concept"]: i for i, r in enumerate(latents.label_choices(self.view))}
-        best = sorted((r for r in rows if r["best_for"]), key=lambda r: order[r["best_for"]])
+        best = sorted((r for r in rows if r["best_for"]), key=lambda r: order[r["best_for"] or ""])
         rest = [r for r in rows if r["name"] and not r["best_for"]]
         return (best + rest)[:CONCEPT_SECTIONS]
 
-    def _concept(self, row: dict[str, Any]) -> Part:
+    def _concept(self, row: latents.ListedLatent) -> Part:
         view, site, latent = self.view, row["site"], row["latent"]
         best = f", best for {row['best_for']}" if row["best_for"] else ""
         top = latents.active_rows(view, site, latent)[:THUMBNAILS]
@@ -216,7 +217,7 @@ class _Sections:
         )
         return part if site == POOLED else self._with_maps(part, row, [i for i, _ in top[:MAPS]])
 
-    def _with_maps(self, part: Part, row: dict[str, Any], images: Sequence[int]) -> Part:
+    def _with_maps(self, part: Part, row: ConceptRow, images: Sequence[int]) -> Part:
         """Return the part of a latent with maps over its strongest images beside the images."""
         latent, cards, last = row["latent"], [], None
         for i in images:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from dermaudit.errors import AlteredArtifactError, StaleArtifactError, UserInputError
 from dermaudit.files import read_json, sha256_file, sha256_json, write_json
@@ -29,6 +29,17 @@ from .stages import Record, Stage, stage_of, stages
 
 #: The arguments of the `dermaudit` command that runs now; () when Python code uses the package.
 COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())
+
+
+class StageRecord(TypedDict):
+    """The record of a finished stage in run.json: hashes of its inputs and files, and its summary."""
+
+    inputs: str
+    upstream: dict[str, str]
+    columns: dict[str, str]
+    outputs: dict[str, str]
+    summary: dict[str, Any]
+    seconds: float
 
 
 class RunRecords:
@@ -65,7 +76,7 @@ class RunRecords:
             and self._changed_file(record["outputs"]) is None
         )
 
-    def require(self, stage: str) -> dict[str, Any]:
+    def require(self, stage: str) -> StageRecord:
         """Return the record of a finished stage, verified with every stage that it was made from.
 
         Raises UserInputError if the run lacks the stage; StaleArtifactError if a file of the stage, or
@@ -87,7 +98,7 @@ class RunRecords:
         self._hashes.save()
         return self.meta["stages"][stage]
 
-    def _verified(self, stage: str) -> dict[str, Any]:
+    def _verified(self, stage: str) -> StageRecord:
         """Return the record of one stage after comparing its files and its inputs with run.json."""
         record = self.meta["stages"][stage]
         again = f"run: {self.remake_command(stage)}"

@@ -1,6 +1,7 @@
 """A small but complete run: rendered phantoms, a random SAE, and every file of docs/formats.md.
 
-The numbers in it mean nothing; its form is exact, and it is recorded by `Run` as the stages do.
+The numbers in it mean nothing, so that tests can choose them. Its form is that of a real run
+(test_toy_run.py compares it with the demo), and it is recorded by `Run` as the stages do.
 """
 
 from __future__ import annotations
@@ -19,6 +20,18 @@ from dermaudit.run.directory import Run
 
 POOLED, PATCHES = "visual.pooled", "visual.blocks.0.hook_resid_post"
 N, D, D_SAE, GRID = 120, 12, 20, (4, 4)
+IMAGE_ROWS = pa.schema(
+    {
+        "row": pa.int64(),
+        "group4": pa.string(),
+        "p_before": pa.float32(),
+        "p_after": pa.float32(),
+        "top1_before": pa.string(),
+        "top1_after": pa.string(),
+        "flipped": pa.bool_(),
+        "fired": pa.bool_(),
+    }
+)
 SPLITS = ["train"] * 36 + ["val"] * 20 + ["test"] * 64
 
 
@@ -384,7 +397,7 @@ def _suppression(run: Run) -> None:
         figures,
         SuppressionRecipe,
         sae_facts(run, POOLED),
-        pa.Table.from_pylist(rows),
+        pa.Table.from_pylist(rows, IMAGE_ROWS),
         ["insertion_residual: too small an effect"],
     )
     by_name = {

@@ -1,0 +1,48 @@
+"""The toy run of these tests has the form of a run that the real pipeline made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from toy_run import PATCHES
+
+REASONS = {"reason", "insertion_residual_reason"}  # written where something was not measured
+
+
+def real_name(name: str, real: Path) -> str:
+    """The file of the demo that a file of the toy run stands for: its patches come from another block."""
+    block = next(p.name for p in (real / "sae").iterdir() if p.name.startswith("visual.blocks."))
+    return name.replace(PATCHES, block).replace("shard-000001", "shard-000000")
+
+
+def column_types(path: Path) -> dict[str, str]:
+    schema = pq.read_schema(path)
+    return {name: str(schema.field(name).type) for name in schema.names}
+
+
+@pytest.mark.slow
+def test_every_file_has_the_columns_and_keys_of_the_demo(whole_run, demo):
+    compared = 0
+    for path in sorted(whole_run.rglob("*")):
+        name = path.relative_to(whole_run).as_posix()
+        real = demo.run / real_name(name, demo.run)
+        if path.suffix == ".parquet" and name != "images.parquet":  # its columns are the user's
+            mine, theirs = column_types(path), column_types(real)
+            differing = {n: (t, theirs.get(n)) for n, t in mine.items() if t != theirs.get(n)}
+            assert mine.keys() == theirs.keys(), name
+            assert all(t == "null" for t, _ in differing.values()), (name, differing)
+            compared += 1
+        elif path.suffix == ".json" and not name.endswith(".reason.json"):
+            mine, theirs = json.loads(path.read_text()), json.loads(real.read_text())
+            if name == "run.json":
+                assert mine.keys() == theirs.keys()
+                mine, theirs = (
+                    mine["stages"]["fit:visual.pooled"],
+                    theirs["stages"]["fit:visual.pooled"],
+                )
+            assert mine.keys() - REASONS <= theirs.keys(), (name, mine.keys() - theirs.keys())
+            compared += 1
+    assert compared >= 15
