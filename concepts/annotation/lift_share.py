@@ -8,7 +8,7 @@ prevalence. Undefined where the denominator is below 0.10.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -53,10 +53,6 @@ class LabelEvidence:
     lift_share_lo: float | None = None
     lift_share_hi: float | None = None
     reason: str | None = None
-
-    def as_row(self) -> dict:
-        """Return the row of labels.parquet."""
-        return asdict(self)
 
 
 def latents_by_label(data: RunData, *, seed: int = 0, n_draws: int = 1000) -> list[LabelEvidence]:
