@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -54,17 +54,30 @@ def facts(view: RunView, row: int) -> Table:
     return Table(("what", "value"), [*rows, ("labelled with", ", ".join(present) or "nothing")])
 
 
-def active_latents(view: RunView, row: int) -> list[dict[str, Any]]:
+class ActiveLatent(TypedDict):
+    """A latent that is active in an image."""
+
+    site: str
+    latent: int
+    name: str | None
+    wrong: bool | None
+    value: float  # activation
+    share: float  # of the latent's largest activation in the run
+
+
+def active_latents(view: RunView, row: int) -> list[ActiveLatent]:
     """Return the latents active in an image, each with its share of its own largest activation."""
-    known = {(r["site"], r["latent"]): r for r in view.concepts}
-    found = []
+    known = {(r["site"], r["latent"]): r for r in view.live_latents}
+    found: list[ActiveLatent] = []
     for site in view.sites:
         codes = view.codes(site)
         for latent, value in zip(*codes.row(row), strict=True):
             top = float(codes.column(int(latent)).max())
+            row_of = known.get((site, int(latent)))
             found.append(
                 {
-                    **known.get((site, int(latent)), {"name": None}),
+                    "name": row_of["name"] if row_of else None,
+                    "wrong": row_of["wrong"] if row_of else None,
                     "site": site,
                     "latent": int(latent),
                     "value": float(value),
@@ -74,10 +87,10 @@ def active_latents(view: RunView, row: int) -> list[dict[str, Any]]:
     return sorted(found, key=lambda r: (-r["share"], r["site"], r["latent"]))
 
 
-def _short_name(row: dict[str, Any]) -> str:
+def _short_name(row: ActiveLatent) -> str:
     """Return the name of a latent with a mark where it is wrong on test images."""
     name = row["name"] or "unnamed"
-    return f"{name} ⚠" if row.get("wrong") else name
+    return f"{name} ⚠" if row["wrong"] else name
 
 
 def concepts(view: RunView, row: int) -> Exhibit:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from dermaudit.errors import DermauditError
 NOTHING = "–"
 
 #: What a cell shows of a row: the value of a key, the interval of two keys, or a computed value.
-Cell = str | tuple[str, str] | Callable[[dict[str, Any]], Any]
+Cell = str | tuple[str, str] | Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Table:
 
     @classmethod
     def of(
-        cls, rows: Iterable[dict[str, Any]], *columns: tuple[str, Cell], shares: Iterable[str] = ()
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        *columns: tuple[str, Cell],
+        shares: Iterable[str] = (),
     ) -> Table:
         """Return the table of `rows`, each column given as its header and its `Cell`."""
         return cls(
@@ -80,7 +83,7 @@ class Exhibit:
     notes: list[str] = field(default_factory=list)
 
 
-def _cell(row: dict[str, Any], cell: Cell) -> Any:
+def _cell(row: Mapping[str, Any], cell: Cell) -> Any:
     if isinstance(cell, str):
         return row.get(cell)
     return span(row[cell[0]], row[cell[1]]) if isinstance(cell, tuple) else cell(row)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
+from dermaudit.concepts.naming.concept_rows import ConceptRow
 from dermaudit.dashboards.exhibits import latents
 from dermaudit.dashboards.exhibits.run_view import POOLED, RunView, latent_title
 from dermaudit.dashboards.exhibits.tables import site_title
@@ -16,7 +15,7 @@ from dermaudit.errors import UserInputError
 MAPS = 6
 
 
-def _row(run: RunView) -> dict[str, Any]:
+def _row(run: RunView) -> ConceptRow:
     """Return the row of the latent that the address names."""
     named = st.query_params.get("latent", "")
     site, _, number = named.rpartition("/")
@@ -66,7 +65,7 @@ def _show(run: RunView) -> None:
     display.patch_maps(run, [i for i, _ in active[:MAPS]], site, latent, width=300)
 
 
-def _next_pages(run: RunView, row: dict[str, Any]) -> list[tuple[str, str]]:
+def _next_pages(run: RunView, row: ConceptRow) -> list[tuple[str, str]]:
     suppressed = latents.suppressed_by(run, row["site"], row["latent"])
     return [
         ("all concepts", session.address("concepts")),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from dermaudit.dashboards.exhibits import image, markup, measures
@@ -68,7 +66,7 @@ def _same_group(run: RunView, one: int, other: int) -> str:
     return "same patient or lesion" if run.groups[one] == run.groups[other] else ""
 
 
-def _active(run: RunView, row: int) -> list[dict[str, Any]]:
+def _active(run: RunView, row: int) -> list[image.ActiveLatent]:
     """Return the latents active in an image, [] where the names are missing or damaged."""
     try:
         return image.active_latents(run, row)
@@ -76,7 +74,7 @@ def _active(run: RunView, row: int) -> list[dict[str, Any]]:
         return []  # the exhibit of the concepts shows the reason
 
 
-def _concepts(run: RunView, row: int, active: list[dict[str, Any]]) -> None:
+def _concepts(run: RunView, row: int, active: list[image.ActiveLatent]) -> None:
     def latent(i: int) -> str:
         return session.latent_address(active[i]["site"], active[i]["latent"])
 
@@ -92,7 +90,7 @@ def _concepts(run: RunView, row: int, active: list[dict[str, Any]]) -> None:
     )
 
 
-def _map(run: RunView, row: int, active: list[dict[str, Any]]) -> None:
+def _map(run: RunView, row: int, active: list[image.ActiveLatent]) -> None:
     patches = [r for r in active if r["site"] != POOLED]
     if not patches:
         return
