@@ -9,11 +9,12 @@ import numpy as np
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import LinearHead, fit_head
 from dermaudit.run.directory import Run
+from dermaudit.run.records import Made
 from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
 from dermaudit.stats.intervals import MIN_CELL, auroc, auroc_interval
 
-from .results import Made, make_or_give_reason, rounded
+from .results import make_or_give_reason, rounded
 
 MIN_OF_CLASS = 3  # a class with fewer train images is left out of the head
 
@@ -37,7 +38,7 @@ def fit_heads(run: Run, options: StageOptions = StageOptions()) -> dict[str, Any
     data = RunData(run)
     path = run.files.head()
 
-    def make() -> Made:
+    def make() -> Made[dict[str, Any]]:
         if not set(data.labels) - {""}:
             raise EvidenceError("no labels: no head is fitted, predictions are zero-shot")
         train = np.flatnonzero(data.rows("train") & (data.labels != ""))
@@ -48,12 +49,13 @@ def fit_heads(run: Run, options: StageOptions = StageOptions()) -> dict[str, Any
         figures = {"classes": head.classes, "C": head.C, "n_train": head.n_train}
         return [path], rounded({**figures, "test": _measure_on_test(data, head)})
 
-    return run.perform(
+    figures = run.perform(
         HEADS,
         {"seed": seed},
         lambda: make_or_give_reason(make, run.files.head_reason(), path),
         force=options.force,
     )
+    return dict(figures)
 
 
 def _measure_on_test(data: RunData, head: LinearHead) -> dict[str, Any]:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, final
 
 from dermaudit.errors import EvidenceError
 from dermaudit.files import write_json
+from dermaudit.run.records import Made, Summary
 
-Made = tuple[list[Path], dict[str, Any]]  # the files that a stage wrote, and its summary
+
+@final
+class Reason(TypedDict):
+    """Why a result is missing, and the numbers that show it."""
+
+    reason: str
+    numbers: Any
 
 
 def rounded(value: Any, digits: int = 6) -> Any:
@@ -24,7 +31,9 @@ def rounded(value: Any, digits: int = 6) -> Any:
     return value
 
 
-def make_or_give_reason(make: Callable[[], Made], reason_file: Path, *results: Path) -> Made:
+def make_or_give_reason(
+    make: Callable[[], Made[Summary]], reason_file: Path, *results: Path
+) -> Made[Summary | Reason]:
     """Call `make`. If it raises EvidenceError, write its reason to `reason_file` as the result.
 
     The files of the other outcome (`reason_file`, or `results`) are removed, so that a run never
@@ -35,7 +44,7 @@ def make_or_give_reason(make: Callable[[], Made], reason_file: Path, *results: P
     except EvidenceError as error:
         for path in results:
             path.unlink(missing_ok=True)
-        reason = {"reason": error.message, "numbers": rounded(error.numbers)}
+        reason = Reason(reason=error.message, numbers=rounded(error.numbers))
         write_json(reason_file, reason)
         return [reason_file], reason
     reason_file.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,17 +21,8 @@ from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactE
 from dermaudit.files import read_json, sha256_json
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run, open_run
-from dermaudit.run.records import StageRecord
 
 from .inference.codes import Codes
-from .run_rows import (
-    BottleneckRow,
-    ConceptRow,
-    LabelRow,
-    MeasuredEffects,
-    SuppressedImageRow,
-    UnmeasuredEffects,
-)
 from .store.activation_store import ActivationStore
 
 if TYPE_CHECKING:
@@ -70,7 +61,7 @@ class RunData:
         return data
 
     @property
-    def stages(self) -> dict[str, StageRecord]:
+    def stages(self) -> dict[str, Any]:
         """The records of run.json by name."""
         return self.run.meta["stages"]
 
@@ -259,14 +250,14 @@ class RunData:
     # ---- concepts
 
     @cached_property
-    def label_rows(self) -> list[LabelRow]:
+    def label_rows(self) -> list[dict[str, Any]]:
         """The rows of labels.parquet: the best latent of each known concept."""
-        return cast(list[LabelRow], self._table(self.run.files.labels, "annotate").to_pylist())
+        return self._table(self.run.files.labels, "annotate").to_pylist()
 
     @cached_property
-    def concepts(self) -> list[ConceptRow]:
+    def concepts(self) -> list[dict[str, Any]]:
         """The rows of concepts.parquet: one for each live latent."""
-        return cast(list[ConceptRow], self._table(self.run.files.concepts, "name").to_pylist())
+        return self._table(self.run.files.concepts, "name").to_pylist()
 
     @cached_property
     def naming(self) -> dict[str, Any]:
@@ -274,12 +265,10 @@ class RunData:
         return self._json(self.run.files.naming, "name")
 
     @cached_property
-    def bottlenecks(self) -> list[BottleneckRow]:
+    def bottlenecks(self) -> list[dict[str, Any]]:
         """The rows of bottlenecks.parquet. EvidenceError with the reason where there are none."""
         self._refuse_if_reason(self.run.files.bottlenecks_reason, "compare")
-        return cast(
-            list[BottleneckRow], self._table(self.run.files.bottlenecks, "compare").to_pylist()
-        )
+        return self._table(self.run.files.bottlenecks, "compare").to_pylist()
 
     @property
     def heads(self) -> list[str]:
@@ -316,14 +305,13 @@ class RunData:
         """Whether the run has a suppression recipe for a concept."""
         return self.stage_that_wrote(self.run.files.recipe(concept)) is not None
 
-    def suppression(self, concept: str) -> MeasuredEffects | UnmeasuredEffects:
+    def suppression(self, concept: str) -> dict[str, Any]:
         """Return the figures of a suppression. EvidenceError with the reason where there is none."""
         stage = f"recipe:{concept}"
         self._refuse_if_reason(self.run.files.suppression_reason(concept), stage)
-        found = self._json(self.run.files.effects(concept), stage)
-        return cast(MeasuredEffects | UnmeasuredEffects, found)
+        return self._json(self.run.files.effects(concept), stage)
 
-    def suppressed_rows(self, concept: str) -> list[SuppressedImageRow]:
+    def suppressed_rows(self, concept: str) -> list[dict[str, Any]]:
         """Return a row for each test image, before and after. EvidenceError if this was not measured."""
         path = self.run.files.suppressed_images(concept)
-        return cast(list[SuppressedImageRow], self._table(path, f"recipe:{concept}").to_pylist())
+        return self._table(path, f"recipe:{concept}").to_pylist()

@@ -8,15 +8,13 @@ prevalence. Undefined where the denominator is below 0.10.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import cast
+from dataclasses import dataclass
 
 import numpy as np
 
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import fit_probe, probe_score
 from dermaudit.sae.run_data import RunData, Truth
-from dermaudit.sae.run_rows import LabelRow
 from dermaudit.stats.intervals import (
     MIN_CELL,
     GroupBootstrap,
@@ -55,10 +53,6 @@ class LabelEvidence:
     lift_share_lo: float | None = None
     lift_share_hi: float | None = None
     reason: str | None = None
-
-    def as_row(self) -> LabelRow:
-        """Return the row of labels.parquet."""
-        return cast(LabelRow, asdict(self))
 
 
 def latents_by_label(data: RunData, *, seed: int = 0, n_draws: int = 1000) -> list[LabelEvidence]:

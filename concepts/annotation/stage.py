@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from typing import Any
 
 import pyarrow as pa
@@ -11,11 +12,11 @@ from dermaudit.console import say, table
 from dermaudit.failpoints import hit
 from dermaudit.files import write_parquet
 from dermaudit.run.directory import Run
+from dermaudit.run.records import Made
 from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
-from dermaudit.sae.run_rows import LabelRow
 
-from ..results import Made, interval_text, rounded
+from ..results import interval_text, rounded
 from .lift_share import LabelEvidence, latents_by_label
 
 TEXT_COLUMNS = {"concept", "type", "site", "reason"}
@@ -34,9 +35,9 @@ def annotate_run(run: Run, options: StageOptions = StageOptions()) -> dict[str, 
     seed = run.seed(options.seed)
     path = run.files.labels
 
-    def make() -> Made:
+    def make() -> Made[dict[str, Any]]:
         evidence = latents_by_label(RunData(run), seed=seed)
-        write_parquet(path, _label_table([e.as_row() for e in evidence]))
+        write_parquet(path, _label_table(evidence))
         hit("annotate")
         reason = None if evidence else "no labels: not measured"
         return [path], {"concepts": len(evidence), "reason": reason}
@@ -47,30 +48,27 @@ def annotate_run(run: Run, options: StageOptions = StageOptions()) -> dict[str, 
         table(
             "best latent by label (test split)",
             ("concept", "type", "n+", "site", "latent", "AUPRC", "probe", "lift share"),
-            [_label_line(row) for row in rows],
+            [_label_line(LabelEvidence(**row)) for row in rows],
         )
     else:
         say("  no labels: not measured")
     return {"run": str(run.path), **summary, "labels": {row["concept"]: row for row in rows}}
 
 
-def _label_line(row: LabelRow) -> tuple[object, ...]:
-    start = row["concept"], row["type"], row["n_pos"]
-    if row["auprc"] is None:
-        return *start, "", "", "", "", row["reason"]
-    lift = row["reason"]
-    if row["lift_share"] is not None:
-        interval = interval_text(row["lift_share_lo"], row["lift_share_hi"])
-        lift = f"{row['lift_share']:.2f} {interval}"
-    site = (row["site"] or "").removeprefix("visual.")
-    return *start, site, row["latent"], f"{row['auprc']:.3f}", f"{row['probe_auprc']:.3f}", lift
+def _label_line(found: LabelEvidence) -> tuple[object, ...]:
+    start = found.concept, found.type, found.n_pos
+    if found.auprc is None or found.site is None:
+        return *start, "", "", "", "", found.reason
+    lift = found.reason
+    if found.lift_share is not None:
+        interval = interval_text(found.lift_share_lo, found.lift_share_hi)
+        lift = f"{found.lift_share:.2f} {interval}"
+    site = found.site.removeprefix("visual.")
+    return *start, site, found.latent, f"{found.auprc:.3f}", f"{found.probe_auprc:.3f}", lift
 
 
-def _label_table(rows: list[LabelRow]) -> pa.Table:
-    def kind(name: str) -> pa.DataType:
-        if name in TEXT_COLUMNS:
-            return pa.string()
-        return pa.int64() if name in INTEGER_COLUMNS else pa.float64()
-
-    names = LabelEvidence("", "").as_row()
-    return pa.table({n: pa.array([rounded(r[n], 9) for r in rows], kind(n)) for n in names})
+def _label_table(evidence: list[LabelEvidence]) -> pa.Table:
+    kinds = {name: pa.string() for name in TEXT_COLUMNS}
+    kinds |= {name: pa.int64() for name in INTEGER_COLUMNS}
+    schema = pa.schema([(f.name, kinds.get(f.name, pa.float64())) for f in fields(LabelEvidence)])
+    return pa.Table.from_pylist([rounded(asdict(found), 9) for found in evidence], schema)

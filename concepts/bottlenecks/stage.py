@@ -12,11 +12,12 @@ from dermaudit.errors import EvidenceError, unknown
 from dermaudit.files import write_parquet
 from dermaudit.options import option
 from dermaudit.run.directory import Run
+from dermaudit.run.records import Made
 from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
 
 from ..inputs import THREADS_HELP, VOCABULARY_HELP, tower_of, vocabulary_of
-from ..results import Made, interval_text, make_or_give_reason, rounded
+from ..results import interval_text, make_or_give_reason, rounded
 from ..vocabulary.vocabulary import Vocabulary
 from . import bottleneck
 
@@ -64,7 +65,7 @@ def compare_run(
     if labels and task not in labels:
         raise unknown("label", task, labels)
 
-    def make() -> Made:
+    def make() -> Made[dict[str, Any]]:
         if not labels:
             raise EvidenceError("no labels: not measured")
         vectors, distractors = vocabulary.text_vectors(tower)

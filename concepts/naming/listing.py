@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from dermaudit.console import table
 from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import RunData
-from dermaudit.sae.run_rows import ConceptRow
+
+from .concept_rows import ConceptRow
 
 HEADER = ("site", "latent", "name", "type", "z", "q", "active on", "label AUPRC")
 
@@ -17,7 +18,7 @@ def list_concepts(run: Run, unnamed: bool) -> dict[str, Any]:
 
     Raises StaleArtifactError if the names, or anything that they were made from, changed.
     """
-    rows = RunData(run).concepts
+    rows = cast(list[ConceptRow], RunData(run).concepts)
     shown = [row for row in rows if unnamed or row["name"]]
     n_named = sum(bool(row["name"]) for row in rows)
     title = f"{run.path}: {n_named} of {len(rows)} live latents are named"
@@ -27,9 +28,14 @@ def list_concepts(run: Run, unnamed: bool) -> dict[str, Any]:
 
 
 def _line(row: ConceptRow) -> tuple[object, ...]:
-    def number(key: str, digits: int) -> str:
-        return "" if row[key] is None else f"{row[key]:.{digits}f}"
+    def number(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
 
     name = row["name"] or f"unnamed ({row['reason']})"
-    figures = number("z", 2), number("q", 3), row["n_active"], number("label_auprc", 2)
+    figures = (
+        number(row["z"], 2),
+        number(row["q"], 3),
+        row["n_active"],
+        number(row["label_auprc"], 2),
+    )
     return row["site"], row["latent"], name, row["type"] or "", *figures

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
-import pyarrow as pa
 
 from dermaudit.console import say
 from dermaudit.failpoints import hit
 from dermaudit.files import write_json, write_parquet, write_text
 from dermaudit.options import option
 from dermaudit.run.directory import Run
+from dermaudit.run.records import Made
 from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
-from dermaudit.sae.run_rows import ConceptRow
 from dermaudit.stats.intervals import auprc_table
 
 from ..inputs import THREADS_HELP, VOCABULARY_HELP, tower_of, vocabulary_of
-from ..results import Made, rounded
+from ..results import rounded
 from ..vocabulary.vocabulary import Vocabulary
+from .concept_rows import ConceptRow, concept_table
 from .methods.registry import Names, naming_method
 
 TOP_ROWS = 24
@@ -42,6 +42,17 @@ class NameOptions(StageOptions):
     threads: int = option(1, THREADS_HELP, minimum=1)
 
 
+class NamingFigures(TypedDict):
+    """How many of the live latents are named, and how many names are wrong; rates from 0 to 1."""
+
+    named: int
+    unnamed: int
+    coverage: float | None  # named / live latents; None without live latents
+    named_under_permutation: int  # latents that would be named with permuted activations
+    n_judged: int  # names that labels of test images can confirm or refute
+    wrong_among_named: float | None  # share of n_judged; None if it is 0
+
+
 @stage("name", NameOptions, NAME)
 def name(run: Run, options: NameOptions) -> dict[str, Any]:
     """Name the latents that a word explains better than chance.
@@ -61,30 +72,32 @@ def name_run(
     """
     seed, method = run.seed(options.seed), naming_method(options.method)
 
-    def make() -> Made:
+    def make() -> Made[NamingFigures]:
         data = RunData(run)
         vectors, distractors = vocabulary.text_vectors(tower)
-        rows, permuted = [], 0
+        rows: list[ConceptRow] = []
+        permuted = 0
         seen = data.rows("train", "val")
         for site in data.sites:
             codes = data.codes(site).csr()[np.flatnonzero(seen)].toarray()
             names = method(codes, data.pooled[seen], vectors, distractors, vocabulary, seed=seed)
             permuted += names.named_under_permutation
             rows += _site_rows(data, site, names, vocabulary)
-        judged = _judge(data, rows)
+        n_judged, wrong = _judge(data, rows)
         alive, named = len(rows), sum(row["name"] is not None for row in rows)
-        figures = rounded(
+        figures: NamingFigures = rounded(
             {
                 "named": named,
                 "unnamed": alive - named,
                 "coverage": named / alive if alive else None,
                 "named_under_permutation": permuted,
-                **judged,
+                "n_judged": n_judged,
+                "wrong_among_named": wrong,
             }
         )
         described = {"vocabulary": vocabulary.name, "vocabulary_sha256": vocabulary.sha256()}
         files = [run.files.concepts, run.files.naming, run.files.vocabulary]
-        write_parquet(files[0], _concept_table(rows))
+        write_parquet(files[0], concept_table(rows))
         write_json(files[1], {**figures, **described})
         write_text(files[2], vocabulary.as_json())
         hit("name")
@@ -104,6 +117,7 @@ def name_run(
 
 
 def _site_rows(data: RunData, site: str, names: Names, vocabulary: Vocabulary) -> list[ConceptRow]:
+    """Return one row for each live latent of a site, not yet compared with labels."""
     codes = data.codes(site)
     rows = []
     active = codes.n_active()
@@ -118,9 +132,9 @@ def _site_rows(data: RunData, site: str, names: Names, vocabulary: Vocabulary) -
                 "latent": int(latent),
                 "name": concept.id if concept else None,
                 "type": concept.type if concept else None,
-                "z": _number(names.z[latent]),
-                "p_null": _number(names.p_null[latent]),
-                "q": _number(names.q[latent]),
+                "z": _finite(names.z[latent]),
+                "p_null": _finite(names.p_null[latent]),
+                "q": _finite(names.q[latent]),
                 "p_correct": None,
                 "rivals": names.rivals[latent],
                 "n_active": int(active[latent]),
@@ -135,8 +149,9 @@ def _site_rows(data: RunData, site: str, names: Names, vocabulary: Vocabulary) -
     return rows
 
 
-def _judge(data: RunData, rows: list[ConceptRow]) -> dict[str, Any]:
+def _judge(data: RunData, rows: list[ConceptRow]) -> tuple[int, float | None]:
     """Compare names with labels on test images and fill `label_concept`, `label_auprc` and `wrong`.
+    Return the number of names with a label, and the share of them that is wrong.
 
     A name is wrong if its latent ranks another labelled concept better (by normalised lift
     (AUPRC − prevalence) / (1 − prevalence)), or its own concept no better than chance. The label
@@ -144,9 +159,8 @@ def _judge(data: RunData, rows: list[ConceptRow]) -> dict[str, Any]:
     """
     truths = list(data.truth.values())
     test, seen = (np.flatnonzero(data.rows(*s)) for s in (("test",), ("train", "val")))
-    empty = {"n_judged": 0, "wrong_among_named": None}
     if not truths or not len(test):
-        return empty
+        return 0, None
     table, lift = _auprc_and_lift(data, test)
     _, choice = _auprc_and_lift(data, seen)
     index = {truth.name: i for i, truth in enumerate(truths)}
@@ -166,7 +180,7 @@ def _judge(data: RunData, rows: list[ConceptRow]) -> dict[str, Any]:
             row["wrong"] = bool(own <= 0 or own < above[best] - 1e-12)
             judged += 1
             wrong += row["wrong"]
-    return {"n_judged": judged, "wrong_among_named": wrong / judged if judged else None}
+    return judged, wrong / judged if judged else None
 
 
 def _auprc_and_lift(data: RunData, rows: np.ndarray) -> tuple[dict, dict]:
@@ -186,32 +200,5 @@ def _auprc_and_lift(data: RunData, rows: np.ndarray) -> tuple[dict, dict]:
     return table, lift
 
 
-def _number(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _concept_table(rows: list[ConceptRow]) -> pa.Table:
-    kinds = {
-        "site": pa.string(),
-        "latent": pa.int64(),
-        "name": pa.string(),
-        "type": pa.string(),
-        "z": pa.float64(),
-        "p_null": pa.float64(),
-        "q": pa.float64(),
-        "p_correct": pa.float64(),
-        "rivals": pa.string(),
-        "n_active": pa.int64(),
-        "frequency": pa.float64(),
-        "top_rows": pa.list_(pa.int64()),
-        "label_concept": pa.string(),
-        "label_auprc": pa.float64(),
-        "wrong": pa.bool_(),
-        "reason": pa.string(),
-    }
-    return pa.table(
-        {
-            name: pa.array([rounded(row[name], 9) for row in rows], kind)
-            for name, kind in kinds.items()
-        }
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,9 +20,18 @@ _ROWS = 2048  # encoded at a time
 _KEPT = 8  # sets of rows whose codes are kept
 
 
+class Levels(TypedDict, total=False):
+    """The numbers that a mode works with, as LatentSuppressor takes them; {} for modes without."""
+
+    level: torch.Tensor  # (|S|,)
+    gate_level: float
+
+
 class Editor:
-    """`mode` on any set S of latents. `factor`: of mode `scale`; `free` (m, d_sae) csr: the codes of
-    artifact-free images, for the modes in LEVELLED.
+    """Suppresses any set S of latents of one SAE in one mode.
+
+    Arguments: `factor` of mode `scale`; `free` (m, d_sae) csr, the codes of artifact-free images,
+    which the modes in LEVELLED need.
     """
 
     def __init__(
@@ -53,8 +62,8 @@ class Editor:
             self.sae, latents, mode=self.mode, renormalise=renormalise, **self.levels(latents)
         )
 
-    def levels(self, latents: list[int]) -> dict[str, Any]:
-        """`level` (|S|,) or `gate_level` of these latents, as LatentSuppressor takes them."""
+    def levels(self, latents: list[int]) -> Levels:
+        """Return the levels of these latents."""
         if self.mode == "scale":
             assert self.factor is not None  # check_mode: `scale` has a factor
             return {"level": torch.full((len(latents),), float(self.factor))}

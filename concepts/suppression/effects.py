@@ -9,7 +9,6 @@ the rows of choice, before and after alike; the figures at the unchanged thresho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,10 +16,11 @@ from dermaudit.heads import LinearHead, fit_probe, probe_score
 from dermaudit.stats.intervals import GroupBootstrap, auroc, percentile_interval
 
 from .editor import Editor
-from .methods.registry import ChosenLatents
+from .figures import CleanFigures, EffectFigures
 from .trap import Trap
 
 RANDOM_SETS = 20
+MIN_CLEAN = 10  # artifact-free test images of each class, for an AUROC
 
 
 def operating_point(y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -40,9 +40,13 @@ def operating_point(y: np.ndarray, score: np.ndarray, weight: np.ndarray | None 
     return float((ordered[at - 1] + ordered[at]) / 2)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measurement:
-    """One pipeline on the test rows: per group accuracy and scores."""
+    """One head on the test rows, with or without suppression.
+
+    `score` (m,) are logits, `threshold` the logit from which the target is called, `groups` the
+    accuracy of each of the four groups.
+    """
 
     score: np.ndarray
     threshold: float
@@ -98,20 +102,20 @@ def evaluate(
     head: LinearHead,
     x: np.ndarray,
     trap: Trap,
-    chosen: ChosenLatents,
+    latents: list[int],
     *,
     active: np.ndarray,
     clean: np.ndarray,
     groups: np.ndarray,
     seed: int,
     n_draws: int = 1000,
-) -> dict[str, Any]:
-    """The figures of `suppression` (docs/formats.md) on the test rows. `clean` (m,) are test rows
-    without artifacts; `active` (d_sae,) how often each latent fires.
+) -> EffectFigures:
+    """Return what suppressing `latents` does on the test rows. `clean` (m,) are test rows without
+    artifacts; `active` (d_sae,) is how often each latent fires.
     """
     before = measure(head, None, [], x, trap)
-    after = measure(head, editor, chosen.latents, x, trap)
-    fixed = measure(head, editor, chosen.latents, x, trap, threshold=before.threshold)
+    after = measure(head, editor, latents, x, trap)
+    fixed = measure(head, editor, latents, x, trap, threshold=before.threshold)
     y = trap.y[trap.test]
     lift = after.worst - before.worst
     bootstrap = GroupBootstrap(groups[trap.test], n_draws, seed)
@@ -128,10 +132,10 @@ def evaluate(
     spans = [percentile_interval(column) for column in np.array(draws).T]
     lifts = [
         measure(head, editor, chosen_set, x, trap).worst - before.worst
-        for chosen_set in matched_random_sets(active, chosen.latents, seed=seed)
+        for chosen_set in matched_random_sets(active, latents, seed=seed)
     ]
-    out: dict[str, Any] = {
-        "latents": chosen.latents,
+    return {
+        "latents": latents,
         "worst_group_before": before.worst,
         "worst_group_after": after.worst,
         "worst_group_lift": lift,
@@ -153,22 +157,31 @@ def evaluate(
         "n_fit": len(trap.fit),
         "n_choose": len(trap.choose),
         "n_test": len(trap.test),
+        **_collateral(editor, head, x, trap, latents, clean),
     }
-    out.update(_collateral(editor, head, x, trap, chosen.latents, clean))
-    return out
 
 
 def _collateral(
     editor: Editor, head, x, trap: Trap, latents: list[int], clean: np.ndarray
-) -> dict[str, Any]:
+) -> CleanFigures:
+    """Return the change of AUROC on the artifact-free rows `clean`."""
     y = trap.y[clean]
-    n = {"clean_n": len(clean), "clean_n_pos": int(np.nansum(y))}
-    if min(n["clean_n_pos"], len(clean) - n["clean_n_pos"]) < 10:
-        reason = f"n too small: {n['clean_n_pos']} of {len(clean)} artifact-free test images are positive"
-        return {**n, "clean_auroc_delta": None, "clean_auroc_delta_reason": reason}
+    n, n_pos = len(clean), int(np.nansum(y))
+    if min(n_pos, n - n_pos) < MIN_CLEAN:
+        return {
+            "clean_n": n,
+            "clean_n_pos": n_pos,
+            "clean_auroc_delta": None,
+            "clean_auroc_delta_reason": f"n too small: {n_pos} of {n} artifact-free test images are "
+            "positive",
+        }
     before = probe_score(head, x[clean])
     after = probe_score(head, editor.rows(latents, x[clean]))
-    return {**n, "clean_auroc_delta": auroc(y, after) - auroc(y, before)}
+    return {
+        "clean_n": n,
+        "clean_n_pos": n_pos,
+        "clean_auroc_delta": auroc(y, after) - auroc(y, before),
+    }
 
 
 def refit_worst(
@@ -190,9 +203,8 @@ def worst_without_trap(
     rows = np.random.default_rng(seed).permutation(known)[: len(trap.fit)]
     head = fit_probe(x[rows], trap.y[rows], groups[rows], seed=seed)
     score = probe_score(head, x[trap.choose])
-    seen = np.isin(
-        trap.choose, rows, invert=True
-    )  # no threshold from rows that the head was fitted on
-    chosen = trap.choose[seen]
-    threshold = operating_point(trap.y[chosen], score[seen], trap.weights(chosen))
+    # The threshold does not come from rows that the head was fitted on.
+    unseen = np.isin(trap.choose, rows, invert=True)
+    chosen = trap.choose[unseen]
+    threshold = operating_point(trap.y[chosen], score[unseen], trap.weights(chosen))
     return measure(head, None, [], x, trap, threshold).worst

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -34,6 +34,32 @@ from .suppressed_model import (
 BATCH = 64
 
 
+class SkippedImage(TypedDict):
+    """An image that cannot be read."""
+
+    image: str
+    reason: str
+
+
+class SuppressSummary(TypedDict):
+    """What `suppress --json` returns besides `run` and `dry_run`."""
+
+    concepts: list[str]
+    latents: list[int]
+    mode: str
+    level: NotRequired[list[float]]  # one a latent; modes mean, clamp and scale
+    gate_level: NotRequired[float]  # mode reactive
+    target: str
+    n_images: int
+    n_fired: int  # images whose embedding changes
+    n_flipped: int  # images whose decision changes
+    mean_change: float  # of p(target), over the images whose embedding changes
+    largest_change: float  # of p(target), absolute, over all images
+    n_skipped: int
+    skipped: list[SkippedImage]
+    out: NotRequired[str]  # the CSV file, unless it is a dry run
+
+
 def suppress_images(
     run: Run,
     concepts: list[str],
@@ -54,7 +80,7 @@ def suppress_images(
     model = SuppressedModel(tower, head, suppressor, pick_target(head.classes, options.target))
     names, x, skipped = _embeddings(run, tower, manifest)
     prediction = model.predict_rows(x)
-    summary = _summary(names, prediction, concepts, suppressor, model.target, skipped)
+    summary = _summary(concepts, prediction, suppressor, model.target, skipped)
     if not options.dry_run:
         write_text(options.out, _csv(names, prediction, suppressor.latents, model.target))
         summary["out"] = str(options.out)
@@ -83,7 +109,7 @@ def _recipe(
 @torch.no_grad()
 def _embeddings(
     run: Run, tower: Any, manifest: Any
-) -> tuple[list[str], np.ndarray, list[dict[str, str]]]:
+) -> tuple[list[str], np.ndarray, list[SkippedImage]]:
     """(image names, unit embeddings, skipped): the run's stored ones, or those of other images."""
     if manifest is None:
         run.require("embed")
@@ -91,16 +117,17 @@ def _embeddings(
         return [str(name) for name in data.images["image"].to_pylist()], data.pooled, []
     from dermaudit.data import BadImage, read_image
 
-    names, rows, skipped, waiting = [], [], [], []
+    names, rows, waiting = [], [], []
+    skipped: list[SkippedImage] = []
     listed = list(zip(manifest.column("image"), manifest.paths(), strict=True))
-    for i, (name, path) in enumerate(track(listed, "images", len(listed))):
+    for name, path in track(listed, "images", len(listed)):
         hit("suppress")
         try:
             waiting.append(read_image(path))
             names.append(name)
         except BadImage as error:
             skipped.append({"image": name, "reason": str(error)})
-        if waiting and (len(waiting) == BATCH or i + 1 == len(listed)):
+        if len(waiting) == BATCH:
             rows.append(activations(tower, waiting, [POOLED])[POOLED])
             waiting = []
     if waiting:
@@ -146,17 +173,21 @@ def _csv(names: list[str], prediction: Prediction, latents: list[int], target: s
 
 
 def _summary(
-    names, prediction: Prediction, concepts, suppressor: LatentSuppressor, target: str, skipped
-) -> dict[str, Any]:
+    concepts: list[str],
+    prediction: Prediction,
+    suppressor: LatentSuppressor,
+    target: str,
+    skipped: list[SkippedImage],
+) -> SuppressSummary:
     column = prediction.classes.index(target)
     change = prediction.p_after[:, column] - prediction.p_before[:, column]
     fired = prediction.fired
-    return {
+    summary: SuppressSummary = {
         "concepts": concepts,
         "latents": suppressor.latents,
-        **_operation(suppressor),
+        "mode": suppressor.mode,
         "target": target,
-        "n_images": len(names),
+        "n_images": len(fired),
         "n_fired": int(fired.sum()),
         "n_flipped": int(prediction.flipped.sum()),
         "mean_change": float(change[fired].mean()) if fired.any() else 0.0,
@@ -164,20 +195,15 @@ def _summary(
         "n_skipped": len(skipped),
         "skipped": skipped,
     }
-
-
-def _operation(suppressor: LatentSuppressor) -> dict[str, Any]:
-    """The mode, and the numbers that it works with."""
-    found: dict[str, Any] = {"mode": suppressor.mode}
     if suppressor.mode in ("mean", "clamp", "scale"):
-        found["level"] = [round(level, 6) for level in suppressor.level.tolist()]
+        summary["level"] = [round(level, 6) for level in suppressor.level.tolist()]
     if suppressor.mode == "reactive":
-        found["gate_level"] = round(float(suppressor.gate_level), 6)
-    return found
+        summary["gate_level"] = round(float(suppressor.gate_level), 6)
+    return summary
 
 
 def _print(
-    summary: dict[str, Any], prediction: Prediction, names: list[str], dry_run: bool
+    summary: SuppressSummary, prediction: Prediction, names: list[str], dry_run: bool
 ) -> None:
     verb = "would change" if dry_run else "changed"
     gate = f", score over {summary['gate_level']:.3g}" if "gate_level" in summary else ""

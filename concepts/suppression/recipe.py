@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from dermaudit.console import say
 from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
@@ -26,11 +26,55 @@ SHOWN_EFFECTS = (
 )
 
 
+class SAEFacts(TypedDict):
+    """The SAE that the latents are of."""
+
+    site: str
+    weights_sha256: str
+    d_sae: int
+    k: NotRequired[int]  # of a per-sample TopK: the weights do not contain it
+
+
+class LatentEntry(TypedDict):
+    """One suppressed latent, with the figures that it was chosen by."""
+
+    latent: int
+    why: dict[str, float]
+
+
+class Operation(TypedDict):
+    """What is done to the codes of the latents; the levels are those that the effect was measured with."""
+
+    mode: str  # a name of dermaudit.sae.inference.modes
+    renormalise: bool  # embeddings keep unit length
+    error_term: str  # "kept": what the SAE does not explain stays in the embedding
+    level: NotRequired[list[float]]  # one a latent; modes mean, clamp and scale
+    gate_level: NotRequired[float]  # mode reactive
+    level_from: NotRequired[str]  # the images that the levels come from
+
+
+class RecipeBody(TypedDict):
+    """What a recipe says. Its hash is the identity of the recipe, so no key may change its name."""
+
+    concept: str
+    target: str
+    model: dict[str, Any]  # name, fingerprint, preprocess, as run.json has them
+    sae: SAEFacts
+    vocabulary_sha256: str
+    data: dict[str, str]  # images_sha256
+    latents: list[LatentEntry]
+    operation: Operation
+    protocol: dict[str, Any]  # trap_strength, seed, and the method of choice unless it is "effect"
+    effects: dict[str, Any]  # figures.Figures without the latents and the random lifts
+    limits: list[str]  # sentences
+    parent: None  # reserved for recipes that are made from another
+
+
 @dataclass(frozen=True)
 class SuppressionRecipe:
-    """`body`: concept, model, sae, latents [{latent, why}], operation, effects, limits."""
+    """One recipe, read or made; see RecipeBody."""
 
-    body: dict[str, Any]
+    body: RecipeBody
 
     @property
     def latents(self) -> list[int]:
@@ -86,7 +130,7 @@ class SuppressionRecipe:
         say(f"  model {model['name']} ({model['fingerprint'][:12]}…), recipe {self.sha256[:12]}…")
         for name in ("level", "gate_level", "level_from"):
             if name in operation:
-                say(f"  {name}: {operation[name]}")
+                say(f"  {name}: {operation.get(name)}")
         for key in SHOWN_EFFECTS:
             say(f"  {key}: {body['effects'].get(key)}")
         for limit in body["limits"]:
@@ -109,13 +153,13 @@ class SuppressionRecipe:
             )
 
 
-def sae_facts(run: Run, site: str) -> dict[str, Any]:
-    """Return what a recipe records of its SAE: the hash of the weights, and the k of a per-sample TopK,
-    which the weights do not contain.
-    """
+def sae_facts(run: Run, site: str) -> SAEFacts:
+    """Return what a recipe records of the SAE of a site."""
     cfg = read_json(run.files.sae_config(site), "SAE config")
-    facts = {"site": site, "weights_sha256": sae_hash(run, site), "d_sae": cfg["d_sae"]}
-    return {**facts, "k": cfg["k"]} if cfg["architecture"] == "topk" else facts
+    facts = SAEFacts(site=site, weights_sha256=sae_hash(run, site), d_sae=cfg["d_sae"])
+    if cfg["architecture"] == "topk":
+        facts["k"] = cfg["k"]
+    return facts
 
 
 def sae_hash(run: Run, site: str) -> str:

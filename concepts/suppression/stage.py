@@ -9,12 +9,14 @@ from dermaudit.errors import EvidenceError
 from dermaudit.failpoints import hit
 from dermaudit.files import write_json, write_parquet
 from dermaudit.run.directory import Run
+from dermaudit.run.records import Made
 from dermaudit.run.stages import Record, stage
 from dermaudit.sae.run_data import RunData
 
 from ..inputs import artifacts_of, known_concept, tower_of, vocabulary_of
-from ..results import Made, make_or_give_reason
+from ..results import Reason, make_or_give_reason
 from ..vocabulary.vocabulary import Vocabulary
+from .figures import Figures
 from .options import RecipeOptions
 
 RECIPE = Record(
@@ -52,7 +54,7 @@ def recipe_run(
     tower: Any,
     vocabulary: Vocabulary,
     options: RecipeOptions = RecipeOptions(),
-) -> dict[str, Any]:
+) -> Figures | Reason:
     """Write `recipes/<concept>.recipe.json` and `suppression/<concept>.json|.parquet`; return the figures.
 
     Without evidence: EvidenceError if `options.refuse`, else the reason is the result.
@@ -64,7 +66,7 @@ def recipe_run(
     images_file = run.files.suppressed_images(concept)
     reason_file = run.files.suppression_reason(concept)
 
-    def make() -> Made:
+    def make() -> Made[Figures]:
         recipe, figures, images = make_recipe(data, concept, vocabulary, options, tower)
         recipe.save(recipe_file)
         write_json(effects, figures)
@@ -88,10 +90,10 @@ def recipe_run(
     return figures
 
 
-def _effect_text(figures: dict[str, Any]) -> str:
+def _effect_text(figures: Figures | Reason) -> str:
     if "numbers" in figures:
         return figures["reason"]
-    if figures["worst_group_before"] is None:
+    if "reason" in figures:
         return f"latents {figures['latents']} (by name); {figures['reason']}"
     low, high = figures["ci"]
     interval = "undefined" if low is None else f"[{low:+.2f}, {high:+.2f}]"

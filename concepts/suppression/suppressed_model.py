@@ -30,7 +30,7 @@ from dermaudit.towers.preprocess import ImageInput, as_list
 if TYPE_CHECKING:
     from dermaudit.towers import HookedTower
 
-from .editor import Editor, free_codes
+from .editor import Editor, Levels, free_codes
 from .recipe import SuppressionRecipe, load_recipe
 
 _ROWS = 4096  # edited at a time: a TopK makes d_sae numbers of each
@@ -210,13 +210,13 @@ def _levels(
     sae: ThresholdSAE | TopKSAE,
     mode: str | None,
     level: float | None,
-) -> dict[str, Any]:
-    """Return `level` (|S|,) or `gate_level`: the recipe's own, or the run's if `mode` is another."""
+) -> Levels:
+    """Return the levels of the recipe, or those of the run if `mode` is another."""
     operation = recipe.body["operation"]
-    if mode is None:
-        kept = {name: operation[name] for name in ("level", "gate_level") if name in operation}
-        if kept:
-            return {n: torch.tensor(v) if n == "level" else v for n, v in kept.items()}
+    if mode is None and "level" in operation:
+        return {"level": torch.tensor(operation["level"])}
+    if mode is None and "gate_level" in operation:
+        return {"gate_level": operation["gate_level"]}
     chosen: str = mode or operation["mode"]
     free, _ = free_codes(RunData(run), recipe.site, recipe.body["concept"], chosen)
     return Editor(sae, chosen, factor=level, free=free).levels(recipe.latents)

@@ -9,11 +9,10 @@ have a contrast of 3:1 on a white and on a dark page.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A7A7A"
-GREEN, PINK, VIOLET = "#009E73", "#CC79A7", "#9467BD"
 Interval = tuple[float, float] | None
 Figure = dict[str, Any]
 
@@ -22,12 +21,13 @@ _FONT = {"family": "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif",
 _CLEAR = "rgba(0, 0, 0, 0)"
 
 
-def _plain(text: str) -> str:
+def escaped(text: str) -> str:
     """Return a word of the data with the tags in it escaped, which plotly would interpret."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _axis(title: str | None = None, **more: Any) -> dict[str, Any]:
+def plot_axis(title: str | None = None, **more: Any) -> dict[str, Any]:
+    """Return an axis with its words and a faint grid; `more` are further settings of plotly."""
     axis: dict[str, Any] = {
         "automargin": True,
         "zeroline": False,
@@ -40,12 +40,27 @@ def _axis(title: str | None = None, **more: Any) -> dict[str, Any]:
     return axis
 
 
+def above(text: str, x: float, y: float, **more: Any) -> dict[str, Any]:
+    """Return words that begin at x and stand above y, which is a share of the height."""
+    return {
+        "x": x,
+        "y": y,
+        "yref": "paper",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "text": text,
+        "showarrow": False,
+        "font": {"size": 14},
+        **more,
+    }
+
+
 def _rows(**more: Any) -> dict[str, Any]:
     """Return a vertical axis of words, the first on top."""
-    return _axis(type="category", autorange="reversed", ticksuffix="  ", **more)
+    return plot_axis(type="category", autorange="reversed", ticksuffix="  ", **more)
 
 
-def _figure(
+def plot(
     data: list[dict[str, Any]],
     x: dict[str, Any],
     y: dict[str, Any],
@@ -68,21 +83,7 @@ def _figure(
         }
         for at, _ in lines
     ]
-    notes = [
-        {
-            "x": at,
-            "y": 1,
-            "yref": "paper",
-            "xanchor": "left",
-            "yanchor": "bottom",
-            "xshift": -2,
-            "text": text,
-            "showarrow": False,
-            "font": {"size": 14},
-        }
-        for at, text in lines
-        if text
-    ]
+    notes = [above(text, at, 1, xshift=-2) for at, text in lines if text]
     return {
         "data": data,
         "layout": {
@@ -161,8 +162,8 @@ def phi_grid(
     grid = {
         "type": "heatmap",
         "z": [[None if v is None else _signed_root(v) for v in line] for line in phi],
-        "x": [_plain(c).replace("\n", "<br>") for c in columns],
-        "y": [_plain(r) for r in rows],
+        "x": [escaped(c).replace("\n", "<br>") for c in columns],
+        "y": [escaped(r) for r in rows],
         "text": text,
         "texttemplate": "%{text}",
         "zmin": -1,
@@ -179,9 +180,9 @@ def phi_grid(
             "ticktext": [f"{v:+g}" if v else "0" for v in ticks],
         },
     }
-    return _figure(
+    return plot(
         [grid],
-        _axis(side="top", showgrid=False, type="category"),
+        plot_axis(side="top", showgrid=False, type="category"),
         _rows(showgrid=False),
         max(260, 90 + 34 * len(rows)),
     )
@@ -203,15 +204,15 @@ def ranked(
     reference: tuple[float, str] | None = None,
 ) -> Figure:
     """Return one dot with its interval a row, with other marks (a diamond, then a bar)."""
-    names, axis = [_plain(n) for n in names], _plain(axis)
+    names, axis = [escaped(n) for n in names], escaped(axis)
     shapes = (("diamond-open", ORANGE), ("line-ns-open", GREY))
     data = [
         _dots(name, at, names, symbol, colour, size=12)
         for (name, at), (symbol, colour) in zip((marks or {}).items(), shapes, strict=False)
     ]
     data.append(_dots(label, values, names, "circle", BLUE, spans, size=9))
-    x = _axis(axis, **({"range": list(bounds)} if bounds else {}))
-    return _figure(
+    x = plot_axis(axis, **({"range": list(bounds)} if bounds else {}))
+    return plot(
         data,
         x,
         _rows(),
@@ -231,19 +232,19 @@ def histogram(
         {
             "type": "histogram",
             "x": [round(float(v), 6) for v in values],
-            "name": _plain(f"{name} (n = {len(values)})"),
+            "name": escaped(f"{name} (n = {len(values)})"),
             "xbins": {"start": 0, "end": top + size, "size": size},
             "marker": {"color": colour, "pattern": {"shape": pattern}, "line": {"width": 0}},
-            "hovertemplate": f"%{{x}}: %{{y}} images<extra>{_plain(name)}</extra>",
+            "hovertemplate": f"%{{x}}: %{{y}} images<extra>{escaped(name)}</extra>",
         }
         for (name, values), colour, pattern in zip(
             series.items(), (BLUE, ORANGE, GREY), ("", "/", "."), strict=False
         )
     ]
-    figure = _figure(
+    figure = plot(
         data,
-        _axis(axis, range=[0, top + size]),
-        _axis("images"),
+        plot_axis(axis, range=[0, top + size]),
+        plot_axis("images"),
         300,
         legend=len(series) > 1,
         lines=[(threshold, f"threshold {threshold:.3g}")] if threshold > 0 else [],
@@ -260,7 +261,7 @@ def scores(
     names: list[str], values: list[float], *, axis: str, hatched: Sequence[bool] = ()
 ) -> Figure:
     """Return horizontal bars, the number at each; `hatched` bars are of another kind."""
-    names = [_plain(n) for n in names]
+    names = [escaped(n) for n in names]
     marks = ["/" if h else "" for h in hatched] or ["" for _ in names]
     bars = {
         "type": "bar",
@@ -277,7 +278,7 @@ def scores(
     largest, least = max([*values, 0.0]), min([*values, 0.0])
     room = 0.14 * max(largest - least, 1e-9)
     span = [least - (room if least < 0 else 0), largest + room]
-    return _figure([bars], _axis(axis, range=span), _rows(), 76 + 30 * len(names))
+    return plot([bars], plot_axis(axis, range=span), _rows(), 76 + 30 * len(names))
 
 
 def before_after(
@@ -294,7 +295,7 @@ def before_after(
 
     They are set a little apart, so that overlapping intervals can be told from each other.
     """
-    names = [_plain(n) for n in names]
+    names = [escaped(n) for n in names]
     at = list(range(len(names)))
     data = [
         _dots("before", before, [i - 0.14 for i in at], "square-open", ORANGE, before_ci),
@@ -303,9 +304,9 @@ def before_after(
     for trace in data:
         trace["text"] = names
         trace["hovertemplate"] = f"%{{text}}: %{{x:.3f}}<extra>{trace['name']}</extra>"
-    y = _axis(tickvals=at, ticktext=names, range=[len(names) - 0.5, -0.5], ticksuffix="  ")
-    x = _axis(axis, **({"range": list(bounds)} if bounds else {}))
-    return _figure(data, x, y, 110 + 46 * len(names), legend=True)
+    y = plot_axis(tickvals=at, ticktext=names, range=[len(names) - 0.5, -0.5], ticksuffix="  ")
+    x = plot_axis(axis, **({"range": list(bounds)} if bounds else {}))
+    return plot(data, x, y, 110 + 46 * len(names), legend=True)
 
 
 def null_strip(control: list[float], effect: float, interval: Interval, *, axis: str) -> Figure:
@@ -316,102 +317,4 @@ def null_strip(control: list[float], effect: float, interval: Interval, *, axis:
         _dots(rows[0], [effect], [rows[0]], "diamond", BLUE, [interval], size=12),
     ]
     y = _rows(categoryorder="array", categoryarray=rows)
-    return _figure(data, _axis(axis), y, 190, lines=[(0.0, "no change")])
-
-
-Line = tuple[Sequence[float], Sequence[float | None]]
-_LINES = tuple(
-    zip(
-        (BLUE, ORANGE, GREEN, PINK, GREY, VIOLET),
-        ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot"),
-        ("circle", "square-open", "diamond", "triangle-up-open", "x-thin-open", "star"),
-        strict=True,
-    )
-)
-
-
-def curves(
-    panels: Sequence[tuple[str, Mapping[str, Line]]],
-    names: Sequence[str],
-    *,
-    axis: str,
-    from_zero: bool = False,
-) -> Figure:
-    """Return panels (title, {name: (x, y)}) in two columns; a y of None is a gap.
-
-    The position in `names` gives colour, dash and marker, so that a name keeps its own in every
-    figure of a page.
-    """
-    several = len(names) > 1
-    rows = -(-len(panels) // 2)
-    height = 260 * rows + 20 + (30 if several else 0)
-    figure = _figure([], {}, {}, height, legend=several)
-    layout = figure["layout"]
-    del layout["xaxis"], layout["yaxis"]
-    few = max((len(x) for _, lines in panels for x, _ in lines.values()), default=0) <= 40
-    for i, (title, lines) in enumerate(panels):
-        row, column = divmod(i, 2)
-        left = 0.54 * column
-        right = left + 0.46 if len(panels) > 1 else 1.0
-        top = 1 - row / rows - (0.0 if row == 0 else 36 / height)
-        bottom = 1 - (row + 1) / rows + (52 / height if rows > 1 else 0)
-        # plotly calls axis 1 x, and the others x2, x3, …
-        number = "" if i == 0 else str(i + 1)
-        layout[f"xaxis{number}"] = _axis(
-            axis, anchor=f"y{number}", domain=[left, right], rangemode="tozero"
-        )
-        layout[f"yaxis{number}"] = _axis(
-            anchor=f"x{number}",
-            domain=[bottom, top],
-            exponentformat="power",
-            rangemode="tozero" if from_zero else "normal",
-        )
-        layout["annotations"].append(
-            {
-                "x": left,
-                "y": top,
-                "xref": "paper",
-                "yref": "paper",
-                "xanchor": "left",
-                "yanchor": "bottom",
-                "text": f"<b>{_plain(title)}</b>",
-                "showarrow": False,
-                "font": {"size": 14},
-            }
-        )
-        shown = {trace["legendgroup"] for trace in figure["data"]}
-        figure["data"] += [
-            _curve(name, line, names.index(name), title, number, few, legend=name not in shown)
-            for name, line in lines.items()
-        ]
-    layout["margin"]["t"] = 64 if several else 34
-    layout["legend"]["y"] = 1 + 26 / height
-    return figure
-
-
-def _curve(
-    name: str, line: Line, place: int, title: str, axis: str, few: bool, *, legend: bool
-) -> dict[str, Any]:
-    """Return one line of a panel; `place` gives its colour, dash and marker."""
-    colour, dash, symbol = _LINES[place % len(_LINES)]
-    return {
-        "type": "scatter",
-        # A line of one point is visible only by its marker; hundreds of markers hide a line.
-        "mode": "lines+markers" if few else "lines",
-        "name": _plain(name),
-        "legendgroup": name,
-        "showlegend": legend,
-        "x": list(line[0]),
-        "y": list(line[1]),
-        "xaxis": f"x{axis}",
-        "yaxis": f"y{axis}",
-        "connectgaps": False,
-        "line": {"color": colour, "width": 2, "dash": dash},
-        "marker": {
-            "symbol": symbol,
-            "size": 7,
-            "color": colour,
-            "line": {"width": 2, "color": colour},
-        },
-        "hovertemplate": f"{_plain(title)}: %{{y:.4g}} at %{{x:,}}<extra>%{{fullData.name}}</extra>",
-    }
+    return plot(data, plot_axis(axis), y, 190, lines=[(0.0, "no change")])

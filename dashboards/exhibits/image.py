@@ -55,31 +55,31 @@ def facts(view: RunView, row: int) -> Table:
 
 
 class ActiveLatent(TypedDict):
-    """A latent that is active in an image: its activation, and this as a share of its largest one."""
+    """A latent that is active in an image."""
 
     site: str
     latent: int
     name: str | None
     wrong: bool | None
-    value: float
-    share: float
+    value: float  # activation
+    share: float  # of the latent's largest activation in the run
 
 
 def active_latents(view: RunView, row: int) -> list[ActiveLatent]:
     """Return the latents active in an image, each with its share of its own largest activation."""
-    known = {(r["site"], r["latent"]): r for r in view.concepts}
+    known = {(r["site"], r["latent"]): r for r in view.live_latents}
     found: list[ActiveLatent] = []
     for site in view.sites:
         codes = view.codes(site)
         for latent, value in zip(*codes.row(row), strict=True):
             top = float(codes.column(int(latent)).max())
-            named = known.get((site, int(latent)))
+            row_of = known.get((site, int(latent)))
             found.append(
                 {
+                    "name": row_of["name"] if row_of else None,
+                    "wrong": row_of["wrong"] if row_of else None,
                     "site": site,
                     "latent": int(latent),
-                    "name": named["name"] if named else None,
-                    "wrong": named["wrong"] if named else None,
                     "value": float(value),
                     "share": float(value) / max(top, 1e-12),
                 }
@@ -90,7 +90,7 @@ def active_latents(view: RunView, row: int) -> list[ActiveLatent]:
 def _short_name(row: ActiveLatent) -> str:
     """Return the name of a latent with a mark where it is wrong on test images."""
     name = row["name"] or "unnamed"
-    return f"{name} ⚠" if row.get("wrong") else name
+    return f"{name} ⚠" if row["wrong"] else name
 
 
 def concepts(view: RunView, row: int) -> Exhibit:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from dermaudit.concepts.annotation.lift_share import LabelEvidence
+from dermaudit.concepts.naming.concept_rows import ConceptRow
 from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError, UserInputError
-from dermaudit.sae.run_rows import ConceptRow, LabelRow
 
 from . import figures, measures
 from .run_view import RunView, latent_title, rivals_of
@@ -15,33 +16,31 @@ from .tables import Exhibit, Table, site_title, span
 FILTERS = ("all", "named", "unnamed", "artifact", "clinical")
 
 
-class ListedLatent(ConceptRow):
-    """A latent as lists show it: `best_for` is the label that it was chosen for, `stable` whether every other
-    seed has a latent like it (None: not known).
-    """
+class LatentRow(ConceptRow):
+    """One row of the table of latents."""
 
-    best_for: str | None
-    stable: bool | None
+    best_for: str | None  # the labelled concept for which it is the best latent
+    stable: bool | None  # every other seed found it too; None: not measured
 
 
-def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[ListedLatent]:
+def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[LatentRow]:
     """Return the live latents of a filter, named ones first, then by z.
 
     `artifact` and `clinical` select a latent by the type of its name, or by the type of the labelled
     concept that it was chosen for.
     """
-    chosen = {(r["site"], r["latent"]): r for r in label_choices(view)}
-    kept: list[ListedLatent] = []
-    for row in view.concepts:
+    chosen = {(r.site, r.latent): r for r in label_choices(view)}
+    kept: list[LatentRow] = []
+    for row in view.live_latents:
         label = chosen.get((row["site"], row["latent"]))
-        types = {row["type"], label["type"] if label else None}
+        types = {row["type"], label.type if label else None}
         if (kind == "named" and not row["name"]) or (kind == "unnamed" and row["name"]):
             continue
         if kind == "artifact" and "artifact" not in types:
             continue
         if kind == "clinical" and not types & {"clinical", "concept", "colour", "anatomy"}:
             continue
-        best = label["concept"] if label else ""
+        best = label.concept if label else ""
         words = (
             f"{latent_title(row)} {row['label_concept'] or ''} {best} {row['site']} "
             f"{site_title(row['site'])} {row['latent']}"
@@ -51,7 +50,7 @@ def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[Liste
         kept.append(
             {
                 **row,
-                "best_for": label["concept"] if label else None,
+                "best_for": label.concept if label else None,
                 "stable": view.stable(row["site"], row["latent"]),
             }
         )
@@ -66,15 +65,15 @@ def concept_rows(view: RunView, kind: str = "all", text: str = "") -> list[Liste
     )
 
 
-def label_choices(view: RunView) -> list[LabelRow]:
+def label_choices(view: RunView) -> list[LabelEvidence]:
     """Return the rows of labels.parquet that have a latent; [] where there are none."""
     try:
-        return [r for r in view.label_rows if r["latent"] is not None]
+        return [LabelEvidence(**r) for r in view.label_rows if r["latent"] is not None]
     except (EvidenceError, UserInputError):
         return []
 
 
-def concept_table(rows: list[ListedLatent]) -> Table:
+def concept_table(rows: list[LatentRow]) -> Table:
     """Return the table of latents."""
     return Table.of(
         rows,
@@ -120,9 +119,13 @@ def over_seeds(view: RunView, row: ConceptRow) -> str:
 
 def summary(view: RunView, row: ConceptRow) -> str:
     """Return what is known of a latent, in a few sentences of Markdown."""
+    return f"{describe(row, _chosen_for(view, row), view.n)} {over_seeds(view, row)}"
+
+
+def _chosen_for(view: RunView, row: ConceptRow) -> list[str]:
+    """Return the labelled concepts for which a latent is the best one."""
     mine = (row["site"], row["latent"])
-    chosen = [r["concept"] for r in label_choices(view) if (r["site"], r["latent"]) == mine]
-    return f"{describe(row, chosen, view.n)} {over_seeds(view, row)}"
+    return [r.concept for r in label_choices(view) if (r.site, r.latent) == mine]
 
 
 def describe(row: ConceptRow, chosen: list[str], n: int) -> str:
@@ -166,7 +169,7 @@ def suppressed_by(view: RunView, site: str, latent: int) -> list[str]:
 
 def find_concept(view: RunView, site: str, latent: int) -> ConceptRow:
     """Return the row of one latent. UserInputError when it is never active, or does not exist."""
-    for row in view.concepts:
+    for row in view.live_latents:
         if row["site"] == site and row["latent"] == latent:
             return row
     raise UserInputError(
@@ -207,10 +210,7 @@ def activations(view: RunView, row: ConceptRow) -> Exhibit:
     fires = column > 0
     if not fires.any():
         raise EvidenceError(f"latent {latent} of {site} fires in no image")
-    concept = next(
-        (r["concept"] for r in label_choices(view) if (r["site"], r["latent"]) == (site, latent)),
-        row["label_concept"],
-    )
+    concept = next(iter(_chosen_for(view, row)), row["label_concept"])
     truth = view.truth.get(concept) if concept else None
     series = {"fires": column[fires]}
     if truth is not None:
@@ -276,8 +276,7 @@ def against_labels(view: RunView, row: ConceptRow) -> Exhibit:
     shown = [r for r in rows if r["auroc"] is not None]
     if not shown:
         raise EvidenceError("; ".join(f"{r['concept']}: {r['reason']}" for r in rows))
-    mine = (row["site"], row["latent"])
-    best = [r["concept"] for r in label_choices(view) if (r["site"], r["latent"]) == mine]
+    best = _chosen_for(view, row)
     chosen = (
         f"Of all latents it was chosen on val for {', '.join(best)}."
         if best

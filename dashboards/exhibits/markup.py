@@ -25,7 +25,8 @@ GRID_CSS = (_HERE / "pieces.css").read_text(encoding="utf-8")
 class Card:
     """One picture of a grid: webp bytes (None: `missing` says why), alt text, lines under it.
 
-    With `map` the picture and its map lie side by side in one figure.
+    With `map` the picture and its map lie side by side in one figure. `file` is the file of the image:
+    such a name is too long to stand under a small picture, so it is the tooltip.
     """
 
     picture: bytes | None
@@ -35,6 +36,7 @@ class Card:
     missing: str = ""
     map: bytes | None = None
     map_alt: str = ""
+    file: str = ""
 
 
 def _data_uri(picture: bytes) -> str:

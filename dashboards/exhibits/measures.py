@@ -7,14 +7,12 @@ What is selected is selected on validation images, and measured on test images.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from dermaudit.errors import EvidenceError
-from dermaudit.sae.run_rows import SuppressedImageRow
 from dermaudit.stats.intervals import (
     MIN_CELL,
     GroupBootstrap,
@@ -26,6 +24,8 @@ from dermaudit.stats.intervals import (
 )
 
 from .run_view import RunView
+
+Interval = tuple[float, float] | None
 
 DRAWS = 400
 SHOWN_LABELS = 6
@@ -97,9 +97,22 @@ def prevalence(view: RunView, *, seed: int = 0) -> list[Cell]:
     return cells
 
 
-def latent_evidence(
-    view: RunView, site: str, latent: int, *, seed: int = 0
-) -> list[dict[str, Any]]:
+class LabelScore(TypedDict):
+    """How one latent ranks one label on test images; None, with the reason, where n is too small."""
+
+    concept: str
+    type: str
+    n: int  # test images with a known label
+    n_pos: int
+    auroc: float | None
+    lo: float | None  # interval of the AUROC
+    hi: float | None
+    auprc: float | None
+    prevalence: float | None
+    reason: str | None
+
+
+def latent_evidence(view: RunView, site: str, latent: int, *, seed: int = 0) -> list[LabelScore]:
     """Return how one latent ranks the labels, scored on test images with intervals.
 
     The labels are the SHOWN_LABELS that it ranks best on validation images, by AUPRC above prevalence.
@@ -124,7 +137,7 @@ def latent_evidence(
     for i in order[:SHOWN_LABELS]:
         test = np.flatnonzero((view.splits == "test") & np.isfinite(values[:, i]))
         y, score = values[test, i], code[test]
-        row: dict[str, Any] = {
+        row: LabelScore = {
             "concept": truths[i].name,
             "type": truths[i].type,
             "n": len(test),
@@ -139,14 +152,9 @@ def latent_evidence(
         if len(test) < MIN_CELL or row["n_pos"] < 5 or row["n_pos"] == len(test):
             row["reason"] = f"n too small: {row['n_pos']} of {len(test)} labelled test images"
         else:
-            low, high = auroc_span(y, score, _draws(view, test, seed))
-            row |= {
-                "auroc": auroc(y, score),
-                "lo": low,
-                "hi": high,
-                "auprc": auprc(y, score),
-                "prevalence": float(y.mean()),
-            }
+            row["auroc"], row["auprc"] = auroc(y, score), auprc(y, score)
+            row["lo"], row["hi"] = auroc_span(y, score, _draws(view, test, seed))
+            row["prevalence"] = float(y.mean())
         rows.append(row)
     if not rows:
         raise EvidenceError("no label has both kinds of image in val: not measured")
@@ -167,9 +175,45 @@ def auroc_span(y: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[f
     return percentile_interval(auroc_draws(y, score, weights))
 
 
+class TestImage(TypedDict):
+    """A test image of a trap, before and after suppression: a row of suppression/<concept>.parquet."""
+
+    row: int  # of images.parquet
+    group4: str  # label and artifact, such as "y=1 a=0"
+    p_before: float  # probability of the target
+    p_after: float
+    top1_before: str  # the decision at the threshold from before, after at the one chosen again
+    top1_after: str
+    flipped: bool  # the decision changed
+    fired: bool  # the embedding changed
+
+
+class FlippedCase(TestImage):
+    """A test image whose decision changed."""
+
+    kind: str  # what the change means
+    cause: str | None  # "edit" or "threshold"; None where the threshold is not known
+    order: tuple[bool, bool, bool]  # the gravest sorts first
+
+
+class GroupAccuracy(TypedDict):
+    """Accuracy of one of the four groups; an interval is None where n is too small."""
+
+    group: str
+    n: int
+    before: float
+    after: float
+    before_ci: Interval
+    after_ci: Interval
+    change_ci: Interval
+    flipped: int
+    fired: int
+    reason: str | None
+
+
 def group_accuracy(
-    rows: Sequence[SuppressedImageRow], groups: np.ndarray, target: str, *, seed: int = 0
-) -> list[dict[str, Any]]:
+    rows: list[TestImage], groups: np.ndarray, target: str, *, seed: int = 0
+) -> list[GroupAccuracy]:
     """Return the accuracy of each of the four groups before and after a suppression, and the change.
 
     `rows` are the test images of a trap. Each figure has an interval; a group with fewer than 30
@@ -187,20 +231,22 @@ def group_accuracy(
             ],
             dtype=float,
         )
-        entry: dict[str, Any] = {
-            "group": name,
-            "n": len(part),
-            "before": float(right[:, 0].mean()),
-            "after": float(right[:, 1].mean()),
-            "flipped": int(sum(row["flipped"] for row in part)),
-            "fired": int(sum(row["fired"] for row in part)),
-            "reason": None if len(part) >= MIN_CELL else f"n too small: {len(part)} images",
-        }
         shares = np.column_stack([right, right[:, 1] - right[:, 0]])
-        entry["before_ci"], entry["after_ci"], entry["change_ci"] = _share_intervals(
-            shares, groups[[row["row"] for row in part]], seed
+        spans = _share_intervals(shares, groups[[row["row"] for row in part]], seed)
+        out.append(
+            GroupAccuracy(
+                group=str(name),
+                n=len(part),
+                before=float(right[:, 0].mean()),
+                after=float(right[:, 1].mean()),
+                before_ci=spans[0],
+                after_ci=spans[1],
+                change_ci=spans[2],
+                flipped=sum(row["flipped"] for row in part),
+                fired=sum(row["fired"] for row in part),
+                reason=None if len(part) >= MIN_CELL else f"n too small: {len(part)} images",
+            )
         )
-        out.append(entry)
     return out
 
 
@@ -210,7 +256,7 @@ def probability(logit: float) -> float:
 
 
 def threshold_effects(
-    rows: Sequence[SuppressedImageRow],
+    rows: list[TestImage],
     groups: np.ndarray,
     threshold_before: float,
     threshold_after: float,
@@ -249,9 +295,7 @@ def threshold_effects(
     return out
 
 
-def _share_intervals(
-    right: np.ndarray, members: np.ndarray, seed: int
-) -> list[tuple[float, float] | None]:
+def _share_intervals(right: np.ndarray, members: np.ndarray, seed: int) -> list[Interval]:
     """Return the 95 % interval of the mean of each column of `right` (n, k), None where n is small."""
     if len(right) < MIN_CELL:
         return [None] * right.shape[1]
@@ -279,18 +323,8 @@ def decision_shares(view: RunView, predicted: np.ndarray, *, seed: int = 0) -> l
     return out
 
 
-class FlippedCase(SuppressedImageRow):
-    """A test image whose decision changed: what it means (`kind`), what changed it (`cause`: "edit" or
-    "threshold"), and its place in the `order` of gravity.
-    """
-
-    kind: str
-    cause: str | None
-    order: tuple[bool, bool, bool]
-
-
 def flipped_cases(
-    rows: Sequence[SuppressedImageRow], target: str, threshold_before: float | None = None
+    rows: list[TestImage], target: str, threshold_before: float | None = None
 ) -> list[FlippedCase]:
     """Return the images whose decision changed, with what it means, gravest first.
 

@@ -188,7 +188,7 @@ def found(view: RunView) -> Exhibit:
             "prevalence (chance)": [r["prevalence"] for r in rows],
         },
     )
-    best = max(rows, key=lambda r: (r["auprc"] or 0) - (r["prevalence"] or 0))
+    best = max(rows, key=lambda r: r["auprc"] - r["prevalence"])
     return Exhibit(
         "How well one latent detects each labelled concept",
         "Average precision (AUPRC) on test of the one latent that ranks the concept's images "

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from dermaudit.concepts.naming.concept_rows import ConceptRow
 from dermaudit.errors import UserInputError
 from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import POOLED, RunData, Truth
-from dermaudit.sae.run_rows import ConceptRow
 
 __all__ = ["POOLED", "RunView", "Truth", "latent_title", "rivals_of"]
 
@@ -26,10 +26,19 @@ class RunView(RunData):
         super().__init__(run)
         self.memo: dict[str, Any] = {}  # what takes long to compute and is asked for more than once
 
+    def file_name(self, row: int) -> str:
+        """Return the path of an image below the data's folder: the id of the image, as in the manifest."""
+        return str(self.images["image"][row].as_py())
+
     def image_file(self, row: int) -> Path | None:
         """Return the path of an image, None if the run's data is not where run.json says."""
-        path = self.run.data_root() / self.images["image"][row].as_py()
+        path = self.run.data_root() / self.file_name(row)
         return path if path.is_file() else None
+
+    @property
+    def live_latents(self) -> list[ConceptRow]:
+        """The rows of concepts.parquet, as `concepts`, with their fields declared."""
+        return cast(list[ConceptRow], self.concepts)
 
     def other_seeds(self, site: str) -> dict[str, Any] | None:
         """Return how the site's SAE compares with other seeds: `against` and `per_latent`.

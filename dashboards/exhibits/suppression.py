@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
+from dermaudit.concepts.suppression.figures import MeasuredFigures
 from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError
-from dermaudit.sae.run_rows import MeasuredEffects, SuppressedImageRow
 
 from . import figures, measures
 from .run_view import RunView, latent_title
@@ -19,17 +20,21 @@ def group_words(name: str, concept: str, target: str) -> str:
     return f"{target if y else 'not ' + target}, {'with' if a else 'no'} {concept}"
 
 
-def measured(view: RunView, concept: str) -> MeasuredEffects:
+def measured(view: RunView, concept: str) -> MeasuredFigures:
     """Return the figures of a suppression with a measured effect; else EvidenceError with the reason."""
     found = view.suppression(concept)
-    if found["worst_group_before"] is None:
+    if found.get("worst_group_before") is None:
         raise EvidenceError(
-            f"latents {found['latents']} are suppressed, chosen by name; {found.get('reason')}"
+            f"latents {found.get('latents')} are suppressed, chosen by name; {found.get('reason')}"
         )
-    return cast(MeasuredEffects, found)
+    return cast(MeasuredFigures, found)
 
 
-def _where(found: MeasuredEffects) -> str:
+def _test_images(view: RunView, concept: str) -> list[measures.TestImage]:
+    return cast(list[measures.TestImage], view.suppressed_rows(concept))
+
+
+def _where(found: MeasuredFigures) -> str:
     if found.get("test_is") == "swapped":
         return "where it predicts the opposite"
     return f"on {found.get('test_is', 'test images')}"
@@ -39,7 +44,7 @@ def groups(view: RunView, concept: str) -> Exhibit:
     """Return the accuracy of the four groups of the trap before and after."""
     found = measured(view, concept)
     target = found.get("target", "target")
-    rows = measures.group_accuracy(view.suppressed_rows(concept), view.groups, target)
+    rows = measures.group_accuracy(_test_images(view, concept), view.groups, target)
     names = [group_words(r["group"], concept, target) for r in rows]
     notes = [f"{n}: {r['reason']}" for n, r in zip(names, rows, strict=True) if r["reason"]]
     return Exhibit(
@@ -86,10 +91,10 @@ def thresholds(view: RunView, concept: str) -> Exhibit:
     found = measured(view, concept)
     target = found.get("target", "target")
     before, after = found["threshold_before"], found["threshold_after"]
-    groups = measures.threshold_effects(view.suppressed_rows(concept), view.groups, before, after)
+    groups = measures.threshold_effects(_test_images(view, concept), view.groups, before, after)
     worst = {key: min(g[key] for g in groups) for key in ("before", "after_unchanged", "after")}
 
-    def name(row: dict[str, Any]) -> str:
+    def name(row: Mapping[str, Any]) -> str:
         return f"{group_words(row['group'], concept, target)}: {row['measure']}"
 
     old, new = measures.probability(before), measures.probability(after)
@@ -243,23 +248,25 @@ def latents(view: RunView, concept: str) -> Exhibit:
 def cases(view: RunView, concept: str) -> list[measures.FlippedCase]:
     """Return the test images whose decision changes, gravest first."""
     found = measured(view, concept)
-    rows = view.suppressed_rows(concept)
-    return measures.flipped_cases(rows, found["target"], found["threshold_before"])
+    rows = _test_images(view, concept)
+    return measures.flipped_cases(rows, found.get("target", "target"), found["threshold_before"])
 
 
-def case(view: RunView, concept: str, row: int) -> measures.FlippedCase | SuppressedImageRow | None:
+def case(view: RunView, concept: str, row: int) -> measures.FlippedCase | measures.TestImage | None:
     """Return what the recipe does to one test image; None where it was not tested on it."""
     flipped = next((c for c in cases(view, concept) if c["row"] == row), None)
-    return flipped or next((r for r in view.suppressed_rows(concept) if r["row"] == row), None)
+    return flipped or next((r for r in _test_images(view, concept) if r["row"] == row), None)
 
 
-def case_lines(view: RunView, concept: str, case: SuppressedImageRow) -> tuple[str, ...]:
+def case_lines(
+    view: RunView, concept: str, case: measures.FlippedCase | measures.TestImage
+) -> tuple[str, ...]:
     """Return what is written under the picture of a test image."""
     causes = {"edit": ", by the edit", "threshold": ", by the moved threshold"}
-    cause = causes.get(str(case.get("cause")), "")
-    change = f"p {case['p_before']:.3f} → {case['p_after']:.3f}{cause}"
+    cause = str(case.get("cause"))
+    change = f"p {case['p_before']:.3f} → {case['p_after']:.3f}{causes.get(cause, '')}"
     target = measured(view, concept)["target"]
-    kind = str(case.get("kind", f"{case['top1_before']}, unchanged"))
+    kind = case.get("kind", f"{case['top1_before']}, unchanged")
     return kind, change, group_words(case["group4"], concept, target)
 
 

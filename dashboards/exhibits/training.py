@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import figures
+from . import curves
 from .tables import NOTHING, Exhibit, Table, word
 from .training_log import StageLog, TrainingLog
 
@@ -147,7 +147,7 @@ def _exhibit(
         title,
         caption,
         Table(("training", _ACROSS[across], *titles.values()), rows, digits=6),
-        figures.curves(panels, names, axis=_ACROSS[across], from_zero=from_zero),
+        curves.curves(panels, names, axis=_ACROSS[across], from_zero=from_zero),
         f"Lines against {_ACROSS[across]}. {ends}.",
         notes,
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
+from dermaudit.concepts.naming.concept_rows import ConceptRow
 from dermaudit.dashboards.exhibits import latents
 from dermaudit.dashboards.exhibits.run_view import POOLED, RunView, latent_title
 from dermaudit.dashboards.exhibits.tables import site_title
 from dermaudit.dashboards.pages import display, session
 from dermaudit.dashboards.pages.page import Page
 from dermaudit.errors import UserInputError
-from dermaudit.sae.run_rows import ConceptRow
 
 MAPS = 6
 

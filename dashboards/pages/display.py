@@ -223,6 +223,7 @@ def card(
         (f"image {row}", *lines),
         session.address("image", row=row) if link else None,
         found if isinstance(found, str) else "",
+        file=run.file_name(row),
     )
 
 

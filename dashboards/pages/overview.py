@@ -31,9 +31,9 @@ def _show(run: RunView) -> None:
     display.links(
         "Open the latent chosen for:",
         [
-            (r["concept"], session.latent_address(r["site"], r["latent"]))
+            (r.concept, session.latent_address(r.site, r.latent))
             for r in latents.label_choices(run)
-            if r["site"] and r["latent"] is not None
+            if r.site is not None and r.latent is not None
         ],
     )
     left, right = display.halves("results")

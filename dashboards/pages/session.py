@@ -24,14 +24,46 @@ RUN_VARIABLE = "DERMAUDIT_RUN"
 # Streamlit draws a page again, without loading it, when the browser goes back or forward. A link
 # within the explorer does the same: it adds its address to the history and reports the move. The
 # session is kept, one step Back undoes one click, and a click with a modifier key opens a tab.
+#
+# Streamlit adds an entry to the history for every parameter that the server writes. Only what the user
+# does makes an entry here: parameters that the server adds to a page just opened (filters that are
+# kept), and the blur, which belongs to the session, replace the address instead. After a click in the
+# menu Streamlit writes the parameters of the new page to the address of the old page first: this
+# is left out, so that the old page keeps its entry.
 _FOLLOW_LINKS = """<script>
 window.dermauditOpen = (address) => {
+  window.dermauditLeaves = false;
+  window.dermauditActed = true;
   history.pushState({}, "", new URL(address, location.href));
   dispatchEvent(new PopStateEvent("popstate", {state: {}}));
   document.querySelector("[data-testid=stMain]")?.scrollTo(0, 0);
 };
 if (!window.dermauditFollows) {
   window.dermauditFollows = true;
+  const unblurred = (address) => {
+    const url = new URL(address, location.href);
+    url.searchParams.delete("blur");
+    return url.href;
+  };
+  const push = history.pushState.bind(history);
+  history.pushState = (state, unused, address) => {
+    const to = new URL(address, location.href);
+    const samePage = to.pathname === location.pathname;
+    if (samePage && window.dermauditLeaves) return;
+    const replace = samePage && (!window.dermauditActed || unblurred(to) === unblurred(location));
+    if (replace) return history.replaceState(state, unused, address);
+    window.dermauditActed = window.dermauditLeaves = false;
+    push(state, unused, address);
+  };
+  for (const event of ["click", "keydown", "input"])
+    document.addEventListener(event, () => {
+      window.dermauditActed = true;
+      window.dermauditLeaves = false;
+    }, true);
+  document.addEventListener("click", (event) => {
+    window.dermauditLeaves = !!event.target.closest("[data-testid=stSidebarNavLink]");
+  }, true);
+  addEventListener("popstate", () => { window.dermauditActed = window.dermauditLeaves = false; });
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[data-page]");
     if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from dermaudit import __version__
 from dermaudit.errors import DermauditError
 from dermaudit.files import sha256_file, write_text
-from dermaudit.sae.run_rows import ConceptRow
+from dermaudit.run.records import Made
 
 from ..exhibits import latents, limits, markup, overview, pictures, suppression
 from ..exhibits.run_view import POOLED, RunView, latent_title
@@ -53,7 +53,7 @@ def write_report(
         return out, out.stat().st_size
     path = target.files.report
 
-    def make() -> tuple[list[Path], dict[str, Any]]:
+    def make() -> Made[dict[str, Any]]:
         write_text(path, build(view))
         return [path], {"bytes": path.stat().st_size}
 
@@ -186,14 +186,14 @@ class _Sections:
         )
         return [everything, *(self._concept(row) for row in shown)]
 
-    def _chosen(self, rows: list[latents.ListedLatent]) -> list[latents.ListedLatent]:
+    def _chosen(self, rows: list[latents.LatentRow]) -> list[latents.LatentRow]:
         """Return the latents that get a heading: first those chosen for a label, then by z."""
-        order = {r["concept"]: i for i, r in enumerate(latents.label_choices(self.view))}
+        order = {r.concept: i for i, r in enumerate(latents.label_choices(self.view))}
         best = sorted((r for r in rows if r["best_for"]), key=lambda r: order[r["best_for"] or ""])
         rest = [r for r in rows if r["name"] and not r["best_for"]]
         return (best + rest)[:CONCEPT_SECTIONS]
 
-    def _concept(self, row: latents.ListedLatent) -> Part:
+    def _concept(self, row: latents.LatentRow) -> Part:
         view, site, latent = self.view, row["site"], row["latent"]
         best = f", best for {row['best_for']}" if row["best_for"] else ""
         top = latents.active_rows(view, site, latent)[:THUMBNAILS]
@@ -217,7 +217,7 @@ class _Sections:
         )
         return part if site == POOLED else self._with_maps(part, row, [i for i, _ in top[:MAPS]])
 
-    def _with_maps(self, part: Part, row: ConceptRow, images: Sequence[int]) -> Part:
+    def _with_maps(self, part: Part, row: latents.LatentRow, images: Sequence[int]) -> Part:
         """Return the part of a latent with maps over its strongest images beside the images."""
         latent, cards, last = row["latent"], [], None
         for i in images:
@@ -292,7 +292,8 @@ class _Sections:
                 self._thumbnails[row] = pictures.thumbnail(self.view, row, _THUMB_SIDE)
         except DermauditError as error:
             return markup.Card(None, "", words, missing=error.message)
-        return markup.Card(self._thumbnails[row], f"Dermoscopic {', '.join(words)}", words)
+        alt, file = f"Dermoscopic {', '.join(words)}", self.view.file_name(row)
+        return markup.Card(self._thumbnails[row], alt, words, file=file)
 
     def _part(self, title: str, make: Make, level: int = 3, width: int = _WIDTH) -> Part:
         """Return the part of one exhibit, or under `title` the reason why there is none."""

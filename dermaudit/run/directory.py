@@ -99,7 +99,7 @@ def open_run(path: Path | str) -> Run:
     if not (path / "run.json").is_file():
         raise UserInputError(
             f"{path} is not a run (no run.json in it)",
-            "make one with: dermaudit audit IMAGES --model NAME --run " + str(path),
+            f"make one with: dermaudit audit IMAGES --model NAME --run {shlex.quote(str(path))}",
         )
     meta = read_json(path / "run.json", "run")
     if not isinstance(meta, dict) or meta.get("format_version") != FORMAT_VERSION:

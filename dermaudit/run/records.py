@@ -12,12 +12,12 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 from dermaudit.errors import AlteredArtifactError, StaleArtifactError, UserInputError
 from dermaudit.files import read_json, sha256_file, sha256_json, write_json
@@ -30,16 +30,20 @@ from .stages import Record, Stage, stage_of, stages
 #: The arguments of the `dermaudit` command that runs now; () when Python code uses the package.
 COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())
 
+#: What a stage reports of its result: a JSON object, kept in run.json.
+Summary = TypeVar("Summary", bound=Mapping[str, Any])
+Made = tuple[list[Path], Summary]  # the files that a stage wrote, and its summary
+
 
 class StageRecord(TypedDict):
-    """The record of a finished stage in run.json: hashes of its inputs and files, and its summary."""
+    """What run.json holds of a finished stage. File names are relative to the run."""
 
-    inputs: str
-    upstream: dict[str, str]
-    columns: dict[str, str]
-    outputs: dict[str, str]
-    summary: dict[str, Any]
+    inputs: str  # sha256 of the options, the upstream stages and the columns
+    outputs: dict[str, str]  # {file: sha256}
+    upstream: dict[str, str]  # {stage: sha256 of its outputs}
+    columns: NotRequired[dict[str, str]]  # {column of images.parquet: sha256 of its values}
     seconds: float
+    summary: dict[str, Any]
 
 
 class RunRecords:
@@ -67,7 +71,7 @@ class RunRecords:
 
     # ---- verified reading
 
-    def is_done(self, stage: str, inputs: dict[str, Any]) -> bool:
+    def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Return whether `stage` was made from exactly these inputs and its files are unchanged."""
         record = self.meta["stages"].get(stage)
         return bool(
@@ -100,7 +104,7 @@ class RunRecords:
 
     def _verified(self, stage: str) -> StageRecord:
         """Return the record of one stage after comparing its files and its inputs with run.json."""
-        record = self.meta["stages"][stage]
+        record: StageRecord = self.meta["stages"][stage]
         again = f"run: {self.remake_command(stage)}"
         changed = self._changed_file(record["outputs"])
         if changed:
@@ -197,16 +201,16 @@ class RunRecords:
     def record(
         self,
         stage: str,
-        inputs: dict[str, Any],
+        inputs: Mapping[str, Any],
         outputs: Iterable[Path],
         *,
         upstream: Iterable[str] = (),
         columns: Iterable[str] = (),
         seconds: float = 0.0,
-        summary: dict[str, Any] | None = None,
+        summary: Mapping[str, Any] | None = None,
     ) -> None:
         """Enter a finished stage; its output files, upstream stages and columns are hashed."""
-        self.meta["stages"][stage] = {
+        done: StageRecord = {
             "inputs": sha256_json(inputs),
             "outputs": {
                 path.relative_to(self.path).as_posix(): sha256_file(path) for path in outputs
@@ -218,8 +222,9 @@ class RunRecords:
             },
             "columns": self.column_digests(columns),
             "seconds": round(seconds, 3),
-            "summary": summary or {},
+            "summary": dict(summary or {}),
         }
+        self.meta["stages"][stage] = done
         command = _command_line()
         commands = self.meta["commands"]
         if command and (not commands or commands[-1]["argv"] != command):
@@ -230,14 +235,14 @@ class RunRecords:
     def stage(
         self,
         name: str,
-        inputs: dict[str, Any],
-        make: Callable[[], tuple[list[Path], dict[str, Any]]],
+        inputs: Mapping[str, Any],
+        make: Callable[[], Made[Summary]],
         *,
         upstream: Iterable[str] = (),
         columns: Iterable[str] = (),
         force: bool = False,
         lock: bool = True,
-    ) -> dict[str, Any]:
+    ) -> Summary:
         """Do a stage unless it is done: `make` writes files and returns (their paths, a summary).
 
         `upstream` names the stages whose files `make` reads, `columns` the columns of images.parquet.
@@ -272,21 +277,21 @@ class RunRecords:
     def perform(
         self,
         record: Record,
-        inputs: dict[str, Any],
-        make: Callable[[], tuple[list[Path], dict[str, Any]]],
+        inputs: Mapping[str, Any],
+        make: Callable[[], Made[Summary]],
         *,
         key: str = "",
         reads: Iterable[str] | None = None,
         force: bool = False,
         lock: bool = True,
-    ) -> dict[str, Any]:
+    ) -> Summary:
         """Make a declared record unless it is done (see `stage`), from the stages and columns that its
         declaration names; `reads` instead where only the stage can tell which of them it reads.
 
         Raises ValueError if `make` writes a file that the declaration does not name.
         """
 
-        def declared_files() -> tuple[list[Path], dict[str, Any]]:
+        def declared_files() -> Made[Summary]:
             outputs, summary = make()
             for path in outputs:
                 name = path.relative_to(self.path).as_posix()

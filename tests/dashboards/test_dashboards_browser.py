@@ -280,6 +280,26 @@ def test_links_keep_the_session_blur_and_filters_and_back_undoes_one_step(
     _wait(browser, blurred)  # the address holds it
 
 
+def test_back_undoes_one_choice_of_the_menu_while_blur_and_filter_are_set(
+    browser: Any, explorer: str
+) -> None:
+    _open(browser, f"{explorer}/images?split=test")
+    _click(browser, "[data-testid=stSidebar] [data-testid=stCheckbox] input")
+    _wait(browser, "location.search.includes('blur=1')")
+    for page in ("Concepts", "Images", "Overview"):
+        _click(browser, "[data-testid=stSidebarNavLink]", page)
+        _wait(browser, f"document.querySelector('h1')?.innerText === {page!r}")
+        _wait(browser, "location.search.includes('blur=1')")
+        _settled(browser)
+    for page in ("Images", "Concepts", "Images"):
+        browser.back()
+        _wait(browser, f"document.querySelector('h1')?.innerText === {page!r}")
+        _settled(browser)
+        filtered = "64 of 120 images" in browser.execute_script("return document.body.innerText")
+        assert filtered == (page == "Images")
+    assert browser.execute_script("return window.loadedOnce === true")  # never loaded again
+
+
 def test_a_click_anywhere_on_a_row_opens_the_latent(browser: Any, explorer: str) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,7 @@ def _labels(run: Run) -> None:
             "ink", "artifact", n=48, n_pos=2, reason="n too small: 2 of 48 labelled test images"
         ),
     ]
-    write_parquet(run.file("labels.parquet"), pa.Table.from_pylist([row.as_row() for row in rows]))
+    write_parquet(run.file("labels.parquet"), pa.Table.from_pylist([asdict(row) for row in rows]))
     run.record(
         "annotate", {}, [run.file("labels.parquet")], upstream=["images", "embed", f"fit:{POOLED}"]
     )
@@ -325,7 +326,7 @@ def _refused(run: Run) -> None:
     """What the stages write for a data set without labels."""
     from dermaudit.concepts.annotation.lift_share import LabelEvidence
 
-    empty = pa.Table.from_pylist([LabelEvidence("x", "artifact").as_row()]).slice(0, 0)
+    empty = pa.Table.from_pylist([asdict(LabelEvidence("x", "artifact"))]).slice(0, 0)
     write_parquet(run.file("labels.parquet"), empty)
     run.record("annotate", {}, [run.file("labels.parquet")], upstream=["images"])
     for stage, name in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,13 @@ def test_a_run_of_another_model_is_refused(run):
     run.check_model("a" * 64)
     with pytest.raises(ForeignArtifactError, match="made with another model .phantom-vit, aaaa"):
         run.check_model("b" * 64)
+
+
+def test_the_hint_for_a_missing_run_can_be_pasted_with_spaces_in_its_path(tmp_path):
+    path = tmp_path / "my runs"
+    with pytest.raises(UserInputError) as refused:
+        open_run(path)
+    assert shlex.split(refused.value.hint)[-2:] == ["--run", str(path)]
 
 
 def test_the_newest_run_is_the_one_written_last(tmp_path):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from dermaudit.errors import EvidenceError
 from dermaudit.sae.run_data import POOLED
-from dermaudit.sae.run_rows import ConceptRow
 
 from .registry import ChoiceData, ChosenLatents
 
@@ -35,7 +35,7 @@ class NameMethod:
         return ChosenLatents([row["latent"] for row in named], evidence, len(named))
 
 
-def _best_scores(rows: list[ConceptRow], concept: str) -> str:
+def _best_scores(rows: list[dict[str, Any]], concept: str) -> str:
     scored = [
         (score, row["latent"])
         for row in rows
