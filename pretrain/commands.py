@@ -33,9 +33,9 @@ class PretrainOptions(Options):
     test: Path | None = option(None, "data set whose test split is measured (default: --data)")
     device: str = option("cpu", "cpu or cuda; under torchrun each process its own")
     threads: int = option(2, "torch threads, and images read at once", minimum=1)
-    resume: bool = option(False, "go on where a stopped run was")
+    resume: bool = option(False, "continue a stopped training")
     skip_lost: bool = option(
-        False, "go on without shards that are missing or cut off", "--skip-lost"
+        False, "continue without shards that are missing or cut off", "--skip-lost"
     )
     force: bool = option(False, "replace the checkpoint in --out")
     dry_run: bool = option(False, "print what would be done")

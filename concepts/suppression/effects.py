@@ -3,7 +3,7 @@
 For a trap head (fitted where the artifact predicts the label), before and after: accuracy of the
 worst of the four groups, AUROC on images without artifacts, and 20 sets of random latents that fire
 equally often. The operating point is the threshold with the best mean accuracy of the four groups on
-the rows of choice, before and after alike; the figures at the unchanged threshold stand beside.
+the rows of choice, before and after alike; the figures at the unchanged threshold are given too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The lesion: its outline, its base colours and its colour regions, and the canvas they go on.
+"""The lesion: its outline, its base colours and its colour regions, and the canvas that they are drawn on.
 
 Positions are in the units of `fields.coordinates`; `d` is the distance from the lesion's centre
 divided by the outline's radius in that direction: 0 at the centre, 1 on the outline.

@@ -1,4 +1,4 @@
-"""The registry of stages: what each stage is called, reads, writes and can be told by options.
+"""The registry of stages: what each stage is called, reads and writes, and its options.
 
 A stage is declared in the file that implements it. The command line, `audit`, `--dry-run`, `doctor`,
 the explorer and the hints of messages read this registry. The modules below import nothing heavy

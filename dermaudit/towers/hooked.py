@@ -2,7 +2,7 @@
 
 The points do not replace modules but tap them with forward hooks (taps.py), so that the state
 dict of `tower.model` keeps its keys. Always in eval mode; parameters are frozen, gradients still
-flow to the input. Names, signatures and verbs are those of transformer-lens and sae-lens.
+flow to the input. Names and signatures are those of transformer-lens and sae-lens.
 """
 
 from __future__ import annotations

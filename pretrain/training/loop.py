@@ -141,7 +141,7 @@ def _run(plan: TrainingPlan, stage: TrainingStage, state: TrainingState) -> None
             if not (at_mark or (every and (step + 1) % every == 0)):
                 continue
             n_failed = int(total(torch.tensor(float(failed), device=world.device)))
-            # Processes have seen other rows: what is saved is what all of them go on with.
+            # Processes have seen other rows: what is saved is what all of them continue with.
             average_buffers(stage.modules.values())
             if world.leads:
                 means = {name: value / (step + 1 - since) for name, value in sums.items()}
@@ -280,7 +280,7 @@ def _means(losses: Losses, stage: str, step: int) -> dict[str, float]:
     if not math.isfinite(means["loss"]):
         raise EvidenceError(
             f"{stage}: the loss is not finite at step {step}",
-            f"lower the learning rate (--set {stage}.lr=…) and go on with --resume",
+            f"lower the learning rate (--set {stage}.lr=…) and continue with --resume",
         )
     return means
 

@@ -31,7 +31,7 @@ class Position:
 
 @dataclass
 class TrainingState:
-    """What a checkpoint of the training holds: every tensor it needs to go on."""
+    """What a checkpoint of the training holds: every tensor that is needed to continue."""
 
     modules: dict[str, nn.Module]
     optimizer: torch.optim.Optimizer

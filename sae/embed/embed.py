@@ -230,7 +230,7 @@ def in_this_process(
                 own = itertools.islice(stream, n_batches(part, batch))
                 values = shard_values(tower, part, sites, _counted(own, meter))
                 if writing is not None:
-                    writing.result()  # one at a time: memory, and a full disk is told before the next
+                    writing.result()  # one at a time: less memory, and a full disk is reported before the next
                 writing = writer.submit(write, values)
             if writing is not None:
                 writing.result()
@@ -274,7 +274,7 @@ def embed_run(
     engine: Engine | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Write the store of every site of a run; a stopped run goes on with its next shard.
+    """Write the store of every site of a run; a stopped run continues with its next shard.
 
     Returns {"sites", "n", "not_finite"}, with "unfinished": True when other workers are still at
     it. A file that can no longer be read is an error here: the run has a row for it.

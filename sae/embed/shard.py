@@ -144,7 +144,9 @@ class _Pieces:
                 self.pieces[i] = Future()
                 try:
                     self.pieces[i].set_result(read_batch(*job))
-                except UserInputError as error:  # told in its turn: the first bad image is named
+                except (
+                    UserInputError
+                ) as error:  # raised in the order of the images: the first bad one is named
                     self.pieces[i].set_exception(error)
         found = [piece.result() for piece in self.pieces]
         return Batch(

@@ -42,7 +42,7 @@ class Words:
         return rows / rows.norm(dim=1, keepdim=True)
 
 
-def test_presence__by_hand():
+def test_presence_by_hand():
     tower = Words(
         {
             "a of hair": [1.0, 0], "a of hairs": [0.6, 0.8], "a": [0.8, 0.6],
@@ -63,7 +63,7 @@ def test_presence__by_hand():
     assert found == pytest.approx(expected)
 
 
-def test_templates__the_published_ones():
+def test_templates_the_published_ones():
     assert len(TEMPLATES["skin"]) == 6
     assert all(a.count("{}") == 1 and "{}" not in b for t in TEMPLATES.values() for a, b in t)
     assert pytest.approx(1 / 98.93, rel=1e-3) == TEMPERATURE
@@ -75,7 +75,7 @@ def manifest(tmp_path, **columns):
     return Manifest(pa.table({**base, **columns}), tmp_path, tmp_path / "manifest.csv")
 
 
-def test_concepts__meet_their_columns_by_name_not_by_place(tmp_path):
+def test_concepts_meet_their_columns_by_name_not_by_place(tmp_path):
     m = manifest(
         tmp_path,
         **{"concept:blue_whitish_veil": [1.0, 0.0, None], "artifact:ruler": [None, 1.0, 0.0]},
@@ -91,12 +91,12 @@ def test_concepts__meet_their_columns_by_name_not_by_place(tmp_path):
     assert found[1].truth[0] == 0 and np.isnan(found[1].truth[1])
 
 
-def test_concepts__none_to_score(tmp_path):
+def test_concepts_none_to_score(tmp_path):
     with pytest.raises(UserInputError, match="no concept: or artifact: column"):
         concepts_of(manifest(tmp_path, label=["a"]), {}, np.array([0]))
 
 
-def test_terms__the_published_file_and_broken_ones(tmp_path, data_dir):
+def test_terms_the_published_file_and_broken_ones(tmp_path, data_dir):
     path = data_dir / "peer-data" / "make" / "ConceptTerms.json"
     if path.is_file():
         terms = read_terms(path)
@@ -113,7 +113,7 @@ def named(name, *terms):
     return BenchConcept(name, np.zeros(1), terms)
 
 
-def test_diagnoses_among_terms__labels_and_built_in_names():
+def test_diagnoses_among_terms_labels_and_built_in_names():
     asked = [
         named("plaque", "plaque", "psoriasis"),
         named("patch", "melasma", "vitiligo"),
@@ -126,7 +126,7 @@ def test_diagnoses_among_terms__labels_and_built_in_names():
     assert diagnosis_terms(asked[:2], []) == {}
 
 
-def test_diagnoses_among_terms__the_published_file(data_dir):
+def test_diagnoses_among_terms_the_published_file(data_dir):
     path = data_dir / "peer-data" / "make" / "ConceptTerms.json"
     if not path.is_file():
         pytest.skip("no peer-data/make in DERMAUDIT_DATA")
@@ -144,7 +144,7 @@ def concepts(n=200, seed=0):
     return [BenchConcept("a", truth[:, 0], ("a",)), BenchConcept("b", truth[:, 1], ("b",))], rng
 
 
-def test_figures__blank_rows_are_left_out():
+def test_figures_blank_rows_are_left_out():
     both, rng = concepts()
     score = rng.normal(size=(200, 2)) + np.nan_to_num(
         np.column_stack([c.truth for c in both]), nan=9
@@ -161,7 +161,7 @@ def test_figures__blank_rows_are_left_out():
     assert np.array_equal(again.draws, figures.draws)
 
 
-def test_random_words__stay_around_one_half_and_the_sheet_shows_them():
+def test_random_words_stay_around_one_half_and_the_sheet_shows_them():
     both, rng = concepts(400)
     noise = rng.normal(size=(400, 24))
     assert np.abs(random_aurocs(noise, both).mean(1) - 0.5).max() < 0.05

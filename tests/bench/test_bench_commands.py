@@ -28,7 +28,7 @@ def n_test(scored):
 # ---- zeroshot
 
 
-def test_zeroshot__scores_every_image_and_saves_what_table_reads(both, scored, main, tmp_path):
+def test_zeroshot_scores_every_image_and_saves_what_table_reads(both, scored, main, tmp_path):
     done = main("bench", "zeroshot", *both, "--out", tmp_path / "o", "--draws", "200", "--json")
     assert done.rc == 0, done.stderr
     found = done.json()
@@ -51,7 +51,7 @@ def test_zeroshot__scores_every_image_and_saves_what_table_reads(both, scored, m
         )
 
 
-def test_zeroshot__is_the_zero_shot_classifier(two_models, scored, main, tmp_path):
+def test_zeroshot_is_the_zero_shot_classifier(two_models, scored, main, tmp_path):
     main(
         "bench", "zeroshot", "--model", two_models / "plain", "--data", scored,
         "--templates", "dermaudit", "--classes", "ham", "--out", tmp_path / "o",
@@ -70,7 +70,7 @@ def test_zeroshot__is_the_zero_shot_classifier(two_models, scored, main, tmp_pat
     assert [saved.classes[t] for t in saved.truth] == [labels[name] for name in saved.images]
 
 
-def test_zeroshot__hierarchy_classes_and_templates_from_files(both, main, tmp_path):
+def test_zeroshot_hierarchy_classes_and_templates_from_files(both, main, tmp_path):
     (tmp_path / "tree.json").write_text('{"tumours": {"melanoma": {}, "nevus": {}, "bcc": {}}}')
     (tmp_path / "templates.txt").write_text("dermoscopy of {}\n")
     done = main(
@@ -86,7 +86,7 @@ def test_zeroshot__hierarchy_classes_and_templates_from_files(both, main, tmp_pa
     assert len(level) == 2 and all(0 <= f["value"] <= 1 for f in level)
 
 
-def test_zeroshot__where_leaves_rows_out(both, scored, main):
+def test_zeroshot_where_leaves_rows_out(both, scored, main):
     done = main(
         "bench", "zeroshot", *both, "--where", "label != 'nv'", "--split", "all", "--draws", "100",
         "--json",
@@ -99,7 +99,7 @@ def test_zeroshot__where_leaves_rows_out(both, scored, main):
 # ---- the others
 
 
-def test_retrieval__whole_split_both_ways(both, scored, main):
+def test_retrieval_whole_split_both_ways(both, scored, main):
     done = main("bench", "retrieval", *both, "--k", "1", "--k", "10", "--draws", "100", "--json")
     assert done.rc == 0, done.stderr
     found = done.json()
@@ -110,7 +110,7 @@ def test_retrieval__whole_split_both_ways(both, scored, main):
 
 
 @pytest.mark.slow
-def test_probe__figures_of_measure_and_the_curve(both, two_models, scored, main, tmp_path):
+def test_probe_figures_of_measure_and_the_curve(both, two_models, scored, main, tmp_path):
     done = main(
         "bench", "probe", *both, "--parts", "2", "--draws", "100", "--out", tmp_path / "o", "--json"
     )
@@ -135,7 +135,7 @@ def test_probe__figures_of_measure_and_the_curve(both, two_models, scored, main,
             assert f["value"] == pytest.approx(accuracy[f["model"]])
 
 
-def test_annotate__matches_concepts_by_name_and_reports_random_words(both, main, tmp_path):
+def test_annotate_matches_concepts_by_name_and_reports_random_words(both, main, tmp_path):
     (tmp_path / "t.json").write_text(
         '{"Ruler": ["a ruler", "scale marks"], "ulcus": ["ulcus"], "hair": ["a nevus", "hair"]}'
     )
@@ -181,7 +181,7 @@ def test_training_images_are_refused(two_models, scored, main, bench):
         (["--model", "phantom-vot"], "did you mean 'phantom-vit'"),
     ],
 )
-def test_wrong_flags__one_sentence(both, main, bench, extra, message):
+def test_wrong_flags_one_sentence(both, main, bench, extra, message):
     done = main("bench", bench, *both, *extra)
     assert done.rc == 2
     assert message in done.stderr
@@ -219,14 +219,14 @@ def test_wrong_flags__one_sentence(both, main, bench, extra, message):
         (["probe", "--parts", "0"], 2, "--parts 0 must be at least 1"),
     ],
 )
-def test_wrong_input__one_sentence(both, main, argv, rc, message):
+def test_wrong_input_one_sentence(both, main, argv, rc, message):
     done = main("bench", *argv[:1], *both, *argv[1:])
     assert done.rc == rc
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_out__is_not_overwritten_without_force(both, main, tmp_path):
+def test_out_is_not_overwritten_without_force(both, main, tmp_path):
     argv = ["bench", "zeroshot", *both, "--out", tmp_path / "o", "--draws", "100"]
     assert main(*argv).rc == 0
     done = main(*argv)
@@ -247,7 +247,7 @@ def test_out__is_not_overwritten_without_force(both, main, tmp_path):
     assert "is a file" in main("bench", "zeroshot", *both, "--out", tmp_path / "file").stderr
 
 
-def test_out__a_refused_run_leaves_nothing(two_models, scored, main, tmp_path):
+def test_out_a_refused_run_leaves_nothing(two_models, scored, main, tmp_path):
     done = main(
         "bench", "zeroshot", "--model", two_models / "plain", "--data", scored, "--where", "index < 9",
         "--out", tmp_path / "new" / "o",
@@ -256,7 +256,7 @@ def test_out__a_refused_run_leaves_nothing(two_models, scored, main, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_captions__numbers_written_as_text(tmp_path):
+def test_captions_numbers_written_as_text(tmp_path):
     columns = {
         "image": ["a.png", "b.png", "c.png"], "note": ["a dark lesion", None, "2"],
         "years": ["50", " 61.5", None], "blank": pa.nulls(3),
@@ -274,7 +274,7 @@ def test_captions__numbers_written_as_text(tmp_path):
         captions_of(m, "notes")
 
 
-def test_no_label__no_caption__no_concept(two_models, image_folder, main):
+def test_no_label_no_caption_no_concept(two_models, image_folder, main):
     folder = image_folder(*(f"{i}.png" for i in range(40)))
     argv = ["--model", two_models / "plain", "--data", folder]
     message = main("bench", "zeroshot", *argv, "--split", "all")
@@ -285,7 +285,7 @@ def test_no_label__no_caption__no_concept(two_models, image_folder, main):
     assert (message.rc, "has no concept: or artifact: column" in message.stderr) == (2, True)
 
 
-def test_short_names__good_for_files_and_unique():
+def test_short_names_good_for_files_and_unique():
     assert short_names(["phantom-vit", "hf-hub:org/DermLIP_ViT-B-16", "ViT-B-16/openai"]) == {
         "phantom-vit": "phantom-vit",
         "DermLIP_ViT-B-16": "hf-hub:org/DermLIP_ViT-B-16",
@@ -300,12 +300,12 @@ def test_short_names__good_for_files_and_unique():
         short_names(["a", "a"])
 
 
-def test_dataset_name__is_the_folder(scored):
+def test_dataset_name_is_the_folder(scored):
     assert dataset_name(scored) == dataset_name(scored / "manifest.parquet") == "toy"
 
 
 @pytest.mark.parametrize("bench", ["zeroshot", "retrieval", "probe", "annotate", "table"])
-def test_help__loads_no_torch(run_python, bench):
+def test_help_loads_no_torch(run_python, bench):
     done = run_python(
         "-c",
         "import sys; from dermaudit.cli import main; "

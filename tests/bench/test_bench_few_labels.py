@@ -18,7 +18,7 @@ from dermaudit.bench.few_labels import (
 from dermaudit.bench.options import Resampling
 
 
-def test_quotas__by_hand():
+def test_quotas_by_hand():
     for counts, n, expected in (
         ([2, 10, 100], 30, [2, 10, 18]),
         ([50, 50], 10, [5, 5]),
@@ -29,7 +29,7 @@ def test_quotas__by_hand():
 
 
 @given(st.lists(st.integers(0, 60), min_size=2, max_size=7), st.integers(10, 100))
-def test_quotas__give_all_and_no_more_than_there_is(counts, n):
+def test_quotas_give_all_and_no_more_than_there_is(counts, n):
     given_ = quotas(np.array(counts), n)
     assert (given_ <= np.array(counts)).all()
     assert given_.sum() == min(n, sum(counts))
@@ -37,7 +37,7 @@ def test_quotas__give_all_and_no_more_than_there_is(counts, n):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000))
-def test_sub_sample__balanced_and_by_whole_groups(seed):
+def test_sub_sample_balanced_and_by_whole_groups(seed):
     rng = np.random.default_rng(seed)
     groups = np.repeat([f"g{i}" for i in range(150)], 2)
     y = np.repeat(rng.choice(3, 150, p=[0.7, 0.2, 0.1]), 2)
@@ -49,7 +49,7 @@ def test_sub_sample__balanced_and_by_whole_groups(seed):
     assert abs(len(rows) - 30) <= 6
 
 
-def test_subsets__same_seed_same_subsets_and_all_of_train_once():
+def test_subsets_same_seed_same_subsets_and_all_of_train_once():
     train = LabelledEmbeddings(np.zeros((200, 1)), np.arange(200) % 4, np.arange(200).astype(str))
     a, b = (subsets(train, (0.1, 1.0), 3, 7) for _ in range(2))
     assert [len(v) for v in a.values()] == [3, 1]
@@ -66,7 +66,7 @@ def synthetic(n, seed, signal=1.2):
     return LabelledEmbeddings(x, y, np.arange(n).astype(str))
 
 
-def test_probe_probs__a_class_that_the_part_lacks_gets_nothing():
+def test_probe_probs_a_class_that_the_part_lacks_gets_nothing():
     train = synthetic(120, 0)
     rows = np.flatnonzero(train.y != 1)
     probs = probe_probs(train, rows, train.x, 3, 0)
@@ -74,7 +74,7 @@ def test_probe_probs__a_class_that_the_part_lacks_gets_nothing():
     assert probs.sum(1) == pytest.approx(1, abs=1e-5)
 
 
-def test_curve__rises_with_labels_and_marks_too_few():
+def test_curve_rises_with_labels_and_marks_too_few():
     train, test = synthetic(900, 0), synthetic(300, 1)
     blind = LabelledEmbeddings(
         np.random.default_rng(2).normal(size=train.x.shape), train.y, train.groups

@@ -45,7 +45,7 @@ def by_sklearn(p: Predictions, rows: np.ndarray) -> dict[str, float]:
     }
 
 
-def test_metric_draws__equal_scikit_learn_on_resampled_rows():
+def test_metric_draws_equal_scikit_learn_on_resampled_rows():
     p = synthetic()
     rng = np.random.default_rng(1)
     for _ in range(5):
@@ -57,7 +57,7 @@ def test_metric_draws__equal_scikit_learn_on_resampled_rows():
         assert found == pytest.approx(by_sklearn(p, rows), abs=1e-12)
 
 
-def test_metric_draws__by_hand():
+def test_metric_draws_by_hand():
     truth, message = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7]])
     found = dict(zip(METRICS, metric_draws(truth, message, probs, np.ones((1, 4)))[0], strict=True))
@@ -67,7 +67,7 @@ def test_metric_draws__by_hand():
     assert found["auroc"] == 1.0
 
 
-def test_metric_draws__a_class_that_a_resample_lacks_leaves_the_means():
+def test_metric_draws_a_class_that_a_resample_lacks_leaves_the_means():
     p = synthetic(60, 3)
     weights = (p.truth != 2).astype(float)[None]
     found = metric_draws(p.truth, p.predicted, p.probs, weights)[0]
@@ -77,7 +77,7 @@ def test_metric_draws__a_class_that_a_resample_lacks_leaves_the_means():
     assert found[METRICS.index("balanced_accuracy")] == pytest.approx(np.mean(recalls))
 
 
-def test_score_predictions__point_is_the_full_sample_and_inside():
+def test_score_predictions_point_is_the_full_sample_and_inside():
     p = synthetic()
     figures = score_predictions({"m": p}, Resampling(200))
     assert figures.points[0, 0] == np.mean(p.truth == p.predicted)
@@ -86,7 +86,7 @@ def test_score_predictions__point_is_the_full_sample_and_inside():
     assert figures.draws.shape == (1, 200, len(METRICS))
 
 
-def test_recall_figures__and_confusion():
+def test_recall_figures_and_confusion():
     p = synthetic()
     figures, counts = recall_figures({"m": p}, Resampling(50))
     matrix = confusion(p)

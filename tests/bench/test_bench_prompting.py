@@ -26,13 +26,13 @@ from dermaudit.data.captions.ontology import Ontology
 from dermaudit.errors import EvidenceError, UserInputError
 
 
-def test_templates__the_published_eight():
+def test_templates_the_published_eight():
     assert load_templates("dermfm") == list(DERMFM_TEMPLATES)
     assert len(set(DERMFM_TEMPLATES)) == 8
     assert all(t.count("{}") == 1 for t in DERMFM_TEMPLATES)
 
 
-def test_templates__from_files(tmp_path):
+def test_templates_from_files(tmp_path):
     (tmp_path / "t.txt").write_text("dermoscopy of {}\n\n  {} on skin\n")
     assert load_templates(str(tmp_path / "t.txt")) == ["dermoscopy of {}", "{} on skin"]
     (tmp_path / "t.json").write_text('["a {}"]')
@@ -48,19 +48,19 @@ def test_templates__from_files(tmp_path):
         ("\n", "holds no template"),
     ],
 )
-def test_templates__broken(tmp_path, text, message):
+def test_templates_broken(tmp_path, text, message):
     (tmp_path / "t.txt").write_text(text)
     with pytest.raises(UserInputError) as refused:
         load_templates(str(tmp_path / "t.txt"))
     assert message in refused.value.message
 
 
-def test_templates__unknown_set():
+def test_templates_unknown_set():
     with pytest.raises(UserInputError, match="did you mean 'dermfm'"):
         load_templates("dermfn")
 
 
-def test_classes__built_in_set_by_the_labels():
+def test_classes_built_in_set_by_the_labels():
     assert load_classes(None, ["nv", None, "mel"], "d") == built_in_classes()["ham"]
     assert list(load_classes(None, ["SEK", "ACK", "MEL"], "d")) == list(built_in_classes()["pad"])
     assert list(load_classes(None, ["malignant", "benign"], "d")) == ["benign", "malignant"]
@@ -71,14 +71,14 @@ def test_classes__built_in_set_by_the_labels():
     )
 
 
-def test_classes__unknown_labels_ask_for_a_file():
+def test_classes_unknown_labels_ask_for_a_file():
     with pytest.raises(UserInputError, match="no built-in set of classes has all labels of d"):
         load_classes(None, ["nv", "eczema"], "d")
     with pytest.raises(UserInputError, match="has no label to score"):
         load_classes(None, [None, ""], "d")
 
 
-def test_classes__files(tmp_path):
+def test_classes_files(tmp_path):
     (tmp_path / "c.toml").write_text('mel = ["melanoma", "malignant melanoma"]\nnv = "nevus"\n')
     expected = {"mel": ["melanoma", "malignant melanoma"], "nv": ["nevus"]}
     assert load_classes(str(tmp_path / "c.toml"), ["mel"], "d") == expected
@@ -96,13 +96,13 @@ def test_classes__files(tmp_path):
         ("c.toml", 'mel = 3\nnv = ["nevus"]\n', "class 'mel' needs a list of names"),
     ],
 )
-def test_classes__broken_files(tmp_path, name, text, message):
+def test_classes_broken_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserInputError, match=message):
         load_classes(str(tmp_path / name), ["mel"], "d")
 
 
-def test_truth__by_code_or_name_and_unknown_stays_unknown():
+def test_truth_by_code_or_name_and_unknown_stays_unknown():
     classes = {"mel": ["melanoma"], "nv": ["nevus", "mole"]}
     assert truth_numbers(["nv", "Melanoma", None, "MOLE"], classes, "d").tolist() == [1, 0, -1, 1]
     with pytest.raises(
@@ -116,7 +116,7 @@ def test_truth__by_code_or_name_and_unknown_stays_unknown():
     assert "--where \"label not in ('baker''s', 'meel')\"" in caught.value.hint
 
 
-def test_truth__a_code_wins_over_another_classes_name():
+def test_truth_a_code_wins_over_another_classes_name():
     classes = {"a": ["b"], "b": ["c"]}
     assert truth_numbers(["b", "c"], classes, "d").tolist() == [1, 1]
 
@@ -137,7 +137,7 @@ def predictions(truth, message, classes):
     )
 
 
-def test_hierarchy__by_hand():
+def test_hierarchy_by_hand():
     tree = Ontology.from_tree(TREE)
     classes = ["melanoma", "nevus", "bcc", "ridge"]
     nodes = class_nodes(tree, {c: [c] for c in classes})
@@ -158,7 +158,7 @@ def test_hierarchy__by_hand():
     assert figures.points[0] == pytest.approx([3 / 4, 2 / 4, 1 / 3, (4 / 6 + 1 + 2 / 5 + 0) / 4])
 
 
-def test_hierarchy__level_of_leaves_is_plain_accuracy():
+def test_hierarchy_level_of_leaves_is_plain_accuracy():
     tree = Ontology.from_tree({"a": {"x": {}, "y": {}}, "b": {"z": {}}})
     rng = np.random.default_rng(0)
     p = predictions(rng.integers(0, 3, 50), rng.integers(0, 3, 50), ["x", "y", "z"])
@@ -167,7 +167,7 @@ def test_hierarchy__level_of_leaves_is_plain_accuracy():
     assert figures.points[0, 1] == pytest.approx(np.mean(p.truth == p.predicted))
 
 
-def test_hierarchy__classes_outside_the_tree():
+def test_hierarchy_classes_outside_the_tree():
     tree = Ontology.from_tree(TREE)
     nodes = class_nodes(tree, {"mel": ["melanoma"], "nv": ["mole", "nevus"], "x": ["rash"]})
     assert nodes[2] is None and tree.names[nodes[1]] == "nevus"
@@ -179,7 +179,7 @@ def test_hierarchy__classes_outside_the_tree():
         hierarchy_figures({"m": p}, tree, [nodes[0], None, None], Resampling(10))
 
 
-def test_hierarchy__the_classes_of_ham_are_in_the_published_tree(data_dir):
+def test_hierarchy_the_classes_of_ham_are_in_the_published_tree(data_dir):
     path = data_dir / "peer-data" / "derm1m" / "ontology.json"
     if not path.is_file():
         pytest.skip("no peer-data/derm1m in DERMAUDIT_DATA")

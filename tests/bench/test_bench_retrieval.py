@@ -34,7 +34,7 @@ def synthetic(n=60, d=8, n_captions=60, seed=0, noise=0.7):
     return x, captions, which
 
 
-def test_ranks__by_hand():
+def test_ranks_by_hand():
     # images on the axes; the captions of 1 and 2 are swapped
     x, captions, which = np.eye(3), np.eye(3), np.array([0, 2, 1])
     captions = unit(captions + 0.1 * np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]]))
@@ -43,7 +43,7 @@ def test_ranks__by_hand():
     assert to_image.found[0] == 1
 
 
-def test_ranks__equal_a_full_sort():
+def test_ranks_equal_a_full_sort():
     x, captions, which = synthetic()
     to_text, to_image = ranks(x, captions, which)
     scores = x @ captions[which].T
@@ -53,7 +53,7 @@ def test_ranks__equal_a_full_sort():
     assert np.array_equal(to_text.found, to_text.strict_low)
 
 
-def test_ranks__duplicates_are_found_by_any_and_strict_by_chance():
+def test_ranks_duplicates_are_found_by_any_and_strict_by_chance():
     x, captions, which = synthetic(n=60, n_captions=20)
     to_text, to_image = ranks(x, captions, which)
     scores = x @ captions[which].T
@@ -67,7 +67,7 @@ def test_ranks__duplicates_are_found_by_any_and_strict_by_chance():
         assert to_image.found[i] <= to_image.strict_low[i]
 
 
-def test_ranks__blocks_change_nothing(monkeypatch):
+def test_ranks_blocks_change_nothing(monkeypatch):
     x, captions, which = synthetic(n=60, n_captions=20)
     whole = ranks(x, captions, which)
     monkeypatch.setattr(retrieval, "_BLOCK", 7)
@@ -76,14 +76,14 @@ def test_ranks__blocks_change_nothing(monkeypatch):
         assert np.array_equal(a.strict_low, b.strict_low)
 
 
-def test_ranks__a_collapsed_model_finds_nothing():
+def test_ranks_a_collapsed_model_finds_nothing():
     x = np.tile(unit([1.0, 2.0]), (40, 1))
     to_text, to_image = ranks(x, x.copy(), np.arange(40))
     assert (to_text.found == 40).all()
     assert (to_image.found == 40).all()
 
 
-def test_recall__strict_shares_the_places_of_equal_captions():
+def test_recall_strict_shares_the_places_of_equal_captions():
     x, captions, which = np.eye(2), np.eye(2), np.array([0, 1])
     x = np.vstack([x, x[0], x[0]])
     which = np.array([0, 1, 0, 0])
@@ -96,7 +96,7 @@ def test_recall__strict_shares_the_places_of_equal_captions():
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=6), st.integers(1, 20))
-def test_chance__is_the_mean_over_random_orders(copies, k):
+def test_chance_is_the_mean_over_random_orders(copies, k):
     which = np.repeat(np.arange(len(copies)), copies)
     n = len(which)
     expected = np.mean([1 - comb(n - copies[c], min(k, n)) / comb(n, min(k, n)) for c in which])
@@ -105,7 +105,7 @@ def test_chance__is_the_mean_over_random_orders(copies, k):
     assert strict == min(k, n) / n
 
 
-def test_chance__is_what_random_embeddings_reach():
+def test_chance_is_what_random_embeddings_reach():
     rng = np.random.default_rng(0)
     which = rng.integers(0, 100, 400)
     which[:100] = np.arange(100)
@@ -117,7 +117,7 @@ def test_chance__is_what_random_embeddings_reach():
     assert np.mean(hits, axis=0) == pytest.approx(chance(which, 10), abs=0.03)
 
 
-def test_figures__the_whole_set_and_paired():
+def test_figures_the_whole_set_and_paired():
     x, captions, which = synthetic(n=80, n_captions=40, noise=0.3)
     y = unit(x + 0.8 * np.random.default_rng(1).normal(size=x.shape))
     models = {"a": ranks(x, captions, which), "b": ranks(y, captions, which)}
@@ -134,7 +134,7 @@ def test_figures__the_whole_set_and_paired():
     assert "R@90 of 80 pairs is 1 by construction" in sheets[1].notes
 
 
-def test_captions__equal_texts_are_encoded_once(monkeypatch):
+def test_captions_equal_texts_are_encoded_once(monkeypatch):
     torch = pytest.importorskip("torch")
     asked = []
 

@@ -59,7 +59,7 @@ def published(data_dir):
     return root
 
 
-def test_published__accuracies_exactly(published, main):
+def test_published_accuracies_exactly(published, main):
     done = main("bench", "table", "--predictions", published, "--draws", "200", "--json")
     assert done.rc == 0
     found = {
@@ -76,7 +76,7 @@ def test_published__accuracies_exactly(published, main):
     assert {key: round(value, 4) for key, value in found.items()} == expected
 
 
-def test_published__legacy_reproduces_every_cell(published, main):
+def test_published_legacy_reproduces_every_cell(published, main):
     done = main("bench", "table", "--predictions", published, "--legacy-bootstrap", "--json")
     checked = done.json()["published"]
     assert (checked["cells"], checked["equal"]) == (56, 56)
@@ -85,7 +85,7 @@ def test_published__legacy_reproduces_every_cell(published, main):
     assert "56 of 56 cells (mean and both bounds) agree to all 4 printed digits" in done.stderr
 
 
-def test_published__one_data_set_alone(published, main):
+def test_published_one_data_set_alone(published, main):
     done = main(
         "bench", "table", "--predictions", published / "PAD", "--legacy-bootstrap", "--json"
     )
@@ -95,13 +95,13 @@ def test_published__one_data_set_alone(published, main):
 # ---- the legacy way
 
 
-def test_legacy__the_generator_is_numpys_legacy_one():
+def test_legacy_the_generator_is_numpys_legacy_one():
     np.random.seed(42)  # noqa: NPY002  (the published figures were made with it)
     rows = np.random.choice(7, 7, replace=True)  # noqa: NPY002
     assert np.array_equal(legacy_weights(7, 3)[0], np.bincount(rows, minlength=7))
 
 
-def test_legacy__the_floor_lifts_a_zero_bound():
+def test_legacy_the_floor_lifts_a_zero_bound():
     p = predictions(30)
     wrong = (p.truth + 1) % 3
     wrong[0] = p.truth[0]  # one of 30 right: many resamples have none
@@ -111,7 +111,7 @@ def test_legacy__the_floor_lifts_a_zero_bound():
     assert cell.low == pytest.approx(0.1 * cell.mean)
 
 
-def test_legacy__a_differing_cell_is_reported():
+def test_legacy_a_differing_cell_is_reported():
     published = {("d", "m"): {"accuracy": "0.5001 (0.4000-0.6000)", "accuracy_p_value": "0.010"}}
     checked = agreement({("d", "m"): {"accuracy": LegacyCell(0.5, 0.4, 0.6, 0.01)}}, published)
     assert (checked.cells, checked.equal, checked.p_equal) == (1, 0, 1)
@@ -119,7 +119,7 @@ def test_legacy__a_differing_cell_is_reported():
     assert "0.5000 (0.4000-0.6000), published 0.5001" in checked.differing[0]
 
 
-def test_legacy__foreign_published_table(tmp_path):
+def test_legacy_foreign_published_table(tmp_path):
     path = tmp_path / "published_intervals.csv"
     path.write_text("Dataset,Model\nHAM,x\n")
     with pytest.raises(UserInputError, match="has no column ACCURACY"):
@@ -129,7 +129,7 @@ def test_legacy__foreign_published_table(tmp_path):
 # ---- saved and read again
 
 
-def test_saved__read_back_equal(folder):
+def test_saved_read_back_equal(folder):
     found = read_predictions(folder)["toy"]["good"]
     made = predictions()
     assert found.images == made.images
@@ -140,13 +140,13 @@ def test_saved__read_back_equal(folder):
     assert found.probs == pytest.approx(made.probs, rel=1e-8)
 
 
-def test_saved__another_order_of_rows_is_the_same_table(folder, main):
+def test_saved_another_order_of_rows_is_the_same_table(folder, main):
     before = main("bench", "table", "--predictions", folder, "--json").json()["figures"]
     rewrite(folder / "toy" / "poor.csv", lambda rows: rows.__setitem__(slice(1, None), rows[:0:-1]))
     assert main("bench", "table", "--predictions", folder, "--json").json()["figures"] == before
 
 
-def test_saved__without_groups_each_image_is_its_own(folder, main):
+def test_saved_without_groups_each_image_is_its_own(folder, main):
     def drop(rows):
         for row in rows:
             del row[1]
@@ -159,7 +159,7 @@ def test_saved__without_groups_each_image_is_its_own(folder, main):
     assert "each is its own" in main("bench", "table", "--predictions", folder).stderr
 
 
-def test_saved__groups_of_one_file_hold_for_all(folder, main):
+def test_saved_groups_of_one_file_hold_for_all(folder, main):
     def drop(rows):
         for row in rows:
             del row[1]
@@ -174,7 +174,7 @@ def test_saved__groups_of_one_file_hold_for_all(folder, main):
 
 
 @pytest.mark.parametrize("suffix", ["txt", "md", "tex", "parquet"])
-def test_formats__the_suffix_of_the_file_decides(folder, main, tmp_path, suffix):
+def test_formats_the_suffix_of_the_file_decides(folder, main, tmp_path, suffix):
     out = tmp_path / f"table.{suffix}"
     done = main("bench", "table", "--predictions", folder, "--out", out, "--json")
     assert done.rc == 0
@@ -190,7 +190,7 @@ def test_formats__the_suffix_of_the_file_decides(folder, main, tmp_path, suffix)
     assert {"txt": "---", "md": "| model |", "tex": r"\toprule"}[suffix] in written
 
 
-def test_formats__wrong_ones(folder, main, tmp_path):
+def test_formats_wrong_ones(folder, main, tmp_path):
     done = main("bench", "table", "--predictions", folder, "--format", "latx")
     assert done.rc == 2
     assert "did you mean 'latex'" in done.stderr
@@ -200,7 +200,7 @@ def test_formats__wrong_ones(folder, main, tmp_path):
     assert main("bench", "table", "--predictions", folder, "--format", "parquet").rc == 2
 
 
-def test_by_class__small_classes_have_no_figure(tmp_path, main):
+def test_by_class_small_classes_have_no_figure(tmp_path, main):
     p = predictions(80)
     keep = [i for i in range(80) if p.truth[i] != 2 or i < 30]
     write_predictions(tmp_path / "p", "toy", {"m": p.take(np.array(keep))})
@@ -211,7 +211,7 @@ def test_by_class__small_classes_have_no_figure(tmp_path, main):
     assert all(f["n"] >= 30 for f in shown)
 
 
-def test_too_few_images__exit_3(tmp_path, main):
+def test_too_few_images_exit_3(tmp_path, main):
     write_predictions(tmp_path / "p", "toy", {"m": predictions(20)})
     done = main("bench", "table", "--predictions", tmp_path / "p")
     assert done.rc == 3
@@ -292,7 +292,7 @@ def empty(rows):
         (empty, "poor.csv has no row"),
     ],
 )
-def test_bad_file__one_sentence(folder, main, change, message):
+def test_bad_file_one_sentence(folder, main, change, message):
     rewrite(folder / "toy" / "poor.csv", change)
     done = main("bench", "table", "--predictions", folder)
     assert done.rc == 2
@@ -300,7 +300,7 @@ def test_bad_file__one_sentence(folder, main, change, message):
     assert "Traceback" not in done.stderr
 
 
-def test_bad_folder__one_sentence(folder, main, tmp_path):
+def test_bad_folder_one_sentence(folder, main, tmp_path):
     (tmp_path / "file").write_text("")
     assert (
         "is not a folder of predictions"
@@ -340,7 +340,7 @@ def test_loads_no_torch(run_python, folder):
 # ---- where it is written
 
 
-def test_out__is_kept_without_force_and_checked_before_any_work(folder, main, tmp_path):
+def test_out_is_kept_without_force_and_checked_before_any_work(folder, main, tmp_path):
     out = tmp_path / "t.md"
     out.write_text("precious")
     # Nothing was read yet: the folder of predictions is not there.
@@ -358,6 +358,6 @@ def test_out__is_kept_without_force_and_checked_before_any_work(folder, main, tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p", "t.md"]
 
 
-def test_predictions__absent(main, tmp_path):
+def test_predictions_absent(main, tmp_path):
     done = main("bench", "table", "--predictions", tmp_path / "absent")
     assert done.rc == 2 and "absent does not exist\n  give DIR with" in done.stderr

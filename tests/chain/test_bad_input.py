@@ -77,7 +77,7 @@ def test_a_run_folder_that_is_something_else(cli, image_folder, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose me"
 
 
-def test_reading_verbs_without_a_run(cli, tmp_path):
+def test_reading_commands_without_a_run(cli, tmp_path):
     one_sentence(cli("fit", "--run", tmp_path / "none"), "is not a run")
     one_sentence(cli("concepts", cwd=tmp_path), "no run found")
 

@@ -44,33 +44,33 @@ def rows(made, vocabulary):
     return {r.kind: r for r in compare(made[2], vocabulary, vectors, distractors)}
 
 
-def test_compare__exactly_nec_concepts_of_every_kind(rows):
+def test_compare_exactly_nec_concepts_of_every_kind(rows):
     assert set(rows) == {"sae", "vocabulary", "random", "probe"}
     for kind in ("sae", "vocabulary", "random"):
         assert len(json.loads(rows[kind].concepts)) == 5 == rows[kind].nec
     assert rows["probe"].nec is None
 
 
-def test_compare__diagnosis_words_never_enter(rows):
+def test_compare_diagnosis_words_never_enter(rows):
     assert set(json.loads(rows["vocabulary"].concepts)) <= {f"c{i}" for i in range(8)}
     assert rows["vocabulary"].auroc < 0.6  # with the word "melanoma" it would be near the probe
     assert rows["probe"].auroc > 0.85
 
 
-def test_compare__the_sae_row_finds_the_planted_latents(rows):
+def test_compare_the_sae_row_finds_the_planted_latents(rows):
     used = json.loads(rows["sae"].concepts)
     assert {f"visual.pooled/{j}" for j in range(3)} <= set(used)
     assert all(used[f"visual.pooled/{j}"] > 0 for j in range(3))
     assert rows["sae"].auroc > 0.8 and rows["sae"].lo < rows["sae"].auroc < rows["sae"].hi
 
 
-def test_compare__counts_are_those_of_test(rows, made):
+def test_compare_counts_are_those_of_test(rows, made):
     test = SPLITS == "test"
     assert all((r.n, r.n_pos) == (test.sum(), made[1][test].sum()) for r in rows.values())
 
 
 @pytest.mark.parametrize("nec", [1, 3, 5, 16])
-def test_sparse_head__exactly_nec_and_blind_to_test_labels(made, nec):
+def test_sparse_head_exactly_nec_and_blind_to_test_labels(made, nec):
     x, y, _ = made
     train, test = np.flatnonzero(SPLITS == "train"), np.flatnonzero(SPLITS == "test")
     score, weights = sparse_head(x, y, train, test, GROUPS, nec=nec, seed=0)
@@ -84,7 +84,7 @@ def test_sparse_head__exactly_nec_and_blind_to_test_labels(made, nec):
     assert weights == same
 
 
-def test_sparse_head__the_score_is_the_weights_on_standardised_features(made):
+def test_sparse_head_the_score_is_the_weights_on_standardised_features(made):
     x, y, _ = made
     train, test = np.flatnonzero(SPLITS == "train"), np.flatnonzero(SPLITS == "test")
     score, weights = sparse_head(x, y, train, test, GROUPS, nec=3, seed=0)
@@ -93,7 +93,7 @@ def test_sparse_head__the_score_is_the_weights_on_standardised_features(made):
     np.testing.assert_allclose(score - score[0], by_hand - by_hand[0], atol=1e-3)
 
 
-def test_sparse_head__constant_features_are_not_used(made):
+def test_sparse_head_constant_features_are_not_used(made):
     x, y, _ = made
     x = x.copy()
     x[:, 5:] = 2.0
@@ -102,7 +102,7 @@ def test_sparse_head__constant_features_are_not_used(made):
     assert {j for j, _ in weights} == set(range(5))
 
 
-def test_compare__too_few_images(made, vocabulary):
+def test_compare_too_few_images(made, vocabulary):
     data = made[2]
     labels = np.where(np.arange(N) < 60, data.labels, "").astype(object)
     few = Data(data.pooled, np.maximum(data.pooled, 0), SPLITS, GROUPS, labels=labels)

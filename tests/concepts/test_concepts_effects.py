@@ -64,7 +64,7 @@ def figures(case):
     return chosen, found
 
 
-def test_planted_artifact__chosen_and_removed(figures):
+def test_planted_artifact_chosen_and_removed(figures):
     chosen, found = figures
     assert chosen.latents[0] == RULER and SIGNAL not in chosen.latents
     assert chosen.evidence[0]["auprc"] > 0.95
@@ -79,7 +79,7 @@ def test_planted_artifact__chosen_and_removed(figures):
     assert found["auroc_after"] > found["auroc_before"]
 
 
-def test_groups__by_hand(case, figures):
+def test_groups_by_hand(case, figures):
     w, editor, trap, head, _ = case
     _, found = figures
     right = (probe_score(head, w.x) > found["threshold_before"]) == (w.y == 1)
@@ -92,7 +92,7 @@ def test_groups__by_hand(case, figures):
     assert found["worst_group_before"] == min(found["groups_before"].values())
 
 
-def test_choice_and_threshold__do_not_move_with_the_labels_of_test(case):
+def test_choice_and_threshold_do_not_move_with_the_labels_of_test(case):
     w, editor, trap, head, codes = case
     y = w.y.copy()
     y[trap.test] = 1 - y[trap.test]
@@ -107,7 +107,7 @@ def test_choice_and_threshold__do_not_move_with_the_labels_of_test(case):
     )
 
 
-def test_ranking__the_signal_of_the_label_is_no_candidate(case):
+def test_ranking_the_signal_of_the_label_is_no_candidate(case):
     w, editor, trap, head, codes = case
     balanced = np.flatnonzero(w.splits == "val")  # here ruler and label are independent
     ranked = rank_latents(codes[balanced], w.a[balanced], head.direction()[1] * 2, editor.sae)
@@ -119,7 +119,7 @@ def test_ranking__the_signal_of_the_label_is_no_candidate(case):
     assert ranked[0][1]["effect"] == pytest.approx(by_hand, rel=1e-4)
 
 
-def test_no_latent_sees_it__refused(case):
+def test_no_latent_sees_it_refused(case):
     w, editor, trap, head, codes = case
     blind = codes.copy()
     blind[:] = 0
@@ -128,7 +128,7 @@ def test_no_latent_sees_it__refused(case):
     assert refused.value.numbers == {"candidates": 0}
 
 
-def test_a_head_that_does_not_lean_on_it__refused(case):
+def test_a_head_that_does_not_lean_on_it_refused(case):
     w, editor, trap, _, codes = case
     fair = np.flatnonzero(w.splits == "train")  # no correlation of ruler and label here
     head = fit_probe(w.x[fit := fair[w.a[fair] == 0]], w.y[fit], w.groups[fit])
@@ -141,13 +141,13 @@ def test_a_head_that_does_not_lean_on_it__refused(case):
     assert no.value.numbers["candidates"] >= 1
 
 
-def test_refit__at_least_as_good_for_a_planted_direction(case, figures):
+def test_refit_at_least_as_good_for_a_planted_direction(case, figures):
     w, editor, trap, _, _ = case
     chosen, found = figures
     assert refit_worst(editor, chosen.latents, w.x, trap, w.groups, 0) > found["worst_group_before"]
 
 
-def test_without_trap__there_is_more_to_win(case, figures):
+def test_without_trap_there_is_more_to_win(case, figures):
     w, _, trap, _, _ = case
     train = np.flatnonzero(w.splits == "train")
     ceiling = worst_without_trap(w.x, trap, train, w.groups, 0)
@@ -156,7 +156,7 @@ def test_without_trap__there_is_more_to_win(case, figures):
 
 
 @pytest.mark.parametrize("pair", [("y=0 a=0", "y=0 a=1"), ("y=0 a=1", "y=1 a=1")])
-def test_interval__a_draw_with_an_empty_cell_is_not_defined(case, figures, pair):
+def test_interval_a_draw_with_an_empty_cell_is_not_defined(case, figures, pair):
     # Two cells of one patient each: most draws lack one of them, in whichever order they stand.
     w, editor, trap, head, codes = case
     groups = w.groups.copy()
@@ -178,7 +178,7 @@ def test_interval__a_draw_with_an_empty_cell_is_not_defined(case, figures, pair)
     assert np.isnan(out["ci"]).all() and np.isnan(out["worst_group_before_ci"]).all()
 
 
-def test_collateral__too_few_clean_images(case):
+def test_collateral_too_few_clean_images(case):
     w, editor, trap, head, codes = case
     chosen = choose_by_effect(editor, head, w.x, trap, codes)
     clean = np.flatnonzero((w.splits == "test") & (w.y == 1))[:12]
@@ -201,7 +201,7 @@ def test_collateral__too_few_clean_images(case):
 # ---- pieces
 
 
-def test_operating_point__by_hand():
+def test_operating_point_by_hand():
     y = np.array([0, 0, 1, 0, 1, 1, 1])
     score = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.9])
     assert operating_point(y, score) == pytest.approx(0.5)  # 3/3 below, 3/4 above
@@ -210,7 +210,7 @@ def test_operating_point__by_hand():
 
 @given(st.integers(0, 100_000), st.sampled_from([3, 1000]))
 @settings(max_examples=80, deadline=None)
-def test_operating_point__no_threshold_is_better(seed, levels):
+def test_operating_point_no_threshold_is_better(seed, levels):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(4, 25))
     y, score = rng.integers(0, 2, n), rng.integers(0, levels, n) / levels  # with ties, and without
@@ -223,14 +223,14 @@ def test_operating_point__no_threshold_is_better(seed, levels):
     assert balanced(operating_point(y, score)) == pytest.approx(best)
 
 
-def test_operating_point__of_weighted_rows_by_hand():
+def test_operating_point_of_weighted_rows_by_hand():
     # Two of three negatives lie at .6, but the one at .2 weighs more than both.
     y, score = np.array([0, 0, 0, 1, 1]), np.array([0.2, 0.6, 0.6, 0.4, 0.9])
     assert operating_point(y, score) == pytest.approx(0.75)
     assert operating_point(y, score, np.array([5, 1, 1, 1, 1])) == pytest.approx(0.3)
 
 
-def test_matched_random_sets__others_as_often():
+def test_matched_random_sets_others_as_often():
     rng = np.random.default_rng(0)
     active = rng.integers(0, 1000, 200)
     active[:20] = 0
@@ -246,7 +246,7 @@ def test_matched_random_sets__others_as_often():
     assert sets == matched_random_sets(active, latents, seed=3)
 
 
-def test_editor__nothing_to_suppress():
+def test_editor_nothing_to_suppress():
     x = world(50).x
     assert Editor(basis_sae()).rows([], x) is x
     np.testing.assert_array_equal(Editor(basis_sae()).rows([DEAD], x), x)

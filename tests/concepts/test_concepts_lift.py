@@ -38,7 +38,7 @@ def evidence(*args, **options):
     return latents_by_label(data(*args, **options), n_draws=100)[0]
 
 
-def test_latent_is_the_label__share_about_one():
+def test_latent_is_the_label_share_about_one():
     codes = noise_codes()
     codes[:, 3] = LABEL
     row = evidence(codes)
@@ -53,7 +53,7 @@ def test_latent_is_the_label__share_about_one():
     assert row.type == "artifact" and row.reason is None
 
 
-def test_share__by_hand():
+def test_share_by_hand():
     codes = noise_codes()
     codes[:, 3] = agreeing(0.9)
     row = evidence(codes)
@@ -63,7 +63,7 @@ def test_share__by_hand():
     assert row.auprc_lo < row.auprc < row.auprc_hi
 
 
-def test_choice__a_latent_that_is_perfect_on_test_only_is_not_chosen():
+def test_choice_a_latent_that_is_perfect_on_test_only_is_not_chosen():
     codes = noise_codes()
     codes[:, 2] = agreeing(0.85)
     codes[:, 5] = np.where(SPLITS == "test", LABEL, codes[:, 5])
@@ -71,41 +71,41 @@ def test_choice__a_latent_that_is_perfect_on_test_only_is_not_chosen():
     assert row.latent == 2 and row.auprc < 0.9
 
 
-def test_choice__a_latent_that_is_perfect_on_train_only_is_not_chosen():
+def test_choice_a_latent_that_is_perfect_on_train_only_is_not_chosen():
     codes = noise_codes()
     codes[:, 2] = agreeing(0.85)
     codes[:, 5] = np.where(SPLITS == "train", LABEL, codes[:, 5])
     assert evidence(codes).latent == 2
 
 
-def test_choice__does_not_move_with_the_labels_of_test():
+def test_choice_does_not_move_with_the_labels_of_test():
     codes = noise_codes(30)
     other = np.where(SPLITS == "test", np.random.default_rng(9).permutation(LABEL), LABEL)
     assert evidence(codes).latent == evidence(codes, truth=other).latent
 
 
-def test_choose_latent__short_list_and_ties():
+def test_choose_latent_short_list_and_ties():
     train = {"a": np.array([[0.9, 0.8, np.nan]]), "b": np.array([[0.7]])}
     val = {"a": np.array([[0.2, 0.6, 0.99]]), "b": np.array([[0.6]])}
     assert choose_latent(train, val, 0) == ("b", 0)  # equal on val: the same one every time
     assert choose_latent({"a": np.array([[np.nan]])}, {"a": np.array([[np.nan]])}, 0) is None
 
 
-def test_undefined__where_the_probe_knows_nothing():
+def test_undefined_where_the_probe_knows_nothing():
     x = np.random.default_rng(4).normal(size=(N, 6)).astype(np.float32)
     row = evidence(noise_codes(), x)
     assert row.lift_share is None and "lift share undefined" in row.reason
     assert row.auprc is not None
 
 
-def test_too_few__said_with_the_numbers():
+def test_too_few_reported_with_the_numbers():
     few = np.zeros(N)
     few[np.flatnonzero(SPLITS == "test")[:4]] = 1
     row = evidence(noise_codes(), truth=few)
     assert row.auprc is None and row.reason == f"n too small: 4 of {N // 3} labelled test images"
 
 
-def test_no_positive_in_val__no_choice():
+def test_no_positive_in_val_no_choice():
     truth = np.where(SPLITS == "val", 0.0, LABEL)
     row = evidence(noise_codes(), truth=truth)
     assert row.latent is None and "no latent can be chosen" in row.reason
@@ -120,6 +120,6 @@ def test_unknown_labels_are_left_out():
     assert row.auprc == 1.0 and row.n == (~hidden & (SPLITS == "test")).sum()
 
 
-def test_no_labels__no_rows():
+def test_no_labels_no_rows():
     empty = Data(np.zeros((N, 2), np.float32), noise_codes(), SPLITS, GROUPS)
     assert latents_by_label(empty) == []

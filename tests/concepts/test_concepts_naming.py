@@ -70,7 +70,7 @@ def test_dead_and_rare_latents_are_unnamed():
     assert np.isnan(names.z[10:]).all() and names.rivals[10:] == ["[]", "[]"]
 
 
-def test_score__by_hand():
+def test_score_by_hand():
     # s(n, t) = Σ w z: two images, one latent that fires on the first only.
     codes = np.array([[3.0, 1], [0, 1], [0, 1]] * 10)
     pooled = np.tile(np.eye(3), (10, 1))
@@ -81,7 +81,7 @@ def test_score__by_hand():
     assert names.z[1] == pytest.approx(0, abs=1e-12)  # fires everywhere alike: says nothing
 
 
-def test_permuted_activations__nothing_is_named():
+def test_permuted_activations_nothing_is_named():
     rng = np.random.default_rng(3)
     codes, pooled = planted()
     codes = np.concatenate([codes[:, :6]] * 6, axis=1)
@@ -93,7 +93,7 @@ def test_permuted_activations__nothing_is_named():
     assert names.named_under_permutation <= 2
 
 
-def test_distractor__a_latent_won_by_one_is_unnamed():
+def test_distractor_a_latent_won_by_one_is_unnamed():
     codes, pooled = planted()
     concepts, distractors = vectors()
     distractors[4] = basis()[2]  # a nonsense word that lies exactly on latent 2
@@ -102,14 +102,14 @@ def test_distractor__a_latent_won_by_one_is_unnamed():
     assert json.loads(names.rivals[2])[0][0] == "(d4)"
 
 
-def test_names__same_seed_same_names():
+def test_names_same_seed_same_names():
     codes, pooled = planted()
     one, again = (name_latents(codes, pooled, *vectors(), words(), seed=4) for _ in range(2))
     np.testing.assert_array_equal(one.p_null, again.p_null)
     np.testing.assert_array_equal(one.z, again.z)
 
 
-def test_synonyms__two_planted_wordings_give_one_concept():
+def test_synonyms_two_planted_wordings_give_one_concept():
     # The latents stand for different wordings ("ruler", "measuring scale") of the same concept.
     tower = TextTower({"ruler": basis()[0], "measuring scale": basis()[1], "ink": basis()[2]})
     vocabulary = Vocabulary(
@@ -128,20 +128,20 @@ def test_synonyms__two_planted_wordings_give_one_concept():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 @settings(max_examples=60, deadline=None)
-def test_benjamini_hochberg__equals_scipy(p):
+def test_benjamini_hochberg_equals_scipy(p):
     np.testing.assert_allclose(
         benjamini_hochberg(np.array(p)), false_discovery_control(p), atol=1e-12
     )
 
 
-def test_benjamini_hochberg__empty():
+def test_benjamini_hochberg_empty():
     assert len(benjamini_hochberg(np.array([]))) == 0
 
 
 # ---- vocabularies
 
 
-def test_bundled__every_id_finds_itself():
+def test_bundled_every_id_finds_itself():
     vocabulary = Vocabulary.load()
     assert {"ruler", "ink", "hair", "gel_bubble", "dark_corner"} <= {
         c.id for c in vocabulary.concepts
@@ -156,7 +156,7 @@ def test_bundled__every_id_finds_itself():
     assert len(vocabulary.distractors) >= sum(c.type != "diagnosis" for c in vocabulary.concepts)
 
 
-def test_concept__the_nearest_is_offered():
+def test_concept_the_nearest_is_offered():
     with pytest.raises(UserInputError, match="unknown concept 'rular': did you mean 'ruler'?"):
         Vocabulary.load().concept("rular")
     with pytest.raises(UserInputError, match="did you mean 'dermoscopy'?"):
@@ -182,7 +182,7 @@ GOOD = '[concepts.ruler]\ntype = "artifact"\nterms = ["ruler"]\n'
         ("[concepts", "cannot be read"),
     ],
 )
-def test_bad_file__a_sentence_that_names_it(tmp_path, text, sentence):
+def test_bad_file_a_sentence_that_names_it(tmp_path, text, sentence):
     path = tmp_path / "v.toml"
     path.write_text(text)
     with pytest.raises(UserInputError) as refused:
@@ -190,7 +190,7 @@ def test_bad_file__a_sentence_that_names_it(tmp_path, text, sentence):
     assert "v.toml" in refused.value.message and sentence in refused.value.message
 
 
-def test_bad_file__absent_a_folder_a_list(tmp_path):
+def test_bad_file_absent_a_folder_a_list(tmp_path):
     with pytest.raises(UserInputError, match=r"none\.toml does not exist"):
         Vocabulary.load(tmp_path / "none.toml")
     (tmp_path / "folder.toml").mkdir()
@@ -201,7 +201,7 @@ def test_bad_file__absent_a_folder_a_list(tmp_path):
         Vocabulary.load(tmp_path / "v.json")
 
 
-def test_json_and_toml__the_same_vocabulary(tmp_path):
+def test_json_and_toml_the_same_vocabulary(tmp_path):
     (tmp_path / "v.toml").write_text(GOOD)
     (tmp_path / "v.json").write_text(
         json.dumps({"concepts": {"ruler": {"type": "artifact", "terms": ["ruler"]}}})
@@ -211,7 +211,7 @@ def test_json_and_toml__the_same_vocabulary(tmp_path):
     assert one.sha256() != Vocabulary.load().sha256()
 
 
-def test_text_vectors__a_concept_does_not_depend_on_the_others():
+def test_text_vectors_a_concept_does_not_depend_on_the_others():
     tower = TextTower({w: basis()[i] for i, w in enumerate(WORDS)})
     whole = words()
     part = Vocabulary("part", whole.concepts[3:5], whole.templates, whole.distractors[:2])

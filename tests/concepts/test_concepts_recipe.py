@@ -44,7 +44,7 @@ def path(run, tmp_path):
     return copy
 
 
-def test_recipe__says_what_it_does_and_how_well(run):
+def test_recipe_names_what_it_does_and_how_well(run):
     body = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json")).body
     assert body["latents"][0]["latent"] == RULER
     assert body["sae"]["site"] == POOLED and body["model"]["fingerprint"] == "f" * 64
@@ -56,7 +56,7 @@ def test_recipe__says_what_it_does_and_how_well(run):
     assert "random_lifts" not in effects
 
 
-def test_figures_and_rows__agree(run, w):
+def test_figures_and_rows_agree(run, w):
     figures = json.loads(run.file("suppression", "ruler.json").read_text())
     rows = pq.read_table(run.file("suppression", "ruler.parquet")).to_pylist()
     assert len(rows) == figures["n_test"]
@@ -72,13 +72,13 @@ def test_figures_and_rows__agree(run, w):
     assert figures["identity_rows"] == int((~(z > 0).any(1)).sum())
 
 
-def test_hash__is_that_of_the_body(run):
+def test_hash_is_that_of_the_body(run):
     raw = json.loads(run.file("recipes", "ruler.recipe.json").read_text())
     assert raw["body_sha256"] == sha256_json(raw["body"]) == SuppressionRecipe(raw["body"]).sha256
     assert set(raw["envelope"]) == {"author", "date", "signature"}
 
 
-def test_recipe__save_load_equal(run, path, tmp_path):
+def test_recipe_save_load_equal(run, path, tmp_path):
     recipe = SuppressionRecipe.load(path)
     recipe.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
@@ -92,7 +92,7 @@ def test_recipe__save_load_equal(run, path, tmp_path):
         lambda body: body["operation"].update(mode="clamp"),
     ],
 )
-def test_tampered_body__refused(path, spoil):
+def test_tampered_body_refused(path, spoil):
     raw = json.loads(path.read_text())
     spoil(raw["body"])
     path.write_text(json.dumps(raw))
@@ -100,14 +100,14 @@ def test_tampered_body__refused(path, spoil):
         SuppressionRecipe.load(path)
 
 
-def test_envelope__is_not_hashed(path):
+def test_envelope_is_not_hashed(path):
     raw = json.loads(path.read_text())
     raw["envelope"]["author"] = "someone"
     path.write_text(json.dumps(raw))
     assert SuppressionRecipe.load(path).latents
 
 
-def test_foreign_files__refused(path):
+def test_foreign_files_refused(path):
     path.write_text("[]")
     with pytest.raises(ForeignArtifactError, match="not a recipe"):
         SuppressionRecipe.load(path)
@@ -119,7 +119,7 @@ def test_foreign_files__refused(path):
         SuppressionRecipe.load(path)
 
 
-def test_other_sae_or_model__refused(run, w, path, tmp_path):
+def test_other_sae_or_model_refused(run, w, path, tmp_path):
     recipe = SuppressionRecipe.load(path)
     recipe.check(run, path)
     other = write_run(tmp_path / "other", world(100), basis_sae(threshold=0.11))
@@ -141,18 +141,18 @@ def test_same_data_same_bytes(run, w, tmp_path):
         assert run.file(*part).read_bytes() == other.file(*part).read_bytes()
 
 
-def test_body__no_path_and_no_time(run):
+def test_body_no_path_and_no_time(run):
     text = run.file("recipes", "ruler.recipe.json").read_text()
     assert str(run.path) not in text and "/" not in text.replace("\\/", "")
 
 
-def test_done__is_not_done_again(run):
+def test_done_is_not_done_again(run):
     before = run.file("recipes", "ruler.recipe.json").stat().st_mtime_ns
     recipe_run(run, "ruler", None, WORDS)
     assert run.file("recipes", "ruler.recipe.json").stat().st_mtime_ns == before
 
 
-def test_no_evidence__refused_with_numbers_or_said(w, tmp_path):
+def test_no_evidence_refused_with_numbers_or_reported(w, tmp_path):
     few = world(300, seed=2)
     run = write_run(tmp_path / "few", few)
     with pytest.raises(EvidenceError, match="ruler: n too small for worst groups") as refused:
@@ -165,7 +165,7 @@ def test_no_evidence__refused_with_numbers_or_said(w, tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "level"), [("clamp", None), ("reactive", None), ("scale", 0.25)])
-def test_mode__chosen_measured_and_kept_in_the_recipe(run, w, tmp_path, mode, level):
+def test_mode_chosen_measured_and_kept_in_the_recipe(run, w, tmp_path, mode, level):
     import shutil
 
     from dermaudit.heads import fit_probe, probe_score
@@ -212,7 +212,7 @@ def test_mode__chosen_measured_and_kept_in_the_recipe(run, w, tmp_path, mode, le
     )
 
 
-def test_mode__reactive_without_artifact_free_images_is_refused(tmp_path):
+def test_mode_reactive_without_artifact_free_images_is_refused(tmp_path):
     few = world(200, seed=2)
     run = write_run(tmp_path / "r", few, **{"artifact:ruler": np.ones(200)})
     with pytest.raises(
@@ -222,7 +222,7 @@ def test_mode__reactive_without_artifact_free_images_is_refused(tmp_path):
     assert no.value.numbers == {"n": 0, "needed": 30}
 
 
-def test_without_labels_and_names__says_what_to_run(w, tmp_path):
+def test_without_labels_and_names_names_what_to_run(w, tmp_path):
     small = world(200)
     run = write_run(tmp_path / "bare", small, label=[None] * 200)
     with pytest.raises(UserInputError, match="has no name stage yet"):
@@ -234,7 +234,7 @@ def test_rounded():
     assert rounded(value) == {"a": [1.234568, None], "b": [0.1, 3, "x", None, True]}
 
 
-def test_refused_later__nothing_of_the_earlier_recipe_is_left(w, tmp_path):
+def test_refused_later_nothing_of_the_earlier_recipe_is_left(w, tmp_path):
     run = write_run(tmp_path / "r", w)
     recipe_run(run, "ruler", None, WORDS)
     files = [
@@ -258,7 +258,7 @@ def test_refused_later__nothing_of_the_earlier_recipe_is_left(w, tmp_path):
     assert all(f.is_file() for f in files) and not reason.exists()
 
 
-def test_stale_recipe__refused_with_the_fix(w, tmp_path):
+def test_stale_recipe_refused_with_the_fix(w, tmp_path):
     run = write_run(tmp_path / "r", w)
     recipe_run(run, "ruler", None, WORDS)
     assert load_recipe(run, "ruler").latents

@@ -57,7 +57,7 @@ def rows(run, name):
     return pq.read_table(run.file(name)).to_pylist()
 
 
-def test_annotate__planted_latents_are_found(run):
+def test_annotate_planted_latents_are_found(run):
     labels = {r["concept"]: r for r in rows(run, "labels.parquet")}
     assert list(labels)[:2] == ["ink", "ruler"]  # artifacts first
     assert labels["ruler"]["latent"] == RULER and labels["ink"]["latent"] == 5
@@ -66,7 +66,7 @@ def test_annotate__planted_latents_are_found(run):
     assert labels["veil"]["lift_share"] is None and "undefined" in labels["veil"]["reason"]
 
 
-def test_names__made_on_train_and_val_judged_on_test(run):
+def test_names_made_on_train_and_val_judged_on_test(run):
     found = {r["latent"]: r for r in rows(run, "concepts.parquet")}
     assert DEAD not in found  # one row a live latent
     assert found[RULER]["name"] == "ruler" and found[RULER]["wrong"] is False
@@ -80,7 +80,7 @@ def test_names__made_on_train_and_val_judged_on_test(run):
     assert figures["vocabulary_sha256"] == WORDS.sha256()
 
 
-def test_top_rows__those_that_fire_most(run, w):
+def test_top_rows_those_that_fire_most(run, w):
     for row in rows(run, "concepts.parquet")[:5]:
         z = np.maximum(w.x @ basis()[row["latent"]], 0)
         z[z <= 0.1] = 0
@@ -89,7 +89,7 @@ def test_top_rows__those_that_fire_most(run, w):
         assert row["n_active"] == (z > 0).sum()
 
 
-def test_names__do_not_move_with_the_test_images(w, run, tmp_path):
+def test_names_do_not_move_with_the_test_images(w, run, tmp_path):
     # The same run with the test embeddings shuffled among themselves: names and label_concept stay.
     other = world(1500, seed=4)
     test = np.flatnonzero(other.splits == "test")
@@ -130,7 +130,7 @@ def test_heads_and_bottlenecks(run, monkeypatch):
         compare_run(run, WORDS, TOWER, CompareOptions(task="mell"))
 
 
-def test_no_labels__said_not_measured(w, tmp_path):
+def test_no_labels_reported_not_measured(w, tmp_path):
     small = world(300)
     run = write_run(tmp_path / "r", small, label=[None] * 300, **{"artifact:ruler": None})
     assert annotate_run(run)["reason"] == "no labels: not measured"
@@ -140,7 +140,7 @@ def test_no_labels__said_not_measured(w, tmp_path):
     assert figures["n_judged"] == 0 and figures["wrong_among_named"] is None
 
 
-def test_damaged_or_absent_sae__refused(w, tmp_path):
+def test_damaged_or_absent_sae_refused(w, tmp_path):
     run = write_run(tmp_path / "r", world(200))
     path = run.file("sae", "visual.pooled", "sae_weights.safetensors")
     path.write_bytes(path.read_bytes()[:-1])

@@ -105,7 +105,7 @@ def run(tower, embedded, tmp_path_factory):
     return run
 
 
-def test_predict__equal_where_nothing_fires_and_else_not(run, tower, images, embedded):
+def test_predict_equal_where_nothing_fires_and_else_not(run, tower, images, embedded):
     with run.suppress("ruler", tower) as model:
         p = model.predict(images)
     silent = ~p.fired
@@ -152,7 +152,7 @@ def test_attribution_maps_explain_the_logit_before_and_after_suppression(run, to
     assert after.score != before.score and before.values.shape == tower.preprocess.size
 
 
-def test_delta_logit__sums_to_the_change_without_renormalising(run, tower, embedded):
+def test_delta_logit_sums_to_the_change_without_renormalising(run, tower, embedded):
     model = build(run, SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json")), tower)
     model.suppressor.renormalise = False
     p = model.predict_rows(embedded)
@@ -167,7 +167,7 @@ def test_delta_logit__sums_to_the_change_without_renormalising(run, tower, embed
     np.testing.assert_allclose(p.delta_logit, by_hand, atol=1e-4)
 
 
-def test_delta_logit__one_latent_is_the_whole_change(run, tower, embedded):
+def test_delta_logit_one_latent_is_the_whole_change(run, tower, embedded):
     recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     model = build(
         run, SuppressionRecipe({**recipe.body, "latents": recipe.body["latents"][:1]}), tower
@@ -178,7 +178,7 @@ def test_delta_logit__one_latent_is_the_whole_change(run, tower, embedded):
     np.testing.assert_allclose(p.delta_logit[:, 0], change, atol=1e-5)
 
 
-def test_context_manager__leaves_the_model_untouched(run, tower, images):
+def test_context_manager_leaves_the_model_untouched(run, tower, images):
     x = tower.preprocess(images[:8])
     weights = {name: value.clone() for name, value in tower.model.state_dict().items()}
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_context_manager__leaves_the_model_untouched(run, tower, images):
     assert all(torch.equal(tower.model.state_dict()[name], weights[name]) for name in weights)
 
 
-def test_another_model_or_no_recipe__refused(run, tower):
+def test_another_model_or_no_recipe_refused(run, tower):
     stranger = SimpleNamespace(fingerprint="0" * 64)
     with (
         pytest.raises(ForeignArtifactError, match="was made with another model"),
@@ -207,7 +207,7 @@ def test_another_model_or_no_recipe__refused(run, tower):
     assert "it has: ruler" in refused.value.hint
 
 
-def test_head_and_target__named_or_refused(run, tower):
+def test_head_and_target_named_or_refused(run, tower):
     recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     with pytest.raises(UserInputError, match="has no head 'skin'") as refused:
         build(run, recipe, tower, head="skin")
@@ -239,7 +239,7 @@ def table(run, tower, tmp_path, mode=None, dry_run=False, level=None):
         return summary, list(csv.DictReader(handle))
 
 
-def test_csv__documented_columns_and_the_summary_agree(run, tower, tmp_path):
+def test_csv_documented_columns_and_the_summary_agree(run, tower, tmp_path):
     summary, rows = table(run, tower, tmp_path)
     classes = ["bkl", "mel", "nv"]
     assert list(rows[0]) == [
@@ -261,7 +261,7 @@ def test_csv__documented_columns_and_the_summary_agree(run, tower, tmp_path):
             assert all(r[f"p:{c}"] == r[f"p_after:{c}"] for c in classes)
 
 
-def test_dry_run__writes_nothing_and_says_the_same(run, tower, tmp_path):
+def test_dry_run_writes_nothing_and_names_the_same(run, tower, tmp_path):
     dry, rows = table(run, tower, tmp_path, dry_run=True)
     assert rows is None and "out" not in dry
     wet, _ = table(run, tower, tmp_path)
@@ -269,7 +269,7 @@ def test_dry_run__writes_nothing_and_says_the_same(run, tower, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["mean", "clamp"])
-def test_modes__hold_a_latent_to_what_it_is_without_the_artifact(run, tower, embedded, mode):
+def test_modes_hold_a_latent_to_what_it_is_without_the_artifact(run, tower, embedded, mode):
     recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     model = build(run, recipe, tower, mode=mode)
     sae = ThresholdSAE.load(run.file("sae", POOLED))
@@ -300,7 +300,7 @@ def free_of_ruler(run):
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.0, 1.0])
-def test_scale__by_hand(run, tower, embedded, factor):
+def test_scale_by_hand(run, tower, embedded, factor):
     recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     p = build(run, recipe, tower, mode="scale", level=factor).predict_rows(embedded)
     sae = load_sae(run.file("sae", POOLED))
@@ -318,7 +318,7 @@ def test_scale__by_hand(run, tower, embedded, factor):
         assert not p.fired.any()
 
 
-def test_reactive__by_hand(run, tower, embedded, tmp_path):
+def test_reactive_by_hand(run, tower, embedded, tmp_path):
     """Taken off only where the codes of S together are more than in 95 % of the ruler-free train rows."""
     recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     z = load_sae(run.file("sae", POOLED)).encode(torch.from_numpy(embedded))[:, S].numpy()
@@ -357,7 +357,7 @@ def record_again(run) -> None:
         run.record(name, {}, files, upstream=record["upstream"], summary=record["summary"])
 
 
-def test_reactive__too_few_artifact_free_images_are_no_evidence(run, tower, embedded, tmp_path):
+def test_reactive_too_few_artifact_free_images_are_no_evidence(run, tower, embedded, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -381,7 +381,7 @@ def test_reactive__too_few_artifact_free_images_are_no_evidence(run, tower, embe
     np.testing.assert_allclose(level, z[np.array(t["split"]) == "train"].mean(0), rtol=1e-5)
 
 
-def test_several_recipes__each_with_its_own_level_or_refused(run, tower, embedded):
+def test_several_recipes_each_with_its_own_level_or_refused(run, tower, embedded):
     def recipe(concept, latent, **operation):
         body = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json")).body
         return SuppressionRecipe(
@@ -424,12 +424,12 @@ def test_several_recipes__each_with_its_own_level_or_refused(run, tower, embedde
         (["--mode", "scale", "--level", "-1"], "--level"),
     ],
 )
-def test_mode_and_level__in_one_sentence(main, run, flags, said):
+def test_mode_and_level_in_one_sentence(main, run, flags, said):
     done = main("suppress", "--concept", "ruler", "--run", run.path, *flags, "--dry-run", "--json")
     assert done.rc == 2 and said in done.json()["error"]["message"]
 
 
-def test_unknown_mode__refused(run, tower, tmp_path):
+def test_unknown_mode_refused(run, tower, tmp_path):
     with pytest.raises(UserInputError, match="unknown suppression mode 'zero'"):
         table(run, tower, tmp_path, mode="zero")
 
@@ -445,7 +445,7 @@ def test_known_concept(run):
 # ---- heads and labels of a run
 
 
-def test_fit_heads__labels_in_test_only_are_a_reason_not_a_crash(tmp_path):
+def test_fit_heads_labels_in_test_only_are_a_reason_not_a_crash(tmp_path):
     w = SimpleNamespace(
         n=60,
         x=np.random.default_rng(0).normal(size=(60, D)).astype(np.float32),
@@ -462,7 +462,7 @@ def test_fit_heads__labels_in_test_only_are_a_reason_not_a_crash(tmp_path):
     assert "too little to fit a head: 0" in fit_heads(run)["reason"]
 
 
-def test_suppress__a_concept_refused_before_is_refused_again(tower, embedded, tmp_path):
+def test_suppress_a_concept_refused_before_is_refused_again(tower, embedded, tmp_path):
     w = SimpleNamespace(
         n=N,
         x=embedded,
@@ -482,7 +482,7 @@ def test_suppress__a_concept_refused_before_is_refused_again(tower, embedded, tm
         assert refused.value.exit_code == 3 and refused.value.numbers
 
 
-def test_stale_or_altered_head__refused(run, tower, embedded, tmp_path):
+def test_stale_or_altered_head_refused(run, tower, embedded, tmp_path):
     import shutil
 
     from dermaudit.run.directory import open_run

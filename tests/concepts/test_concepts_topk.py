@@ -34,7 +34,7 @@ def free_rows(x: np.ndarray):
 
 
 @pytest.mark.parametrize("mode", ["subtract", "mean", "clamp", "scale", "reactive"])
-def test_editor__is_the_suppressor_and_encodes_rows_once(mode, monkeypatch):
+def test_editor_is_the_suppressor_and_encodes_rows_once(mode, monkeypatch):
     x, free = world(300, seed=1).x, free_rows(world(200, seed=2).x)
     sae, calls = basis_topk(), []
     monkeypatch.setattr(
@@ -112,7 +112,7 @@ def done(run_python, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_verb__a_topk_of_the_run(done):
+def test_every_command_a_topk_of_the_run(done):
     run, _ = done
     sae = load_sae(run.file("sae", POOLED))
     assert isinstance(sae, TopKSAE) and sae.k == K
@@ -126,7 +126,7 @@ def test_every_verb__a_topk_of_the_run(done):
 
 
 @pytest.mark.slow
-def test_recipe__of_a_topk_lifts_and_says_what_it_stands_on(done, tmp_path):
+def test_recipe_of_a_topk_lifts_and_names_what_it_stands_on(done, tmp_path):
     run, _ = done
     path = run.file("recipes", "sticker.recipe.json")
     recipe = SuppressionRecipe.load(path)
@@ -147,7 +147,7 @@ def test_recipe__of_a_topk_lifts_and_says_what_it_stands_on(done, tmp_path):
 
 
 @pytest.mark.slow
-def test_suppress__of_a_topk_by_hand(done):
+def test_suppress_of_a_topk_by_hand(done):
     """x' = x − Σ z_j W_dec[j] of the recipe's latents, z the k largest of the row, through the head."""
     run, out = done
     recipe = SuppressionRecipe.load(run.file("recipes", "sticker.recipe.json"))

@@ -31,7 +31,7 @@ def share(y, a, rows, value):
     st.booleans(),
 )
 @settings(max_examples=40, deadline=None)
-def test_trap__properties(seed, strength, p_y, p_a, grouped):
+def test_trap_properties(seed, strength, p_y, p_a, grouped):
     y, a, splits, groups = table(3000, seed, p_y, p_a, unknown=0.1)
     try:
         trap = make_trap(
@@ -70,7 +70,7 @@ def test_trap__properties(seed, strength, p_y, p_a, grouped):
         assert not set(groups[spare]) & set(groups[trap.fit])
 
 
-def test_draw__the_largest_that_has_the_strength():
+def test_draw_the_largest_that_has_the_strength():
     # 100 positives with the artifact and 50 without at strength .8: 100 / .8 = 125 → 100 + 25.
     y = np.r_[np.ones(150), np.zeros(150)]
     a = np.r_[np.ones(100), np.zeros(50), np.ones(50), np.zeros(100)]
@@ -87,7 +87,7 @@ def test_draw__the_largest_that_has_the_strength():
     assert len(trap.test) == 300
 
 
-def test_swapped__when_there_is_enough():
+def test_swapped_when_there_is_enough():
     y, a, splits, _ = table(8000, 0)
     trap = make_trap(y, a, splits, strength=0.9)
     assert trap.test_is == "swapped"
@@ -102,7 +102,7 @@ def test_same_seed_same_rows():
     assert not np.array_equal(one.fit, other.fit)
 
 
-def test_too_few__the_counts_are_told():
+def test_too_few_the_counts_are_given():
     y, a, splits, _ = table(3000, 2)
     a = np.where((splits == "test") & (y == 1) & (a == 1), np.nan, a)
     a[np.flatnonzero((splits == "test") & (y == 1))[:7]] = 1

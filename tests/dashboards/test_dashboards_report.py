@@ -56,7 +56,7 @@ def html(whole_run) -> str:
     return report.build(RunView.open(whole_run))
 
 
-def test_topk__the_report_explains_when_its_latents_are_active(topk_run) -> None:
+def test_topk_the_report_explains_when_its_latents_are_active(topk_run) -> None:
     text = Page(report.build(RunView.open(topk_run))).text
     assert "fires among the 4 largest of its row (a TopK has no threshold)" in text
     assert "above its threshold" not in text

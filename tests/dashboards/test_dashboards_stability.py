@@ -37,7 +37,7 @@ def compared(own_run):
     return run, report["per_latent"]["stable"]
 
 
-def test_card_and_tables__say_which_latents_other_seeds_found(compared):
+def test_card_and_tables_say_which_latents_other_seeds_found(compared):
     run, stable = compared
     view = RunView.open(run.path)
     rows = evidence.concept_rows(view)
@@ -64,7 +64,7 @@ def test_card_and_tables__say_which_latents_other_seeds_found(compared):
     )
 
 
-def test_of_an_earlier_fit__is_not_shown(compared):
+def test_of_an_earlier_fit_is_not_shown(compared):
     run, _ = compared
     write_json(run.file("sae", POOLED, "metrics.json"), {"d_in": D, "d_sae": D_SAE, "seed": 8})
     files = [run.file(name) for name in run.meta["stages"][f"fit:{POOLED}"]["outputs"]]

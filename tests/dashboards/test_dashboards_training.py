@@ -71,7 +71,7 @@ def shown(at: AppTest) -> str:
     return "\n".join(parts)
 
 
-def test_page__logs_alone(page, tmp_path) -> None:
+def test_page_logs_alone(page, tmp_path) -> None:
     at = page(None, write(tmp_path / "a", new(2.0)))
     text = shown(at)
     assert not at.warning and "Research use, not a medical device" in text
@@ -86,7 +86,7 @@ def test_page__logs_alone(page, tmp_path) -> None:
     assert all(chart.proto.alt for chart in at.get("plotly_chart"))
 
 
-def test_page__the_log_of_the_runs_model(page, own_run, tmp_path) -> None:
+def test_page_the_log_of_the_runs_model(page, own_run, tmp_path) -> None:
     write(tmp_path / "mine", OLD)
     (tmp_path / "mine" / "open_clip_config.json").write_text("{}", encoding="utf-8")
     run = open_run(own_run)
@@ -99,7 +99,7 @@ def test_page__the_log_of_the_runs_model(page, own_run, tmp_path) -> None:
     assert "were logged without their weights" in text
 
 
-def test_page__a_run_without_a_log_explains_it(page, whole_run, tmp_path) -> None:
+def test_page_a_run_without_a_log_explains_it(page, whole_run, tmp_path) -> None:
     at = page(whole_run)
     assert "the run's model toy has no training log" in at.info[0].value
     assert "--log" in at.info[1].value and not at.get("plotly_chart")
@@ -108,16 +108,16 @@ def test_page__a_run_without_a_log_explains_it(page, whole_run, tmp_path) -> Non
     assert "has no training log" in at.info[0].value and len(at.get("plotly_chart")) == 4
 
 
-def test_page__neither_run_nor_log_is_a_sentence(page) -> None:
+def test_page_neither_run_nor_log_is_a_sentence(page) -> None:
     assert "no run was named" in page(None).warning[0].value
 
 
-def test_page__a_run_that_is_gone_does_not_hide_the_logs(page, tmp_path) -> None:
+def test_page_a_run_that_is_gone_does_not_hide_the_logs(page, tmp_path) -> None:
     at = page(tmp_path / "nothing", write(tmp_path / "a", new(2.0)))
     assert "is not a run" in at.warning[0].value and len(at.get("plotly_chart")) == 4
 
 
-def test_page__read_again_sees_what_was_written_since(page, tmp_path) -> None:
+def test_page_read_again_sees_what_was_written_since(page, tmp_path) -> None:
     path = write(tmp_path / ".a.training", new(2.0)[:2], "log.jsonl")
     with path.open("a", encoding="utf-8") as handle:
         handle.write('{"stage": "contr')
@@ -132,12 +132,12 @@ def test_page__read_again_sees_what_was_written_since(page, tmp_path) -> None:
     assert not at.exception and "has not logged yet" in at.warning[0].value
 
 
-def test_page__a_name_that_is_markup_stays_text(page, tmp_path) -> None:
+def test_page_a_name_that_is_markup_stays_text(page, tmp_path) -> None:
     text = shown(page(None, write(tmp_path / "<b>_x_", new(2.0))))
     assert r"**\<b\>\_x\_**" in text and "<td><b>" not in text and "&lt;b&gt;_x_" in text
 
 
-def test_app__with_logs_alone_opens_on_the_training(monkeypatch, tmp_path) -> None:
+def test_app_with_logs_alone_opens_on_the_training(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("DERMAUDIT_RUN", "")
     monkeypatch.setenv("DERMAUDIT_LOGS", json.dumps([str(write(tmp_path / "a", new(2.0)))]))
     at = AppTest.from_file(str(APP), default_timeout=60).run()
@@ -147,7 +147,7 @@ def test_app__with_logs_alone_opens_on_the_training(monkeypatch, tmp_path) -> No
 # ---- exhibits
 
 
-def test_losses__a_panel_for_each_part_and_a_colour_for_each_log(tmp_path) -> None:
+def test_losses_a_panel_for_each_part_and_a_colour_for_each_log(tmp_path) -> None:
     a, b = write(tmp_path / "a", new(2.0)), write(tmp_path / "b", new(1.0)[1:])
     logs, _ = read_logs([a, b])
     made = training.losses(logs, "contrastive")
@@ -166,7 +166,7 @@ def test_losses__a_panel_for_each_part_and_a_colour_for_each_log(tmp_path) -> No
     assert made.table.rows[0] == ("a", 64, 2.5, 2.0, 0.5) and made.alt
 
 
-def test_losses__with_an_older_log_are_drawn_against_epochs(tmp_path) -> None:
+def test_losses_with_an_older_log_are_drawn_against_epochs(tmp_path) -> None:
     logs, _ = read_logs([write(tmp_path / "a", new(2.0)), write(tmp_path / "b", OLD)])
     made = training.losses(logs, "contrastive")
     by_name = {t["name"]: t["x"] for t in made.figure["data"]}
@@ -181,7 +181,7 @@ def test_losses__with_an_older_log_are_drawn_against_epochs(tmp_path) -> None:
 # ---- the command
 
 
-def test_explore__a_log_that_is_none(main, tmp_path) -> None:
+def test_explore_a_log_that_is_none(main, tmp_path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"event": "embed"}\n', encoding="utf-8")
     for path, text in (
@@ -193,7 +193,7 @@ def test_explore__a_log_that_is_none(main, tmp_path) -> None:
         assert done.rc == 2 and text in done.json()["error"]["message"]
 
 
-def test_explore__a_log_needs_no_run_and_a_named_run_is_checked(main, tmp_path) -> None:
+def test_explore_a_log_needs_no_run_and_a_named_run_is_checked(main, tmp_path) -> None:
     log = write(tmp_path / "a", new(2.0))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -206,7 +206,7 @@ def test_explore__a_log_needs_no_run_and_a_named_run_is_checked(main, tmp_path) 
     assert done.rc == 2 and "is not a run" in done.json()["error"]["message"]
 
 
-def test_explore__hands_on_run_and_logs(monkeypatch) -> None:
+def test_explore_hands_on_run_and_logs(monkeypatch) -> None:
     from dermaudit.dashboards.commands import _environment
     from dermaudit.dashboards.pages.training import named_logs
 
@@ -218,7 +218,7 @@ def test_explore__hands_on_run_and_logs(monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_explore__ends_its_server_when_nobody_reads_its_words(tmp_path) -> None:
+def test_explore_ends_its_server_when_nobody_reads_its_words(tmp_path) -> None:
     """As in `dermaudit explore … | head`: the server's goodbye meets a closed pipe."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -33,7 +33,7 @@ def read(folder: Path, *lines: str) -> TrainingLog:
     return read_log(write(folder / "model" / "training_log.jsonl", *lines))
 
 
-def test_read_log__hand_made_lines(tmp_path) -> None:
+def test_read_log_hand_made_lines(tmp_path) -> None:
     log = read(
         tmp_path,
         line("masked", step=2, epoch=1.0, images=64, seconds=3.5, lr=1e-4, images_per_s=18.3,
@@ -53,7 +53,7 @@ def test_read_log__hand_made_lines(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("half", ['{"stage": "masked", "lo', '{"stage": "mé'])
-def test_read_log__a_half_written_last_line_is_left_out(tmp_path, half) -> None:
+def test_read_log_a_half_written_last_line_is_left_out(tmp_path, half) -> None:
     path = write(tmp_path / "log.jsonl", line("masked", loss=0.9))
     # Cut inside a letter of two bytes, too.
     path.write_bytes(path.read_bytes() + half.encode()[:-1])
@@ -65,12 +65,12 @@ def test_read_log__a_half_written_last_line_is_left_out(tmp_path, half) -> None:
         read_log(path)
 
 
-def test_read_log__a_whole_last_line_without_its_end_counts(tmp_path) -> None:
+def test_read_log_a_whole_last_line_without_its_end_counts(tmp_path) -> None:
     log = read(tmp_path, line("masked", loss=0.9), line("masked", loss=0.8).rstrip("\n"))
     assert not log.cut and log.stages[0].column("loss") == [0.9, 0.8]
 
 
-def test_read_log__older_lines_are_unknown_and_not_0(tmp_path) -> None:
+def test_read_log_older_lines_are_unknown_and_not_0(tmp_path) -> None:
     log = read(
         tmp_path,
         line("contrastive", epoch=1, seconds=60.1, loss=2.3931, clip=3.379, aspect=0.3471,
@@ -82,13 +82,13 @@ def test_read_log__older_lines_are_unknown_and_not_0(tmp_path) -> None:
     assert not stage.sums_up
 
 
-def test_read_log__a_loss_that_is_no_number_is_a_gap(tmp_path) -> None:
+def test_read_log_a_loss_that_is_no_number_is_a_gap(tmp_path) -> None:
     log = read(tmp_path, '{"stage": "masked", "loss": NaN}\n', line("masked", loss=0.5))
     assert log.stages[0].column("loss") == [None, 0.5]
 
 
 @pytest.mark.parametrize("second", [5.0, 11.0])
-def test_seconds__parts_of_a_resumed_training_are_added(tmp_path, second) -> None:
+def test_seconds_parts_of_a_resumed_training_are_added(tmp_path, second) -> None:
     """The second part takes 5 or 11 s for the images 100 to 200: its clock began again at 0."""
     unbroken = read(
         tmp_path,
@@ -108,7 +108,7 @@ def test_seconds__parts_of_a_resumed_training_are_added(tmp_path, second) -> Non
     assert resumed.stages[0].seconds == 10.0 + 2 * second
 
 
-def test_seconds__of_a_real_log_shipped_with_a_model() -> None:
+def test_seconds_of_a_real_log_shipped_with_a_model() -> None:
     for path in sorted(bundled_folder().glob("*/training_log.jsonl")):
         log = read_log(path)
         assert [stage.name for stage in log.stages] == ["masked", "contrastive"]
@@ -137,7 +137,7 @@ def test_seconds__of_a_real_log_shipped_with_a_model() -> None:
         (b'{"stage": "masked", "loss": 1}\n[1]\n', "line 2: not a JSON object"),
     ],
 )
-def test_read_log__what_is_no_log_is_a_sentence(tmp_path, content, message) -> None:
+def test_read_log_what_is_no_log_is_a_sentence(tmp_path, content, message) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserInputError, match=message) as caught:
@@ -145,7 +145,7 @@ def test_read_log__what_is_no_log_is_a_sentence(tmp_path, content, message) -> N
     assert str(path) in caught.value.message and caught.value.hint
 
 
-def test_find_logs__by_file_folder_and_out_of_a_running_training(tmp_path) -> None:
+def test_find_logs_by_file_folder_and_out_of_a_running_training(tmp_path) -> None:
     done = write(tmp_path / "mine" / "training_log.jsonl", line("masked", loss=1.0))
     assert find_logs(done) == find_logs(tmp_path / "mine") == [done]
     running = write(tmp_path / ".mine.training" / "log.jsonl", line("masked", loss=2.0))
@@ -159,7 +159,7 @@ def test_find_logs__by_file_folder_and_out_of_a_running_training(tmp_path) -> No
     assert find_logs(tmp_path / "mine") == [running]
 
 
-def test_find_logs__what_has_none_is_a_sentence(tmp_path) -> None:
+def test_find_logs_what_has_none_is_a_sentence(tmp_path) -> None:
     with pytest.raises(UserInputError, match="there is no training log"):
         find_logs(tmp_path / "nothing")
     with pytest.raises(UserInputError, match=r"holds no training_log\.jsonl"):
@@ -170,7 +170,7 @@ def test_find_logs__what_has_none_is_a_sentence(tmp_path) -> None:
             find_logs(tmp_path / name)
 
 
-def test_read_logs__one_that_is_wrong_does_not_hide_the_others(tmp_path) -> None:
+def test_read_logs_one_that_is_wrong_does_not_hide_the_others(tmp_path) -> None:
     good = write(tmp_path / "a" / "training_log.jsonl", line("masked", loss=1.0))
     same = write(tmp_path / "b" / "a" / "training_log.jsonl", line("masked", loss=2.0))
     logs, wrong = read_logs([good, tmp_path / "nothing", same])

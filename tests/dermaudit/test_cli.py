@@ -64,7 +64,7 @@ def test_help_loads_nothing_heavy(run_python):
     assert heavy == []
 
 
-def test_the_help_of_every_verb_loads_nothing_heavy(run_python):
+def test_the_help_of_every_command_loads_nothing_heavy(run_python):
     codes, heavy = probe(run_python, [[*command.split(), "--help"] for command in all_commands()])
     assert [command for command, code in codes.items() if code] == []
     assert heavy == []
@@ -80,12 +80,12 @@ def test_importing_the_package_loads_nothing_heavy(run_python):
     assert done.stdout.strip() == "[]"
 
 
-def test_help_lists_every_verb(cli):
+def test_help_lists_every_command(cli):
     shown = cli("--help").stdout
     assert all(f"  {command} " in shown for command in all_commands())
 
 
-def test_help_of_a_group_lists_its_verbs_only(cli):
+def test_help_of_a_group_lists_its_commands_only(cli):
     shown = cli("data", "--help")
     assert shown.rc == 0
     assert [c for c in all_commands() if f"  {c} " in shown.stdout] == [
@@ -146,7 +146,7 @@ def test_nan_never_reaches_the_json(ends):
     assert done.json()["error"]["code"] == "fault"
 
 
-def test_quiet_silences_what_is_said(cli, image_folder):
+def test_quiet_silences_what_is_reported(cli, image_folder):
     folder = image_folder("a.png", "b.png")
     assert cli("data", "check", folder).stderr
     done = cli("data", "check", folder, "--quiet", "--json")

@@ -47,7 +47,7 @@ def test_a_write_makes_the_folder_and_replaces(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
 
 
-def test_a_folder_that_cannot_be_one_is_said(tmp_path):
+def test_a_folder_that_cannot_be_one_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "b" / "a.txt"):
         with pytest.raises(UserInputError, match="cannot write .*a.txt"):

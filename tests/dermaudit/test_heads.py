@@ -28,7 +28,7 @@ def blobs(n: int, classes: int, seed: int = 0):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_fit_head__probabilities_of_scikit_learn(classes):
+def test_fit_head_probabilities_of_scikit_learn(classes):
     x, labels, groups = blobs(150, classes)
     head = fit_head(x, labels, groups)
     mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
@@ -41,7 +41,7 @@ def test_fit_head__probabilities_of_scikit_learn(classes):
     np.testing.assert_allclose(head.probs(new).sum(1), 1, atol=1e-6)
 
 
-def test_direction__is_the_gradient_of_the_logits():
+def test_direction_is_the_gradient_of_the_logits():
     x, labels, groups = blobs(90, 3)
     head = fit_head(x, labels, groups)
     step = np.zeros_like(x[:1])
@@ -50,7 +50,7 @@ def test_direction__is_the_gradient_of_the_logits():
     np.testing.assert_allclose(moved[0], head.direction()[:, 4] * 0.5, atol=1e-4)
 
 
-def test_probe_score__is_the_log_odds_of_present():
+def test_probe_score_is_the_log_odds_of_present():
     x, labels, groups = blobs(90, 2)
     probe = fit_probe(x, labels == "b", groups)
     p = probe.probs(x)[:, probe.classes.index("present")]
@@ -78,7 +78,7 @@ class Recorder:
         return np.full((len(z), 2), 0.5)
 
 
-def test_choose_c__no_group_is_on_both_sides_of_a_fold(monkeypatch):
+def test_choose_c_no_group_is_on_both_sides_of_a_fold(monkeypatch):
     monkeypatch.setattr(heads, "_logistic", Recorder)
     Recorder.seen = []
     groups = np.random.default_rng(0).permutation(90) // 3
@@ -91,7 +91,7 @@ def test_choose_c__no_group_is_on_both_sides_of_a_fold(monkeypatch):
     assert set().union(*(held for _, held in Recorder.seen)) == set(range(90))
 
 
-def test_choose_c__copies_within_a_group_do_not_count_as_evidence():
+def test_choose_c_copies_within_a_group_do_not_count_as_evidence():
     # Noise, 8 copies of each row: by rows a large C looks right (each copy is foretold by its twin);
     # by groups it does not, and the smallest C is taken.
     rng = np.random.default_rng(0)
@@ -102,7 +102,7 @@ def test_choose_c__copies_within_a_group_do_not_count_as_evidence():
 
 
 @pytest.mark.parametrize("groups", [np.zeros(40), np.arange(40) % 2], ids=["one", "two"])
-def test_fit_head__few_groups(groups):
+def test_fit_head_few_groups(groups):
     x, labels, _ = blobs(40, 2)
     head = fit_head(x, labels, groups)
     assert np.isfinite(head.probs(x)).all()
@@ -110,7 +110,7 @@ def test_fit_head__few_groups(groups):
         assert min(heads.C_GRID) == head.C
 
 
-def test_fit_head__a_rare_class():
+def test_fit_head_a_rare_class():
     x, labels, groups = blobs(60, 2)
     labels[:] = "a"
     labels[:1] = "b"
@@ -120,7 +120,7 @@ def test_fit_head__a_rare_class():
 # ---- files and evidence
 
 
-def test_head__save_load_equal(tmp_path):
+def test_head_save_load_equal(tmp_path):
     x, labels, groups = blobs(60, 3)
     head = fit_head(x, labels, groups, site="visual.pooled")
     head.save(tmp_path / "h.safetensors")
@@ -151,7 +151,7 @@ def test_load_refuses_absent_foreign_and_truncated_files(tmp_path):
         LinearHead.load(path)
 
 
-def test_fit_head__too_little_evidence():
+def test_fit_head_too_little_evidence():
     x, labels, groups = blobs(60, 2)
     with pytest.raises(EvidenceError) as few:
         fit_head(x[:29], labels[:29], groups[:29])

@@ -77,18 +77,18 @@ def test_nodes_are_in_pre_order_with_the_first_name_in_lower_case(ontology):
         ("damage (sun, wind)", 13),
     ],
 )
-def test_find__any_synonym_in_any_case(ontology, name, index):
+def test_find_any_synonym_in_any_case(ontology, name, index):
     assert ontology.find(name) == index
 
 
-def test_find_all__a_name_at_two_places(ontology):
+def test_find_all_a_name_at_two_places(ontology):
     assert ontology.find_all("melanocytic") == [2, 6] and ontology.find("melanocytic") == 2
     # Whoever bears a name comes before whoever has it as a synonym.
     assert ontology.find_all("mole") == [12, 3] and ontology.find("mole") == 12
     assert ontology.find_all("psoriasis") == []
 
 
-def test_closest__offers_a_name_only_where_one_is_near(ontology):
+def test_closest_offers_a_name_only_where_one_is_near(ontology):
     assert ontology.closest("malignant melanomma") == "malignant melanoma"
     assert ontology.closest("nevuss") == "nevus"
     assert ontology.closest("xyzzy") is None
@@ -100,7 +100,7 @@ def test_paths(ontology):
     assert ontology.ancestors(7) == [0, 5, 6, 7] and ontology.ancestors(8) == [8]
 
 
-def test_distance__computed_by_hand(ontology):
+def test_distance_computed_by_hand(ontology):
     assert ontology.distance(7, 7) == 0.0
     assert ontology.distance(3, 4) == pytest.approx(1 - 2 * 2 / (4 + 3))  # below `benign`
     assert ontology.distance(3, 7) == pytest.approx(1 - 2 * 1 / (4 + 4))
@@ -116,7 +116,7 @@ trees = st.recursive(
 
 
 @given(trees)
-def test_distances__equal_distance_of_every_pair(tree):
+def test_distances_equal_distance_of_every_pair(tree):
     ontology = Ontology.from_tree(tree)
     nodes = list(range(len(ontology)))[::-1]
     found = ontology.distances(nodes)
@@ -127,7 +127,7 @@ def test_distances__equal_distance_of_every_pair(tree):
     assert (found[~np.eye(len(nodes), dtype=bool)] > 0).all(), "two nodes are never one"
 
 
-def test_distances__of_nothing(ontology):
+def test_distances_of_nothing(ontology):
     assert ontology.distances([]).shape == (0, 0)
 
 
@@ -153,7 +153,7 @@ def test_parents_come_before_their_children(tree):
         ("[" * 100_000, "is not valid JSON"),
     ],
 )
-def test_load__says_what_is_wrong_and_where(tmp_path, text, said):
+def test_load_names_what_is_wrong_and_where(tmp_path, text, said):
     file = tmp_path / "tree.json"
     file.write_text(text)
     with pytest.raises(UserInputError) as caught:
@@ -162,13 +162,13 @@ def test_load__says_what_is_wrong_and_where(tmp_path, text, said):
     assert "\n" not in caught.value.message and caught.value.hint
 
 
-def test_from_tree__a_leaf_without_a_name_is_left_out():
+def test_from_tree_a_leaf_without_a_name_is_left_out():
     assert Ontology.from_tree({"a": {"": {}, "b": {}}}).names == ["a", "b"]
     with pytest.raises(UserInputError, match="holds no disease"):
         Ontology.from_tree({" ,": {}})
 
 
-def test_load__a_missing_file_and_another_encoding(tmp_path):
+def test_load_a_missing_file_and_another_encoding(tmp_path):
     with pytest.raises(UserInputError, match="does not exist"):
         Ontology.load(tmp_path / "none.json")
     (tmp_path / "latin.json").write_bytes('{"Café": {}}'.encode("latin-1"))
@@ -176,7 +176,7 @@ def test_load__a_missing_file_and_another_encoding(tmp_path):
         Ontology.load(tmp_path / "latin.json")
 
 
-def test_load__a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+def test_load_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
     (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(TREE).encode())
     assert Ontology.load(tmp_path / "bom.json").names[0] == "proliferations"
 
@@ -198,7 +198,7 @@ def test_load__a_byte_order_mark_is_no_part_of_a_name(tmp_path):
         "no hierarchical disease information",
     ],
 )
-def test_says_nothing__of_sentinels(text):
+def test_names_nothing_of_sentinels(text):
     assert says_nothing(text) and known(text) is None
 
 
@@ -213,7 +213,7 @@ def test_says_nothing__of_sentinels(text):
         "nodule",
     ],
 )
-def test_says_nothing__not_of_sentences(text):
+def test_names_nothing_not_of_sentences(text):
     assert not says_nothing(text) and known(f"  {text}\n") == text
 
 

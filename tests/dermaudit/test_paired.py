@@ -16,18 +16,18 @@ def mean_of(values):
     return lambda weights: (weights @ values / weights.sum(1))[:, None]
 
 
-def test_holm__by_hand():
+def test_holm_by_hand():
     # .01 * 3, .02 * 2, .03 * 1 and never below the one before it
     assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
 
 
-def test_holm__nan_is_no_comparison():
+def test_holm_nan_is_no_comparison():
     assert holm([0.02, np.nan, 0.03]) == pytest.approx([0.04, np.nan, 0.04], nan_ok=True)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm__between_p_and_bonferroni(p):
+def test_holm_between_p_and_bonferroni(p):
     adjusted = holm(p)
     assert (adjusted >= np.array(p) - 1e-12).all()
     assert (adjusted <= np.minimum(1, len(p) * np.array(p)) + 1e-12).all() or len(p) > 1
@@ -36,7 +36,7 @@ def test_holm__between_p_and_bonferroni(p):
     assert (np.diff(adjusted[order]) >= 0).all()
 
 
-def test_paired_test__by_hand():
+def test_paired_test_by_hand():
     a = np.arange(100.0)  # every difference but one is above 0
     low, high, p = paired_test(a, np.full(100, 0.0))
     assert p == pytest.approx(2 * 2 / 101)
@@ -44,11 +44,11 @@ def test_paired_test__by_hand():
     assert paired_test(a, a)[2] == 1.0
 
 
-def test_paired_test__undefined_draws():
+def test_paired_test_undefined_draws():
     assert np.isnan(paired_test(np.full(10, np.nan), np.ones(10))).all()
 
 
-def test_figures__pairing_sees_what_unpaired_intervals_hide():
+def test_figures_pairing_sees_what_unpaired_intervals_hide():
     """Model b is right wherever a is, and on a few images more: certain although both vary."""
     rng = np.random.default_rng(0)
     a = (rng.random(400) < 0.5).astype(float)
@@ -64,7 +64,7 @@ def test_figures__pairing_sees_what_unpaired_intervals_hide():
     assert only.high < 0
 
 
-def test_figures__under_the_null_p_is_uniform():
+def test_figures_under_the_null_p_is_uniform():
     """Two equally good models: p below .1 in about a tenth of the worlds, not more."""
     low = 0
     for world in range(60):
@@ -76,7 +76,7 @@ def test_figures__under_the_null_p_is_uniform():
     assert 1 <= low <= 14
 
 
-def test_figures__groups_widen_the_interval():
+def test_figures_groups_widen_the_interval():
     values = np.repeat((np.arange(40) % 2).astype(float), 10)
     by_group = GroupBootstrap(np.repeat(np.arange(40), 10), 400, 0)
     by_row = GroupBootstrap(range(400), 400, 0)
@@ -85,12 +85,12 @@ def test_figures__groups_widen_the_interval():
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
 
 
-def test_figures__blocks_change_nothing():
+def test_figures_blocks_change_nothing():
     bootstrap = GroupBootstrap(["a", "a", "b", "c", "d"], 17, 3)
     assert np.array_equal(np.concatenate(list(bootstrap.blocks(11))), bootstrap.matrix())
 
 
-def test_figures__reference():
+def test_figures_reference():
     values = np.random.default_rng(0).random((3, 50))
     statistics = {name: mean_of(v) for name, v in zip("abc", values, strict=True)}
     figures = bootstrap_figures(statistics, ["x"], 50, GroupBootstrap(range(50), 100, 0))
@@ -100,6 +100,6 @@ def test_figures__reference():
         figures.compare(reference="d")
 
 
-def test_least_p__says_what_draws_cannot_show():
+def test_least_p_names_what_draws_cannot_show():
     assert least_p(1000, 24) == pytest.approx(48 / 1001)
     assert least_p(99, 100) == 1.0

@@ -33,19 +33,19 @@ def tied_scores(draw):
     return truth, score, weight
 
 
-def test_auroc__by_hand():
+def test_auroc_by_hand():
     # Pairs (positive, negative): 0.8>0.5, 0.8>0.1, 0.5=0.5 (half), 0.5>0.1 → 3.5 of 4.
     assert auroc(np.array([1, 0, 1, 0]), np.array([0.8, 0.5, 0.5, 0.1])) == 3.5 / 4
 
 
-def test_auprc__by_hand():
+def test_auprc_by_hand():
     # Steps: {0.8}: precision 1, recall ½; {0.5, 0.5}: precision ⅔, recall 1.
     assert auprc(np.array([1, 0, 1, 0]), np.array([0.8, 0.5, 0.5, 0.1])) == pytest.approx(
         0.5 * 1 + 0.5 * 2 / 3
     )
 
 
-def test_one_class__nan():
+def test_one_class_nan():
     ones, score = np.ones(4), np.arange(4.0)
     assert np.isnan(auroc(ones, score)) and np.isnan(auroc(1 - ones, score))
     assert np.isnan(auprc(1 - ones, score))
@@ -55,7 +55,7 @@ def test_one_class__nan():
 
 @given(tied_scores())
 @settings(max_examples=60, deadline=None)
-def test_scores__equal_scikit_learn_with_ties(case):
+def test_scores_equal_scikit_learn_with_ties(case):
     truth, score, weight = case
     assert auroc(truth, score) == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
     assert auprc(truth, score) == pytest.approx(average_precision_score(truth, score), abs=1e-12)
@@ -69,7 +69,7 @@ def test_scores__equal_scikit_learn_with_ties(case):
 
 @given(tied_scores())
 @settings(max_examples=40, deadline=None)
-def test_weights__are_repeated_rows(case):
+def test_weights_are_repeated_rows(case):
     truth, score, weight = case
     rows = np.repeat(np.arange(len(truth)), weight.astype(int))
     assert auroc_draws(truth, score, weight[None])[0] == pytest.approx(
@@ -80,7 +80,7 @@ def test_weights__are_repeated_rows(case):
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
-def test_table__unknown_rows_are_left_out(seed):
+def test_table_unknown_rows_are_left_out(seed):
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 4, (30, 3)).astype(float)
     truths = rng.choice([0.0, 1.0, np.nan], (30, 4))
@@ -92,7 +92,7 @@ def test_table__unknown_rows_are_left_out(seed):
             assert table[t, s] == pytest.approx(alone, abs=1e-12)
 
 
-def test_auroc_many__equals_one_by_one():
+def test_auroc_many_equals_one_by_one():
     rng = np.random.default_rng(0)
     truth, scores = rng.integers(0, 2, 50), rng.integers(0, 5, (50, 7)).astype(float)
     each = [roc_auc_score(truth, scores[:, j]) for j in range(7)]
@@ -102,7 +102,7 @@ def test_auroc_many__equals_one_by_one():
 # ---- the bootstrap over groups
 
 
-def test_bootstrap__draws_whole_groups():
+def test_bootstrap_draws_whole_groups():
     groups = ["a", "b", "a", "c", "b", "a"]
     bootstrap = GroupBootstrap(groups, n_draws=200, seed=1)
     for weight in bootstrap.weights():
@@ -110,7 +110,7 @@ def test_bootstrap__draws_whole_groups():
         assert weight[0] + weight[1] + weight[3] == 3  # as many groups as there are
 
 
-def test_bootstrap__same_seed_same_draws():
+def test_bootstrap_same_seed_same_draws():
     groups = np.arange(20) // 2
     one, again, other = (
         np.array(list(GroupBootstrap(groups, 30, seed).weights())) for seed in (0, 0, 1)
@@ -122,7 +122,7 @@ def test_bootstrap__same_seed_same_draws():
     np.testing.assert_array_equal(np.array(list(bootstrap.weights())), one)
 
 
-def test_draws__are_joint_over_scores():
+def test_draws_are_joint_over_scores():
     rng = np.random.default_rng(0)
     truth, score = rng.integers(0, 2, 40).astype(float), rng.normal(size=40)
     bootstrap = GroupBootstrap(np.arange(40) // 2, 50, 3)
@@ -133,7 +133,7 @@ def test_draws__are_joint_over_scores():
         assert row[3] == pytest.approx((weight * truth).sum() / weight.sum())
 
 
-def test_interval__covers_a_known_mean():
+def test_interval_covers_a_known_mean():
     # Means of 40 groups of N(0.3, 1) in 200 repetitions: 95 % intervals cover 0.3 about that often.
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 3)
@@ -152,7 +152,7 @@ def test_interval__covers_a_known_mean():
     assert narrow / 200 < 0.85
 
 
-def test_auroc_interval__holds_the_estimate_and_follows_the_groups():
+def test_auroc_interval_holds_the_estimate_and_follows_the_groups():
     rng = np.random.default_rng(0)
     truth = np.repeat(rng.integers(0, 2, 60), 2)
     score = np.repeat(rng.normal(size=60), 2) + truth
@@ -162,7 +162,7 @@ def test_auroc_interval__holds_the_estimate_and_follows_the_groups():
     assert by_group[1] - by_group[0] > by_row[1] - by_row[0]
 
 
-def test_percentile_interval__undefined_draws():
+def test_percentile_interval_undefined_draws():
     values = np.arange(101.0)
     assert percentile_interval(values) == pytest.approx((2.5, 97.5))
     assert percentile_interval(np.append(values, np.nan)) == pytest.approx((2.5, 97.5))
@@ -171,7 +171,7 @@ def test_percentile_interval__undefined_draws():
     assert np.isnan(percentile_interval(np.array([]))).all()
 
 
-def test_auroc_draws__every_row_of_weights_is_repeated_rows() -> None:
+def test_auroc_draws_every_row_of_weights_is_repeated_rows() -> None:
     generator = np.random.default_rng(0)
     truth = (generator.random(50) < 0.4).astype(float)
     score = np.round(generator.random(50), 1)  # with ties

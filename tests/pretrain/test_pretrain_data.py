@@ -174,7 +174,7 @@ def test_unreadable_images_are_reported_in_one_sentence(tmp_path):
         list(batches(source, plan([0, 1])))
 
 
-def test_batches__are_read_while_the_caller_computes():
+def test_batches_are_read_while_the_caller_computes():
     """Reading ahead: when a batch is handed over, those behind it are under way or done."""
     begun, lock = [], threading.Lock()
 
@@ -192,7 +192,7 @@ def test_batches__are_read_while_the_caller_computes():
     assert len(begun) == 8  # four batches: the one handed over and three ahead
 
 
-def test_shards__only_the_rows_of_the_split_and_their_order(image_folder, tmp_path, main):
+def test_shards_only_the_rows_of_the_split_and_their_order(image_folder, tmp_path, main):
     folder = image_folder(*[f"{i:02d}.png" for i in range(20)])
     done = main("data", "shard", folder, "--out", tmp_path / "shards", "--per-shard", "4")
     assert done.rc == 0, done.stderr

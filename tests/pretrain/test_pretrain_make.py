@@ -110,7 +110,7 @@ def by_loops(images, texts, mask, patches, switches) -> tuple[float, float]:
 
 @pytest.mark.parametrize("switches", EVERY, ids=str)
 @pytest.mark.parametrize("seed", [0, 7])
-def test_make__is_the_formula_in_loops(switches, seed):
+def test_make_is_the_formula_in_loops(switches, seed):
     images, texts, mask, patches = batch(seed=seed)
     pooled = pool_patches(patches, texts[:, 0], mask[:, 0], switches)
     found = make_loss(images, texts, mask, pooled, SCALE, switches)
@@ -119,7 +119,7 @@ def test_make__is_the_formula_in_loops(switches, seed):
     assert found.alignment.item() == pytest.approx(expected[1], abs=1e-5)
 
 
-def test_make__by_hand():
+def test_make_by_hand():
     # Two orthogonal images, their raw captions exact, one sub-caption of image 0 exact: every softmax
     # is over (s, 0), or over one text alone where only image 0 has the view.
     images = torch.eye(2)
@@ -139,7 +139,7 @@ def test_make__by_hand():
 
 
 @pytest.mark.parametrize("switches", EVERY, ids=str)
-def test_make__only_raw_captions_is_plain_info_nce(switches):
+def test_make_only_raw_captions_is_plain_info_nce(switches):
     images, texts = unit(6, 8), unit(6, 7, 8, seed=1)
     mask = torch.zeros(6, 7, dtype=torch.bool)
     mask[:, 0] = True
@@ -163,7 +163,7 @@ def test_make_ignores_the_content_of_an_absent_view(switches):
 
 @given(st.integers(2, 6), st.integers(3, 7), st.integers(0, 99), st.sampled_from(EVERY))
 @settings(max_examples=60, deadline=None)
-def test_make__the_order_of_images_does_not_matter(b, n, seed, switches):
+def test_make_the_order_of_images_does_not_matter(b, n, seed, switches):
     g = torch.Generator().manual_seed(seed)
     mask = torch.rand(b, n, generator=g) < 0.6
     mask[:, 0] = True
@@ -184,7 +184,7 @@ def test_make__the_order_of_images_does_not_matter(b, n, seed, switches):
 # ---- diagnosis weights
 
 
-def test_weights__by_hand():
+def test_weights_by_hand():
     texts = torch.zeros(1, 6, 3)
     texts[0, 1] = torch.tensor([1.0, 0, 0])
     for k, cosine in ((3, 0.8), (4, 0.4), (5, -0.6)):
@@ -208,7 +208,7 @@ def test_weights_are_one_without_an_ontology_caption_or_a_similar_one():
 # ---- patches
 
 
-def test_pool__threshold_and_length_of_the_code():
+def test_pool_threshold_and_length_of_the_code():
     raw = torch.tensor([[1.0, 0, 0]])
     patches = F.normalize(torch.tensor([[[1.0, 0, 0], [0.6, 0.8, 0], [0.2, 1, 0]]]), dim=-1)
     switches = MakeSwitches(alignment="image_to_text", sigma=0.3)
@@ -247,7 +247,7 @@ def test_info_nce_ignores_rows_that_are_not_valid():
     torch.testing.assert_close(info_nce(a, b, valid, SCALE), expected)
 
 
-def test_soft_targets__by_hand():
+def test_soft_targets_by_hand():
     similarity = torch.tensor([[1.0, 0.5, math.nan], [0.5, 1.0, math.nan], [math.nan] * 3])
     target = soft_targets(similarity, 0.5, temperature=0.5)
     p = math.exp(2) / (math.exp(2) + math.exp(1))

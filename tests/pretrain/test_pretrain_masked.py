@@ -27,13 +27,13 @@ from dermaudit.towers.loading.panderm import PanDermVisual
 
 @given(st.integers(2, 16), st.integers(2, 16), st.floats(0, 1), st.integers(0, 9999))
 @settings(max_examples=150, deadline=None)
-def test_block_mask__exact_count(rows, columns, share, seed):
+def test_block_mask_exact_count(rows, columns, share, seed):
     count = round(share * rows * columns)
     mask = block_mask((rows, columns), count, random.Random(seed))
     assert mask.shape == (rows * columns,) and int(mask.sum()) == count
 
 
-def test_block_mask__of_the_published_base_recipe():
+def test_block_mask_of_the_published_base_recipe():
     shares = []
     for seed in range(40):
         mask = torch.from_numpy(block_mask((14, 14), 98, random.Random(seed))).view(14, 14)
@@ -44,7 +44,7 @@ def test_block_mask__of_the_published_base_recipe():
     assert min(shares) > 0.7
 
 
-def test_block_masks__a_row_depends_on_its_seed_alone():
+def test_block_masks_a_row_depends_on_its_seed_alone():
     masks = block_masks([5, 6, 7], (6, 6), 0.4)
     assert masks.shape == (3, 36) and (masks.sum(1) == 14).all()
     assert torch.equal(block_masks([7, 5], (6, 6), 0.4), masks[[2, 0]])
@@ -66,7 +66,7 @@ def test_split_cells_order_is_invertible():
     assert torch.equal(torch.empty_like(values).scatter(1, cells.order, ordered), values)
 
 
-def test_paint__only_the_masked_cells():
+def test_paint_only_the_masked_cells():
     x = torch.rand(2, 3, 16, 16) * 255
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[0, 5] = True  # row 1, column 1 of 4 × 4 cells of 4 px
@@ -120,7 +120,7 @@ DROPPING = ("native", "timm", "panderm")
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_reader__grid_and_the_tower_own_output(name):
+def test_reader_grid_and_the_tower_own_output(name):
     make, size = TOWERS[name]
     visual = make().eval()
     reader, x = TokenReader(visual, size), torch.randn(2, 3, size, size)
@@ -158,7 +158,7 @@ def test_reader_with_all_cells_kept_equals_the_whole_tower(name):
 
 
 @pytest.mark.parametrize("name", ["native", "panderm"])
-def test_project__the_mean_token_is_the_embedding(name):
+def test_project_the_mean_token_is_the_embedding(name):
     make, size = TOWERS[name]
     visual = (native(pool_type="avg") if name == "native" else make()).eval()
     reader, x = TokenReader(visual, size), torch.randn(2, 3, size, size)
@@ -182,7 +182,7 @@ MASK = block_masks([1, 2, 3], (4, 4), 0.5)
 
 @pytest.mark.parametrize("name", TOWERS)
 @pytest.mark.parametrize("kind", ["ema", "frozen"])
-def test_masked__gradient_flows_where_it_should(name, kind):
+def test_masked_gradient_flows_where_it_should(name, kind):
     teacher = None if kind == "ema" else Teacher(native().eval(), 32)
     student, objective, x = objective_for(name, teacher=teacher)
     teacher_module = objective.teacher
@@ -203,7 +203,7 @@ def test_masked__gradient_flows_where_it_should(name, kind):
         assert (cells[MASK] == 0).all() and (cells[~MASK] > 0).all()
 
 
-def test_masked__zero_on_a_perfect_prediction_and_two_on_its_opposite():
+def test_masked_zero_on_a_perfect_prediction_and_two_on_its_opposite():
     student, objective, x = objective_for(teacher=Teacher(native().eval(), 32))
     cells = split_cells(MASK)
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_masked__zero_on_a_perfect_prediction_and_two_on_its_opposite():
         assert float((objective.distance(-target, target, cells) - 2).abs().max()) < 1e-6
 
 
-def test_masked__weights_by_hand():
+def test_masked_weights_by_hand():
     _, objective, x = objective_for(weights=(2.0, 0.0, 1.0))
     cells = split_cells(MASK)
     target = nn.functional.normalize(torch.randn(3, 17, 5), dim=-1)
@@ -224,7 +224,7 @@ def test_masked__weights_by_hand():
     torch.testing.assert_close(found, torch.full((3,), expected), atol=1e-6, rtol=0)
 
 
-def test_masked__targets_are_the_teacher_s_tokens_reordered():
+def test_masked_targets_are_the_teacher_s_tokens_reordered():
     teacher_visual = native().eval()
     _, objective, x = objective_for(teacher=Teacher(teacher_visual, 32))
     cells = split_cells(MASK)
@@ -238,7 +238,7 @@ def test_masked__targets_are_the_teacher_s_tokens_reordered():
         torch.testing.assert_close(got[row, 9:], tokens[row, 1:][MASK[row]])
 
 
-def test_teacher__stays_frozen_in_eval_and_out_of_the_state():
+def test_teacher_stays_frozen_in_eval_and_out_of_the_state():
     _, objective, x = objective_for(teacher=Teacher(native(patch_dropout=0.5).train(), 32))
     objective.train()
     assert not any(m.training for m in objective.teacher.modules())
@@ -263,7 +263,7 @@ def test_teacher_sees_images_under_its_own_normalisation():
     torch.testing.assert_close(teacher((pixels - mean) / std), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_resize_grid__a_14_px_teacher_gets_196_px():
+def test_resize_grid_a_14_px_teacher_gets_196_px():
     torch.manual_seed(0)
     teacher = open_clip.model.CLIP(
         16,
@@ -282,12 +282,12 @@ def test_resize_grid__a_14_px_teacher_gets_196_px():
     assert resize_grid(native(), (4, 4), "t") == 32
 
 
-def test_resize_grid__one_that_cannot_be_resized_is_refused():
+def test_resize_grid_one_that_cannot_be_resized_is_refused():
     with pytest.raises(ForeignArtifactError, match="teacher x has 4 x 4 cells, the student 6 x 6"):
         resize_grid(panderm(), (6, 6), "x")
 
 
-def test_ema__by_hand_and_never_for_a_frozen_teacher():
+def test_ema_by_hand_and_never_for_a_frozen_teacher():
     student, objective, x = objective_for()
     with torch.no_grad():
         for p in student.parameters():
@@ -302,7 +302,7 @@ def test_ema__by_hand_and_never_for_a_frozen_teacher():
     assert all(torch.equal(v, before[k]) for k, v in frozen.teacher.state_dict().items())
 
 
-def test_ema__the_centre_follows_the_mean_token():
+def test_ema_the_centre_follows_the_mean_token():
     student, objective, x = objective_for()
     cells = split_cells(MASK)
     objective.train()
@@ -320,7 +320,7 @@ def test_ema__the_centre_follows_the_mean_token():
 
 
 @pytest.mark.parametrize("name", ["native", "xcit"])
-def test_masked__learns_to_predict(name):
+def test_masked_learns_to_predict(name):
     student, objective, x = objective_for(name, teacher=Teacher(native().eval(), 32))
     optimizer = torch.optim.AdamW(
         [p for m in (student, objective) for p in m.parameters() if p.requires_grad], lr=3e-3

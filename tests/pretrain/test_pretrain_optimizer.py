@@ -19,7 +19,7 @@ def seeded(seed: int, *shape: int) -> torch.Tensor:
 
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 50))
 @settings(max_examples=40, deadline=None)
-def test_orthogonalise__keeps_the_directions_and_levels_their_lengths(rows, columns, seed):
+def test_orthogonalise_keeps_the_directions_and_levels_their_lengths(rows, columns, seed):
     matrix = seeded(seed, rows, columns)
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
     core = u.T @ orthogonalise(matrix) @ vt.T
@@ -29,7 +29,7 @@ def test_orthogonalise__keeps_the_directions_and_levels_their_lengths(rows, colu
     assert (torch.diagonal(core)[strong] > 0.4).all() and (torch.diagonal(core) < 1.3).all()
 
 
-def test_muon__one_step_by_hand():
+def test_muon_one_step_by_hand():
     # A gradient of equal singular values is its own direction up to a factor of the iteration, and
     # the step's size does not depend on the gradient's.
     steps = []
@@ -78,7 +78,7 @@ def test_parameters_that_are_no_matrices_take_the_step_of_adamw():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_muon__takes_linear_layers_and_convolutions_that_mix():
+def test_muon_takes_linear_layers_and_convolutions_that_mix():
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 2)
     )

@@ -35,7 +35,7 @@ def manifest(**columns) -> Manifest:
     return Manifest(table, None, None)
 
 
-def test_facts__truth_labels_and_columns():
+def test_facts_truth_labels_and_columns():
     facts = facts_of(
         manifest(
             **{
@@ -87,7 +87,7 @@ def test_captions_contain_only_true_and_known_facts(values, seed, keep, deny):
     assert text == caption(facts, 0, random.Random(seed), keep, deny)
 
 
-def test_caption__keep_and_deny_at_their_ends():
+def test_caption_keep_and_deny_at_their_ends():
     facts = three_facts([1.0, 0.0, math.nan])
     for seed in range(20):
         everything = caption(facts, 0, random.Random(seed), 1.0, 1.0)
@@ -98,7 +98,7 @@ def test_caption__keep_and_deny_at_their_ends():
     assert "melanoma" not in caption(no_denial, 0, random.Random(0), 1.0, 1.0)
 
 
-def test_corpus__holds_every_word_a_caption_can_use():
+def test_corpus_holds_every_word_a_caption_can_use():
     facts = three_facts([1.0, 0.0, 1.0])
     known = set(" ".join(corpus(facts)).replace(",", " ").split())
     for seed in range(50):
@@ -132,7 +132,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_augment__shape_range_and_determinism():
+def test_augment_shape_range_and_determinism():
     x, part = pictures(), AugmentSection()
     view = augment(x, part, generator())
     assert view.shape == x.shape and view.dtype == torch.float32
@@ -142,11 +142,11 @@ def test_augment__shape_range_and_determinism():
     assert x.dtype == torch.uint8 and torch.equal(x, pictures())  # the input is not touched
 
 
-def test_augment__off_is_the_image():
+def test_augment_off_is_the_image():
     torch.testing.assert_close(augment(pictures(), OFF, generator()), pictures().float())
 
 
-def test_augment__flips_and_turns_move_pixels_only():
+def test_augment_flips_and_turns_move_pixels_only():
     x = pictures()
     seen = set()
     for seed in range(30):
@@ -156,7 +156,7 @@ def test_augment__flips_and_turns_move_pixels_only():
     assert len(seen) == 8
 
 
-def test_augment__borders_stay():
+def test_augment_borders_stay():
     # Rulers live at the border: a shift reflects it, it does not bring in black.
     x = torch.full((4, 3, 16, 16), 200, dtype=torch.uint8)
     view = augment(
@@ -165,7 +165,7 @@ def test_augment__borders_stay():
     torch.testing.assert_close(view, torch.full_like(view, 200.0), atol=1e-2, rtol=0)
 
 
-def test_augment__a_part_of_the_batch_has_the_views_of_the_whole():
+def test_augment_a_part_of_the_batch_has_the_views_of_the_whole():
     x, part = pictures(), AugmentSection(crop=(0.4, 1), grayscale=0.5, jitter_p=0.5, saturation=0.3)
     views = draw_views(6, part, generator())
     some = torch.tensor([4, 1])
@@ -173,7 +173,7 @@ def test_augment__a_part_of_the_batch_has_the_views_of_the_whole():
     torch.testing.assert_close(cut, apply_views(x, part, views)[some], atol=1e-3, rtol=0)
 
 
-def test_augment__a_crop_shows_a_part_of_the_image_larger():
+def test_augment_a_crop_shows_a_part_of_the_image_larger():
     # A ramp from left to right: a view of a part of it spans less than all of it, and never leaves it.
     ramp = torch.arange(0, 256, 4, dtype=torch.uint8).expand(40, 3, 64, 64).contiguous()
     view = augment(ramp, OFF.model_copy(update={"crop": (0.3, 0.5)}), generator())
@@ -184,7 +184,7 @@ def test_augment__a_crop_shows_a_part_of_the_image_larger():
     assert starts.max() - starts.min() > 60  # anywhere in the image
 
 
-def test_augment__grey_has_three_equal_channels():
+def test_augment_grey_has_three_equal_channels():
     view = augment(pictures(40), OFF.model_copy(update={"grayscale": 0.5}), generator())
     grey = (view - view[:, :1]).abs().amax((1, 2, 3)) < 1e-3
     assert 8 < int(grey.sum()) < 32
@@ -197,7 +197,7 @@ def test_augment__grey_has_three_equal_channels():
 # ---- aspects
 
 
-def test_aspect__by_hand():
+def test_aspect_by_hand():
     loss = AspectLoss()
     image, said, denied = (torch.eye(3)[i : i + 1] for i in (0, 0, 1))
     for truth, logit in ((1.0, 10.0), (0.0, 10.0)):
@@ -206,7 +206,7 @@ def test_aspect__by_hand():
         assert float(got.detach()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_aspect__unknown_facts_are_left_out():
+def test_aspect_unknown_facts_are_left_out():
     loss = AspectLoss()
     g = generator()
     images, said, denied = (
@@ -225,7 +225,7 @@ def test_aspect__unknown_facts_are_left_out():
     assert float(nothing.detach()) == 0 and not images.grad.any()
 
 
-def test_aspect__temperature_is_capped():
+def test_aspect_temperature_is_capped():
     loss = AspectLoss()
     with torch.no_grad():
         loss.log_scale.fill_(50.0)
@@ -233,7 +233,7 @@ def test_aspect__temperature_is_capped():
     assert torch.isfinite(loss(x, x, x.flip(0), torch.eye(2)))
 
 
-def test_aspect__of_cells_by_hand():
+def test_aspect_of_cells_by_hand():
     # Two cells, one of which says the fact: log mean exp of (1, -1) times the sharpness of 8.
     loss = AspectLoss()
     said, denied = torch.eye(3)[:1], torch.eye(3)[1:2]
@@ -248,7 +248,7 @@ def test_aspect__of_cells_by_hand():
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=9))
 @settings(max_examples=60, deadline=None)
-def test_soft_maximum__between_mean_and_maximum(values):
+def test_soft_maximum_between_mean_and_maximum(values):
     x = torch.tensor(values)
     soft = float(soft_maximum(x, 0))
     assert float(x.mean()) - 1e-5 <= soft <= float(x.max()) + 1e-5
@@ -269,7 +269,7 @@ def clip():
     )
 
 
-def test_caption_loss__by_hand(clip):
+def test_caption_loss_by_hand(clip):
     g = generator()
     a, b = (nn.functional.normalize(torch.randn(5, 16, generator=g), dim=1) for _ in range(2))
     logits = clip.logit_scale.exp() * a @ b.T

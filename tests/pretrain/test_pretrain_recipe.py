@@ -60,7 +60,7 @@ def test_an_unknown_recipe_offers_the_nearest():
         load_recipe("phantomm")
 
 
-def test_overrides__keep_their_types(path):
+def test_overrides_keep_their_types(path):
     recipe = load_recipe(
         path,
         [

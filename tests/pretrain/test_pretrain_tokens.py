@@ -73,7 +73,7 @@ TOWERS = {"eos": lambda: native("eos"), "argmax": lambda: native("argmax"), "hf"
 
 @pytest.mark.parametrize("name", TOWERS)
 @pytest.mark.parametrize("buckets", [1, 4])
-def test_encode_texts__is_encode_text(name, buckets):
+def test_encode_texts_is_encode_text(name, buckets):
     model, rows = TOWERS[name](), ids()
     with torch.no_grad():
         expected = model.encode_text(rows, normalize=True)
@@ -82,7 +82,7 @@ def test_encode_texts__is_encode_text(name, buckets):
         torch.testing.assert_close(encode_texts(model, rows[:1]), expected[:1], atol=1e-5, rtol=0)
 
 
-def test_encode_texts__computes_fewer_tokens():
+def test_encode_texts_computes_fewer_tokens():
     model, rows = native("eos"), ids()
     seen = []
     model.ln_final.register_forward_hook(lambda m, a, out: seen.append(out.shape[0] * out.shape[1]))
@@ -105,7 +105,7 @@ def test_statistics_kept():
     assert (norm.running_mean > 0.3).all() and norm.momentum == 0.1
 
 
-def test_reader__a_tower_without_a_grid_is_refused():
+def test_reader_a_tower_without_a_grid_is_refused():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()

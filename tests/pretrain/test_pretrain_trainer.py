@@ -83,7 +83,7 @@ def killed_thrice(cli, tiny_recipe, phantoms, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed__the_same_weights_bit_for_bit(unbroken, killed_thrice):
+def test_killed_and_resumed_the_same_weights_bit_for_bit(unbroken, killed_thrice):
     codes, out, states, done = killed_thrice
     assert codes == [137, 137, 137, 0], done.stderr
     progress = [json.loads(_metadata(s / "state.safetensors")["progress"]) for s in states]
@@ -121,9 +121,7 @@ def _metadata(path):
 
 
 @pytest.mark.parametrize("override", ["seed=6", "contrastive.keep=0.5", "masked.mask=0.4"])
-def test_resume__another_recipe_is_refused(
-    killed_thrice, tiny_recipe, phantoms, tmp_path, override
-):
+def test_resume_another_recipe_is_refused(killed_thrice, tiny_recipe, phantoms, tmp_path, override):
     shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
     name = override.split("=")[0]
     with pytest.raises(
@@ -133,7 +131,7 @@ def test_resume__another_recipe_is_refused(
     assert "--force without --resume" in no.value.hint and not (tmp_path / "out").exists()
 
 
-def test_resume__with_a_lower_learning_rate(killed_thrice, tiny_recipe, phantoms, tmp_path):
+def test_resume_with_a_lower_learning_rate(killed_thrice, tiny_recipe, phantoms, tmp_path):
     shutil.copytree(killed_thrice[2][1], tmp_path / ".out.training")
     train(
         tiny_recipe, phantoms, tmp_path / "out", "contrastive.lr=1e-5", "clip_norm=0.5", resume=True
@@ -149,7 +147,7 @@ def test_resume_drops_a_truncated_log_line(killed_thrice, tiny_recipe, phantoms,
     assert [e["step"] for e in log_of(tmp_path / "out")][-2:] == [4, 8]
 
 
-def test_resume__another_number_of_processes_is_refused(
+def test_resume_another_number_of_processes_is_refused(
     killed_thrice, tiny_recipe, phantoms, tmp_path
 ):
     shutil.copytree(killed_thrice[2][0], tmp_path / ".out.training")
@@ -177,14 +175,14 @@ def test_batch_that_cannot_be_shared(tiny_recipe, phantoms, tmp_path):
 # ---- other ways to read
 
 
-def test_streamed__the_same_weights_where_every_image_can_be_read(tiny_recipe, sound, tmp_path):
+def test_streamed_the_same_weights_where_every_image_can_be_read(tiny_recipe, sound, tmp_path):
     one, other = tmp_path / "memory", tmp_path / "stream"
     train(tiny_recipe, sound, one, "masked.epochs=0")
     train(tiny_recipe, sound, other, "masked.epochs=0", "data=stream")
     assert_equal_weights(weights_of(one), weights_of(other))
 
 
-def test_streamed__a_broken_image_is_counted_not_fatal(tiny_recipe, phantoms, tmp_path):
+def test_streamed_a_broken_image_is_counted_not_fatal(tiny_recipe, phantoms, tmp_path):
     summary = train(tiny_recipe, phantoms, tmp_path / "o", "masked.epochs=0", "data=stream")
     assert summary["n_train"] == 74
     # Two epochs of 64 of 74 images: it came up at least once.
@@ -192,7 +190,7 @@ def test_streamed__a_broken_image_is_counted_not_fatal(tiny_recipe, phantoms, tm
 
 
 @pytest.mark.slow
-def test_shards__train_and_a_lost_one_is_left_out(cli, tiny_recipe, sound, tmp_path):
+def test_shards_train_and_a_lost_one_is_left_out(cli, tiny_recipe, sound, tmp_path):
     shards = tmp_path / "shards"
     assert cli("data", "shard", sound, "--out", shards, "--per-shard", "20").rc == 0
     argv = [
@@ -227,7 +225,7 @@ def test_shards__train_and_a_lost_one_is_left_out(cli, tiny_recipe, sound, tmp_p
     assert "Not measured." in (tmp_path / "b" / "README.md").read_text()
 
 
-def test_starts_from_a_model__with_its_tokenizer_and_a_frozen_teacher(
+def test_starts_from_a_model_with_its_tokenizer_and_a_frozen_teacher(
     unbroken, tiny_recipe, sound, tmp_path
 ):
     text = tiny_recipe.read_text()
@@ -252,7 +250,7 @@ def test_starts_from_a_model__with_its_tokenizer_and_a_frozen_teacher(
     assert "Started from local-dir" in (tmp_path / "o" / "README.md").read_text()
 
 
-def test_stage_1_alone__and_stage_2_from_its_image_tower(tiny_recipe, sound, tmp_path):
+def test_stage_1_alone_and_stage_2_from_its_image_tower(tiny_recipe, sound, tmp_path):
     manifest = Manifest.load(sound)
     bare = manifest.table.select(
         ["image", "image_id", "group", "split"]
@@ -283,7 +281,7 @@ def test_stage_1_alone__and_stage_2_from_its_image_tower(tiny_recipe, sound, tmp
     )
 
 
-def test_stage_1__sees_images_without_a_caption_too(tiny_recipe, sound, tmp_path, capsys):
+def test_stage_1_sees_images_without_a_caption_too(tiny_recipe, sound, tmp_path, capsys):
     manifest = Manifest.load(sound)
     captions = [c if i % 2 else None for i, c in enumerate(manifest.column("caption"))]
     place = manifest.table.column_names.index("caption")
@@ -297,7 +295,7 @@ def test_stage_1__sees_images_without_a_caption_too(tiny_recipe, sound, tmp_path
     assert "have no caption: stage 2 leaves them out" in capsys.readouterr().err
 
 
-def test_captions_of_the_manifest__with_make_and_soft_targets(tiny_recipe, sound, tmp_path):
+def test_captions_of_the_manifest_with_make_and_soft_targets(tiny_recipe, sound, tmp_path):
     tree = {"Melanocytic": {"Melanoma, mel": {}, "nv": {}}, "Keratinocytic": {"bkl": {}, "bcc": {}}}
     (tmp_path / "tree.json").write_text(json.dumps(tree))
     summary = train(
@@ -328,7 +326,7 @@ def test_the_knowledge_encoder_changes_the_weights_and_must_have_their_width(
         train(tiny_recipe, sound, tmp_path / "p", "model.embed_dim=24", encoder)
 
 
-def test_another_seed__other_weights(unbroken, tiny_recipe, phantoms, tmp_path):
+def test_another_seed_other_weights(unbroken, tiny_recipe, phantoms, tmp_path):
     train(
         tiny_recipe, phantoms, tmp_path / "o", "seed=6", "masked.epochs=0", "contrastive.epochs=1"
     )
@@ -341,7 +339,7 @@ def test_another_seed__other_weights(unbroken, tiny_recipe, phantoms, tmp_path):
 # ---- what is written
 
 
-def test_training_images__exactly_the_readable_train_images(unbroken, phantoms):
+def test_training_images_exactly_the_readable_train_images(unbroken, phantoms):
     manifest = Manifest.load(phantoms)
     listed = json.loads((unbroken[0] / "training_images.json").read_text())["sha256"]
     assert len(set(listed)) == len(listed)
@@ -358,7 +356,7 @@ def test_training_images__exactly_the_readable_train_images(unbroken, phantoms):
     assert unbroken[1]["n_skipped"] == 1
 
 
-def test_stock_open_clip__opens_it(unbroken, phantoms):
+def test_stock_open_clip_opens_it(unbroken, phantoms):
     out, _ = unbroken
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{out}")
     tokenize = open_clip.get_tokenizer(f"local-dir:{out}")
@@ -379,13 +377,13 @@ def test_stock_open_clip__opens_it(unbroken, phantoms):
     torch.testing.assert_close(stock, mine, atol=1e-4, rtol=0)
 
 
-def test_weights__half_on_disk_and_finite(unbroken):
+def test_weights_half_on_disk_and_finite(unbroken):
     tensors = load_file(unbroken[0] / "open_clip_model.safetensors")
     assert tensors["visual.conv1.weight"].dtype == torch.float16
     assert all(torch.isfinite(t.float()).all() for t in tensors.values())
 
 
-def test_card__names_the_recipe_and_how_to_reproduce(unbroken):
+def test_card_names_the_recipe_and_how_to_reproduce(unbroken):
     card = (unbroken[0] / "README.md").read_text()
     assert "- Recipe `tiny`, seed 5" in card and "dermaudit pretrain tiny" in card
     assert f"Trained on {unbroken[1]['n_train']} images" in card
@@ -418,18 +416,18 @@ def test_the_card_lists_overrides(tiny_recipe, sound, tmp_path):
         (["CC-BY-SA-4.0"], "cc-by-sa-4.0"),
     ],
 )
-def test_card__the_strictest_licence(images, weights):
+def test_card_the_strictest_licence(images, weights):
     assert licence_of(images) == weights
 
 
-def test_siglip__is_saved_with_its_bias_and_opens_again(tiny_recipe, sound, tmp_path):
+def test_siglip_is_saved_with_its_bias_and_opens_again(tiny_recipe, sound, tmp_path):
     train(tiny_recipe, sound, tmp_path / "o", "masked.epochs=0", "contrastive.loss=siglip")
     bias = load_model(f"local-dir:{tmp_path / 'o'}").model.logit_bias
     assert float(bias.detach()) != 0 and abs(float(bias.detach()) + 10) < 1
     open_clip.create_model(f"local-dir:{tmp_path / 'o'}")
 
 
-def test_leak__is_refused_before_training(tiny_recipe, sound, tmp_path):
+def test_leak_is_refused_before_training(tiny_recipe, sound, tmp_path):
     manifest = Manifest.load(sound)
     root = tmp_path / "leaky"
     shutil.copytree(sound, root)
@@ -503,7 +501,7 @@ def test_bad_options_are_reported_in_one_sentence(
 # ---- scoring
 
 
-def test_measure__training_images_are_refused(unbroken, phantoms):
+def test_measure_training_images_are_refused(unbroken, phantoms):
     tower, manifest = load_model(f"local-dir:{unbroken[0]}"), Manifest.load(phantoms)
     measure(tower, manifest)  # its own split: fine
     swapped = ["test" if s == "train" else "train" for s in manifest.splits]
@@ -514,7 +512,7 @@ def test_measure__training_images_are_refused(unbroken, phantoms):
         measure(tower, Manifest(table, manifest.root, manifest.path))
 
 
-def test_embed__a_broken_file_does_not_stop_it(unbroken, phantoms):
+def test_embed_a_broken_file_does_not_stop_it(unbroken, phantoms):
     tower, manifest = load_model(f"local-dir:{unbroken[0]}"), Manifest.load(phantoms)
     x = embed(tower, [*manifest.paths()[:70], phantoms / "absent.png"])
     broken = np.isnan(x).any(1)

@@ -114,14 +114,14 @@ def test_a_batch_in_parts_equals_one_batch(worlds, kind, processes):
 
 
 @pytest.mark.slow
-def test_gradient_checkpointing__changes_nothing(worlds):
+def test_gradient_checkpointing_changes_nothing(worlds):
     (one, losses), (other, theirs) = worlds[1]["clip"], worlds[1]["clip-checkpointed"]
     assert theirs == pytest.approx(losses, abs=1e-9)
     assert max(float((one[k] - other[k]).abs().max()) for k in one) < 1e-9
 
 
 @pytest.mark.slow
-def test_command__two_processes_write_one_checkpoint(run_python, tiny_recipe, sound, tmp_path):
+def test_command_two_processes_write_one_checkpoint(run_python, tiny_recipe, sound, tmp_path):
     """The command under torchrun: killed, resumed, and refused to one process alone."""
     argv = [
         "-m",

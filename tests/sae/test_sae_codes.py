@@ -29,7 +29,7 @@ def make(folder, shape, seed=0, threshold=1.0):
 
 @given(st.integers(0, 1000), st.integers(1, 600), st.sampled_from([0.0, 1.0, 50.0]))
 @settings(max_examples=15, deadline=None)
-def test_pooled__csr_and_csc_equal_dense(tmp_path_factory, seed, n, threshold):
+def test_pooled_csr_and_csc_equal_dense(tmp_path_factory, seed, n, threshold):
     codes, dense, _ = make(tmp_path_factory.mktemp("codes"), (n, 8), seed, threshold)
     np.testing.assert_array_equal(codes.csr().toarray(), dense)
     for latent in range(12):
@@ -42,7 +42,7 @@ def test_pooled__csr_and_csc_equal_dense(tmp_path_factory, seed, n, threshold):
     assert codes.argmax is None and codes.shape == (n, 12)
 
 
-def test_patches__maximum_over_tokens_and_where_it_was(tmp_path):
+def test_patches_maximum_over_tokens_and_where_it_was(tmp_path):
     codes, dense, _ = make(tmp_path / "c", (300, 9, 8))  # more than one chunk
     np.testing.assert_array_equal(codes.csr().toarray(), dense.max(1))
     assert len(codes.argmax) == len(codes.values) and codes.argmax.dtype == np.uint16
@@ -74,7 +74,7 @@ def test_the_bytes_do_not_depend_on_the_size_of_the_bands(tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-def test_memory__does_not_grow_with_the_codes(tmp_path, monkeypatch):
+def test_memory_does_not_grow_with_the_codes(tmp_path, monkeypatch):
     monkeypatch.setattr("dermaudit.sae.inference.codes._CELLS", 1 << 13)
     sae = random_sae(8, 64, threshold=0.0)
 
@@ -95,7 +95,7 @@ def test_memory__does_not_grow_with_the_codes(tmp_path, monkeypatch):
     assert peak < 3e6
 
 
-def test_files__listed_and_the_same_bytes_again(tmp_path):
+def test_files_listed_and_the_same_bytes_again(tmp_path):
     _, _, files = make(tmp_path / "a", (40, 4, 8))
     _, _, again = make(tmp_path / "b", (40, 4, 8))
     assert sorted(f.name for f in files) == sorted(f.name for f in (tmp_path / "a").iterdir())

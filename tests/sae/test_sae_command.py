@@ -27,7 +27,7 @@ def dictionary(tmp_path):
     return write_dictionary(tmp_path / "trained", "AutoEncoderTopK", state)
 
 
-def test_show__our_own_with_its_metrics(main, tmp_path):
+def test_show_our_own_with_its_metrics(main, tmp_path):
     sae = random_sae()
     sae.metadata |= {"k": 3.5, "training_architecture": "batchtopk", "seed": 7}
     sae.save(tmp_path)
@@ -46,21 +46,21 @@ def test_show__our_own_with_its_metrics(main, tmp_path):
     assert again == found
 
 
-def test_show__a_topk_says_its_k_and_a_range_of_norms(main, tmp_path):
+def test_show_a_topk_names_its_k_and_a_range_of_norms(main, tmp_path):
     random_topk(k=3).save(tmp_path)
     found = main("sae", "show", tmp_path, "--json").json()
     assert found["architecture"] == "topk" and found["k"] == 3 and "threshold" not in found
     assert found["decoder_norm_range"] == pytest.approx([0.5, 2.0])
 
 
-def test_show__a_relu_has_neither_threshold_nor_k(main, tmp_path):
+def test_show_a_relu_has_neither_threshold_nor_k(main, tmp_path):
     random_relu().save(tmp_path)
     found = main("sae", "show", tmp_path, "--json").json()
     assert found["architecture"] == found["training_architecture"] == "standard"
     assert found["k"] is None and "threshold" not in found
 
 
-def test_import__is_what_was_read_and_says_where_it_came_from(main, tmp_path, dictionary):
+def test_import_is_what_was_read_and_names_where_it_came_from(main, tmp_path, dictionary):
     import hashlib
 
     from dermaudit.sae.formats import read_foreign
@@ -110,12 +110,12 @@ def test_import__is_what_was_read_and_says_where_it_came_from(main, tmp_path, di
     assert [file.read_bytes() for file in sorted(out.iterdir())] == first
 
 
-def test_import__without_a_site_it_says_so(main, tmp_path, dictionary):
+def test_import_without_a_site_it_names_so(main, tmp_path, dictionary):
     done = main("sae", "import", dictionary, "--out", tmp_path / "ours")
     assert done.rc == 0 and "--site" in done.stderr
 
 
-def test_import__k_that_the_file_does_not_say(main, tmp_path):
+def test_import_k_that_the_file_does_not_say(main, tmp_path):
     torch.save(overcomplete_state(Weights(unit=True)), tmp_path / "sae.pt")
     refused = main("sae", "import", tmp_path / "sae.pt", "--out", tmp_path / "ours", "--json")
     assert refused.rc == 2 and "nor its k" in refused.json()["error"]["message"]
@@ -124,13 +124,13 @@ def test_import__k_that_the_file_does_not_say(main, tmp_path):
     assert load_sae(tmp_path / "ours").k == 5
 
 
-def test_show__notes_of_an_import_are_said(main, tmp_path):
+def test_show_notes_of_an_import_are_reported(main, tmp_path):
     write_saev(tmp_path / "sae.pt", Weights(), header("TopK", top_k=4))
     done = main("sae", "show", tmp_path)
     assert done.rc == 0 and "note: saev keeps negative" in done.stderr
 
 
-def test_pickled_code__exit_code_2_one_sentence_and_nothing_run(cli, tmp_path):
+def test_pickled_code_exit_code_2_one_sentence_and_nothing_run(cli, tmp_path):
     torch.save({"model": Bomb(tmp_path / "ran")}, tmp_path / "sae.pt")
     done = cli("sae", "import", tmp_path / "sae.pt", "--out", tmp_path / "ours", "--json")
     error = done.json()["error"]
@@ -140,7 +140,7 @@ def test_pickled_code__exit_code_2_one_sentence_and_nothing_run(cli, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["show", "import"])
-def test_absent__is_said_before_anything_heavy_is_imported(run_python, tmp_path, command):
+def test_absent_is_reported_before_anything_heavy_is_imported(run_python, tmp_path, command):
     code = (
         "import sys; from dermaudit.cli import main; "
         f"rc = main(['sae', {command!r}, 'none.pt', *{['--out', 'o'] if command == 'import' else []!r}]); "
@@ -151,7 +151,7 @@ def test_absent__is_said_before_anything_heavy_is_imported(run_python, tmp_path,
 
 
 @pytest.mark.parametrize("command", ["show", "import"])
-def test_help__loads_no_torch(run_python, command):
+def test_help_loads_no_torch(run_python, command):
     code = (
         "import sys; from dermaudit.cli import main; "
         f"main(['sae', {command!r}, '--help']); print('torch' in sys.modules, file=sys.stderr)"
@@ -160,7 +160,7 @@ def test_help__loads_no_torch(run_python, command):
     assert done.stderr.split()[-1] == "False" and "checkpoint" in done.stdout.lower()
 
 
-def test_out__a_file_or_a_full_disk(cli, main, tmp_path, dictionary):
+def test_out_a_file_or_a_full_disk(cli, main, tmp_path, dictionary):
     (tmp_path / "file").write_text("x")
     refused = main("sae", "import", dictionary, "--out", tmp_path / "file")
     assert refused.rc == 2 and "is a file" in refused.stderr

@@ -81,7 +81,7 @@ def run(tmp_path):
     return run, paths, go
 
 
-def test_embed__rows_are_those_of_the_images(run):
+def test_embed_rows_are_those_of_the_images(run):
     run, paths, go = run
     go()
     pixels = pixels_of(paths)
@@ -103,7 +103,7 @@ def test_embed__rows_are_those_of_the_images(run):
     ]
 
 
-def test_activations__the_same_numbers_as_the_store(run):
+def test_activations_the_same_numbers_as_the_store(run):
     run, paths, go = run
     go()
     found = activations(Tower(), list((pixels_of(paths[:3]) * 255).astype(np.uint8)), SITES)
@@ -123,14 +123,14 @@ def test_cls_tokens_and_dtype(run):
     run.require("embed")
 
 
-def test_embed__done_is_not_done_again(run):
+def test_embed_done_is_not_done_again(run):
     _, _, go = run
     go()
     go()
     assert Tower.seen == 10
 
 
-def test_embed__interrupted_goes_on_with_the_next_shard(run, monkeypatch):
+def test_embed_interrupted_goes_on_with_the_next_shard(run, monkeypatch):
     run, _, go = run
     visits = []
 
@@ -153,7 +153,7 @@ def test_embed__interrupted_goes_on_with_the_next_shard(run, monkeypatch):
     assert ActivationStore.open(run.file("embeddings", BLOCK), check=True).meta["n"] == 10
 
 
-def test_embed__a_shard_altered_before_the_store_was_finished_is_made_again(run, monkeypatch):
+def test_embed_a_shard_altered_before_the_store_was_finished_is_made_again(run, monkeypatch):
     run, _, go = run
     monkeypatch.setattr(embed, "hit", lambda name: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -166,7 +166,7 @@ def test_embed__a_shard_altered_before_the_store_was_finished_is_made_again(run,
     assert path.read_bytes() == good and Tower.seen == 8 + 10
 
 
-def test_embed__an_altered_shard_is_made_again(run):
+def test_embed_an_altered_shard_is_made_again(run):
     run, _, go = run
     go()
     path = run.file("embeddings", "visual.pooled", "shard-000001.safetensors")
@@ -178,7 +178,7 @@ def test_embed__an_altered_shard_is_made_again(run):
     run.require("embed")
 
 
-def test_force__makes_everything_again(run):
+def test_force_makes_everything_again(run):
     run, _, go = run
     go()
     before = {p.name: p.read_bytes() for p in run.file("embeddings", BLOCK).iterdir()}
@@ -210,7 +210,7 @@ def make(root, paths, *, known=False, tower=None, **options):
     return stores[0]
 
 
-def test_append__the_old_shards_stay_as_they_are(tmp_path):
+def test_append_the_old_shards_stay_as_they_are(tmp_path):
     paths = write_pictures(tmp_path / "p", 6)
     store = make(tmp_path / "s", paths)
     before = {path.name: path.stat().st_ino for path in store.shard_paths()}
@@ -224,7 +224,7 @@ def test_append__the_old_shards_stay_as_they_are(tmp_path):
     np.testing.assert_allclose(acts, expected, atol=1e-6)
 
 
-def test_append__in_the_midst_of_the_list_rows_are_numbered_anew(tmp_path):
+def test_append_in_the_midst_of_the_list_rows_are_numbered_anew(tmp_path):
     paths = write_pictures(tmp_path / "p", 11)
     make(tmp_path / "s", paths[::2])
     store = make(tmp_path / "s", paths)
@@ -304,7 +304,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path):
     assert list(again.meta["skipped"]) == ["01"]
 
 
-def test_strict__the_first_bad_image_ends_it(tmp_path):
+def test_strict_the_first_bad_image_ends_it(tmp_path):
     paths = write_pictures(tmp_path / "p", 5)
     Path(paths[3]).write_bytes(b"")
     engine = in_this_process(Tower(), strict=True)
@@ -315,7 +315,7 @@ def test_strict__the_first_bad_image_ends_it(tmp_path):
     assert "--strict" in error.value.hint
 
 
-def test_not_finite__counted_named_and_fatal_if_strict(run, capsys):
+def test_not_finite_counted_named_and_fatal_if_strict(run, capsys):
     run, paths, _ = run
     tower = Tower(scale=1e6)  # over what float16 holds wherever a quarter is bright
     done = embed_run(run, tower, images_of(paths), EmbedSettings(SITES))
@@ -334,7 +334,7 @@ def test_not_finite__counted_named_and_fatal_if_strict(run, capsys):
     assert fine["not_finite"] == {}
 
 
-def test_the_disk_is_too_small__said_before_any_work(tmp_path, monkeypatch):
+def test_the_disk_is_too_small_reported_before_any_work(tmp_path, monkeypatch):
     paths = write_pictures(tmp_path / "p", 5)
     monkeypatch.setattr(embed.shutil, "disk_usage", lambda path: SimpleNamespace(free=59, total=99))
     with pytest.raises(NoSpaceError, match="the activations need 0 MB, and .* has 0 MB free"):
@@ -344,7 +344,7 @@ def test_the_disk_is_too_small__said_before_any_work(tmp_path, monkeypatch):
     make(tmp_path / "s", paths)
 
 
-def test_the_disk_is_full_at_a_shard__the_finished_ones_are_kept(tmp_path, monkeypatch):
+def test_the_disk_is_full_at_a_shard_the_finished_ones_are_kept(tmp_path, monkeypatch):
     import safetensors.torch
 
     paths = write_pictures(tmp_path / "p", 10)
@@ -366,7 +366,7 @@ def test_the_disk_is_full_at_a_shard__the_finished_ones_are_kept(tmp_path, monke
     assert Tower.seen == 12
 
 
-def test_writing__goes_on_while_the_next_shard_is_computed_and_not_the_one_after(
+def test_writing_goes_on_while_the_next_shard_is_computed_and_not_the_one_after(
     tmp_path, monkeypatch
 ):
     paths = write_pictures(tmp_path / "p", 12)
@@ -416,7 +416,7 @@ def test_a_site_of_another_shape_is_refused(tmp_path):
 # ---- the pieces
 
 
-def test_embed_shard__reads_for_itself_what_the_loop_reads_ahead(tmp_path):
+def test_embed_shard_reads_for_itself_what_the_loop_reads_ahead(tmp_path):
     paths = write_pictures(tmp_path / "p", 7)
     made = []
     for name, ahead in (("own", False), ("ahead", True)):
@@ -435,7 +435,7 @@ def test_embed_shard__reads_for_itself_what_the_loop_reads_ahead(tmp_path):
     assert made[0] == made[1]
 
 
-def test_write_part__a_number_that_is_not_finite_is_seen_in_any_dtype(tmp_path):
+def test_write_part_a_number_that_is_not_finite_is_seen_in_any_dtype(tmp_path):
     for dtype in ("float32", "float16", "bfloat16"):
         identity, facts = site_of(Tower(), BLOCK, dtype=dtype)
         site = StoreTarget(tmp_path / dtype, identity, facts)
@@ -450,7 +450,7 @@ def test_write_part__a_number_that_is_not_finite_is_seen_in_any_dtype(tmp_path):
 
 
 @pytest.mark.parametrize("readers", [1, 3])
-def test_first_batch__read_by_all_threads_it_is_the_same(tmp_path, readers):
+def test_first_batch_read_by_all_threads_it_is_the_same(tmp_path, readers):
     paths = write_pictures(tmp_path / "p", 45)
     for bad in (0, 17, 44):
         Path(paths[bad]).write_bytes(b"no image")
@@ -465,7 +465,7 @@ def test_first_batch__read_by_all_threads_it_is_the_same(tmp_path, readers):
         next(batches_ahead(Tower(), [part], 40, strict=True, readers=readers))
 
 
-def test_read_ahead__goes_on_while_the_tower_has_the_first_batch(tmp_path, monkeypatch):
+def test_read_ahead_goes_on_while_the_tower_has_the_first_batch(tmp_path, monkeypatch):
     paths = write_pictures(tmp_path / "p", 40)
     (part,) = plan_shards(
         StoreTarget(tmp_path, *site_of(Tower(), BLOCK)), images_of(paths, False), 64
@@ -485,7 +485,7 @@ def test_read_ahead__goes_on_while_the_tower_has_the_first_batch(tmp_path, monke
     assert sum(len(batch.kept) for batch in stream) == 36
 
 
-def test_object_storage__a_uri_reads_the_same_bytes(tmp_path):
+def test_object_storage_a_uri_reads_the_same_bytes(tmp_path):
     paths = write_pictures(tmp_path / "p", 5)
     near = make(tmp_path / "near", paths)
     far = make(
@@ -504,7 +504,7 @@ def test_shards_of_many_tokens_hold_fewer_images(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("pool", "block"), [("tok", 1), ("avg", 2)])
-def test_default_sites__the_last_tokens_that_are_used(pool, block):
+def test_default_sites_the_last_tokens_that_are_used(pool, block):
     tower = SimpleNamespace(
         n_blocks=3, family="native", model=SimpleNamespace(visual=SimpleNamespace(pool_type=pool))
     )

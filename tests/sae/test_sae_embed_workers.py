@@ -69,14 +69,14 @@ def small(monkeypatch):
         ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, 0, 1),
     ],
 )  # fmt: skip
-def test_share__from_the_environment(environment, rank, size):
+def test_share_from_the_environment(environment, rank, size):
     assert WorkerRank.of(environment) == WorkerRank(rank, size)
 
 
 @pytest.mark.parametrize(
     ("rank", "size"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0"), ("", "")]
 )
-def test_share__numbers_that_name_no_worker(rank, size):
+def test_share_numbers_that_name_no_worker(rank, size):
     with pytest.raises(
         UserInputError, match=f"RANK={rank} and WORLD_SIZE={size} do not name a worker"
     ):
@@ -122,7 +122,7 @@ def test_a_late_worker_finds_the_store_finished(images, tmp_path):
     assert content(tmp_path / "s") == before
 
 
-def test_finish__not_with_another_workers_shard_altered(images, tmp_path):
+def test_finish_not_with_another_workers_shard_altered(images, tmp_path):
     order = EmbedSettings(["visual.pooled"])
     identity, facts = order.site(Tower(), "visual.pooled")
     site = StoreTarget(tmp_path / "s", identity, facts)
@@ -141,7 +141,7 @@ def test_a_job_survives_its_way_through_ray(images, tmp_path, monkeypatch):
     assert again == part and places == sites and again.digest() == part.digest()
 
 
-def test_an_actor_of_ray__an_error_comes_back_as_data(images, tmp_path):
+def test_an_actor_of_ray_an_error_comes_back_as_data(images, tmp_path):
     maker = ShardMaker("phantom-vit", threads=1, device="cpu", batch=2, strict=True)
     site = StoreTarget(tmp_path / "s", *EmbedSettings([]).site(maker.tower, "visual.pooled"))
     parts = plan_shards(site, images, 4).parts
@@ -196,7 +196,7 @@ def test_workers_of_a_cluster_one_after_the_other(main, image_folder, tmp_path):
         (("--store", "s", "--workers", "0"), {}, "--workers"),
     ],
 )
-def test_command__what_cannot_be(main, image_folder, tmp_path, options, environment, said):
+def test_command_what_cannot_be(main, image_folder, tmp_path, options, environment, said):
     done = main(
         "embed",
         image_folder("a.png"),
@@ -210,7 +210,7 @@ def test_command__what_cannot_be(main, image_folder, tmp_path, options, environm
     assert not (tmp_path / "s").exists() and not (tmp_path / "r").exists()
 
 
-def test_dry_run__sizes_and_nothing_written(main, image_folder, tmp_path):
+def test_dry_run_sizes_and_nothing_written(main, image_folder, tmp_path):
     data = image_folder("a.png", "b.png", "c.png")
     done = main(
         "embed", data, "--model", "phantom-vit", "--run", tmp_path / "r", "--dry-run", "--json"
@@ -235,7 +235,7 @@ def test_no_image_can_be_read(main, tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_killed_and_resumed__the_bytes_of_one(cli, main, image_folder, tmp_path):
+def test_workers_killed_and_resumed_the_bytes_of_one(cli, main, image_folder, tmp_path):
     """Each of two workers is killed after its first shard; the same command goes on with the others."""
     data = image_folder(*(f"{i:02d}.png" for i in range(N)), side=16)
     assert main("embed", data, *SMALL, "--run", tmp_path / "alone").rc == 0
@@ -256,7 +256,7 @@ def test_workers_killed_and_resumed__the_bytes_of_one(cli, main, image_folder, t
 
 
 @pytest.mark.slow
-def test_ray__the_bytes_of_one_worker(cli, main, image_folder, tmp_path):
+def test_ray_the_bytes_of_one_worker(cli, main, image_folder, tmp_path):
     pytest.importorskip("ray", reason="ray is not installed (extra: cluster)")
     data = image_folder(*(f"{i:02d}.png" for i in range(N)), side=16)
     (data / "05.png").write_bytes(b"broken")

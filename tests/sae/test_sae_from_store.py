@@ -56,7 +56,7 @@ def made(tmp_path):
     return manifest, tmp_path / "stores"
 
 
-def test_run__has_the_rows_of_the_store_and_the_table_of_the_manifest(made, tmp_path):
+def test_run_has_the_rows_of_the_store_and_the_table_of_the_manifest(made, tmp_path):
     manifest, root = made
     run = Run.create(tmp_path / "run")
     seen = Tower.seen
@@ -83,7 +83,7 @@ def test_run__has_the_rows_of_the_store_and_the_table_of_the_manifest(made, tmp_
     ActivationStore.open(folder, check=True)
 
 
-def test_rows__are_numbered_by_the_run_where_images_are_missing_or_stand_otherwise(made, tmp_path):
+def test_rows_are_numbered_by_the_run_where_images_are_missing_or_stand_otherwise(made, tmp_path):
     manifest, root = made
     (tmp_path / "data/images/03.png").write_bytes(b"no picture")
     store(manifest, tmp_path / "gap")
@@ -104,7 +104,7 @@ def test_rows__are_numbered_by_the_run_where_images_are_missing_or_stand_otherwi
     assert why["images/21.png"] == "it is not in the store" and "not" in why["images/03.png"]
 
 
-def test_another_disk__the_shards_are_copied(made, tmp_path, monkeypatch):
+def test_another_disk_the_shards_are_copied(made, tmp_path, monkeypatch):
     manifest, root = made
 
     def link(*_):
@@ -161,7 +161,7 @@ def test_unsuitable_saes_are_refused(made, tmp_path):
     assert not run.file("embeddings").exists() and "embed" not in run.meta["stages"]
 
 
-def test_command__embed_store_then_a_run_of_it(main, tmp_path):
+def test_command_embed_store_then_a_run_of_it(main, tmp_path):
     (tmp_path / "data").mkdir()
     write_manifest(tmp_path / "data", 12)
     given = (

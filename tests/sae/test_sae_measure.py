@@ -59,7 +59,7 @@ def add_sae(run: Run, sae, acts) -> None:
     run.record(f"fit:{SITE}", {}, files, upstream=["embed"])
 
 
-def test_measure__the_parts_there_is_data_for():
+def test_measure_the_parts_there_is_data_for():
     sae, x = random_sae(24, 40, threshold=0.3), planted(400)
     groups = np.arange(400) // 2
     alone = measure(sae, MeasurementData(x, groups), n_draws=50)
@@ -91,7 +91,7 @@ def test_measure__the_parts_there_is_data_for():
     json.dumps(summary(full), allow_nan=False)
 
 
-def test_measure__what_lacks_evidence_says_why(capsys):
+def test_measure_what_lacks_evidence_names_why(capsys):
     sae, x = random_sae(24, 40), planted(60)
     silent = random_sae(24, 40, seed=1, threshold=1e6)
     side = EvaluationImages(
@@ -106,7 +106,7 @@ def test_measure__what_lacks_evidence_says_why(capsys):
     assert "no stability: no latent of SAE 1 fires" in said and "FVU" in said
 
 
-def test_command__prints_writes_and_is_not_done_twice(main, tmp_path):
+def test_command_prints_writes_and_is_not_done_twice(main, tmp_path):
     sae = random_sae(24, 40, threshold=0.3)
     run = make_run(tmp_path / "run", sae)
     other = random_sae(24, 40, seed=1, threshold=0.3)
@@ -146,7 +146,7 @@ def test_command__prints_writes_and_is_not_done_twice(main, tmp_path):
     assert again["reconstruction"]["fvu"] != figures["reconstruction"]["fvu"]
 
 
-def test_command__the_order_of_storage_changes_nothing(main, tmp_path):
+def test_command_the_order_of_storage_changes_nothing(main, tmp_path):
     sae = random_sae(24, 40, threshold=0.3)
     found = []
     for name, order in (("a", None), ("b", np.random.default_rng(0).permutation(300))):
@@ -161,7 +161,7 @@ def test_command__the_order_of_storage_changes_nothing(main, tmp_path):
             assert figures[name][end] == pytest.approx(others[name][end], abs=2e-6)
 
 
-def test_command__an_independent_model_judges(main, tmp_path):
+def test_command_an_independent_model_judges(main, tmp_path):
     from PIL import Image
 
     run = make_run(tmp_path / "run", random_sae(24, 40, threshold=0.3), n=120)
@@ -181,7 +181,7 @@ def test_command__an_independent_model_judges(main, tmp_path):
     assert abs(found["lift"]["value"]) < 0.05 < found["mean"]["control"]
 
 
-def test_command__a_model_that_cannot_be_opened_costs_the_zero_shot_figures_alone(main, tmp_path):
+def test_command_a_model_that_cannot_be_opened_costs_the_zero_shot_figures_alone(main, tmp_path):
     run = make_run(tmp_path / "run", random_sae(24, 40, threshold=0.3), n=120, labels=("mel", "nv"))
     done = main("sae", "measure", "--run", run.path, "--draws", 20, "--json")
     assert done.rc == 0 and "no zero-shot: unknown model 'toy'" in done.stderr.replace("\n", " ")
@@ -192,7 +192,7 @@ def test_command__a_model_that_cannot_be_opened_costs_the_zero_shot_figures_alon
     assert again.rc == 0 and "was made with another model" in again.stderr.replace("\n", " ")
 
 
-def test_command__nan_rows_are_said_and_left_out_of_every_part(main, tmp_path):
+def test_command_nan_rows_are_reported_and_left_out_of_every_part(main, tmp_path):
     sae = random_sae(24, 40, threshold=0.3)
     run = make_run(tmp_path / "run", sae, broken=2)  # a test image, the first of its group
     done = main("sae", "measure", "--run", run.path, "--draws", 20, "--json")
@@ -216,7 +216,7 @@ def test_command__nan_rows_are_said_and_left_out_of_every_part(main, tmp_path):
         (["--draws", "3"], "draws"),
     ],
 )
-def test_command__refusals(main, tmp_path, flags, said):
+def test_command_refusals(main, tmp_path, flags, said):
     sae = random_sae(24, 40, threshold=0.3)
     run = make_run(tmp_path / "run", sae, n=120)
     sae.save(tmp_path / "same")
@@ -229,7 +229,7 @@ def test_command__refusals(main, tmp_path, flags, said):
     assert not run.file("sae", SITE, "measured.json").exists()
 
 
-def test_command__nothing_fitted_and_nothing_to_test(main, tmp_path):
+def test_command_nothing_fitted_and_nothing_to_test(main, tmp_path):
     empty = Run.create(tmp_path / "empty")
     done = main("sae", "measure", "--run", empty.path)
     assert done.rc == 2 and "has no fit stage yet" in done.stderr

@@ -20,7 +20,7 @@ def rewrite(folder, **changes):
     path.write_text(json.dumps({k: v for k, v in cfg.items() if v is not None}))
 
 
-def test_topk__by_hand():
+def test_topk_by_hand():
     eye = torch.eye(4)
     sae = TopKSAE(eye, 2 * eye, torch.zeros(4), torch.tensor([1.0, 0, 0, 0]), k=2)
     x = torch.tensor([[4.0, 1.0, 2.0, -5.0], [0.0, -1.0, 0.5, -2.0]])
@@ -32,7 +32,7 @@ def test_topk__by_hand():
 
 @given(st.integers(1, 12), st.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
-def test_topk__codes_are_the_largest_positive_pre_activations(k, seed):
+def test_topk_codes_are_the_largest_positive_pre_activations(k, seed):
     sae = random_topk(k=k)
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(seed))
     z, pre = sae.encode(x), sae.pre(x)
@@ -45,7 +45,7 @@ def test_topk__codes_are_the_largest_positive_pre_activations(k, seed):
 
 
 @pytest.mark.parametrize("make", [random_sae, random_relu, random_topk])
-def test_save_load__equal_and_stock_sae_lens_agrees(make, tmp_path):
+def test_save_load_equal_and_stock_sae_lens_agrees(make, tmp_path):
     from sae_lens import SAE
 
     sae = make()
@@ -64,7 +64,7 @@ def test_save_load__equal_and_stock_sae_lens_agrees(make, tmp_path):
     torch.testing.assert_close(again.decode(z), stock.decode(z).detach(), atol=1e-5, rtol=0)
 
 
-def test_relu__by_hand_and_a_threshold_of_zero_is_the_same():
+def test_relu_by_hand_and_a_threshold_of_zero_is_the_same():
     eye = torch.eye(3)
     relu = ReLUSAE(eye, eye, torch.tensor([0.0, 0.5, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
     x = torch.tensor([[4.0, -0.25, -1.0], [1.0, -0.5, 2.0]])
@@ -74,7 +74,7 @@ def test_relu__by_hand_and_a_threshold_of_zero_is_the_same():
     assert torch.equal(old.encode(x), relu.encode(x))
 
 
-def test_save_load_save__the_kind_stays(tmp_path):
+def test_save_load_save_the_kind_stays(tmp_path):
     """A jumprelu of threshold 0, as relu_l1 was once written, is read and stays what it is."""
     old = random_sae(threshold=0.0)
     for kind, sae in (("standard", random_relu()), ("jumprelu", old)):
@@ -90,7 +90,7 @@ def test_save_load_save__the_kind_stays(tmp_path):
 
 @pytest.mark.parametrize("apply_b_dec", [True, False])
 @pytest.mark.parametrize("rescale", [True, False])
-def test_load__topk_of_sae_lens(tmp_path, rescale, apply_b_dec):
+def test_load_topk_of_sae_lens(tmp_path, rescale, apply_b_dec):
     from sae_lens import SAE, TopKSAEConfig
     from sae_lens import TopKSAE as Stock
 
@@ -117,7 +117,7 @@ def test_load__topk_of_sae_lens(tmp_path, rescale, apply_b_dec):
     assert unit == rescale  # without it, the norms must not enter the selection
 
 
-def test_load__a_topk_is_refused_where_codes_must_be_pointwise(tmp_path):
+def test_load_a_topk_is_refused_where_codes_must_be_pointwise(tmp_path):
     random_topk().save(tmp_path)
     with pytest.raises(ForeignArtifactError, match="is a 'topk' SAE") as refused:
         ThresholdSAE.load(tmp_path)

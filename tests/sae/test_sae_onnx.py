@@ -43,7 +43,7 @@ def exported(module, path, **options):
 
 @pytest.mark.parametrize("kind", SAES)
 @pytest.mark.parametrize("mode", MODES)
-def test_onnx__agrees_with_torch_for_any_number_of_rows(tmp_path, mode, kind):
+def test_onnx_agrees_with_torch_for_any_number_of_rows(tmp_path, mode, kind):
     module = LatentSuppressor(
         SAES[kind](), [2, 7, 11], mode=mode, level=0.4, gate_level=1.0, renormalise=mode != "mean"
     )
@@ -64,7 +64,7 @@ def test_onnx__agrees_with_torch_for_any_number_of_rows(tmp_path, mode, kind):
     assert 0 < fired.sum() < 37
 
 
-def test_onnx__tokens_and_their_positions(tmp_path):
+def test_onnx_tokens_and_their_positions(tmp_path):
     module = LatentSuppressor(
         random_sae(8, 12, threshold=0.3), [2, 7], positions="patch", renormalise=False
     )
@@ -75,7 +75,7 @@ def test_onnx__tokens_and_their_positions(tmp_path):
     assert not fired[:, 0].any() and fired[:, 1:].any()
 
 
-def test_onnx__positions_without_tokens_are_refused_and_nothing_is_written(tmp_path):
+def test_onnx_positions_without_tokens_are_refused_and_nothing_is_written(tmp_path):
     module = LatentSuppressor(random_sae(8, 12), [2], positions="patch")
     with pytest.raises(UserInputError, match="needs tokens"):
         exported(module, tmp_path / "s.onnx")

@@ -64,7 +64,7 @@ def suppressor(sae, latents=(2, 7, 11), mode="subtract", **options):
 @pytest.mark.parametrize("kind", SAES)
 @pytest.mark.parametrize("shape", [(200, 8), (40, 5, 8)], ids=["rows", "tokens"])
 @pytest.mark.parametrize("mode", MODES)
-def test_closed_form__equals_the_full_path(mode, shape, kind):
+def test_closed_form_equals_the_full_path(mode, shape, kind):
     sae, latents = SAES[kind](), [2, 7, 11]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     out = suppressor(sae, latents, mode, renormalise=False).apply_to(x)
@@ -75,7 +75,7 @@ def test_closed_form__equals_the_full_path(mode, shape, kind):
     assert torch.equal(out.fired, changed) and 0 < changed.sum() < changed.numel()
 
 
-def test_topk__whether_a_latent_fires_depends_on_the_others():
+def test_topk_whether_a_latent_fires_depends_on_the_others():
     """What the closed form on |S| latents alone would get wrong."""
     sae = random_topk(8, 12, 2)
     x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
@@ -84,7 +84,7 @@ def test_topk__whether_a_latent_fires_depends_on_the_others():
     assert (alone > 0).sum() > 1.5 * (z > 0).sum() > 0
 
 
-def test_reactive__by_hand():
+def test_reactive_by_hand():
     eye = torch.eye(3)
     sae = ThresholdSAE(eye, eye, torch.zeros(3), torch.zeros(3), torch.zeros(3))
     module = LatentSuppressor(
@@ -132,7 +132,7 @@ def test_reactive_level_keeps_the_given_share_of_artifact_free_rows():
         (torch.tensor([False, True, False, True, False]), 1, [1, 3]),
     ],
 )
-def test_positions__only_those_tokens_change(positions, n_prefix, edited):
+def test_positions_only_those_tokens_change(positions, n_prefix, edited):
     sae = random_sae(8, 12, threshold=0.3)
     x = torch.randn(30, 5, 8, generator=torch.Generator().manual_seed(0))
     everywhere = suppressor(sae).apply_to(x)
@@ -148,7 +148,7 @@ def test_positions__only_those_tokens_change(positions, n_prefix, edited):
     assert torch.equal(module(x, positions="all"), everywhere.x)
 
 
-def test_positions__a_mask_of_every_row():
+def test_positions_a_mask_of_every_row():
     sae = random_sae(8, 12, threshold=0.3)
     x = torch.randn(30, 5, 8, generator=torch.Generator().manual_seed(0))
     mask = torch.rand(30, 5, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -157,7 +157,7 @@ def test_positions__a_mask_of_every_row():
     assert torch.equal(out.x, torch.where(mask[..., None], everywhere.x, x))
 
 
-def test_positions__of_a_gate_only_what_may_change_is_scored():
+def test_positions_of_a_gate_only_what_may_change_is_scored():
     eye = torch.eye(2)
     sae = ThresholdSAE(eye, eye, torch.zeros(2), torch.zeros(2), torch.zeros(2))
     module = LatentSuppressor(
@@ -185,7 +185,7 @@ def test_positions_that_do_not_fit_are_refused(positions, n_prefix, shape, messa
         )
 
 
-def test_renormalise__length_kept_and_only_where_fired():
+def test_renormalise_length_kept_and_only_where_fired():
     sae = random_sae(8, 12, threshold=0.8)
     x = torch.nn.functional.normalize(torch.randn(500, 8), dim=1)
     out = LatentSuppressor(sae, [1, 4]).apply_to(x)
@@ -209,7 +209,7 @@ def test_renormalise__length_kept_and_only_where_fired():
     st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True),
 )
 @settings(max_examples=150, deadline=None)
-def test_identity__bit_for_bit_where_nothing_fires(x, mode, renormalise, topk, latents):
+def test_identity_bit_for_bit_where_nothing_fires(x, mode, renormalise, topk, latents):
     x[0] = [-0.0, 0.0, -0.0, 1.0]  # adding zero would turn −0.0 to 0.0
     x[1] = x[1] / (np.linalg.norm(x[1]) + 1e-9)  # a unit row, that re-normalising would change
     sae = random_topk(4, 10, 2) if topk else random_sae(4, 10, threshold=1.5)
@@ -233,14 +233,14 @@ def test_a_row_that_is_removed_completely_has_no_nan():
     assert out.fired.all() and torch.isfinite(out.x).all()
 
 
-def test_forward__batches_of_tokens():
+def test_forward_batches_of_tokens():
     sae = random_sae(8, 12)
     x = torch.randn(3, 5, 8)
     module = LatentSuppressor(sae, [0, 3])
     torch.testing.assert_close(module(x), module(x.view(15, 8)).view(3, 5, 8), atol=1e-6, rtol=0)
 
 
-def test_suppressor__state_dict_save_load_equal(tmp_path):
+def test_suppressor_state_dict_save_load_equal(tmp_path):
     from safetensors.torch import load_file, save_file
 
     x = torch.randn(50, 8)
@@ -268,7 +268,7 @@ def test_a_row_that_is_not_finite_stays_and_affects_no_other():
 
 @pytest.mark.parametrize("kind", SAES)
 @pytest.mark.parametrize("mode", MODES)
-def test_float64__and_the_dtype_of_x_is_kept(mode, kind):
+def test_float64_and_the_dtype_of_x_is_kept(mode, kind):
     sae = SAES[kind]()
     x = torch.randn(100, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     wide = suppressor(sae, mode=mode, renormalise=False).double().apply_to(x)
@@ -285,7 +285,7 @@ def test_float64__and_the_dtype_of_x_is_kept(mode, kind):
 @pytest.mark.parametrize("renormalise", [True, False])
 @pytest.mark.parametrize("kind", SAES)
 @pytest.mark.parametrize("mode", MODES)
-def test_forward__gradients_are_those_of_the_formula(mode, kind, renormalise):
+def test_forward_gradients_are_those_of_the_formula(mode, kind, renormalise):
     module = suppressor(SAES[kind](), mode=mode, renormalise=renormalise).double()
     x = torch.randn(7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert module.apply_to(x).fired.any() and not module.apply_to(x).fired.all()
@@ -342,7 +342,7 @@ def images():
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
-def test_attach__is_the_hook_written_by_hand_and_gone_afterwards(tower, images):
+def test_attach_is_the_hook_written_by_hand_and_gone_afterwards(tower, images):
     module = suppressor(random_sae(16, 12), renormalise=False)
     before = tower.encode_image(images)
     by_hand = tower.run_with_hooks(images, fwd_hooks=[(BLOCK, lambda value, hook: module(value))])
@@ -353,7 +353,7 @@ def test_attach__is_the_hook_written_by_hand_and_gone_afterwards(tower, images):
     np.testing.assert_array_equal(bits(tower.encode_image(images)), bits(before))
 
 
-def test_attach__at_the_pooled_site_is_the_module_on_the_embedding(tower, images):
+def test_attach_at_the_pooled_site_is_the_module_on_the_embedding(tower, images):
     module = suppressor(random_sae(8, 12, threshold=0.05))
     before = tower.encode_image(images)
     with module.attach(tower, "visual.pooled"):
@@ -361,7 +361,7 @@ def test_attach__at_the_pooled_site_is_the_module_on_the_embedding(tower, images
     assert torch.equal(after, module(before)) and not torch.equal(after, before)
 
 
-def test_attach__patches_alone_by_the_prefix_of_the_tower(tower, images):
+def test_attach_patches_alone_by_the_prefix_of_the_tower(tower, images):
     module = suppressor(random_sae(16, 12), renormalise=False, n_prefix=3)
     _, plain = tower.run_with_cache(images, names_filter=BLOCK)
     with module.attach(tower, BLOCK, positions="patch"):
@@ -371,7 +371,7 @@ def test_attach__patches_alone_by_the_prefix_of_the_tower(tower, images):
     assert module.n_prefix == 3
 
 
-def test_attach__bit_for_bit_where_nothing_fires(tower, images):
+def test_attach_bit_for_bit_where_nothing_fires(tower, images):
     module = suppressor(random_sae(16, 12, threshold=1e6))
     before = tower.encode_image(images)
     seen = []
@@ -384,7 +384,7 @@ def test_attach__bit_for_bit_where_nothing_fires(tower, images):
     assert len(seen) == 2 and seen[0] is seen[1]  # the very tensor, its strides too
 
 
-def test_attach__removed_after_an_exception(tower, images):
+def test_attach_removed_after_an_exception(tower, images):
     module = suppressor(random_sae(16, 12), renormalise=False)
     before = tower.encode_image(images)
     with pytest.raises(ZeroDivisionError), module.attach(tower, BLOCK):
@@ -396,7 +396,7 @@ def test_attach__removed_after_an_exception(tower, images):
     np.testing.assert_array_equal(bits(tower.encode_image(images)), bits(before))
 
 
-def test_attach__another_site_or_model(tower):
+def test_attach_another_site_or_model(tower):
     module = suppressor(random_sae(8, 12))
     with pytest.raises(UserInputError, match="visual.pooled"), module.attach(tower, "visual.poled"):
         pass
@@ -425,7 +425,7 @@ def plain_model(kind: str):
 
 @pytest.mark.parametrize("kind", ["CLIP", "CoCa", "timm"])
 @pytest.mark.parametrize("site", [BLOCK, "visual.embedding", "visual.pooled"])
-def test_attach__to_a_plain_model_is_attach_to_a_tower_and_leaves_the_model(kind, site, images):
+def test_attach_to_a_plain_model_is_attach_to_a_tower_and_leaves_the_model(kind, site, images):
     model = plain_model(kind)
     size = 224 if kind == "timm" else 32
     images = torch.nn.functional.interpolate(images, size)
@@ -456,7 +456,7 @@ def test_attach__to_a_plain_model_is_attach_to_a_tower_and_leaves_the_model(kind
         torch.testing.assert_close(wrapped.encode_image(images), after, atol=1e-6, rtol=0)
 
 
-def test_attach__to_a_plain_model_at_the_site_of_the_sae(images):
+def test_attach_to_a_plain_model_at_the_site_of_the_sae(images):
     model = plain_model("CLIP")
     module = suppressor(random_sae(8, 12))  # its metadata name visual.pooled
     with torch.no_grad():
@@ -467,7 +467,7 @@ def test_attach__to_a_plain_model_at_the_site_of_the_sae(images):
     torch.testing.assert_close(edited, expected, atol=1e-6, rtol=0)
 
 
-def test_attach__refuses_what_is_no_model_and_what_does_not_fit(images):
+def test_attach_refuses_what_is_no_model_and_what_does_not_fit(images):
     model = plain_model("CLIP")
     cases = [
         (

@@ -71,7 +71,7 @@ class Shards:
             if strict:
                 raise UserInputError(
                     f"{folder / shard['file']}: {reason}; its {shard['n']} images are missing",
-                    "copy the shard again, or go on without it: --skip-lost (it is counted)",
+                    "copy the shard again, or continue without it: --skip-lost (it is counted)",
                 )
             lost.append({"file": shard["file"], "n": shard["n"], "reason": reason})
             usable[number] = False

@@ -30,7 +30,7 @@ def make(model, tmp_path, waits, monkeypatch):
     return make
 
 
-def test_split__in_the_order_of_the_captions_with_the_key(make, model):
+def test_split_in_the_order_of_the_captions_with_the_key(make, model):
     parts = {PLAQUE: ["A 2.5 cm red plaque.", "It is scaly."], "A nevus.": ["A nevus."]}
     model.replies = lambda caption, n: json.dumps(parts[caption])
     split = make()
@@ -40,7 +40,7 @@ def test_split__in_the_order_of_the_captions_with_the_key(make, model):
     assert {h["path"] for h in model.headers} == {"/v1/chat/completions"}
 
 
-def test_split__answers_are_kept_and_not_asked_again(make, model, tmp_path):
+def test_split_answers_are_kept_and_not_asked_again(make, model, tmp_path):
     captions = [f"Papule {word}." for word in ("one", "two", "three")]
     first = list(make().split(captions))
     again = make()
@@ -54,7 +54,7 @@ def test_split__answers_are_kept_and_not_asked_again(make, model, tmp_path):
     assert len(model.asked) == 5, "only what is new"
 
 
-def test_split__a_refused_run_continues_where_it_stopped(make, model):
+def test_split_a_refused_run_continues_where_it_stopped(make, model):
     captions = [f"Papule {word}." for word in ("one", "two", "three")]
     model.replies = lambda caption, n: (
         (401, {}, "no") if "three" in caption and n == 0 else json.dumps([caption])
@@ -67,14 +67,14 @@ def test_split__a_refused_run_continues_where_it_stopped(make, model):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_split__busy_servers_are_asked_again_with_growing_waits(make, model, waits, status):
+def test_split_busy_servers_are_asked_again_with_growing_waits(make, model, waits, status):
     model.replies = lambda caption, n: (status, {}, "busy") if n < 3 else json.dumps(["Red."])
     split = make()
     assert list(split.split(["Red."])) == [["Red."]]
     assert waits == [1.0, 2.0, 4.0] and split.counts.retried == 3 and split.counts.asked == 1
 
 
-def test_split__waits_as_long_as_the_server_asks(make, model, waits):
+def test_split_waits_as_long_as_the_server_asks(make, model, waits):
     model.replies = lambda caption, n: (
         (429, {"Retry-After": ["17", "1e9", "soon"][n]}, "") if n < 3 else json.dumps(["Red."])
     )
@@ -82,13 +82,13 @@ def test_split__waits_as_long_as_the_server_asks(make, model, waits):
     assert waits == [17.0, 60.0, 4.0]
 
 
-def test_split__asks_again_after_an_answer_that_is_no_chat_completion(make, model, waits):
+def test_split_asks_again_after_an_answer_that_is_no_chat_completion(make, model, waits):
     replies = [(200, {}, "<html>"), (200, {}, '{"choices": []}'), (200, {}, "")]
     model.replies = lambda caption, n: replies[n] if n < 3 else json.dumps(["Red."])
     assert list(make().split(["Red."])) == [["Red."]] and len(waits) == 3
 
 
-def test_split__a_server_that_never_answers(make, model, waits, tmp_path):
+def test_split_a_server_that_never_answers(make, model, waits, tmp_path):
     model.replies = lambda caption, n: (503, {}, "down")
     with pytest.raises(UserInputError, match="did not answer in 6 tries: HTTP 503") as caught:
         list(make().split(["Red."]))
@@ -96,7 +96,7 @@ def test_split__a_server_that_never_answers(make, model, waits, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
-def test_split__a_refusal_ends_the_waits_of_the_other_workers(make, model):
+def test_split_a_refusal_ends_the_waits_of_the_other_workers(make, model):
     """Without it the worker that waits for a busy server would hold the error back for a minute."""
     model.replies = lambda caption, n: (
         (429, {"Retry-After": "60"}, "") if caption == "Red." else (403, {}, "")
@@ -107,7 +107,7 @@ def test_split__a_refusal_ends_the_waits_of_the_other_workers(make, model):
     assert model.asked.count("Red.") <= 1
 
 
-def test_split__timeouts_and_refused_connections_are_asked_again(make, model, waits):
+def test_split_timeouts_and_refused_connections_are_asked_again(make, model, waits):
     gate = threading.Event()
 
     def slow(caption: str, n: int) -> str:
@@ -122,7 +122,7 @@ def test_split__timeouts_and_refused_connections_are_asked_again(make, model, wa
         list(make(url="http://127.0.0.1:9/v1").split(["Blue."]))
 
 
-def test_split__the_key_follows_no_redirect(make, model):
+def test_split_the_key_follows_no_redirect(make, model):
     model.replies = lambda caption, n: (302, {"Location": "http://127.0.0.1:9/v1"}, "")
     with pytest.raises(UserInputError, match="refuses: HTTP 302") as caught:
         list(make().split(["Red."]))
@@ -145,7 +145,7 @@ def test_split__the_key_follows_no_redirect(make, model):
         ('__import__("os").getcwd()', "not JSON"),
     ],
 )
-def test_split__answers_of_no_use_are_counted(make, model, answer, why):
+def test_split_answers_of_no_use_are_counted(make, model, answer, why):
     model.replies = lambda caption, n: answer
     split = make()
     assert list(split.split([PLAQUE])) == [None]
@@ -164,7 +164,7 @@ def test_split__answers_of_no_use_are_counted(make, model, answer, why):
         ('["Red plaques on the arm."]', ["Red plaques on the arm."]),
     ],
 )
-def test_check_answer__accepts_words_of_the_caption(answer, expected):
+def test_check_answer_accepts_words_of_the_caption(answer, expected):
     assert check_answer(answer, PLAQUE, 8) == expected
 
 

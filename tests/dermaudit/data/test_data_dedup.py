@@ -60,7 +60,7 @@ def flip_bits(rng, packed, n):
 # ---- the cosine --------------------------------------------------------------------------------
 
 
-def test_top1__by_hand():
+def test_top1_by_hand():
     base = np.array([[1, 0], [0, 2], [-1, 0]], dtype=np.float64)
     query = np.array([[3, 3.1], [-1, 0.1], [1, 1]], dtype=np.float32)
     row, cosine = dedup.top1(query, base)
@@ -73,7 +73,7 @@ def test_top1__by_hand():
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 40), (33, 16), (64, 129)])
-def test_top1__does_not_depend_on_the_blocks(monkeypatch, n, m, tmp_path):
+def test_top1_does_not_depend_on_the_blocks(monkeypatch, n, m, tmp_path):
     monkeypatch.setattr(dedup, "_QUERY", 16)
     monkeypatch.setattr(dedup, "_BASE", 32)
     rng = np.random.default_rng(n)
@@ -90,7 +90,7 @@ def test_top1__does_not_depend_on_the_blocks(monkeypatch, n, m, tmp_path):
     assert np.array_equal(row[some], whole.argmax(1)[some]) and (row[~some] == -1).all()
 
 
-def test_embeddings_that_cannot_be_compared__are_refused():
+def test_embeddings_that_cannot_be_compared_are_refused():
     good = np.ones((3, 4), dtype=np.float32)
     with pytest.raises(UserInputError, match=r"\(3, 4\) and \(3, 5\) cannot be compared"):
         dedup.top1(good, np.ones((3, 5)))
@@ -101,7 +101,7 @@ def test_embeddings_that_cannot_be_compared__are_refused():
             dedup.top1(good, broken)
 
 
-def test_calibrate__passes_the_share_it_promises_to_new_unrelated_images():
+def test_calibrate_passes_the_share_it_promises_to_new_unrelated_images():
     rng = np.random.default_rng(0)
     base = rng.standard_normal((1500, 8)).astype(np.float32)
     groups = np.arange(1500) // 3
@@ -117,7 +117,7 @@ def test_calibrate__passes_the_share_it_promises_to_new_unrelated_images():
     assert dedup.calibrate(base, groups, 0.05) == found
 
 
-def test_calibrate__too_few_images_are_no_evidence():
+def test_calibrate_too_few_images_are_no_evidence():
     base = np.eye(40, 8, dtype=np.float32) + 1
     with pytest.raises(EvidenceError, match="500 are needed") as caught:
         dedup.calibrate(base, np.arange(40), 0.01)
@@ -129,7 +129,7 @@ def test_calibrate__too_few_images_are_no_evidence():
 # ---- the hash ----------------------------------------------------------------------------------
 
 
-def test_nearest_hash__agrees_with_all_pairs():
+def test_nearest_hash_agrees_with_all_pairs():
     rng = np.random.default_rng(1)
     base = random_hashes(rng, 300)
     near = np.stack(
@@ -144,7 +144,7 @@ def test_nearest_hash__agrees_with_all_pairs():
     assert (row[:25] == np.arange(0, 50, 2)).all() and (row[25:50] == -1).all() and row[50] == 5
 
 
-def test_nearest_hash__within_one_set_agrees_with_near_pairs():
+def test_nearest_hash_within_one_set_agrees_with_near_pairs():
     rng = np.random.default_rng(2)
     base = random_hashes(rng, 60)
     near = np.stack(
@@ -159,7 +159,7 @@ def test_nearest_hash__within_one_set_agrees_with_near_pairs():
     assert row[9] == 64 and row[64] == row[65] == row[66] == 9, "equal hashes, never oneself"
 
 
-def test_nearest_hash__many_equal_frames_are_compared_once(monkeypatch):
+def test_nearest_hash_many_equal_frames_are_compared_once(monkeypatch):
     """A hundred thousand black frames: all pairs would be 10^10."""
     counted = []
     stock = np.bitwise_count
@@ -173,7 +173,7 @@ def test_nearest_hash__many_equal_frames_are_compared_once(monkeypatch):
     assert nearest_hash(frames[:1], frames[:1], own=np.arange(1))[0].tolist() == [-1]
 
 
-def test_turns__are_the_seven_other_ways_and_their_hashes_find_each_other():
+def test_turns_are_the_seven_other_ways_and_their_hashes_find_each_other():
     pixels = np.asarray(picture(0))
     ways = [pixels, *turns(pixels)]
     assert len({way.tobytes() for way in ways}) == 8
@@ -199,7 +199,7 @@ def test_turns__are_the_seven_other_ways_and_their_hashes_find_each_other():
 # ---- both, and the command --------------------------------------------------------------------------
 
 
-def test_find_pairs__keeps_both_scores_and_which_criterion_found_them():
+def test_find_pairs_keeps_both_scores_and_which_criterion_found_them():
     rng = np.random.default_rng(3)
     a, hashes_a = rng.standard_normal((50, 16)), random_hashes(rng, 50)
     b, hashes_b = rng.standard_normal((4, 16)), random_hashes(rng, 4)
@@ -216,7 +216,7 @@ def test_find_pairs__keeps_both_scores_and_which_criterion_found_them():
     assert (within.a.tolist(), within.b.tolist(), within.bits.tolist()) == ([3], [50], [-1])
 
 
-def test_share__by_hand_and_with_an_interval_over_groups():
+def test_share_by_hand_and_with_an_interval_over_groups():
     groups = [str(i // 2) for i in range(200)]
     found = dedup.share(np.array([0, 1, 1, 7]), groups)
     assert (found["n"], found["share"]) == (3, 0.015)
@@ -270,7 +270,7 @@ def test_copies_are_found_and_others_are_not(main, tmp_path):
     assert again.rc == 2 and "--force" in again.stderr
 
 
-def test_within_one_set__pairs_across_splits_are_counted(main, tmp_path):
+def test_within_one_set_pairs_across_splits_are_counted(main, tmp_path):
     root = folder(tmp_path / "a", range(6))
     smaller(picture(2)).save(root / "copy.png")
     lines = [f"{i:03d}.png,train,g{i}" for i in range(6)] + ["copy.png,test,g9"]
@@ -290,7 +290,7 @@ def test_within_one_set__pairs_across_splits_are_counted(main, tmp_path):
     assert across["n_same_group"] == 0, "groups of two tables are not compared"
 
 
-def test_a_mirrored_copy__is_found_unless_it_is_not_asked_for(main, tmp_path):
+def test_a_mirrored_copy_is_found_unless_it_is_not_asked_for(main, tmp_path):
     a = folder(tmp_path / "a", range(8))
     b = folder(tmp_path / "b", [3], lambda i: i.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     argv = ("data", "dedup", a, b, "--by", "hash", "--json")
@@ -298,7 +298,7 @@ def test_a_mirrored_copy__is_found_unless_it_is_not_asked_for(main, tmp_path):
     assert main(*argv, "--no-turned").json()["pairs"] == []
 
 
-def test_embeddings_of_a_file__in_the_order_of_their_ids(main, tmp_path):
+def test_embeddings_of_a_file_in_the_order_of_their_ids(main, tmp_path):
     rng = np.random.default_rng(4)
     a, b = folder(tmp_path / "a", range(8)), folder(tmp_path / "b", range(20, 23))
     vectors = rng.standard_normal((8, 6)).astype(np.float32)
@@ -334,7 +334,7 @@ def test_embeddings_of_a_file__in_the_order_of_their_ids(main, tmp_path):
     assert broken.rc == 2 and "a.npy cannot be read as npy" in broken.stderr
 
 
-def test_shards__are_a_set_like_any_other(main, tmp_path):
+def test_shards_are_a_set_like_any_other(main, tmp_path):
     a, b = folder(tmp_path / "a", range(9)), folder(tmp_path / "b", [4, 30], smaller)
     assert main("data", "shard", a, "--out", tmp_path / "s", "--per-shard", 4).rc == 0
     plain = main("data", "dedup", a, b, "--by", "hash", "--json").json()
@@ -342,7 +342,7 @@ def test_shards__are_a_set_like_any_other(main, tmp_path):
     assert packed["pairs"] == plain["pairs"] and len(plain["pairs"]) == 1
 
 
-def test_a_lost_shard__is_refused_or_left_out(main, tmp_path):
+def test_a_lost_shard_is_refused_or_left_out(main, tmp_path):
     a, b = folder(tmp_path / "a", range(9)), folder(tmp_path / "b", [0, 8], smaller)
     assert main("data", "shard", a, "--out", tmp_path / "s", "--per-shard", 4).rc == 0
     (tmp_path / "s" / "shard-000000.tar").unlink()
@@ -354,7 +354,7 @@ def test_a_lost_shard__is_refused_or_left_out(main, tmp_path):
     assert "shard-000000.tar: the file does not exist; its 4 images are left out" in done.stderr
 
 
-def test_a_criterion_that_was_not_used__is_not_reported(main, tmp_path):
+def test_a_criterion_that_was_not_used_is_not_reported(main, tmp_path):
     a = folder(tmp_path / "a", range(4))
     done = main("data", "dedup", a, "--by", "hash", "--json")
     assert set(done.json()["duplicates"]) == {"either", "hash"}
@@ -362,7 +362,7 @@ def test_a_criterion_that_was_not_used__is_not_reported(main, tmp_path):
     assert rows == ["hash"]
 
 
-def test_too_few_for_a_threshold__only_the_hash_is_reported(main, tmp_path):
+def test_too_few_for_a_threshold_only_the_hash_is_reported(main, tmp_path):
     a, b = folder(tmp_path / "a", range(8)), folder(tmp_path / "b", [3, 30], smaller)
     done = main("data", "dedup", a, b, "--json")
     answer = done.json()
@@ -374,7 +374,7 @@ def test_too_few_for_a_threshold__only_the_hash_is_reported(main, tmp_path):
     assert alone.rc == 3 and "500 are needed" in alone.json()["error"]["message"]
 
 
-def test_wrong_names_and_shapes__come_before_too_few_images(main, tmp_path):
+def test_wrong_names_and_shapes_come_before_too_few_images(main, tmp_path):
     a, b = folder(tmp_path / "a", range(4)), folder(tmp_path / "b", range(20, 23))
     done = main("data", "dedup", a, b, "--model", "dermoscopy-smal")
     assert done.rc == 2 and "did you mean 'dermoscopy-small'" in done.stderr
@@ -400,13 +400,13 @@ def test_wrong_names_and_shapes__come_before_too_few_images(main, tmp_path):
         (("--ids-a", "x.txt"), "--ids-a belongs to a file"),
     ],
 )
-def test_flags_that_cannot_be_used__are_named(main, tmp_path, flags, message):
+def test_flags_that_cannot_be_used_are_named(main, tmp_path, flags, message):
     done = main("data", "dedup", tmp_path, tmp_path, *flags)
     assert done.rc == 2 and message in done.stderr
 
 
 @pytest.mark.data
-def test_real_copies__resized_and_saved_again_are_found(main, tmp_path, data_dir):
+def test_real_copies_resized_and_saved_again_are_found(main, tmp_path, data_dir):
     sources = sorted((data_dir / "dermoscopy" / "images").iterdir())[:40]
     for name, chosen in (("a", sources), ("b", sources[30:])):
         (tmp_path / name).mkdir()

@@ -54,7 +54,7 @@ def derm1m(**columns) -> dict:
     }
 
 
-def test_derm1m__columns_and_sentinels(tmp_path, image_folder):
+def test_derm1m_columns_and_sentinels(tmp_path, image_folder):
     root = image_folder("edu/a.png", "edu/b  2.png")
     file = write_csv(
         root / "Derm1M_v2_pretrain.csv",
@@ -83,7 +83,7 @@ def test_derm1m__columns_and_sentinels(tmp_path, image_folder):
     assert all(path.is_file() for path in manifest.paths())
 
 
-def test_derm1m__further_captions_of_an_image_are_kept(tmp_path):
+def test_derm1m_further_captions_of_an_image_are_kept(tmp_path):
     file = write_csv(
         tmp_path / "a.csv",
         [
@@ -100,7 +100,7 @@ def test_derm1m__further_captions_of_an_image_are_kept(tmp_path):
     assert [c and json.loads(c) for c in manifest.column("more_captions")] == [["Red."], None]
 
 
-def test_derm1m__empty_captions_and_names_are_set_aside_with_their_line(tmp_path):
+def test_derm1m_empty_captions_and_names_are_set_aside_with_their_line(tmp_path):
     file = write_csv(
         tmp_path / "a.csv",
         [
@@ -127,7 +127,7 @@ def test_derm1m__empty_captions_and_names_are_set_aside_with_their_line(tmp_path
     assert (raw.at(0), raw.at(1)) == ("line 2", "line 8")
 
 
-def test_rows__another_encoding_is_reported_with_its_row(tmp_path):
+def test_rows_another_encoding_is_reported_with_its_row(tmp_path):
     file = tmp_path / "a.csv"
     file.write_bytes(b"filename,caption,disease_label\na.png,caf\xe9 au lait,x\nb.png,red,y\n")
     raw = read_layout(file)
@@ -140,21 +140,21 @@ def test_rows__another_encoding_is_reported_with_its_row(tmp_path):
         read_layout(file, "derm1m")
 
 
-def test_rows__a_quote_that_never_ends_is_no_short_table(tmp_path):
+def test_rows_a_quote_that_never_ends_is_no_short_table(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text('filename,caption,disease_label\na.png,red,x\nb.png,"open,y\nc.png,blue,z\n')
     with pytest.raises(UserInputError, match="line 3: a quote is opened here and never closed"):
         read_layout(file)
 
 
-def test_rows__cells_too_few_and_stray_quotes(tmp_path):
+def test_rows_cells_too_few_and_stray_quotes(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text('filename,caption,disease_label\na.png,red\nb.png,"x"y,z\n\nc.png,blue,z\n')
     assert reasons(file) == [("bad_row", 2), ("bad_row", 3)]
     assert read_layout(file).at(0) == "line 5"
 
 
-def test_rows__ids_stay_text_and_numbers_become_numbers(tmp_path):
+def test_rows_ids_stay_text_and_numbers_become_numbers(tmp_path):
     file = write_csv(
         tmp_path / "a.csv",
         [derm1m(age="44", source="0012"), derm1m(filename="b.png", age="5.5", source="7")],
@@ -173,7 +173,7 @@ def test_rows__ids_stay_text_and_numbers_become_numbers(tmp_path):
         max_size=5,
     )
 )
-def test_rows__equal_the_standard_reader(tmp_path_factory, cells):
+def test_rows_equal_the_standard_reader(tmp_path_factory, cells):
     file = tmp_path_factory.mktemp("rows") / "a.csv"
     with file.open("w", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerows([["a,1", "b"], *cells])
@@ -207,7 +207,7 @@ def make(**columns) -> dict:
     }
 
 
-def test_make__masks_blank_the_views_in_the_order_of_the_code(tmp_path):
+def test_make_masks_blank_the_views_in_the_order_of_the_code(tmp_path):
     file = write_csv(
         tmp_path / "m.csv",
         [
@@ -263,7 +263,7 @@ def test_make__masks_blank_the_views_in_the_order_of_the_code(tmp_path):
         ({"filename": "good.png"}, "duplicate_image", "was there before, at line 2"),
     ],
 )
-def test_make__each_bad_row_is_reported_in_one_sentence(tmp_path, columns, kind, message):
+def test_make_each_bad_row_is_reported_in_one_sentence(tmp_path, columns, kind, message):
     file = write_csv(tmp_path / "m.csv", [make(filename="good.png"), make(**columns)])
     raw = read_layout(file)
     assert raw.table.num_rows == 1
@@ -272,7 +272,7 @@ def test_make__each_bad_row_is_reported_in_one_sentence(tmp_path, columns, kind,
     assert "\n" not in raw.describe(one)
 
 
-def test_make__a_mask_is_never_run(tmp_path):
+def test_make_a_mask_is_never_run(tmp_path):
     trap = tmp_path / "ran"
     file = write_csv(
         tmp_path / "m.csv",
@@ -282,13 +282,13 @@ def test_make__a_mask_is_never_run(tmp_path):
 
 
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=12))
-def test_parse_mask__reads_what_python_writes(mask):
+def test_parse_mask_reads_what_python_writes(mask):
     assert parse_mask(str(mask), len(mask)) == mask
     assert parse_mask(json.dumps(mask, separators=(",", ":")), len(mask)) == mask
 
 
 @given(st.text(max_size=30))
-def test_parse_mask__reads_nothing_else(text):
+def test_parse_mask_reads_nothing_else(text):
     try:
         mask = parse_mask(text, 3)
     except ValueError:
@@ -296,7 +296,7 @@ def test_parse_mask__reads_nothing_else(text):
     assert json.loads(text) == mask and set(mask) <= {0, 1}
 
 
-def test_make__through_the_commands(main, image_folder, tmp_path):
+def test_make_through_the_commands(main, image_folder, tmp_path):
     root = image_folder("a.png", "b.png")
     file = write_csv(root / "train.csv", [make(), make(filename="b.png", sub_caption_mask="1,1")])
     checked = main("data", "check", file, "--json")
@@ -325,7 +325,7 @@ def test_a_table_without_a_usable_row_reports_the_first_problem(tmp_path):
 # ---- zero-shot
 
 
-def test_zeroshot__the_name_is_the_label(tmp_path, image_folder):
+def test_zeroshot_the_name_is_the_label(tmp_path, image_folder):
     root = image_folder("HAM/a.png", "HAM/b.png", name="images")
     file = write_rows(
         root.parent / "toy.csv",
@@ -361,7 +361,7 @@ def test_absolute_paths_lose_the_folders_of_another_machine(tmp_path, image_fold
     assert [path.is_file() for path in manifest.paths()] == [True, True, False]
 
 
-def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_folder):
+def test_zeroshot_absolute_paths_below_the_table_are_taken(tmp_path, image_folder):
     root = image_folder("a.png")
     header = "image_path label diag"
     file = write_rows(root / "toy.csv", header, (str(root / "a.png"), "0", "nevus"))
@@ -374,7 +374,7 @@ def test_zeroshot__absolute_paths_below_the_table_are_taken(tmp_path, image_fold
 # ---- concept meta
 
 
-def test_concept_meta__images_are_matched_by_name(image_folder):
+def test_concept_meta_images_are_matched_by_name(image_folder):
     root = image_folder("final_images/B.JPEG", "final_images/a.png", "final_images/c.x.webp")
     file = write_rows(
         root / "meta.csv",
@@ -401,7 +401,7 @@ def test_concept_meta__images_are_matched_by_name(image_folder):
     assert "belongs to line 3 already" in read_layout(file).skipped[1].reason
 
 
-def test_concept_meta__two_images_of_one_name_and_no_folder(image_folder, tmp_path):
+def test_concept_meta_two_images_of_one_name_and_no_folder(image_folder, tmp_path):
     root = image_folder("final_images/a.png", "final_images/A.jpg", "final_images/a.jpg")
     file = write_csv(root / "meta.csv", [{"ImageID": "a", "Papule": "1"}])
     assert "2 images have this name" in read_layout(file).skipped[0].reason
@@ -411,7 +411,7 @@ def test_concept_meta__two_images_of_one_name_and_no_folder(image_folder, tmp_pa
         read_layout(file)
 
 
-def test_concept_meta__known_artifacts_are_artifacts(main, image_folder, tmp_path):
+def test_concept_meta_known_artifacts_are_artifacts(main, image_folder, tmp_path):
     root = image_folder(*(f"final_images/{k}.png" for k in range(4)))
     columns = {
         "Papule": "1010",
@@ -452,7 +452,7 @@ def test_concept_meta__known_artifacts_are_artifacts(main, image_folder, tmp_pat
     assert loaded(file).truth()["patch"][0] == "artifact" and not read_layout(file).remarks
 
 
-def test_concept_meta__a_typing_error_in_a_concept_column_is_reported(image_folder):
+def test_concept_meta_a_typing_error_in_a_concept_column_is_reported(image_folder):
     names = [f"final_images/{i}.png" for i in range(40)]
     root = image_folder(*names, side=16)
     rows = [{"ImageID": str(i), "Papule": str(i % 2), "years": str(i)} for i in range(40)]
@@ -469,7 +469,7 @@ def test_concept_meta__a_typing_error_in_a_concept_column_is_reported(image_fold
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_hf_metadata__file_name_and_text(image_folder, kind):
+def test_hf_metadata_file_name_and_text(image_folder, kind):
     root = image_folder("a.png", "sub/b.png")
     rows = [
         {"file_name": "a.png", "text": "a red papule", "split": "validation", "n": 3},
@@ -487,7 +487,7 @@ def test_hf_metadata__file_name_and_text(image_folder, kind):
     assert set(manifest.splits) <= {"train", "val", "test"}, "other words are no split of ours"
 
 
-def test_hf_metadata__a_folder_without_it(image_folder):
+def test_hf_metadata_a_folder_without_it(image_folder):
     with pytest.raises(UserInputError, match=r"holds no metadata.jsonl"):
         read_layout(image_folder("a.png"), "hf-metadata")
     (root := image_folder("a.png"))
@@ -503,7 +503,7 @@ def one_hot(image: str, code: str | None) -> dict:
     return {"image": image, **{c: f"{float(c == code)}" for c in ("MEL", "NV", "BCC", "UNK")}}
 
 
-def test_isic__one_hot_is_joined_with_the_metadata_in_the_folder(image_folder):
+def test_isic_one_hot_is_joined_with_the_metadata_in_the_folder(image_folder):
     root = image_folder("Input/ISIC_1.JPG", *(f"Input/ISIC_{i}.jpg" for i in range(2, 6)))
     both = one_hot("ISIC_4", "MEL") | {"NV": "1.0"}
     file = write_csv(
@@ -533,7 +533,7 @@ def test_isic__one_hot_is_joined_with_the_metadata_in_the_folder(image_folder):
     assert "2 diagnoses (MEL, NV)" in read_layout(file).skipped[0].reason
 
 
-def test_isic__id_and_diagnosis_with_patients(image_folder):
+def test_isic_id_and_diagnosis_with_patients(image_folder):
     root = image_folder("train/ISIC_1.jpg", "train/ISIC_2.jpg")
     file = write_rows(
         root / "train.csv",
@@ -545,7 +545,7 @@ def test_isic__id_and_diagnosis_with_patients(image_folder):
     assert manifest.labels == [None, "nevus"] and manifest.groups == ["P1", "L2"]
 
 
-def test_isic__the_archive_gives_the_finest_diagnosis_and_the_licence(main, image_folder, tmp_path):
+def test_isic_the_archive_gives_the_finest_diagnosis_and_the_licence(main, image_folder, tmp_path):
     root = image_folder("ISIC_1.jpg", "ISIC_2.jpg", "ISIC_3.jpg")
     file = write_rows(
         root / "metadata.csv",
@@ -585,7 +585,7 @@ def test_columns_that_are_missing_are_named_all_and_once(tmp_path):
 # ---- which layout
 
 
-def test_detection__a_native_table_with_foreign_columns_stays_native(image_folder):
+def test_detection_a_native_table_with_foreign_columns_stays_native(image_folder):
     root = image_folder("a.png")
     (root / "isic.csv").write_text("image,MEL,NV,diagnosis\na.png,1,0,mel\n")
     (root / "pairs.csv").write_text("image,filename,caption,disease_label\na.png,a,b,c\n")
@@ -658,7 +658,7 @@ def test_a_folder_with_a_foreign_table_must_be_converted_first(image_folder):
 
 
 @pytest.mark.parametrize("layout", ["derm1m", "make", "dermfm-zeroshot", "concept-meta", "isic"])
-def test_each_layout__reports_the_missing_column_or_table(tmp_path, layout):
+def test_each_layout_reports_the_missing_column_or_table(tmp_path, layout):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserInputError, match="has no column"):
         read_layout(tmp_path / "t.csv", layout)
@@ -669,7 +669,7 @@ def test_each_layout__reports_the_missing_column_or_table(tmp_path, layout):
         read_layout(tmp_path / "e.csv", layout)
 
 
-def test_two_tables_in_a_folder__one_must_be_named(tmp_path):
+def test_two_tables_in_a_folder_one_must_be_named(tmp_path):
     for name in ("pretrain.csv", "validation.csv"):
         write_csv(tmp_path / name, [derm1m()])
     with pytest.raises(

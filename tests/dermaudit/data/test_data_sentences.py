@@ -50,12 +50,12 @@ from dermaudit.errors import UserInputError
         ("  \n", []),
     ],
 )
-def test_sentences__abbreviations_and_decimals_end_none(caption, expected):
+def test_sentences_abbreviations_and_decimals_end_none(caption, expected):
     assert sentences(caption) == expected
 
 
 @given(st.text(st.sampled_from("abAB .,!?2é\n"), max_size=60))
-def test_sentences__are_parts_of_the_caption_in_order(caption):
+def test_sentences_are_parts_of_the_caption_in_order(caption):
     """Nothing is added, and nothing that has a word is lost, except repetitions."""
     bare = re.sub(r"\s", "", caption)
     at = 0
@@ -107,14 +107,14 @@ def words() -> ConceptWords:
         ("", [], []),
     ],
 )
-def test_find__longest_whole_words_and_what_is_denied(words, text, mentioned, denied):
+def test_find_longest_whole_words_and_what_is_denied(words, text, mentioned, denied):
     assert words.find(text) == (mentioned, denied)
 
 
 @given(
     st.lists(st.sampled_from(["scale", "pigment", "network", "atypical", "red", "x"]), max_size=9)
 )
-def test_find__equals_a_plain_search_of_the_longest_first(mentioned):
+def test_find_equals_a_plain_search_of_the_longest_first(mentioned):
     vocabulary = ConceptWords(
         {
             t: [t]
@@ -147,7 +147,7 @@ def test_the_bundled_vocabulary_has_no_term_of_two_concepts():
     assert {"scale", "papule", "ruler", "pigment network"} <= set(words.concepts)
 
 
-def test_load__json_list_and_lines(tmp_path):
+def test_load_json_list_and_lines(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(["scale", "red_patch"]))
     (tmp_path / "b.txt").write_text("# words\nscale\n\nred patch\n")
     (tmp_path / "c.json").write_text(json.dumps({"red_patch": ["red patch", "ruby patch"]}))
@@ -168,14 +168,14 @@ def test_load__json_list_and_lines(tmp_path):
         ("a.txt", "scale\n???\n", "the terms of '???'"),
     ],
 )
-def test_load__reports_what_is_wrong(tmp_path, name, text, message):
+def test_load_reports_what_is_wrong(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserInputError, match="vocabulary ") as caught:
         ConceptWords.load(tmp_path / name)
     assert message in caught.value.message and name in caught.value.message
 
 
-def test_load__missing_and_other_encodings(tmp_path):
+def test_load_missing_and_other_encodings(tmp_path):
     with pytest.raises(UserInputError, match="does not exist"):
         ConceptWords.load(tmp_path / "none.txt")
     (tmp_path / "l.txt").write_bytes("café au lait".encode("latin-1"))

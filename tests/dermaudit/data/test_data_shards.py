@@ -57,7 +57,7 @@ def packed(main, source, tmp_path):
     return out
 
 
-def test_shards__hold_the_table_and_the_bytes_of_the_source(packed, source):
+def test_shards_hold_the_table_and_the_bytes_of_the_source(packed, source):
     assert sorted(p.name for p in packed.iterdir()) == [
         "index.parquet",
         "shard-000000.tar",
@@ -78,7 +78,7 @@ def test_shards__hold_the_table_and_the_bytes_of_the_source(packed, source):
     assert shards.lost == []
 
 
-def test_tar_headers__do_not_depend_on_the_machine(packed):
+def test_tar_headers_do_not_depend_on_the_machine(packed):
     with tarfile.open(packed / "shard-000000.tar") as tar:
         members = tar.getmembers()
     assert [m.name for m in members][:4] == [
@@ -93,7 +93,7 @@ def test_tar_headers__do_not_depend_on_the_machine(packed):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_stock_webdataset__reads_them(packed, source):
+def test_stock_webdataset_reads_them(packed, source):
     """webdataset leaves its shards open, so they are collected here, where the warning is ignored."""
     wds = pytest.importorskip("webdataset")
     urls = sorted(str(p) for p in packed.glob("*.tar"))
@@ -113,7 +113,7 @@ def test_stock_webdataset__reads_them(packed, source):
 
 
 @pytest.mark.parametrize("kill", ["shard_member:2", "shard:1", "shard_member:7", "shard:3"])
-def test_killed_and_run_again__gives_the_same_bytes(cli, main, tmp_path, kill):
+def test_killed_and_run_again_gives_the_same_bytes(cli, main, tmp_path, kill):
     source = make_source(tmp_path / "source", bad=(0, 4, 10))
     whole, out = tmp_path / "whole", tmp_path / "out"
     argv = ("data", "shard", source, "--per-shard", 3, "--out")
@@ -146,7 +146,7 @@ def test_continues_only_with_the_same_command(cli, main, source, tmp_path):
     assert (out / "mine.txt").exists()
 
 
-def test_size__makes_smaller_only_and_keeps_png_lossless(main, tmp_path):
+def test_size_makes_smaller_only_and_keeps_png_lossless(main, tmp_path):
     root = tmp_path / "s"
     root.mkdir()
     picture(1, 96).resize((96, 64)).save(root / "a.jpg", quality=95)
@@ -174,7 +174,7 @@ def test_size__makes_smaller_only_and_keeps_png_lossless(main, tmp_path):
     assert 0 < np.abs(error).mean() < 4
 
 
-def test_order__is_a_permutation_near_in_the_files(main, tmp_path):
+def test_order_is_a_permutation_near_in_the_files(main, tmp_path):
     source, out = make_source(tmp_path / "source", n=60), tmp_path / "out"
     assert main("data", "shard", source, "--out", out, "--per-shard", 6).rc == 0
     shards = Shards.load(out)
@@ -193,7 +193,7 @@ def test_order__is_a_permutation_near_in_the_files(main, tmp_path):
         shards.order(3, 1, window=0)
 
 
-def test_a_shard_cut_off__is_named_or_counted(packed):
+def test_a_shard_cut_off_is_named_or_counted(packed):
     tar = packed / "shard-000001.tar"
     data = tar.read_bytes()
     tar.write_bytes(data[:-700])
@@ -237,7 +237,7 @@ def test_an_altered_sample_is_a_bad_image_and_an_altered_index_is_refused(packed
         Shards.load(packed)
 
 
-def test_wrong_folders__are_described(main, packed, source, tmp_path):
+def test_wrong_folders_are_described(main, packed, source, tmp_path):
     with pytest.raises(UserInputError, match="webdataset shards"):
         Manifest.load(packed)
     with pytest.raises(UserInputError, match=r"no shards\.json"):
@@ -252,7 +252,7 @@ def test_wrong_folders__are_described(main, packed, source, tmp_path):
     assert main("data", "shard", tmp_path / "none", "--out", tmp_path / "x").rc == 2
 
 
-def test_none_readable__is_an_error_and_leaves_nothing(main, tmp_path):
+def test_none_readable_is_an_error_and_leaves_nothing(main, tmp_path):
     source = make_source(tmp_path / "source", n=2, bad=(0, 1))
     done = main("data", "shard", source, "--out", tmp_path / "out")
     assert done.rc == 2 and "none of the 2 images" in done.stderr
@@ -261,7 +261,7 @@ def test_none_readable__is_an_error_and_leaves_nothing(main, tmp_path):
     assert strict.rc == 2 and "im.0.jpg" in strict.stderr
 
 
-def test_a_full_disk__is_one_sentence_and_the_command_can_be_repeated(cli, source, tmp_path):
+def test_a_full_disk_is_one_sentence_and_the_command_can_be_repeated(cli, source, tmp_path):
     out = tmp_path / "out"
     argv = ("data", "shard", source, "--out", out, "--per-shard", 4)
     full = cli(*argv, file_limit_kb=8)

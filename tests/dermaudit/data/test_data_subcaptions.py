@@ -54,7 +54,7 @@ def views(manifest: Manifest, **options):
     return text_views(manifest, **given)
 
 
-def test_text_views__by_hand(data):
+def test_text_views_by_hand(data):
     done, made = views(Manifest.load(data()), most=2)
     assert done.column("subcaption_1") == ["A 2.5 cm scaly plaque.", None, None, None]
     assert done.column("subcaption_2") == ["No crust is seen.", None, None, None]
@@ -84,7 +84,7 @@ def test_text_views__by_hand(data):
     assert made.unknown == {"psoriasys": {"n": 1, "nearest": "psoriasis"}}
 
 
-def test_text_views__existing_views_are_kept_unless_replaced(data):
+def test_text_views_existing_views_are_kept_unless_replaced(data):
     names = ("label", "caption", "subcaption_1", "subcaption_2", "subcaption_3", "ontology_caption")
     rows = [
         dict(zip(names, row, strict=True))
@@ -110,7 +110,7 @@ def test_text_views__existing_views_are_kept_unless_replaced(data):
     assert "subcaption_3" not in anew.table.column_names
 
 
-def test_text_views__without_an_ontology_the_column_is_used(data):
+def test_text_views_without_an_ontology_the_column_is_used(data):
     rows = [
         {"label": "x", "caption": "Red.", "ontology": "skin > odd > x"},
         {"label": "x", "caption": "Red.", "ontology": "No ontology information"},
@@ -124,7 +124,7 @@ def test_text_views__without_an_ontology_the_column_is_used(data):
     assert made.unknown == {"x": {"n": 2, "nearest": None}}
 
 
-def test_text_views__further_captions_and_listed_concepts(data):
+def test_text_views_further_captions_and_listed_concepts(data):
     rows = [
         {
             "caption": "Red.",
@@ -164,7 +164,7 @@ def test_text_views__further_captions_and_listed_concepts(data):
         (None, [], None),
     ],
 )
-def test_find_disease__label_and_path_together(label, path, expected):
+def test_find_disease_label_and_path_together(label, path, expected):
     tree = Ontology.from_tree(TREE)
     node = find_disease(tree, label, path)
     assert (None if node is None else tree.path(node)) == expected
@@ -173,7 +173,7 @@ def test_find_disease__label_and_path_together(label, path, expected):
 # ---- the command
 
 
-def test_command__makes_a_new_data_set(cli, data, tmp_path):
+def test_command_makes_a_new_data_set(cli, data, tmp_path):
     root, out = data(), tmp_path / "out"
     before = {path.name: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     done = cli(
@@ -198,7 +198,7 @@ def test_command__makes_a_new_data_set(cli, data, tmp_path):
     assert again.rc == 2 and "already holds a data set" in again.json()["error"]["message"]
 
 
-def test_command__writes_in_place_only_with_force(main, data):
+def test_command_writes_in_place_only_with_force(main, data):
     root = data()
     refused = main("data", "subcaptions", root, "--json")
     assert refused.rc == 2 and "--force" in refused.json()["error"]["hint"]
@@ -217,7 +217,7 @@ def test_command__writes_in_place_only_with_force(main, data):
     assert (root / "manifest.parquet").read_bytes() == first
 
 
-def test_command__a_full_disk_leaves_the_table_as_it_was(cli, data):
+def test_command_a_full_disk_leaves_the_table_as_it_was(cli, data):
     rows = [
         {"label": "x", "caption": " ".join(f"Word {i} {j} {i * j}." for j in range(30))}
         for i in range(60)
@@ -242,15 +242,13 @@ def test_command__a_full_disk_leaves_the_table_as_it_was(cli, data):
         (["--llm", "small"], "DERMAUDIT_LLM_URL is not set"),
     ],
 )
-def test_command__wrong_options_are_named(main, data, options, message, monkeypatch):
+def test_command_wrong_options_are_named(main, data, options, message, monkeypatch):
     monkeypatch.delenv("DERMAUDIT_LLM_URL", raising=False)
     done = main("data", "subcaptions", data(), "--force", *options, "--json")
     assert done.rc == 2 and message in done.json()["error"]["message"]
 
 
-def test_command__out_is_checked_before_the_model_is_asked(
-    main, data, model, tmp_path, monkeypatch
-):
+def test_command_out_is_checked_before_the_model_is_asked(main, data, model, tmp_path, monkeypatch):
     monkeypatch.setenv("DERMAUDIT_LLM_URL", model.url)
     out = tmp_path / "out"
     out.mkdir()
@@ -265,7 +263,7 @@ def test_command__out_is_checked_before_the_model_is_asked(
     assert model.asked == [] and not out.with_name("out.llm").exists()
 
 
-def test_command__a_data_set_without_words(main, data, image_folder, tmp_path):
+def test_command_a_data_set_without_words(main, data, image_folder, tmp_path):
     root = data([{"label": "melanoma"}])
     done = main("data", "subcaptions", root, "--force", "--json")
     assert done.rc == 2 and "has no column 'caption'" in done.json()["error"]["message"]
@@ -285,7 +283,7 @@ def test_command__a_data_set_without_words(main, data, image_folder, tmp_path):
     assert done.rc == 2 and "has no rows" in done.json()["error"]["message"]
 
 
-def test_command__a_killed_run_asks_the_model_no_caption_twice(cli, data, model, tmp_path):
+def test_command_a_killed_run_asks_the_model_no_caption_twice(cli, data, model, tmp_path):
     """The server refuses at the third caption; the same command again asks for that one only."""
     rows = [{"caption": f"A {word} papule. It itches."} for word in ("red", "blue", "pink")]
     root, refuse = data(rows), [True]
@@ -317,7 +315,7 @@ def test_command__a_killed_run_asks_the_model_no_caption_twice(cli, data, model,
     assert third.rc == 0 and third.json()["llm"]["asked"] == 0
 
 
-def test_command__help_loads_nothing_heavy(run_python):
+def test_command_help_loads_nothing_heavy(run_python):
     done = run_python(
         "-c",
         (

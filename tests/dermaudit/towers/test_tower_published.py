@@ -87,7 +87,7 @@ def clip_folder(folder, **options):
 @pytest.mark.parametrize(
     "options", [{}, {"eos": 2}, {"act": "gelu", "eps": 1e-3}], ids=["eos", "old", "gelu"]
 )
-def test_monet__agrees_with_transformers(tmp_path, options):
+def test_monet_agrees_with_transformers(tmp_path, options):
     theirs = clip_folder(tmp_path / "monet", **options)
     tower = load_model(tmp_path / "monet")
     images = torch.randn(3, 3, 32, 32)
@@ -119,7 +119,7 @@ def test_monet_images_are_prepared_by_the_configuration_of_the_folder(tmp_path):
     assert config["resize_mode"] == "shortest"
 
 
-def test_monet__opens_from_the_hub_cache(tmp_path, monkeypatch):
+def test_monet_opens_from_the_hub_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserInputError, match="suinleelab/monet.*not in the local cache") as caught:
@@ -132,7 +132,7 @@ def test_monet__opens_from_the_hub_cache(tmp_path, monkeypatch):
     assert load_model("hf-hub:suinleelab/monet").n_blocks == 3
 
 
-def test_monet__another_architecture_is_named_with_its_keys(tmp_path):
+def test_monet_another_architecture_is_named_with_its_keys(tmp_path):
     clip_folder(tmp_path)
     weights = tmp_path / "model.safetensors"
     state = load_file(weights)
@@ -189,7 +189,7 @@ def panderm_keys(width, layers, hidden, output_dim):
     ("size", "embed_dim", "vision", "total"),
     [("large", 768, 304.1e6, 414.2e6), ("base", 512, 86.2e6, 195.9e6)],
 )
-def test_full_size__panderm_and_pubmedbert(size, embed_dim, vision, total, tmp_path):
+def test_full_size_panderm_and_pubmedbert(size, embed_dim, vision, total, tmp_path):
     """DermFM-Zero and DermLIP-PanDerm from the published JSON, whose sizes are a placeholder."""
     sizes = SIZES[size]
     cfg = {
@@ -238,7 +238,7 @@ def test_full_size__panderm_and_pubmedbert(size, embed_dim, vision, total, tmp_p
     [(24, 1024, 14, 768, (768, 12, 12), 427.6), (12, 768, 16, 512, (512, 8, 12), 149.6)],
     ids=["MONET", "MAKE and DermLIP"],
 )
-def test_full_size__native_towers(layers, width, patch, dim, text, millions, tmp_path):
+def test_full_size_native_towers(layers, width, patch, dim, text, millions, tmp_path):
     """The MAKE configuration carries keys of its fork; stock open_clip would refuse them."""
     vision = {"layers": layers, "width": width, "patch_size": patch, "image_size": 224}
     text_width, heads, depth = text
@@ -314,7 +314,7 @@ def saved(tmp_path, preprocess_cfg):
     return folder, model, tokens
 
 
-def test_bert_model__saved_and_opened_again_is_the_same(saved, monkeypatch):
+def test_bert_model_saved_and_opened_again_is_the_same(saved, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     folder, model, tokens = saved
     tower = load_model(folder)
@@ -334,7 +334,7 @@ def test_bert_model__saved_and_opened_again_is_the_same(saved, monkeypatch):
     assert ids == [2, 5, 6, 7, 10, 8, 3, 0]
 
 
-def test_text_tower__gives_the_same_embedding_each_time(saved):
+def test_text_tower_gives_the_same_embedding_each_time(saved):
     """BERT has dropout of .1: a tower left in training mode gives another vector at every call."""
     folder, model, tokens = saved
     ids = tokens(["a ruler"])
@@ -348,7 +348,7 @@ def test_text_tower__gives_the_same_embedding_each_time(saved):
     assert torch.equal(tower.encode_text(ids), tower.encode_text(ids))
 
 
-def test_tokenizer_files__of_a_folder_agree_with_transformers(tmp_path):
+def test_tokenizer_files_of_a_folder_agree_with_transformers(tmp_path):
     small_bert(tmp_path / "bert")
     tokens = TokenizerFiles.from_folder(tmp_path / "bert", 6)
     theirs = AutoTokenizer.from_pretrained(str(tmp_path / "bert"))
@@ -449,7 +449,7 @@ def test_start_initialises_a_head_and_grid_of_another_size(small, tmp_path):
     assert start_from(same, tmp_path / "w.safetensors") == ([], [])
 
 
-def test_start__a_file_of_another_tower_is_refused(small, tmp_path):
+def test_start_a_file_of_another_tower_is_refused(small, tmp_path):
     path = tmp_path / "w.safetensors"
     state = small.state_dict()
     save_file(state, path)
@@ -481,7 +481,7 @@ def test_initial_values_are_those_of_the_paper(small):
     assert torch.equal(visual.head.weight, panderm_visual("large", 24, image_size=64).head.weight)
 
 
-def test_gradient_checkpointing__gives_the_same_gradients(small, monkeypatch):
+def test_gradient_checkpointing_gives_the_same_gradients(small, monkeypatch):
     other = copy.deepcopy(small)
     model = nn.Module()
     model.visual = other
