@@ -11,6 +11,21 @@ from toy_run import PATCHES
 
 REASONS = {"reason", "insertion_residual_reason"}  # written where something was not measured
 
+#: What real files have besides: figures that no page shows. A new key of a real file fails the test.
+NOT_IN_THE_TOY_RUN = {
+    "store.json": {
+        "batch", "key", "not_finite", "preprocess_sha256", "skipped", "threads", "token_kind",
+    },
+    "metrics.json": {
+        "architecture", "best_step", "dense", "held_fvu_training", "held_out", "n_not_finite",
+        "n_test_rows", "scale", "site", "steps",
+    },
+    "suppression/ruler.json": {
+        "insertion_after", "insertion_before", "insertion_n", "n_choose", "n_fit", "test_is",
+        "worst_group_without_trap",
+    },
+}  # fmt: skip
+
 
 def real_name(name: str, real: Path) -> str:
     """The file of the demo that a file of the toy run stands for: its patches come from another block."""
@@ -38,11 +53,14 @@ def test_every_file_has_the_columns_and_keys_of_the_demo(whole_run, demo):
         elif path.suffix == ".json" and not name.endswith(".reason.json"):
             mine, theirs = json.loads(path.read_text()), json.loads(real.read_text())
             if name == "run.json":
-                assert mine.keys() == theirs.keys()
-                mine, theirs = (
-                    mine["stages"]["fit:visual.pooled"],
-                    theirs["stages"]["fit:visual.pooled"],
-                )
-            assert mine.keys() - REASONS <= theirs.keys(), (name, mine.keys() - theirs.keys())
+                stages = mine.pop("stages"), theirs.pop("stages")
+                for record in ("annotate", "compare", "heads", "name", "recipe:ruler"):
+                    assert stages[0][record].keys() == stages[1][record].keys(), record
+            if name == "suppression/hair.json":  # chosen by name there, measured in the demo
+                continue
+            missing = next(
+                (m for end, m in NOT_IN_THE_TOY_RUN.items() if name.endswith(end)), set()
+            )
+            assert mine.keys() - REASONS == theirs.keys() - missing, name
             compared += 1
     assert compared >= 15
