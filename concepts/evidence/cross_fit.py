@@ -128,7 +128,8 @@ def folds(data: TrapData) -> list[Fold]:
     small |= {name: scored[name] for name in CROSS_GROUPS if scored[name] < MIN_CELL}
     if small:
         raise EvidenceError(
-            "n too small to cross-fit: " + ", ".join(f"{n} images with {name}" for name, n in small.items()),
+            "n too small to cross-fit: "
+            + ", ".join(f"{n} images with {name}" for name, n in small.items()),
             f"at least {MIN_CELL} of each group are needed, and of {' and '.join(CROSS_GROUPS)} as many "
             "outside the train split",
             counts,
@@ -192,7 +193,9 @@ def cross_fit(method: CrossFitMethod, found: list[Fold]) -> CrossFitted:
     """Fit the method in every fold, and score the rows held out. Errors: those of the method."""
     n = len(found[0].data.x)
     result = CrossFitted(
-        np.full(n, -1), *(np.full(n, np.nan) for _ in range(2)), *(np.zeros(n, bool) for _ in range(4))
+        np.full(n, -1),
+        *(np.full(n, np.nan) for _ in range(2)),
+        *(np.zeros(n, bool) for _ in range(4)),
     )
     for fold in found:
         place(result, fold, method.fit(fold))
@@ -220,4 +223,3 @@ def counted(data: TrapData) -> Iterator[tuple[str, int]]:
     for i in (0, 1):
         for j in (0, 1):
             yield f"y={i} a={j}", int((data.cell(i, j) & data.scored).sum())
-

@@ -54,7 +54,8 @@ def suppression_effect(
     draws: int = DRAWS,
 ) -> SuppressionEffect:
     """Return the figures of the scored rows. `oracle` (n,) and `random_scores` (n,) as `cross_fit` orders
-    them."""
+    them.
+    """
     rows = np.flatnonzero(data.scored)
     y, a, fold = data.y[rows], data.a[rows], result.fold[rows]
     weights = GroupBootstrap(data.groups[rows], draws, data.seed).matrix()
@@ -127,7 +128,8 @@ def reasons_to_refuse(effect: SuppressionEffect) -> list[str]:
 
 
 def random_control(
-    found: list[Fold], draw: Callable[[Fold, np.random.Generator], Callable[[np.ndarray], np.ndarray]]
+    found: list[Fold],
+    draw: Callable[[Fold, np.random.Generator], Callable[[np.ndarray], np.ndarray]],
 ) -> list[np.ndarray]:
     """Return the scores (n,) of RANDOM_LATENTS controls. `draw` returns the scores of one control in a fold."""
     n = len(found[0].data.x)

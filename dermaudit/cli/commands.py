@@ -73,6 +73,10 @@ FUNCTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "dermaudit.bench.commands:bench_annotate",
             "concepts by their words alone",
         ),
+        "bench suppress": (
+            "dermaudit.bench.commands:bench_suppress",
+            "methods of suppression side by side",
+        ),
         "bench table": (
             "dermaudit.bench.table_command:bench_table",
             "tables from saved predictions",

@@ -7,7 +7,6 @@ figures from images outside the train split of the model, three operating points
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,9 +31,12 @@ from dermaudit.concepts.results import rounded
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.console import say, table
 from dermaudit.errors import EvidenceError, UserInputError, unknown
-from dermaudit.run.directory import Run
+from dermaudit.files import write_json
+from dermaudit.run.directory import newest_run, open_run
 from dermaudit.sae.run_data import POOLED, RunData
 
+from ..options import SuppressionOptions
+from ..output.paths import check_place
 from .methods.registry import methods
 
 HEADER = (
@@ -44,40 +46,31 @@ HEADER = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class MethodComparison:
-    """What is compared: `concepts` (empty: every labelled artifact), `method_names` (empty: all)."""
-
-    concepts: tuple[str, ...] = ()
-    method_names: tuple[str, ...] = ()
-    target: str = "mel"
-    strength: float = 0.9
-    seed: int = 0
-    threads: int = 1
-
-
-def compare_methods(run: Run, comparison: MethodComparison) -> dict[str, Any]:
+def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
     """Return {"suppression": {artifact: {method: figures}}}; where something cannot be measured, the
     reason stands in place of the figures.
 
     Raises UserInputError for an unknown method, concept or target.
     """
-    chosen = _chosen_methods(comparison.method_names)
+    if options.out is not None:
+        check_place(options.out, options.force)
+    chosen = _chosen_methods(options.method)
+    run = open_run(options.run or newest_run())
     data, words = RunData(run), vocabulary_of(run)
-    if comparison.target not in data.labels:
+    if options.target not in data.labels:
         raise UserInputError(
-            f"no image of the run {run.path} has the label '{comparison.target}'",
+            f"no image of the run {run.path} has the label '{options.target}'",
             f"give --target, one of: {', '.join(sorted(set(data.labels) - {''}))}",
         )
-    concepts = [known_concept(run, words, word) for word in comparison.concepts]
-    tower = tower_of(run, comparison.threads)
+    concepts = [known_concept(run, words, word) for word in options.concept]
+    tower = tower_of(run, options.threads)
     found: dict[str, dict[str, Any]] = {}
     lines = []
     for concept in concepts or artifacts_of(run, words):
         say(f"  {concept} …")
         found[concept] = {}
         try:
-            trap = trap_data(data, concept, words, comparison, tower)
+            trap = trap_data(data, concept, words, options, tower)
             measured = dict(_effects(trap, chosen))
         except EvidenceError as error:
             found[concept] = {"reason": error.message, "numbers": rounded(error.numbers)}
@@ -87,6 +80,8 @@ def compare_methods(run: Run, comparison: MethodComparison) -> dict[str, Any]:
             found[concept][name] = effect if isinstance(effect, dict) else _json(effect)
             lines.append([concept, name, *_cells(effect)])
     table("Suppression, cross-fitted", HEADER, lines)
+    if options.out is not None:
+        write_json(options.out, {"suppression": found})
     return {"run": str(run.path), "suppression": found}
 
 
@@ -98,7 +93,7 @@ def _chosen_methods(names: tuple[str, ...]) -> list[CrossFitMethod]:
 
 
 def trap_data(
-    data: RunData, concept: str, words: Vocabulary, comparison: MethodComparison, tower: Any
+    data: RunData, concept: str, words: Vocabulary, options: SuppressionOptions, tower: Any
 ) -> TrapData:
     """Return the rows with a known label and a known artifact. EvidenceError without labels for it."""
     truth = data.truth.get(concept)
@@ -107,12 +102,12 @@ def trap_data(
     known = np.isfinite(truth.values) & (data.labels != "")
     return TrapData(
         x=np.ascontiguousarray(data.pooled[known]),
-        y=(data.labels[known] == comparison.target).astype(float),
+        y=(data.labels[known] == options.target).astype(float),
         a=truth.values[known],
         groups=np.asarray(data.groups)[known].astype(str),
         scored=~data.rows("train")[known],
-        strength=comparison.strength,
-        seed=comparison.seed,
+        strength=options.strength,
+        seed=options.seed,
         sae=data.sae(POOLED) if POOLED in data.sites else None,
         text_direction=_text_direction(tower, words, concept),
     )
@@ -123,10 +118,12 @@ def _text_direction(tower: Any, words: Vocabulary, concept: str) -> np.ndarray |
     from dermaudit.towers.zeroshot import prompt_vector
 
     entry = next((entry for entry in words.concepts if entry.id == concept), None)
-    if entry is None or not entry.opposites or not tower.has_text:
+    if entry is None or not entry.opposites or tower.tokenizer is None:
         return None
     present, absent = (
-        prompt_vector(tower, [template.format(word) for word in terms for template in words.templates])
+        prompt_vector(
+            tower, [template.format(word) for word in terms for template in words.templates]
+        )
         for terms in (entry.terms, entry.opposites)
     )
     return (present - absent).numpy()

@@ -16,7 +16,6 @@ from dermaudit.concepts.suppression.methods.effect import choose_by_effect
 from dermaudit.concepts.suppression.trap import Trap
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import fit_probe
-from dermaudit.sae import ThresholdSAE, TopKSAE
 
 
 def choose(fold: Fold) -> list[int]:
