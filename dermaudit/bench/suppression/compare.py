@@ -63,7 +63,8 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
             f"give --target, one of: {', '.join(sorted(set(data.labels) - {''}))}",
         )
     concepts = [known_concept(run, words, word) for word in options.concept]
-    tower = tower_of(run, options.threads)
+    # Text embeddings are for methods without labels; the others need no model.
+    tower = tower_of(run, options.threads) if any(m.name == "roboshot" for m in chosen) else None
     found: dict[str, dict[str, Any]] = {}
     lines = []
     for concept in concepts or artifacts_of(run, words):
@@ -118,7 +119,7 @@ def _text_direction(tower: Any, words: Vocabulary, concept: str) -> np.ndarray |
     from dermaudit.towers.zeroshot import prompt_vector
 
     entry = next((entry for entry in words.concepts if entry.id == concept), None)
-    if entry is None or not entry.opposites or tower.tokenizer is None:
+    if tower is None or tower.tokenizer is None or entry is None or not entry.opposites:
         return None
     present, absent = (
         prompt_vector(

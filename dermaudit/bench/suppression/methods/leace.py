@@ -4,6 +4,8 @@ the artifact.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 
@@ -20,7 +22,10 @@ class Leace:
     def fit(self, fold: Fold) -> EditedHead:
         """Fit on the negatives of the fold. UserInputError if the package is not installed."""
         try:
-            from concept_erasure import LeaceEraser
+            with warnings.catch_warnings():
+                # The package compiles a function that we do not call, in a way that torch deprecates.
+                warnings.simplefilter("ignore", FutureWarning)
+                from concept_erasure import LeaceEraser
         except ImportError as error:
             raise UserInputError(
                 "the method leace needs the package concept-erasure", "pip install concept-erasure"
