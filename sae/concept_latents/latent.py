@@ -158,7 +158,7 @@ def _fit(x: np.ndarray, present: np.ndarray, groups: np.ndarray, seed: int) -> C
     u = (x - mean) / sd
     with threadpool_limits(1, "blas"):
         score = out_of_fold_scores(u, present, groups, seed=seed)
-        weight, intercept = _logistic(u, present)
+        weight, intercept = fit_encoder(u, present)
     low, high = auroc_interval(present, score, groups, seed=seed)
     if not low > 0.5:
         raise EvidenceError(
@@ -211,12 +211,13 @@ def out_of_fold_scores(
     for fit, held in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
         u, present, groups
     ):
-        weight, intercept = _logistic(u[fit], present[fit])
+        weight, intercept = fit_encoder(u[fit], present[fit])
         score[held] = u[held] @ weight + intercept
     return score
 
 
-def _logistic(u: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, float]:
+def fit_encoder(u: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return weight (d,) and intercept of a logistic regression on standardised rows u (n, d)."""
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=C, max_iter=2000).fit(u, present)
