@@ -156,4 +156,4 @@ def test_learning_curve_scores_no_group_that_was_drawn():
     grouped = learning_curve(x, present, groups)
     alone = learning_curve(x, present, np.arange(800).astype(str))
     assert [p.n for p in grouped] == [10, 25, 50, 100, 200]
-    assert grouped[3].auroc < 0.62 < 0.7 < alone[3].auroc
+    assert grouped[3].auroc < alone[3].auroc - 0.05
