@@ -20,6 +20,8 @@ _PUBLIC = {
     "load_sae": ".inference.model",
     "Codes": ".inference.codes",
     "LatentSuppressor": ".inference.suppressor",
+    "ConceptLatent": ".concept_latents.latent",
+    "append_latents": ".concept_latents.latent",
     "AttributionMap": ".inference.attribution",
     "attribution_map": ".inference.attribution",
     "class_logit": ".inference.attribution",

@@ -1,12 +1,16 @@
-"""The commands `bench zeroshot`, `bench retrieval`, `bench probe` and `bench annotate`. Nothing heavy is
-imported until one of them runs.
-"""
+"""The commands `bench …` of models and of methods. Nothing heavy is imported until one of them runs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .options import AnnotateOptions, ProbeOptions, RetrievalOptions, ZeroShotOptions
+from .options import (
+    AnnotateOptions,
+    ProbeOptions,
+    RetrievalOptions,
+    SuppressionOptions,
+    ZeroShotOptions,
+)
 
 
 def bench_zeroshot(options: ZeroShotOptions) -> dict[str, Any]:
@@ -35,3 +39,14 @@ def bench_annotate(options: AnnotateOptions) -> dict[str, Any]:
     from .annotation import run_annotation
 
     return run_annotation(options)
+
+
+def bench_suppress(options: SuppressionOptions) -> dict[str, Any]:
+    """Methods of suppression side by side, cross-fitted on the embeddings of a run.
+
+    For each artifact a head is fitted where it predicts the label, and each method is fitted in the same
+    training rows. Figures are from images outside the train split of the model.
+    """
+    from .suppression.compare import compare_methods
+
+    return compare_methods(options)

@@ -105,6 +105,29 @@ class TableOptions(Options):
     force: bool = option(False, "replace the file --out")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SuppressionOptions(Options):
+    """The options of `bench suppress`."""
+
+    run: Path | None = option(None, "folder of the run (default: the newest)", "--run")
+    concept: tuple[str, ...] = option(
+        (),
+        "e.g. ruler; repeat it for several (default: every artifact that is labelled)",
+        "--concept",
+    )
+    method: tuple[str, ...] = option(
+        (), "methods instead of all; repeat it for several", "--method"
+    )
+    target: str = option("mel", "the label whose prediction must not depend on the artifact")
+    strength: float = option(
+        0.9, "P(artifact | target) where the head is fitted", minimum=0.5, maximum=1.0
+    )
+    seed: int = option(0, "of folds, heads and resamples", minimum=0)
+    threads: int = option(1, "torch threads", minimum=1)
+    out: Path | None = option(None, "JSON file for the figures")
+    force: bool = option(False, "replace the file --out")
+
+
 def check_draws(n_draws: int) -> None:
     """Raise UserInputError for fewer resamples than an interval needs."""
     if n_draws < MIN_DRAWS:

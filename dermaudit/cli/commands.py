@@ -73,6 +73,10 @@ FUNCTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "dermaudit.bench.commands:bench_annotate",
             "concepts by their words alone",
         ),
+        "bench suppress": (
+            "dermaudit.bench.commands:bench_suppress",
+            "methods of suppression side by side",
+        ),
         "bench table": (
             "dermaudit.bench.table_command:bench_table",
             "tables from saved predictions",
@@ -124,7 +128,11 @@ def named_commands(args: list[str]) -> dict[str, str]:
     command is named, because their modules import numpy.
     """
     functions = {c: text for section in FUNCTIONS.values() for c, (_, text) in section.items()}
-    return functions if {args[0], " ".join(args[:2])} & functions.keys() else all_commands()
+    alone = len(args) == 1 or args[1].startswith(
+        "-"
+    )  # `concepts teach` is a stage, `concepts` is not
+    named = " ".join(args[:2]) in functions or (alone and args[0] in functions)
+    return functions if named else all_commands()
 
 
 def function_of(command: str) -> Callable[..., dict[str, Any]]:

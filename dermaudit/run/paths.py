@@ -110,6 +110,10 @@ class RunFiles:
 
     # ---- suppression
 
+    def concept_latent(self, concept: str) -> Path:
+        """The folder of the concept latent of a concept, in the layout of sae-lens."""
+        return self.root / "concept_latents" / concept
+
     def recipe(self, concept: str) -> Path:
         """The suppression recipe of a concept."""
         return self.root / "recipes" / f"{concept}.recipe.json"

@@ -178,8 +178,13 @@ class RunRecords:
             stage = stage_of(record)
         except KeyError:  # a record of a later version
             return f"dermaudit doctor --runs {shlex.quote(str(self.path.parent))}"
-        named = f" {stage.key_flag} {shlex.quote(key)}" if key and stage.key_flag else ""
-        return f"dermaudit {stage.command}{named} --run {run}{again}"
+        words = ["dermaudit", stage.command]
+        if key and stage.key_flag is not None:
+            words += [stage.key_flag, shlex.quote(key)]
+        # Flags without which the stage cannot be made again are in its summary.
+        made = self.meta["stages"].get(record, {}).get("summary", {})
+        words += [str(made.get("flags", "")), "--run", run]
+        return " ".join(word for word in words if word) + again
 
     def _changed_file(self, outputs: dict[str, str]) -> str | None:
         """Return the first of these files whose sha256 is not the recorded one."""

@@ -24,6 +24,7 @@ STAGE_MODULES = (
     "dermaudit.concepts.naming.stage",
     "dermaudit.concepts.heads",
     "dermaudit.concepts.bottlenecks.stage",
+    "dermaudit.concepts.teaching.stage",
     "dermaudit.concepts.suppression.stage",
     "dermaudit.dashboards.report.stage",
 )
@@ -67,7 +68,7 @@ class Stage(Generic[OptionsT]):
 
     `opens` says what the function takes: "run" a run that exists, "newest" the same and by default the
     newest, "path" the path of a run that may not exist yet. `key_flag` is the flag that names the key
-    of a record. `in_audit`: whether `audit` makes the stage.
+    of a record, "" where it is an argument. `in_audit`: whether `audit` makes the stage.
     """
 
     command: str

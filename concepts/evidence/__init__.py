@@ -1,0 +1,1 @@
+"""Evidence for a suppression: cross-fitted trap heads, three operating points, controls, refusal."""

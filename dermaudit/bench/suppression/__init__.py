@@ -1,0 +1,1 @@
+"""Methods of suppression side by side, cross-fitted on the embeddings of a run."""

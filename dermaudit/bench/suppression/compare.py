@@ -1,0 +1,202 @@
+"""`bench suppress`: every method for every labelled artifact of a run, under one protocol.
+
+The protocol is that of `dermaudit.concepts.evidence`: trap heads and edits cross-fitted over groups,
+figures from images outside the train split of the model, three operating points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dermaudit.concepts.evidence.cross_fit import (
+    CrossFitMethod,
+    Fold,
+    TrapData,
+    cross_fit,
+    folds,
+    oracle_scores,
+)
+from dermaudit.concepts.evidence.edited_head import ConceptLatentMethod, random_latent_scores
+from dermaudit.concepts.evidence.figures import (
+    RANDOM_LATENTS,
+    SuppressionEffect,
+    random_control,
+    suppression_effect,
+)
+from dermaudit.concepts.inputs import artifacts_of, known_concept, tower_of, vocabulary_of
+from dermaudit.concepts.results import rounded
+from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
+from dermaudit.console import say, table
+from dermaudit.errors import EvidenceError, UserInputError, unknown
+from dermaudit.files import write_json
+from dermaudit.run.directory import newest_run, open_run
+from dermaudit.sae.run_data import POOLED, RunData
+
+from ..options import SuppressionOptions
+from ..output.paths import check_place
+from .methods.registry import methods
+
+HEADER = (
+    "artifact", "method", "cross-group AUROC", "gap closed", "change, 95 %", "artifact-free",
+    "worst group: before", "unchanged threshold", "prevalence-matched", "rows unchanged",
+    "random beaten",
+)  # fmt: skip
+
+
+def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
+    """Return {"suppression": {artifact: {method: figures}}}; where something cannot be measured, the
+    reason stands in place of the figures.
+
+    Raises UserInputError for an unknown method, concept or target.
+    """
+    if options.out is not None:
+        check_place(options.out, options.force)
+    chosen = _chosen_methods(options.method)
+    run = open_run(options.run or newest_run())
+    data, words = RunData(run), vocabulary_of(run)
+    if options.target not in data.labels:
+        raise UserInputError(
+            f"no image of the run {run.path} has the label '{options.target}'",
+            f"give --target, one of: {', '.join(sorted(set(data.labels) - {''}))}",
+        )
+    concepts = [known_concept(run, words, word) for word in options.concept]
+    # Text embeddings are for methods without labels; the others need no model.
+    tower = tower_of(run, options.threads) if any(m.name == "roboshot" for m in chosen) else None
+    found: dict[str, dict[str, Any]] = {}
+    lines = []
+    for concept in concepts or artifacts_of(run, words):
+        say(f"  {concept} …")
+        found[concept] = {}
+        try:
+            trap = trap_data(data, concept, words, options, tower)
+            measured = dict(_effects(trap, chosen))
+        except EvidenceError as error:
+            found[concept] = {"reason": error.message, "numbers": rounded(error.numbers)}
+            lines.append([concept, error.message, *[""] * (len(HEADER) - 2)])
+            continue
+        for name, effect in measured.items():
+            found[concept][name] = effect if isinstance(effect, dict) else _json(effect)
+            lines.append([concept, name, *_cells(effect)])
+    table("Suppression, cross-fitted", HEADER, lines)
+    if options.out is not None:
+        write_json(options.out, {"suppression": found})
+    return {"run": str(run.path), "suppression": found}
+
+
+def _chosen_methods(names: tuple[str, ...]) -> list[CrossFitMethod]:
+    for name in names:
+        if name not in methods():
+            raise unknown("method", name, methods())
+    return [method for name, method in methods().items() if not names or name in names]
+
+
+def trap_data(
+    data: RunData, concept: str, words: Vocabulary, options: SuppressionOptions, tower: Any
+) -> TrapData:
+    """Return the rows with a known label and a known artifact. EvidenceError without labels for it."""
+    truth = data.truth.get(concept)
+    if truth is None:
+        raise EvidenceError(f"{concept} has no labels in this run", "label it in the manifest")
+    known = np.isfinite(truth.values) & (data.labels != "")
+    return TrapData(
+        x=np.ascontiguousarray(data.pooled[known]),
+        y=(data.labels[known] == options.target).astype(float),
+        a=truth.values[known],
+        groups=np.asarray(data.groups)[known].astype(str),
+        scored=~data.rows("train")[known],
+        strength=options.strength,
+        seed=options.seed,
+        sae=data.sae(POOLED) if POOLED in data.sites else None,
+        text_direction=_text_direction(tower, words, concept),
+    )
+
+
+def _text_direction(tower: Any, words: Vocabulary, concept: str) -> np.ndarray | None:
+    """Return the embedding of texts with the concept minus that of texts with its opposites."""
+    from dermaudit.towers.zeroshot import prompt_vector
+
+    entry = next((entry for entry in words.concepts if entry.id == concept), None)
+    if tower is None or tower.tokenizer is None or entry is None or not entry.opposites:
+        return None
+    present, absent = (
+        prompt_vector(
+            tower, [template.format(word) for word in terms for template in words.templates]
+        )
+        for terms in (entry.terms, entry.opposites)
+    )
+    return (present - absent).numpy()
+
+
+def _effects(
+    trap: TrapData, chosen: list[CrossFitMethod]
+) -> Iterator[tuple[str, SuppressionEffect | dict[str, Any]]]:
+    found = folds(trap)
+    oracle = oracle_scores(found)
+    for method in chosen:
+        try:
+            result = cross_fit(method, found)
+            control = _random_scores(method, found)
+            yield method.name, suppression_effect(trap, result, oracle, control)
+        except EvidenceError as error:
+            yield method.name, {"reason": error.message, "numbers": rounded(error.numbers)}
+
+
+def _random_scores(method: CrossFitMethod, found: list[Fold]) -> list[np.ndarray] | None:
+    """Return the scores behind random latents for a concept latent; other methods have no such control."""
+    if not isinstance(method, ConceptLatentMethod):
+        return None
+    latents = {fold.number: method.latent(fold) for fold in found}
+    return random_control(
+        found, lambda fold, generator: random_latent_scores(fold, latents[fold.number], generator)
+    )
+
+
+def _json(effect: SuppressionEffect) -> dict[str, Any]:
+    return rounded(
+        {
+            "cross_group_auroc_before": effect.cross_group_auroc_before,
+            "cross_group_auroc_after": effect.cross_group_auroc_after,
+            "oracle": effect.oracle,
+            "gap_closed": effect.gap_closed,
+            "ci": effect.ci,
+            "auroc_before": effect.auroc_before,
+            "auroc_after": effect.auroc_after,
+            "clean_auroc_delta": effect.clean_auroc_delta,
+            "clean_auroc_ci": effect.clean_auroc_ci,
+            "worst_group_before": effect.rates_before.worst,
+            "worst_group_fixed": effect.rates_fixed.worst,
+            "worst_group_prevalence": effect.rates_prevalence.worst,
+            "sensitivity_fixed": effect.rates_fixed.sensitivity,
+            "specificity_fixed": effect.rates_fixed.specificity,
+            "sensitivity_prevalence": effect.rates_prevalence.sensitivity,
+            "specificity_prevalence": effect.rates_prevalence.specificity,
+            "flips": vars(effect.flips),
+            "identity_share": effect.identity_share,
+            "random_beaten": effect.random_beaten,
+            "n": effect.n,
+        }
+    )
+
+
+def _cells(effect: SuppressionEffect | dict[str, Any]) -> list[str]:
+    if isinstance(effect, dict):
+        return [effect["reason"], *[""] * (len(HEADER) - 3)]
+    low, high = effect.ci
+
+    def worst(value: float) -> str:
+        return "n too small" if np.isnan(value) else f"{value:.2f}"
+
+    return [
+        f"{effect.cross_group_auroc_before:.2f} → {effect.cross_group_auroc_after:.2f} ({effect.oracle:.2f})",
+        f"{effect.gap_closed:.2f}",
+        f"[{low:+.2f}, {high:+.2f}]",
+        f"{effect.clean_auroc_delta:+.3f}",
+        worst(effect.rates_before.worst),
+        worst(effect.rates_fixed.worst),
+        worst(effect.rates_prevalence.worst),
+        f"{effect.identity_share:.0%}",
+        "" if effect.random_beaten is None else f"{effect.random_beaten} of {RANDOM_LATENTS}",
+    ]

@@ -1,0 +1,1 @@
+"""Methods of `bench suppress`: one file each, found by the registry."""

@@ -1,0 +1,1 @@
+"""Concept latents: JumpReLU latents fitted with labels and appended to an SAE."""

@@ -1,0 +1,109 @@
+"""`bench suppress`: every method under one protocol, what cannot be measured, and a method of one's own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from concept_world import TextTower, basis, world, write_run
+
+from dermaudit.bench.suppression import compare, methods
+from dermaudit.bench.suppression.methods.registry import methods as all_methods
+
+PAGE = Path(__file__).parents[2] / "docs" / "snippets" / "extending_bench_method.md"
+SHORT = "concept_latent", "mean_difference", "leace", "sae", "dfr"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose artifact is the first direction of the SAE; patches are labelled on two images only."""
+    w = world(1500)
+    patch = np.zeros(w.n)
+    patch[:2] = 1
+    return write_run(tmp_path_factory.mktemp("bench") / "run", w, **{"artifact:patch": patch})
+
+
+def suppress(main, run, *flags):
+    return main("bench", "suppress", "--run", run.path, *flags, "--json")
+
+
+def flags(*names):
+    return [word for name in names for word in ("--method", name)]
+
+
+def test_every_method_is_measured_and_the_artifact_is_suppressed(main, run, monkeypatch):
+    tower = TextTower({"ruler": basis()[0]})
+    tower.tokenizer = object()
+    monkeypatch.setattr(compare, "tower_of", lambda run, threads: tower)
+    done = suppress(main, run, "--concept", "ruler")
+    assert done.rc == 0, done.stderr
+    found = done.json()["suppression"]["ruler"]
+    assert found.keys() == all_methods().keys()
+    keys = {
+        "cross_group_auroc_before", "cross_group_auroc_after", "oracle", "gap_closed", "ci",
+        "clean_auroc_delta", "worst_group_fixed", "worst_group_prevalence", "identity_share",
+        "random_beaten", "n",
+    }  # fmt: skip
+    for name, figures in found.items():
+        assert keys <= figures.keys(), (name, figures)
+    latent, roboshot = found["concept_latent"], found["roboshot"]
+    assert latent["ci"][0] > 0 and latent["gap_closed"] > 0.7 and latent["random_beaten"] >= 95
+    assert 0.3 < latent["identity_share"] < 0.8 and found["leace"]["identity_share"] == 0
+    assert roboshot["cross_group_auroc_after"] > roboshot["cross_group_auroc_before"]
+    # The SAE of this world has the artifact as one latent: it does well, too.
+    assert found["sae"]["gap_closed"] > 0.5
+    assert "n too small" not in done.stderr
+
+
+def test_two_runs_of_it_are_equal_and_the_file_holds_the_figures(main, run, tmp_path):
+    out = tmp_path / "s.json"
+    one = suppress(main, run, "--concept", "ruler", *flags("concept_latent"), "--out", out)
+    two = suppress(main, run, "--concept", "ruler", *flags("concept_latent"))
+    assert one.json()["suppression"] == two.json()["suppression"]
+    assert json.loads(out.read_text()) == {"suppression": one.json()["suppression"]}
+    again = suppress(main, run, *flags("concept_latent"), "--out", out)
+    assert again.rc == 2 and "is there already" in again.json()["error"]["message"]
+
+
+def test_too_few_images_are_a_reason_with_the_counts(main, run):
+    done = suppress(main, run, *flags("mean_difference"))
+    assert done.rc == 0, done.stderr
+    patch = done.json()["suppression"]["patch"]
+    assert "n too small to cross-fit" in patch["reason"] and patch["numbers"]["y=1 a=1"] <= 2
+    assert "n too small to cross-fit" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (("--method", "leac"), "unknown method 'leac'.*'leace'"),
+        (("--target", "bcc"), "has the label 'bcc'"),
+        (("--concept", "rular"), "unknown concept 'rular'.*'ruler'"),
+        (("--strength", "0.3"), "greater than or equal to 0.5"),
+    ],
+)
+def test_bad_input_is_one_sentence(main, run, given, message):
+    done = suppress(main, run, *given)
+    assert done.rc == 2
+    error = done.json()["error"]
+    assert re.search(message, f"{error['message']} {error['hint']}"), error
+
+
+def test_a_new_file_adds_a_method(main, run, tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    assert code is not None
+    (tmp_path / "raw_mean_difference_example.py").write_text(code.group(1))
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    importlib.invalidate_caches()
+    all_methods.cache_clear()
+    try:
+        done = suppress(main, run, "--concept", "ruler", *flags("raw_mean_difference"))
+        assert done.rc == 0, done.stderr
+        found = done.json()["suppression"]["ruler"]
+        assert found["raw_mean_difference"]["gap_closed"] > 0.5
+    finally:
+        all_methods.cache_clear()
