@@ -9,7 +9,7 @@ rows that count: those that the tower was not trained on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -31,9 +31,13 @@ CROSS_GROUPS = ("y=1 a=0", "y=0 a=1")  # between them the cross-group AUROC is t
 
 @dataclass(frozen=True)
 class TrapData:
-    """Rows x (n, d) with label y and artifact a (n,), 0 or 1; `groups` (n,) stay together in the folds.
-    `scored` (n,): the rows that figures are taken from. `sae` and `text_direction` (d,), the embedding of
-    texts with the artifact minus that of texts without it, are there for methods that use them.
+    """Rows x (n, d) with label y and artifact a (n,): 0, 1, or nan where unknown (see `known`). `groups` (n,)
+    stay together in the folds. `scored` (n,): the rows that figures are taken from; `row` (n,): their row
+    numbers in the run, where they are of one.
+
+    For methods that use them: `sae`; `named`, the latents that were named after the artifact, each with the
+    figures of its name; `text_direction` (d,), the embedding of texts with the artifact minus that of texts
+    without it.
     """
 
     x: Float[np.ndarray, "n d"]
@@ -43,8 +47,16 @@ class TrapData:
     scored: Bool[np.ndarray, " n"]
     strength: float = 0.9
     seed: int = 0
+    row: Int[np.ndarray, " n"] | None = None
     sae: ThresholdSAE | TopKSAE | None = None
+    named: tuple[tuple[int, dict[str, float]], ...] = ()
     text_direction: Float[np.ndarray, " d"] | None = None
+
+    def known(self) -> TrapData:
+        """Return the rows whose label and artifact are both known."""
+        rows = np.flatnonzero(np.isfinite(self.y) & np.isfinite(self.a))
+        of_rows = {name: getattr(self, name)[rows] for name in ("x", "y", "a", "groups", "scored")}
+        return replace(self, **of_rows, row=rows if self.row is None else self.row[rows])
 
     def cell(self, label: int, artifact: int) -> np.ndarray:
         """Return which rows have this label and artifact (n,)."""
@@ -52,14 +64,22 @@ class TrapData:
 
 
 @dataclass(frozen=True)
-class Fold:
-    """One fold: row numbers of the training rows, of the rows held out, and of the rows that the trap head
-    was fitted on. A method may use rows of `train` only.
-    """
+class TrainingRows:
+    """The rows of `data` that a method may use; `number` gives each set its own random numbers."""
 
     data: TrapData
     number: int
     train: Int[np.ndarray, " n"]
+
+    def rows_of(self, label: int) -> np.ndarray:
+        """Return the training rows of one label."""
+        return self.train[self.data.y[self.train] == label]
+
+
+@dataclass(frozen=True)
+class Fold(TrainingRows):
+    """One fold: the training rows, the rows held out, and the rows that the trap head was fitted on."""
+
     held: Int[np.ndarray, " m"]
     trap_rows: Int[np.ndarray, " k"]
     head: LinearHead
@@ -71,10 +91,6 @@ class Fold:
         """
         positive = float(self.data.y[self.trap_rows].mean())
         return float(np.log(positive / (1 - positive)))
-
-    def rows_of(self, label: int) -> np.ndarray:
-        """Return the training rows of one label."""
-        return self.train[self.data.y[self.train] == label]
 
 
 class Fitted(Protocol):
@@ -104,6 +120,7 @@ class CrossFitted:
     """Scores and decisions (n,) of all rows, each from the fold where the row was held out.
 
     `after_fixed` decides at the unchanged threshold, `after_matched` at the prevalence-matched one.
+    `fitted` holds the fitted method of each fold.
     """
 
     fold: np.ndarray
@@ -113,6 +130,7 @@ class CrossFitted:
     after_fixed: np.ndarray
     after_matched: np.ndarray
     unchanged: np.ndarray
+    fitted: list[Fitted] = field(default_factory=list)
 
 
 def folds(data: TrapData) -> list[Fold]:
@@ -198,13 +216,14 @@ def cross_fit(method: CrossFitMethod, found: list[Fold]) -> CrossFitted:
         *(np.zeros(n, bool) for _ in range(4)),
     )
     for fold in found:
-        place(result, fold, method.fit(fold))
+        _place(result, fold, method.fit(fold))
     return result
 
 
-def place(result: CrossFitted, fold: Fold, fitted: Fitted) -> None:
+def _place(result: CrossFitted, fold: Fold, fitted: Fitted) -> None:
     """Enter the scores and decisions of one fold."""
     data = fold.data
+    result.fitted.append(fitted)
     held, train = data.x[fold.held], data.x[fold.train]
     before, after = probe_score(fold.head, held), fitted.score(held)
     matched = prevalence_matched_threshold(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
 from dermaudit.stats.intervals import GroupBootstrap, percentile_interval
 
-from .cross_fit import CrossFitted, Fold, TrapData, counted
-from .operating_points import Flips, GroupRates, count_flips, fold_auroc, group_rates
+from .cross_fit import CrossFitMethod, CrossFitted, Fold, TrapData, counted, cross_fit
+from .edited_head import EditedHead, random_suppressor
+from .operating_points import Flips, GroupRates, count_flips, flip_cause, fold_auroc, group_rates
 
 RANDOM_LATENTS = 100
 MIN_BEATEN = 95
@@ -23,8 +24,9 @@ class SuppressionEffect:
     """Cross-fitted figures of one method for one artifact; AUROCs in 0 … 1, intervals 95 % over groups.
 
     `clean_*`: AUROC of images without the artifact. `gap_closed` = (after − before) / (oracle − before);
-    nan where the oracle is not above the head. `random_beaten` of RANDOM_LATENTS random latents of the
-    same firing rate and size have a smaller effect; None where the method is no latent.
+    nan where the oracle is not above the head. `random_changes` are the changes that RANDOM_LATENTS sets of
+    random latents of the same firing rate and size make, `random_beaten` how many of them are smaller; None
+    where the method suppresses no latents.
     """
 
     cross_group_auroc_before: float
@@ -43,6 +45,7 @@ class SuppressionEffect:
     flips: Flips
     identity_share: float
     random_beaten: int | None
+    random_changes: list[float] | None
     n: dict[str, int]
 
 
@@ -76,10 +79,10 @@ def suppression_effect(
     best = float(fold_auroc(oracle[rows], *cross, fold)[0])
     change = cross_after - cross_before
     gap = best - float(cross_before[0])
-    beaten = None
+    others = None
     if random_scores is not None:
-        others = [fold_auroc(score[rows], *cross, fold)[0] for score in random_scores]
-        beaten = int(sum(cross_after[0] > other for other in others))
+        after_random = [fold_auroc(score[rows], *cross, fold)[0] for score in random_scores]
+        others = [float(value - cross_before[0]) for value in after_random]
     return SuppressionEffect(
         cross_group_auroc_before=float(cross_before[0]),
         cross_group_auroc_after=float(cross_after[0]),
@@ -94,15 +97,77 @@ def suppression_effect(
         rates_before=group_rates(result.before[rows], y, a),
         rates_fixed=group_rates(result.after_fixed[rows], y, a),
         rates_prevalence=group_rates(result.after_matched[rows], y, a),
-        flips=count_flips(
-            result.before[rows],
-            result.after_fixed[rows],
-            result.after_matched[rows],
-            ~result.unchanged[rows],
-        ),
+        flips=count_flips(flip_causes(result)[rows]),
         identity_share=float(result.unchanged[rows].mean()),
-        random_beaten=beaten,
+        random_beaten=None if others is None else sum(float(change[0]) > c for c in others),
+        random_changes=others,
         n=dict(counted(data)),
+    )
+
+
+class EffectFigures(TypedDict):
+    """A SuppressionEffect as it is written (docs/formats.md): `worst_group_*` are the accuracies of the worst
+    group, before, at the unchanged and at the prevalence-matched threshold; pairs of rates are without and
+    with the artifact.
+    """
+
+    cross_group_auroc_before: float
+    cross_group_auroc_after: float
+    oracle: float
+    gap_closed: float
+    ci: tuple[float, float]
+    auroc_before: float
+    auroc_after: float
+    clean_auroc_delta: float
+    clean_auroc_ci: tuple[float, float]
+    worst_group_before: float
+    worst_group_fixed: float
+    worst_group_prevalence: float
+    sensitivity_before: tuple[float, float]
+    specificity_before: tuple[float, float]
+    sensitivity_fixed: tuple[float, float]
+    specificity_fixed: tuple[float, float]
+    sensitivity_prevalence: tuple[float, float]
+    specificity_prevalence: tuple[float, float]
+    flips: dict[str, int]
+    identity_share: float
+    random_beaten: int | None
+    n: dict[str, int]
+
+
+def effect_figures(effect: SuppressionEffect) -> EffectFigures:
+    """Return the figures of an effect as they are written, without the changes by random latents."""
+    before, fixed, matched = effect.rates_before, effect.rates_fixed, effect.rates_prevalence
+    return EffectFigures(
+        cross_group_auroc_before=effect.cross_group_auroc_before,
+        cross_group_auroc_after=effect.cross_group_auroc_after,
+        oracle=effect.oracle,
+        gap_closed=effect.gap_closed,
+        ci=effect.ci,
+        auroc_before=effect.auroc_before,
+        auroc_after=effect.auroc_after,
+        clean_auroc_delta=effect.clean_auroc_delta,
+        clean_auroc_ci=effect.clean_auroc_ci,
+        worst_group_before=before.worst,
+        worst_group_fixed=fixed.worst,
+        worst_group_prevalence=matched.worst,
+        sensitivity_before=before.sensitivity,
+        specificity_before=before.specificity,
+        sensitivity_fixed=fixed.sensitivity,
+        specificity_fixed=fixed.specificity,
+        sensitivity_prevalence=matched.sensitivity,
+        specificity_prevalence=matched.specificity,
+        flips=vars(effect.flips),
+        identity_share=effect.identity_share,
+        random_beaten=effect.random_beaten,
+        n=effect.n,
+    )
+
+
+def flip_causes(result: CrossFitted) -> np.ndarray:
+    """Return why the decision of each row flips (n,); see `flip_cause`."""
+    return flip_cause(
+        result.before, result.after_fixed, result.after_matched, ~result.unchanged
     )
 
 
@@ -127,17 +192,30 @@ def reasons_to_refuse(effect: SuppressionEffect) -> list[str]:
     return reasons
 
 
-def random_control(
-    found: list[Fold],
-    draw: Callable[[Fold, np.random.Generator], Callable[[np.ndarray], np.ndarray]],
-) -> list[np.ndarray]:
-    """Return the scores (n,) of RANDOM_LATENTS controls. `draw` returns the scores of one control in a fold."""
-    n = len(found[0].data.x)
+def random_control(found: list[Fold], result: CrossFitted) -> list[np.ndarray] | None:
+    """Return the scores (n,) behind RANDOM_LATENTS sets of random latents; None where the method that was
+    cross-fitted suppresses no latents.
+    """
+    suppressors = [getattr(fitted, "suppressor", None) for fitted in result.fitted]
+    if all(one is None for one in suppressors):
+        return None
     out = []
     for number in range(RANDOM_LATENTS):
-        score = np.full(n, np.nan)
-        for fold in found:
-            generator = np.random.default_rng([fold.data.seed, fold.number, 2, number])
-            score[fold.held] = draw(fold, generator)(fold.data.x[fold.held])
+        score = result.score_before.copy()  # of a fold in which no latent was chosen
+        for fold, suppressor in zip(found, suppressors, strict=True):
+            if suppressor is not None:
+                generator = np.random.default_rng([fold.data.seed, fold.number, 2, number])
+                control = random_suppressor(fold, suppressor, generator)
+                edited = EditedHead.of_suppressor(fold.head, control)
+                score[fold.held] = edited.score(fold.data.x[fold.held])
         out.append(score)
     return out
+
+
+def measure(
+    method: CrossFitMethod, found: list[Fold], oracle: np.ndarray
+) -> tuple[CrossFitted, SuppressionEffect]:
+    """Cross-fit a method, and return its scores and figures. Errors: those of the method."""
+    result = cross_fit(method, found)
+    control = random_control(found, result)
+    return result, suppression_effect(found[0].data, result, oracle, control)

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 def prevalence_matched_threshold(
     before: Float[np.ndarray, " n"], threshold: float, after: Float[np.ndarray, " n"]
 ) -> float:
-    """Return the threshold at which as many of `after` (n,) are positive as of `before` at `threshold`."""
+    """Return the threshold at which as many of `after` (n,) are positive as of `before` at `threshold`: the
+    same one where that is so already.
+    """
     positive = int((before > threshold).sum())
+    if int((after > threshold).sum()) == positive:
+        return threshold
     ordered = np.sort(after)[::-1]
     if positive == 0:
         return float(ordered[0])
@@ -94,28 +98,30 @@ def group_rates(
 
 @dataclass(frozen=True)
 class Flips:
-    """Decisions that change between the head as it was and the edited head at the prevalence-matched
-    threshold. `edit`: the edit alone changes them, at the unchanged threshold too; `threshold`: the moved
-    threshold alone, the score of the image did not change; `both`: the edit and the threshold together.
-    """
+    """How many decisions flip, by their cause; see `flip_cause`."""
 
     edit: int
     threshold: int
     both: int
 
 
-def count_flips(
+def flip_cause(
     before: Bool[np.ndarray, " n"],
     after_fixed: Bool[np.ndarray, " n"],
     after_matched: Bool[np.ndarray, " n"],
     changed: Bool[np.ndarray, " n"],
-) -> Flips:
-    """Split the flipped decisions by what caused them; `changed` (n,): the edit changed the row."""
+) -> np.ndarray:
+    """Return why each decision flips between the head as it was and the edited head at the
+    prevalence-matched threshold, (n,) of str; "" where it does not.
+
+    "edit": the edit flips it, at the unchanged threshold too. "threshold": the moved threshold alone, the
+    row was not `changed`. "both": only the two together.
+    """
     flipped = before != after_matched
-    by_edit = flipped & (before != after_fixed)
-    by_threshold = flipped & ~changed
-    return Flips(
-        edit=int(by_edit.sum()),
-        threshold=int(by_threshold.sum()),
-        both=int((flipped & ~by_edit & ~by_threshold).sum()),
-    )
+    cause = np.where(flipped & (before != after_fixed), "edit", np.where(changed, "both", "threshold"))
+    return np.where(flipped, cause, "")
+
+
+def count_flips(cause: np.ndarray) -> Flips:
+    """Count the causes that `flip_cause` returns."""
+    return Flips(*(int((cause == name).sum()) for name in ("edit", "threshold", "both")))

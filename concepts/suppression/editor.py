@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix, vstack
 
-from dermaudit.errors import EvidenceError
 from dermaudit.sae import LatentSuppressor, ThresholdSAE, TopKSAE
-from dermaudit.sae.inference.suppressor import MIN_FREE, reactive_level
-from dermaudit.sae.run_data import RunData
+from dermaudit.sae.inference.suppressor import reactive_level
+
+from ..evidence.cross_fit import TrainingRows
 
 LEVELLED = ("mean", "clamp", "reactive")  # modes whose level comes from artifact-free images
 _QUANTILE = 0.95
@@ -25,6 +26,14 @@ class Levels(TypedDict, total=False):
 
     level: torch.Tensor  # (|S|,)
     gate_level: float
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to a latent that fires: a mode of LatentSuppressor, and the `factor` of mode `scale`."""
+
+    mode: str = "subtract"
+    factor: float | None = None
 
 
 class Editor:
@@ -53,7 +62,7 @@ class Editor:
         if isinstance(self.sae, ThresholdSAE):
             return module.apply_to(rows).x.numpy()
         # To know one latent of a TopK all are encoded: once for all the sets that are tried.
-        z = torch.from_numpy(self._encoded(x)[:, latents].toarray())
+        z = torch.from_numpy(self.codes(x)[:, latents].toarray())
         return module.edit(rows, module.change(z))[0].numpy()
 
     def module(self, latents: list[int], renormalise: bool = True) -> LatentSuppressor:
@@ -69,14 +78,15 @@ class Editor:
             return {"level": torch.full((len(latents),), float(self.factor))}
         if self.mode not in LEVELLED:
             return {}
-        assert self.free is not None  # free_codes: modes with a level have them
+        assert self.free is not None  # editor_of: modes with a level have them
         z = self.free[:, latents].toarray()
         if self.mode == "reactive":
             return {"gate_level": reactive_level(torch.from_numpy(z))}
         level = z.mean(0) if self.mode == "mean" else np.quantile(z, _QUANTILE, axis=0)
         return {"level": torch.from_numpy(level.astype(np.float32))}
 
-    def _encoded(self, x: np.ndarray) -> csr_matrix:
+    def codes(self, x: np.ndarray) -> csr_matrix:
+        """Return the codes (n, d_sae) of rows x (n, d); those of the last _KEPT sets of rows are kept."""
         key = hashlib.blake2b(np.ascontiguousarray(x).data, digest_size=16).digest()
         if key not in self._codes:
             if len(self._codes) == _KEPT:
@@ -87,26 +97,21 @@ class Editor:
         return self._codes[key]
 
 
-def free_codes(
-    data: RunData, site: str, concept: str, mode: str
-) -> tuple[csr_matrix | None, str | None]:
-    """(codes (m, d_sae), what they are of) of the train images known to lack the concept.
-
-    `mean` and `clamp` take all train images where none is labelled; (None, None) for a mode that
-    needs no level. Errors: EvidenceError for `reactive` with fewer than MIN_FREE of them.
+def editor_of(
+    sae: ThresholdSAE | TopKSAE, edit: Edit, rows: TrainingRows
+) -> tuple[Editor, str | None]:
+    """Return an editor, and the images that its levels are of: the training rows without the artifact, all of
+    them where none is labelled. None for a mode without levels.
     """
-    if mode not in LEVELLED:
-        return None, None
-    rows = data.rows("train")
-    truth = data.truth.get(concept)
-    free = rows & (truth.values == 0) if truth is not None else np.zeros_like(rows)
-    if mode == "reactive" and free.sum() < MIN_FREE:
-        n = int(free.sum())
-        raise EvidenceError(
-            f"{concept}: {n} train images are labelled as without it, too few for the gate of mode reactive",
-            f"at least {MIN_FREE} are needed: label more of them, or take another mode",
-            {"n": n, "needed": MIN_FREE},
-        )
-    if free.any():
-        return data.codes(site).csr()[free], f"{int(free.sum())} train images without {concept}"
-    return data.codes(site).csr()[rows], f"all {int(rows.sum())} train images: none is labelled"
+    if edit.mode not in LEVELLED:
+        return Editor(sae, edit.mode, factor=edit.factor), None
+    absent = rows.train[rows.data.a[rows.train] == 0]
+    which = absent if len(absent) else rows.train
+    description = (
+        f"{len(absent)} train and val images without the concept"
+        if len(absent)
+        else f"all {len(which)} train and val images: none is labelled"
+    )
+    editor = Editor(sae, edit.mode, factor=edit.factor)
+    editor.free = editor.codes(rows.data.x[which])
+    return editor, description

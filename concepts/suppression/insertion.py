@@ -6,71 +6,86 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dermaudit.heads import LinearHead, probe_score
-from dermaudit.sae.run_data import POOLED
+from dermaudit.heads import probe_score
+from dermaudit.sae.run_data import POOLED, RunData
 
+from ..evidence.cross_fit import CrossFitted, Fold
 from .figures import InsertionFigures
-from .methods.registry import ChoiceData
-from .trap import Trap
 
 if TYPE_CHECKING:
     from dermaudit.towers import HookedTower
 
-INSERTIONS = 60  # test images that the artifact is drawn onto
+INSERTIONS = 60  # images that the artifact is drawn onto
 BATCH = 32
 MIN_SHIFT = 0.005  # mean |Δp| below which the ratio after / before is noise
 
 
 def measure_insertion(
-    given: ChoiceData,
-    head: LinearHead,
-    trap: Trap,
-    latents: list[int],
+    data: RunData,
+    concept: str,
+    found: list[Fold],
+    result: CrossFitted,
     tower: HookedTower | None,
-    seed: int,
 ) -> InsertionFigures:
-    """Draw the artifact onto test images that lack it, and measure mean |Δp| before and after."""
+    """Draw the artifact onto scored images that lack it, and measure mean |Δp| before and after, by the head
+    and the edit of the fold in which each image was held out.
+    """
     from dermaudit.phantom import ARTIFACTS
 
-    data, editor, concept = given.data, given.editor, given.concept
     if tower is None:
         return _no_residual("no model at hand")
     if concept not in ARTIFACTS:
         return _no_residual(f"{concept} cannot be drawn")
+    trap = found[0].data
+    free = np.flatnonzero(trap.scored & (trap.a == 0))[:INSERTIONS]
+    assert trap.row is not None  # of a run
+    inserted = _drawn_embeddings(data, concept, trap.row[free], tower, trap.seed)
+    shifts: list[np.ndarray] = []  # (2, images of the fold): before, after
+    for fold, fitted in zip(found, result.fitted, strict=True):
+        here = result.fold[free] == fold.number
+        if here.any():
+            pairs = inserted[here], trap.x[free[here]]
+            shifts.append(
+                np.stack(
+                    [
+                        np.abs(np.subtract(*(sigmoid(score(x)) for x in pairs)))
+                        for score in (lambda x, head=fold.head: probe_score(head, x), fitted.score)
+                    ]
+                )
+            )
+    before, after = np.concatenate(shifts, axis=1).mean(1)
+    if before < MIN_SHIFT:
+        figures = _no_residual(f"drawing {concept} moves the prediction by {before:.4f} only")
+    else:
+        figures = InsertionFigures(insertion_residual=float(after / before))
+    return {
+        **figures,
+        "insertion_n": len(free),
+        "insertion_before": float(before),
+        "insertion_after": float(after),
+    }
+
+
+def _drawn_embeddings(
+    data: RunData, concept: str, rows: np.ndarray, tower: HookedTower, seed: int
+) -> np.ndarray:
+    """Return the embeddings (n, d) of images of the run with the artifact drawn onto them."""
     from dermaudit.data import read_image
     from dermaudit.phantom import draw_artifact
     from dermaudit.sae.embed.embed import activations
 
-    free = trap.test[trap.a[trap.test] == 0][:INSERTIONS]
     drawn = [
         draw_artifact(concept, read_image(data.image_path(row)), seed=seed * 1_000_003 + int(row))[
             0
         ]
-        for row in free
+        for row in rows
     ]
-    inserted = np.concatenate(
+    return np.concatenate(
         [
             activations(tower, drawn[i : i + BATCH], [POOLED])[POOLED]
             for i in range(0, len(drawn), BATCH)
         ]
     )
-
-    def shift(latents: list[int]) -> np.floating:
-        with_artifact = probe_score(head, editor.rows(latents, inserted))
-        without = probe_score(head, editor.rows(latents, given.x[free]))
-        return np.abs(sigmoid(with_artifact) - sigmoid(without)).mean()
-
-    before, after = shift([]), shift(latents)
-    if before < MIN_SHIFT:
-        found = _no_residual(f"drawing {concept} moves the prediction by {before:.4f} only")
-    else:
-        found = InsertionFigures(insertion_residual=float(after / before))
-    return {
-        **found,
-        "insertion_n": len(free),
-        "insertion_before": float(before),
-        "insertion_after": float(after),
-    }
 
 
 def _no_residual(reason: str) -> InsertionFigures:

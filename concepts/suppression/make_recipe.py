@@ -1,93 +1,198 @@
-"""Make and measure the suppression of one concept in a run: trap, choice, effects, insertion.
+"""Make the recipe of one concept in a run, if its cross-fitted evidence allows it.
 
-With labels for the concept the latents are chosen by the method of the options (methods/); without,
-by name, and the recipe records that the effects were not measured.
+The evidence is that of the method: in each fold its latents are fitted or chosen anew. The latents of the
+recipe itself are made from the train and val images of the run in the same way.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
-from dermaudit.errors import UserInputError, unknown
-from dermaudit.heads import LinearHead, fit_probe, probe_score
+from dermaudit.errors import EvidenceError, unknown
+from dermaudit.files import read_json, sha256_file
+from dermaudit.sae import ThresholdSAE, load_sae
 from dermaudit.sae.run_data import POOLED, RunData
 
+from ..evidence.cross_fit import FOLDS, TrainingRows, TrapData
 from ..results import rounded
+from ..teaching.images import label_values
 from ..vocabulary.vocabulary import Vocabulary
-from .editor import Editor, free_codes
-from .effects import evaluate, refit_worst, worst_without_trap
-from .figures import Figures, MeasuredFigures, UnmeasuredFigures
-from .insertion import measure_insertion, sigmoid
-from .methods.registry import ChoiceData, ChosenLatents, suppression_method
+from .cross_fitted import CrossFittedMethod, recipe_rows, trap_data
+from .editor import Edit, Editor, editor_of
+from .evidence import Evidence, measure_suppression
+from .figures import Figures, UnmeasuredFigures
+from .intercept import intercept_correction
+from .methods.concept_latent import TaughtLatent
+from .methods.registry import SuppressionMethod, suppression_method
 from .options import RecipeOptions
-from .recipe import LatentEntry, Operation, RecipeBody, SuppressionRecipe, sae_facts
-from .trap import Trap, make_trap
+from .recipe import Intercept, LatentEntry, Operation, RecipeBody, SuppressionRecipe, sae_facts
+from .suppressed_model import Head, pick_head
+from .weights import packed
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from dermaudit.towers import HookedTower
 
-MIN_CLEAN = 100  # test images without any artifact, to measure the cost on
 
-
-def make_recipe(
-    data: RunData,
-    concept: str,
-    vocabulary: Vocabulary,
-    options: RecipeOptions = RecipeOptions(),
-    tower: HookedTower | None = None,
-) -> tuple[SuppressionRecipe, Figures, pa.Table | None]:
-    """Return the recipe for `concept`, its figures, and a table with one row per test image of the
-    trap (docs/formats.md); None instead of the table if the effect is not measured.
-
-    The latents are chosen, and everything is measured, in the mode of the options. Raises
-    UserInputError for a concept that neither labels nor vocabulary contain (the nearest is offered),
-    EvidenceError with the scores if no latent qualifies or n is too small.
+@dataclass(frozen=True)
+class MadeRecipe:
+    """The figures; the table of images, unless nothing was measured; and the recipe, unless the evidence
+    speaks against it.
     """
-    run, target, seed = data.run, options.target, data.run.seed(options.seed)
-    if POOLED not in data.sites:
-        raise UserInputError(
-            f"the run {run.path} has no SAE at {POOLED}",
-            f"run: {run.remake_command(f'fit:{POOLED}')}",
-        )
-    truth = data.truth.get(concept)
-    known = {entry.id for entry in vocabulary.concepts} | set(data.truth)
-    if concept not in known:
-        raise unknown("concept", concept, sorted(known))
-    suppression_method(options.method)  # an unknown method is refused, with or without labels
-    free, free_description = free_codes(data, POOLED, concept, options.mode)
-    editor = Editor(data.sae(POOLED), options.mode, factor=options.level, free=free)
-    codes = data.codes(POOLED).csr().toarray()
-    given = ChoiceData(data, concept, editor, data.pooled, codes)
-    if truth is not None and target in data.labels:
-        chosen, figures, images = _measured(given, truth.values, options, tower)
+
+    figures: Figures
+    images: pa.Table | None
+    recipe: SuppressionRecipe | None
+
+
+@dataclass(frozen=True)
+class RecipeRequest:
+    """What is asked for, and what it is made from."""
+
+    data: RunData
+    concept: str
+    vocabulary: Vocabulary
+    options: RecipeOptions = RecipeOptions()
+    tower: HookedTower | None = None
+
+    @property
+    def edit(self) -> Edit:
+        """What is done to the latents."""
+        return Edit(self.options.mode, self.options.level)
+
+    @property
+    def seed(self) -> int:
+        """The seed of every random choice."""
+        return self.data.run.seed(self.options.seed)
+
+
+def make_recipe(request: RecipeRequest) -> MadeRecipe:
+    """Measure the suppression of a concept, and make its recipe if the evidence allows it, or if
+    `accept_limits` gives a reason to write it all the same.
+
+    Raises UserInputError for a concept that neither labels nor vocabulary contain nor was taught (the nearest
+    is offered); EvidenceError with the numbers if nothing can be measured, or no latent qualifies.
+    """
+    options = request.options
+    method, trap = _method_and_rows(request)
+    evidence = _evidence(request, method, trap)
+    if isinstance(evidence, Evidence) and evidence.figures["refused"] and not options.accept_limits:
+        return MadeRecipe(rounded(evidence.figures), evidence.images, None)
+    rows = recipe_rows(request.data, trap)
+    body = _body(request, method, rows)
+    latents = [entry["latent"] for entry in body["latents"]]
+    images: pa.Table | None = None
+    if isinstance(evidence, Evidence):
+        accepted = options.accept_limits if evidence.figures["refused"] else None
+        figures: Figures = {**evidence.figures, "latents": latents, "accepted_limits": accepted}
+        images = evidence.images
     else:
-        chosen, figures = _not_measured(given)
-        images = None
-    body: RecipeBody = {
-        "concept": concept,
-        "target": target,
-        "model": {k: run.meta["model"][k] for k in ("name", "fingerprint", "preprocess")},
-        "sae": sae_facts(run, POOLED),
-        "vocabulary_sha256": vocabulary.sha256(),
-        "data": {"images_sha256": run.meta["stages"]["images"]["outputs"]["images.parquet"]},
-        "latents": [
+        figures = UnmeasuredFigures(
+            site=POOLED,
+            method=method.name,
+            latents=latents,
+            reason=evidence,
+            refused=[evidence],
+            accepted_limits=options.accept_limits or "",
+        )
+    body["effects"] = {k: v for k, v in figures.items() if k not in ("latents", "random_changes")}
+    body["limits"] = _limits(figures)
+    body["accepted_limits"] = figures["accepted_limits"]
+    return MadeRecipe(rounded(figures), images, SuppressionRecipe(rounded(body)))
+
+
+def _method_and_rows(request: RecipeRequest) -> tuple[SuppressionMethod, TrapData]:
+    """Return the method that makes the recipe, and the rows that it may use and be scored on."""
+    data, concept, options = request.data, request.concept, request.options
+    known = {entry.id for entry in request.vocabulary.concepts} | set(data.truth)
+    taught = f"teach:{concept}" in data.stages
+    if concept not in known and not taught:
+        raise unknown("concept", concept, sorted(known))
+    method = suppression_method(options.method)
+    given = {"target": options.target, "strength": options.strength, "seed": request.seed}
+    trap = trap_data(data, concept, **given)
+    if method.name == "concept_latent" and taught:
+        return _taught(data, concept, method, trap)
+    if method.needs_labels and not np.isfinite(trap.a).any():
+        return suppression_method("name"), trap  # nothing else can be done without labels
+    return method, trap
+
+
+def _taught(
+    data: RunData, concept: str, method: SuppressionMethod, trap: TrapData
+) -> tuple[SuppressionMethod, TrapData]:
+    """Return the method for a taught concept, and its rows. A latent that was taught with a column of this
+    run is fitted in each fold anew; one that was taught with other images is used as it is.
+    """
+    data.run.require(f"teach:{concept}")
+    folder = data.run.files.concept_latent(concept)
+    provenance = read_json(folder / "provenance.json", "provenance of a concept latent")
+    kind, _, column = provenance["source"].partition(" ")
+    if kind == "column":
+        return method, replace(trap, a=label_values(data, column))
+    sae = load_sae(folder)
+    assert isinstance(sae, ThresholdSAE)  # `concepts teach` writes no other
+    figures = {key: provenance["figures"][key] for key in ("auroc", "n_with", "n_without")}
+    used = [image["sha256"] for image in provenance["images"]]
+    unseen = ~np.isin(data.images["sha256"].to_pylist(), used)
+    return TaughtLatent(sae, figures), replace(trap, scored=trap.scored & unseen)
+
+
+def _evidence(request: RecipeRequest, method: SuppressionMethod, trap: TrapData) -> Evidence | str:
+    """Return the evidence; where nothing can be measured and the limits were accepted, the reason."""
+    options = request.options
+    fitted = CrossFittedMethod(method, request.edit)
+    try:
+        return measure_suppression(
+            request.data, request.concept, options.target, trap, fitted, request.tower
+        )
+    except EvidenceError as error:
+        if not options.accept_limits:
+            raise
+        return error.message
+
+
+def _body(request: RecipeRequest, method: SuppressionMethod, rows: TrainingRows) -> RecipeBody:
+    """Choose the latents of the recipe and describe them; the effects are entered later."""
+    run, options = request.data.run, request.options
+    chosen = method.choose(rows, request.edit)
+    editor, level_from = editor_of(chosen.sae, request.edit, rows)
+    return RecipeBody(
+        concept=request.concept,
+        target=options.target,
+        model={k: run.meta["model"][k] for k in ("name", "fingerprint", "preprocess")},
+        site=POOLED,
+        source=chosen.source,
+        sae=sae_facts(run, POOLED) if chosen.source == "sae" else None,
+        vocabulary_sha256=request.vocabulary.sha256(),
+        data={"images_sha256": run.meta["stages"]["images"]["outputs"]["images.parquet"]},
+        latents=[
             LatentEntry(latent=j, why=why)
             for j, why in zip(chosen.latents, chosen.evidence, strict=True)
         ],
-        "operation": _operation(editor, chosen.latents, free_description),
-        "protocol": {"trap_strength": options.strength, "seed": seed, **options.method_used()},
-        "effects": {k: v for k, v in figures.items() if k not in ("latents", "random_lifts")},
-        "limits": _limits(figures),
-        "parent": None,
-    }
-    return SuppressionRecipe(rounded(body)), rounded(figures), images
+        weights=packed(chosen.sae, chosen.latents)
+        if isinstance(chosen.sae, ThresholdSAE)
+        else None,
+        operation=_operation(editor, chosen.latents, level_from),
+        intercept=_intercept(request, editor, chosen.latents),
+        protocol={
+            "method": method.name,
+            "trap_strength": options.strength,
+            "folds": FOLDS,
+            "seed": request.seed,
+        },
+        effects={},
+        limits=[],
+        accepted_limits=None,
+        parent=None,
+    )
 
 
-def _operation(editor: Editor, latents: list[int], free_description: str | None) -> Operation:
+def _operation(editor: Editor, latents: list[int], level_from: str | None) -> Operation:
     """Return what is done to the latents, with the levels that it was measured with."""
     operation = Operation(mode=editor.mode, renormalise=True, error_term="kept")
     levels = editor.levels(latents)
@@ -95,124 +200,39 @@ def _operation(editor: Editor, latents: list[int], free_description: str | None)
         operation["level"] = levels["level"].tolist()
     if "gate_level" in levels:
         operation["gate_level"] = levels["gate_level"]
-    if free_description:
-        operation["level_from"] = free_description
+    if level_from:
+        operation["level_from"] = level_from
     return operation
 
 
-def _measured(
-    given: ChoiceData, a: np.ndarray, options: RecipeOptions, tower: HookedTower | None
-) -> tuple[ChosenLatents, MeasuredFigures, pa.Table]:
-    """Choose latents on the rows of choice, and measure their suppression on test rows; `a` (n,) is 1
-    where the concept is present, 0 where absent, nan where unknown.
-    """
-    data, editor, x, target = given.data, given.editor, given.x, options.target
-    seed, groups = data.run.seed(options.seed), data.groups
-    y = np.where(data.labels == "", np.nan, (data.labels == target).astype(float))
-    trap = make_trap(y, a, data.splits, groups=groups, strength=options.strength, seed=seed)
-    head = fit_probe(x[trap.fit], y[trap.fit], groups[trap.fit], seed=seed)
-    method = suppression_method(options.method)
-    chosen = method.choose(dataclasses.replace(given, head=head, trap=trap))
-    clean, clean_description = _artifact_free(data, given.concept)
-    effects = evaluate(
-        editor,
-        head,
-        x,
-        trap,
-        chosen.latents,
-        active=(given.codes > 0).sum(0),
-        clean=clean,
-        groups=groups,
-        seed=seed,
-    )
-    figures: MeasuredFigures = {
-        **effects,
-        **measure_insertion(given, head, trap, chosen.latents, tower, seed),
-        "site": POOLED,
-        "clean_is": clean_description,
-        "strength": options.strength,
-        "target": target,
-        "worst_group_after_refit": refit_worst(editor, chosen.latents, x, trap, groups, seed),
-        "worst_group_without_trap": worst_without_trap(
-            x, trap, np.flatnonzero(data.rows("train")), groups, seed
-        ),
-        "identity_rows": int(_same_bits(editor.rows(chosen.latents, x), x).sum()),
-    }
-    return chosen, figures, _image_table(given, head, trap, figures)
-
-
-def _image_table(
-    given: ChoiceData, head: LinearHead, trap: Trap, figures: MeasuredFigures
-) -> pa.Table:
-    """Return what happens to each test image of the trap: group, p(target), decision."""
-    rows, x = trap.test, given.x[trap.test]
-    edited = given.editor.rows(figures["latents"], x)
-    before, after = probe_score(head, x), probe_score(head, edited)
-    decided = [before > figures["threshold_before"], after > figures["threshold_after"]]
-    words = np.array(["rest", figures["target"]])
-    return pa.table(
-        {
-            "row": rows.astype(np.int64),
-            "group4": [f"y={int(trap.y[r])} a={int(trap.a[r])}" for r in rows],
-            "p_before": sigmoid(before),
-            "p_after": sigmoid(after),
-            "top1_before": words[decided[0].astype(int)],
-            "top1_after": words[decided[1].astype(int)],
-            "flipped": decided[0] != decided[1],
-            "fired": ~_same_bits(edited, x),
-        }
+def _intercept(request: RecipeRequest, editor: Editor, latents: list[int]) -> Intercept | None:
+    """Return the correction for the head that the run predicts with; None where it lacks the target."""
+    data, target = request.data, request.options.target
+    if request.tower is None and not data.heads:
+        return None  # the zero-shot classifier needs the model
+    head, name = pick_head(data.run, request.tower, None)
+    if target not in head.classes:
+        return None
+    x = data.pooled[data.rows("train", "val")]
+    return Intercept(
+        head=name,
+        head_sha256=None if name == "zeroshot" else sha256_file(data.run.files.head(name)),
+        value=matched_intercept(head, x, editor.rows(latents, x), target),
+        n=len(x),
     )
 
 
-def _artifact_free(data: RunData, concept: str) -> tuple[np.ndarray, str]:
-    """Return the test rows without any labelled artifact, and what they are; if there are fewer than
-    MIN_CLEAN of them, those without this concept.
-    """
-    test = data.rows("test") & (data.labels != "")
-    artifacts = [t for t in data.truth.values() if t.type == "artifact"]
-    if artifacts:
-        free = test & np.all([t.values == 0 for t in artifacts], axis=0)
-        if free.sum() >= MIN_CLEAN:
-            return np.flatnonzero(free), "test images without any of the labelled artifacts"
-    free = test & (data.truth[concept].values == 0)
-    return np.flatnonzero(free), f"test images without {concept}"
-
-
-def _same_bits(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return (one.view(np.uint32) == other.view(np.uint32)).all(1)
-
-
-def _not_measured(given: ChoiceData) -> tuple[ChosenLatents, UnmeasuredFigures]:
-    """Choose latents by name; nothing can be measured without labels."""
-    chosen = suppression_method("name").choose(given)
-    return chosen, {
-        "latents": chosen.latents,
-        "site": POOLED,
-        "reason": "the concept has no labels here, or the target class is absent: "
-        "chosen by name, effect not measured",
-        "worst_group_before": None,
-        "worst_group_after": None,
-        "ci": None,
-        "clean_auroc_delta": None,
-        "insertion_residual": None,
-        "random_sets": None,
-        "random_sets_beaten": None,
-        "n": None,
-    }
+def matched_intercept(head: Head, x: np.ndarray, edited: np.ndarray, target: str) -> float:
+    """Return the correction of the logit of the target, for rows x (n, d) before and after suppression."""
+    column = head.classes.index(target)
+    return intercept_correction(head.logits(x), head.logits(edited), column)
 
 
 def _limits(figures: Figures) -> list[str]:
     """Return what the evidence does not show, in sentences."""
-    if "reason" in figures:
-        return [f"effect not measured: {figures['reason']}"]
-    limits = []
-    if figures["random_sets_beaten"] < figures["random_sets"]:
-        limits.append(
-            f"only {figures['random_sets_beaten']} of {figures['random_sets']} random sets are beaten: "
-            "the effect may not be specific"
-        )
-    reasons = ("clean_auroc_delta_reason", "insertion_residual_reason")
-    limits += [
-        f"{key.removesuffix('_reason')}: {figures.get(key)}" for key in reasons if key in figures
-    ]
+    limits = list(figures["refused"])
+    if "insertion_residual_reason" in figures:
+        limits.append(f"no drawn artifact: {figures['insertion_residual_reason']}")
+    if "worst_group_before" in figures and not np.isfinite(figures["worst_group_before"]):
+        limits.append("worst group: n too small in at least one group")
     return limits

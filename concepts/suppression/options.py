@@ -30,32 +30,40 @@ class RecipeOptions(StageOptions):
     )
     target: str = option("mel", "the label whose prediction must not depend on the concept")
     strength: float = option(0.9, "P(concept | target) in the trap split", minimum=0.5, maximum=1.0)
-    method: str = option("effect", "how the latents are chosen: effect, name, or one of your own")
+    method: str = option(
+        "concept_latent",
+        "how the latents are made or chosen: concept_latent (one latent, fitted with labels or taught), sae "
+        "(of the run's SAE, by labels), name (of the run's SAE, by name), or one of your own",
+    )
     mode: str = option("subtract", f"how a latent is suppressed: {MODES_HELP}")
     level: float | None = option(None, LEVEL_HELP, minimum=0)
     vocabulary: str | None = option(None, VOCABULARY_HELP)
     threads: int = option(1, THREADS_HELP, minimum=1)
     refuse: bool = option(True, "exit 3 at a concept without evidence", "--refuse/--keep-going")
+    accept_limits: str | None = option(
+        None, "write the recipe against the evidence; the reason is kept in it"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_mode(self.mode, self.level)
+        if self.accept_limits is not None and not self.accept_limits.strip():
+            raise UserInputError(
+                "--accept-limits has no reason", 'give one: --accept-limits "used in a study of …"'
+            )
 
     def inputs(self, run: Run, vocabulary: Vocabulary) -> dict[str, Any]:
         """Return the inputs that decide a recipe, as run.json hashes them."""
-        inputs = {
+        return {
             "seed": run.seed(self.seed),
             "target": self.target,
             "strength": self.strength,
+            "method": self.method,
+            "mode": self.mode,
+            "level": self.level,
+            "accept_limits": self.accept_limits,
             "vocabulary": vocabulary.sha256(),
         }
-        if self.mode != "subtract":  # earlier versions had no other mode and did not record it
-            inputs |= {"mode": self.mode, "level": self.level}
-        return inputs | self.method_used()
-
-    def method_used(self) -> dict[str, str]:
-        """Return the method of choice, {} for the default: earlier versions had and recorded no other."""
-        return {} if self.method == "effect" else {"method": self.method}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,35 +1,33 @@
 """Suppression recipes: what is suppressed, how, and with what measured effect, in one file.
 
 `<concept>.recipe.json` has a canonical body, whose sha256 is its identity, and an envelope (author,
-date, signature: not hashed). Loading fails closed: a changed body, another model, preprocessing or
-SAE is refused.
+date, signature: not hashed). The body holds the weights of the latents, so that it can be used without the
+run. Loading fails closed: a changed body, another model or preprocessing is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from dermaudit.console import say
 from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.files import read_json, sha256_file, sha256_json, write_json
 from dermaudit.run.directory import Run
 
-FORMAT_VERSION = 1
-SHOWN_EFFECTS = (
-    "worst_group_before",
-    "worst_group_after",
-    "ci",
-    "clean_auroc_delta",
-    "insertion_residual",
-)
+from .weights import Weights, unpacked
+
+if TYPE_CHECKING:
+    from dermaudit.sae import ThresholdSAE
+
+FORMAT_VERSION = 2
 
 
 class SAEFacts(TypedDict):
-    """The SAE that the latents are of."""
+    """The SAE of a run that the latents are of."""
 
-    site: str
     weights_sha256: str
     d_sae: int
     k: NotRequired[int]  # of a per-sample TopK: the weights do not contain it
@@ -53,20 +51,36 @@ class Operation(TypedDict):
     level_from: NotRequired[str]  # the images that the levels come from
 
 
+class Intercept(TypedDict):
+    """The prevalence-matched operating point of one head: `value` is added to the logit of the target after
+    suppression, so that it is predicted for as many of `n` images (train and val of the run) as before.
+    """
+
+    head: str  # a head of the run, or "zeroshot"
+    head_sha256: str | None  # of the file; None for zeroshot
+    value: float
+    n: int
+
+
 class RecipeBody(TypedDict):
     """What a recipe says. Its hash is the identity of the recipe, so no key may change its name."""
 
     concept: str
     target: str
     model: dict[str, Any]  # name, fingerprint, preprocess, as run.json has them
-    sae: SAEFacts
+    site: str
+    source: str  # what the latents are of: "sae", the SAE of the run, or "concept_latent"
+    sae: SAEFacts | None  # None for a concept latent
     vocabulary_sha256: str
     data: dict[str, str]  # images_sha256
     latents: list[LatentEntry]
+    weights: Weights | None  # None for a per-sample TopK, which needs all its latents
     operation: Operation
-    protocol: dict[str, Any]  # trap_strength, seed, and the method of choice unless it is "effect"
-    effects: dict[str, Any]  # figures.Figures without the latents and the random lifts
+    intercept: Intercept | None  # None where the head of the run lacks the target
+    protocol: dict[str, Any]  # method, trap_strength, folds, seed
+    effects: dict[str, Any]  # figures.Figures without the latents and the random changes
     limits: list[str]  # sentences
+    accepted_limits: str | None  # why it was written although the evidence did not allow it
     parent: None  # reserved for recipes that are made from another
 
 
@@ -78,18 +92,34 @@ class SuppressionRecipe:
 
     @property
     def latents(self) -> list[int]:
-        """The latents that are suppressed."""
+        """The latents that are suppressed, as their SAE numbers them."""
         return [entry["latent"] for entry in self.body["latents"]]
+
+    @property
+    def latent_names(self) -> list[str]:
+        """What the latents are called in tables: the number of a latent of an SAE, or the concept."""
+        if self.body["source"] == "concept_latent":
+            return [self.body["concept"]]
+        return [str(latent) for latent in self.latents]
 
     @property
     def site(self) -> str:
         """The site whose embedding is edited."""
-        return self.body["sae"]["site"]
+        return self.body["site"]
 
     @property
     def sha256(self) -> str:
         """The hash of the body: the identity of the recipe."""
         return sha256_json(self.body)
+
+    def sae(self) -> ThresholdSAE | None:
+        """Return an SAE of the latents of the recipe alone, in their order; None for a per-sample TopK.
+
+        Raises ForeignArtifactError for weights that do not fit together.
+        """
+        if self.body["weights"] is None:
+            return None
+        return unpacked(self.body["weights"], self.site)
 
     def save(self, path: Path) -> None:
         """Write the recipe with the hash of its body."""
@@ -107,12 +137,14 @@ class SuppressionRecipe:
     def load(cls, path: Path) -> SuppressionRecipe:
         """Read a recipe. StaleArtifactError if its body was altered."""
         raw = read_json(path, "recipe")
-        if (
-            not isinstance(raw, dict)
-            or raw.get("format_version") != FORMAT_VERSION
-            or "body" not in raw
-        ):
-            raise ForeignArtifactError(f"{path} is not a recipe of this version")
+        if not isinstance(raw, dict) or not isinstance(raw.get("body"), dict):
+            raise ForeignArtifactError(f"{path} is not a recipe")
+        if raw.get("format_version") != FORMAT_VERSION:
+            raise ForeignArtifactError(
+                f"{path} is a recipe of format {raw.get('format_version')}; this dermaudit reads "
+                f"format {FORMAT_VERSION}",
+                "make it again: dermaudit recipe make --force",
+            )
         recipe = cls(raw["body"])
         if recipe.sha256 != raw.get("body_sha256"):
             raise StaleArtifactError(
@@ -125,14 +157,23 @@ class SuppressionRecipe:
     def show(self) -> None:
         """Print what is suppressed, the measured effect and the limits of the evidence."""
         body, operation = self.body, self.body["operation"]
-        say(f"{body['concept']}: {operation['mode']} latents {self.latents} at {self.site}")
+        what = "a concept latent" if body["source"] == "concept_latent" else f"latents {self.latents}"
+        say(f"{body['concept']}: {operation['mode']} {what} at {self.site}")
         model = body["model"]
         say(f"  model {model['name']} ({model['fingerprint'][:12]}…), recipe {self.sha256[:12]}…")
+        if body["accepted_limits"]:
+            say(f"  WRITTEN AGAINST THE EVIDENCE, because: {body['accepted_limits']}")
         for name in ("level", "gate_level", "level_from"):
             if name in operation:
                 say(f"  {name}: {operation.get(name)}")
-        for key in SHOWN_EFFECTS:
-            say(f"  {key}: {body['effects'].get(key)}")
+        for line in effect_lines(body["effects"], body["target"]):
+            say(f"  {line}")
+        intercept = body["intercept"]
+        if intercept is not None:
+            say(
+                f"  prevalence-matched threshold: {intercept['value']:+.3f} on the logit of "
+                f"{body['target']} (head {intercept['head']}, {intercept['n']} images)"
+            )
         for limit in body["limits"]:
             say(f"  limit: {limit}")
 
@@ -145,18 +186,42 @@ class SuppressionRecipe:
                 f"{path} was made for the model {self.body['model']['name']}, not for {mine['name']}",
                 f"run: {again}",
             )
-        facts = sae_facts(run, self.site)
-        if any(self.body["sae"].get(name) != facts.get(name) for name in ("weights_sha256", "k")):
+        if self.body["sae"] is not None and self.body["sae"] != sae_facts(run, self.site):
             raise StaleArtifactError(
                 f"{path} was made with another SAE at {self.site} than the run {run.path} has",
                 f"run: {again}",
             )
 
 
+def effect_lines(effects: dict[str, Any], target: str) -> list[str]:
+    """Return the measured effect at its three operating points, in sentences."""
+    if "cross_group_auroc_before" not in effects:
+        return ["effect: not measured"]
+
+    def text(value: float | None, form: str = ".2f") -> str:
+        return "n too small" if value is None else f"{value:{form}}"
+
+    def pair(values: Sequence[float | None], form: str = "+.3f") -> str:
+        return f"[{text(values[0], form)}, {text(values[1], form)}]"
+
+    concept_free = effects["clean_auroc_delta"]
+    return [
+        f"cross-group AUROC ({target} without the concept against the rest with it): "
+        f"{text(effects['cross_group_auroc_before'])} → {text(effects['cross_group_auroc_after'])}, "
+        f"change {pair(effects['ci'])}; a head without the trap reaches {text(effects['oracle'])}",
+        f"AUROC without the concept: {text(concept_free, '+.3f')} {pair(effects['clean_auroc_ci'])}",
+        f"worst group: {text(effects['worst_group_before'])} before, "
+        f"{text(effects['worst_group_fixed'])} at the unchanged threshold, "
+        f"{text(effects['worst_group_prevalence'])} at the prevalence-matched one",
+        f"{effects['random_beaten']} of {len(effects.get('random_changes') or range(100))} random "
+        f"latents beaten; {effects['identity_share']:.0%} of the images stay as they are",
+    ]
+
+
 def sae_facts(run: Run, site: str) -> SAEFacts:
     """Return what a recipe records of the SAE of a site."""
     cfg = read_json(run.files.sae_config(site), "SAE config")
-    facts = SAEFacts(site=site, weights_sha256=sae_hash(run, site), d_sae=cfg["d_sae"])
+    facts = SAEFacts(weights_sha256=sae_hash(run, site), d_sae=cfg["d_sae"])
     if cfg["architecture"] == "topk":
         facts["k"] = cfg["k"]
     return facts

@@ -21,16 +21,18 @@ from .options import RecipeOptions
 
 RECIPE = Record(
     "recipe",
-    reads=("images", "embed", "fit:*", "name?"),
+    reads=("images", "embed", "fit:*", "name?", "heads?", "teach:{key}?"),
     writes=("recipes/{key}.recipe.json", "suppression/{key}.*"),
 )
 
 
 @stage("recipe make", RecipeOptions, RECIPE, key_flag="--concept")
 def make_recipes(run: Run, options: RecipeOptions) -> dict[str, Any]:
-    """Choose the latents of a concept, measure their suppression, and write the recipe.
+    """Measure the suppression of a concept, and write its recipe if the evidence allows it.
 
-    The latents are chosen on val images, and the effect is measured on test images.
+    The figures are cross-fitted over groups and stated at three operating points. Where the change cannot be
+    told from chance, costs images without the concept too much, or is not better than that of random latents,
+    no recipe is written: exit code 3 with the figures, which stay in the run.
     """
     words = vocabulary_of(run, options.vocabulary)
     if options.concept:
@@ -38,7 +40,7 @@ def make_recipes(run: Run, options: RecipeOptions) -> dict[str, Any]:
     else:
         concepts = {concept: concept for concept in artifacts_of(run, words)}
     if not concepts:
-        say("  no artifact is labelled or named: nothing to suppress")
+        say("  no artifact is labelled, taught or named: nothing to suppress")
         return {"run": str(run.path), "suppression": {}}
     tower = tower_of(run, options.threads)
     figures = {
@@ -55,25 +57,32 @@ def recipe_run(
     vocabulary: Vocabulary,
     options: RecipeOptions = RecipeOptions(),
 ) -> Figures | Reason:
-    """Write `recipes/<concept>.recipe.json` and `suppression/<concept>.json|.parquet`; return the figures.
+    """Write `suppression/<concept>.json|.parquet`, and `recipes/<concept>.recipe.json` if the evidence allows
+    it; return the figures.
 
     Without evidence: EvidenceError if `options.refuse`, else the reason is the result.
     """
-    from .make_recipe import make_recipe
+    from .make_recipe import RecipeRequest, make_recipe
 
-    data = RunData(run)
+    request = RecipeRequest(RunData(run), concept, vocabulary, options, tower)
     recipe_file, effects = run.files.recipe(concept), run.files.effects(concept)
     images_file = run.files.suppressed_images(concept)
     reason_file = run.files.suppression_reason(concept)
 
     def make() -> Made[Figures]:
-        recipe, figures, images = make_recipe(data, concept, vocabulary, options, tower)
-        recipe.save(recipe_file)
-        write_json(effects, figures)
-        if images is not None:
-            write_parquet(images_file, images)
+        made = make_recipe(request)
+        written = [effects]
+        write_json(effects, made.figures)
+        for path in (images_file, recipe_file):
+            path.unlink(missing_ok=True)  # of an earlier outcome
+        if made.images is not None:
+            write_parquet(images_file, made.images)
+            written.append(images_file)
+        if made.recipe is not None:
+            made.recipe.save(recipe_file)
+            written.append(recipe_file)
         hit("recipe")
-        return [recipe_file, effects, *([] if images is None else [images_file])], figures
+        return written, made.figures
 
     figures = run.perform(
         RECIPE,
@@ -82,23 +91,44 @@ def recipe_run(
         key=concept,
         force=options.force,
     )
-    if "numbers" in figures and options.refuse:
+    why = refusal(figures)
+    if why is not None and options.refuse:
+        where = reason_file if "numbers" in figures else effects
         raise EvidenceError(
-            f"{concept}: {figures['reason']}", f"see {reason_file}", figures["numbers"]
+            f"{concept}: {why}",
+            f'see {where}; to write the recipe all the same, add --accept-limits "reason"',
+            refused_numbers(figures),
         )
     say(f"  {concept}: {_effect_text(figures)}")
     return figures
 
 
-def _effect_text(figures: Figures | Reason) -> str:
+def refusal(figures: Figures | Reason) -> str | None:
+    """Return why there is no recipe, None if there is one."""
     if "numbers" in figures:
         return figures["reason"]
-    if "reason" in figures:
-        return f"latents {figures['latents']} (by name); {figures['reason']}"
+    if figures["refused"] and not figures["accepted_limits"]:
+        return "no recipe is written: " + "; ".join(figures["refused"])
+    return None
+
+
+def refused_numbers(figures: Figures | Reason) -> Any:
+    """Return the figures that a refusal rests on."""
+    if "numbers" in figures:
+        return figures["numbers"]
+    keys = ("cross_group_auroc_before", "cross_group_auroc_after", "ci", "clean_auroc_ci", "random_beaten")
+    return {key: figures.get(key) for key in keys}
+
+
+def _effect_text(figures: Figures | Reason) -> str:
+    why = refusal(figures)
+    if "cross_group_auroc_before" not in figures:
+        return why or f"effect not measured; written because: {figures.get('accepted_limits')}"
     low, high = figures["ci"]
-    interval = "undefined" if low is None else f"[{low:+.2f}, {high:+.2f}]"
-    return (
-        f"{len(figures['latents'])} latents, worst group {figures['worst_group_before']:.2f} → "
-        f"{figures['worst_group_after']:.2f} (Δ {interval}), better than "
-        f"{figures['random_sets_beaten']} of {figures['random_sets']} random sets"
+    change = "interval undefined" if low is None else f"Δ [{low:+.2f}, {high:+.2f}]"
+    text = (
+        f"cross-group AUROC {figures['cross_group_auroc_before']:.2f} → "
+        f"{figures['cross_group_auroc_after']:.2f} ({change}; {figures['oracle']:.2f} without the trap), "
+        f"{figures['random_beaten']} of {len(figures['random_changes'])} random latents beaten"
     )
+    return text if why is None else f"{text}; {why}"

@@ -16,21 +16,21 @@ import torch
 from dermaudit.errors import UserInputError
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run
-from dermaudit.sae import LatentSuppressor, ThresholdSAE, TopKSAE, load_sae
+from dermaudit.sae import LatentSuppressor
 from dermaudit.sae.inference.attribution import (
     AttributionMap,
     Method,
     attribution_map,
     class_logit,
 )
-from dermaudit.sae.inference.modes import check_mode
 from dermaudit.sae.run_data import RunData
 from dermaudit.towers.preprocess import ImageInput, as_list
 
 if TYPE_CHECKING:
     from dermaudit.towers import HookedTower
 
-from .editor import Editor, Levels, free_codes
+from ..evidence.operating_points import flip_cause
+from .combined import NamedSuppressor, intercept_of, make_suppressor
 from .recipe import SuppressionRecipe, load_recipe
 
 _ROWS = 4096  # edited at a time: a TopK makes d_sae numbers of each
@@ -55,13 +55,19 @@ class ZeroShotHead:
         return self.model.probs(torch.from_numpy(x)).detach().numpy()
 
 
+Head = LinearHead | ZeroShotHead
+
+
 @dataclass
 class Prediction:
-    """Rows are images. p (n, classes); z (n, |S|) codes of the suppressed latents; fired (n,)."""
+    """Rows are images. p (n, classes): before, after at the unchanged operating point, and after at the
+    prevalence-matched one; z (n, |S|) codes of the suppressed latents; fired (n,).
+    """
 
     classes: list[str]
     p_before: np.ndarray
     p_after: np.ndarray
+    p_matched: np.ndarray
     z: np.ndarray
     fired: np.ndarray
     delta_logit: np.ndarray  # (n, |S|): the target's logit change by each latent alone
@@ -72,21 +78,35 @@ class Prediction:
 
     @property
     def flipped(self) -> np.ndarray:
-        """Whether the most probable class changed, by image."""
+        """Whether the most probable class changed at the unchanged operating point, by image."""
         return self.p_before.argmax(1) != self.p_after.argmax(1)
+
+    def causes(self, target: str) -> np.ndarray:
+        """Return why the decision for or against the target flips at the prevalence-matched operating point,
+        by image: "edit", "threshold", "both" or "" (`flip_cause`).
+        """
+        column = self.classes.index(target)
+        decided = (p.argmax(1) == column for p in (self.p_before, self.p_after, self.p_matched))
+        return flip_cause(*decided, self.fired)
 
 
 class SuppressedModel:
-    """A tower and a head with a suppressor between them; `target` is the class whose logit is logged."""
+    """A tower and a head with a suppressor between them; `target` is the class whose logit is logged, and to
+    whose logit `intercept` is added at the prevalence-matched operating point.
+    """
 
     def __init__(
         self,
         tower: HookedTower,
-        head: LinearHead | ZeroShotHead,
-        suppressor: LatentSuppressor,
+        head: Head,
+        suppressor: NamedSuppressor,
         target: str,
+        *,
+        intercept: float = 0.0,
     ) -> None:
-        self.tower, self.head, self.suppressor, self.target = tower, head, suppressor, target
+        self.tower, self.head, self.target = tower, head, target
+        self.suppressor, self.latent_names = suppressor.module, suppressor.names
+        self.intercept = intercept
 
     def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> torch.Tensor:
         """Return edited unit embeddings (n, d) of what `HookedTower.encode_image` takes."""
@@ -134,14 +154,23 @@ class SuppressedModel:
         """Predict for unit embeddings x (n, d) that are computed already."""
         parts = [self.suppressor.apply_to(part) for part in torch.from_numpy(x).split(_ROWS)]
         after, z, fired = (torch.cat(column) for column in zip(*parts, strict=True))
+        p_after = self.head.probs(after.numpy())
         return Prediction(
             self.head.classes,
             self.head.probs(x),
-            self.head.probs(after.numpy()),
+            p_after,
+            self._matched(p_after),
             z.numpy(),
             fired.numpy(),
             self._delta_logit(x, z),
         )
+
+    def _matched(self, p: np.ndarray) -> np.ndarray:
+        # softmax(logits + c) of one logit, from the probabilities: the odds of the target times e^c.
+        factor = np.ones(p.shape[1])
+        factor[self.head.classes.index(self.target)] = np.exp(self.intercept)
+        weighted = p * factor
+        return weighted / weighted.sum(1, keepdims=True)
 
     def _delta_logit(self, x: np.ndarray, z: torch.Tensor) -> np.ndarray:
         # Each latent alone, by difference: exact also where the row is re-normalised. What becomes of
@@ -158,83 +187,20 @@ class SuppressedModel:
         return np.stack(parts, 1)
 
 
-def make_suppressor(
-    run: Run,
-    recipes: list[SuppressionRecipe],
-    sae: ThresholdSAE | TopKSAE,
-    mode: str | None = None,
-    level: float | None = None,
-) -> LatentSuppressor:
-    """One suppressor for all latents of the recipes, each with the levels of its own recipe.
-
-    `mode` (and `level`, the factor of `scale`) instead of the recipes' own: levels are then those of
-    the run's artifact-free train images. Errors: UserInputError for a mode that cannot be, or that
-    differs between recipes, and for `reactive` of several: a gate is one artifact's; EvidenceError
-    where too few images are free of it.
+def pick_head(run: Run, tower: Any, name: str | None) -> tuple[Head, str]:
+    """Return a head and its name: `name`, the zero-shot classifier, or by default the run's head if it has
+    one.
     """
-    own = sorted({recipe.body["operation"]["mode"] for recipe in recipes})
-    concepts = ", ".join(recipe.body["concept"] for recipe in recipes)
-    if mode is not None:
-        check_mode(mode, level)
-    elif len(own) > 1:
-        raise UserInputError(
-            f"the recipes of {concepts} suppress in different modes ({', '.join(own)})",
-            "say one for all of them with --mode",
-        )
-    if (mode or own[0]) == "reactive" and len(recipes) > 1:
-        raise UserInputError(
-            f"mode reactive takes one concept, not {concepts}: its gate is one artifact's score",
-            "suppress them one at a time, or in another mode",
-        )
-    levels: dict[int, torch.Tensor] = {}
-    gate = None
-    for recipe in recipes:
-        found = _levels(run, recipe, sae, mode, level)
-        gate = found.get("gate_level", gate)
-        if "level" in found:
-            levels |= dict(zip(recipe.latents, found["level"], strict=True))
-    latents = sorted({j for recipe in recipes for j in recipe.latents})
-    return LatentSuppressor(
-        sae,
-        latents,
-        mode=mode or own[0],
-        level=torch.stack([levels[j] for j in latents]) if levels else None,
-        gate_level=gate,
-        renormalise=recipes[0].body["operation"]["renormalise"],
-    )
-
-
-def _levels(
-    run: Run,
-    recipe: SuppressionRecipe,
-    sae: ThresholdSAE | TopKSAE,
-    mode: str | None,
-    level: float | None,
-) -> Levels:
-    """Return the levels of the recipe, or those of the run if `mode` is another."""
-    operation = recipe.body["operation"]
-    if mode is None and "level" in operation:
-        return {"level": torch.tensor(operation["level"])}
-    if mode is None and "gate_level" in operation:
-        return {"gate_level": operation["gate_level"]}
-    chosen: str = mode or operation["mode"]
-    free, _ = free_codes(RunData(run), recipe.site, recipe.body["concept"], chosen)
-    return Editor(sae, chosen, factor=level, free=free).levels(recipe.latents)
-
-
-def pick_head(run: Run, tower: Any, name: str | None) -> LinearHead | ZeroShotHead:
-    """Return the head `name`, the zero-shot classifier, or by default the run's head if it has one."""
-    if name == "zeroshot":
-        return ZeroShotHead(tower)
     data = RunData(run)
-    have = data.heads
-    if name is None:
-        return data.head(have[0]) if have else ZeroShotHead(tower)
+    have = [] if name == "zeroshot" else data.heads
+    if name == "zeroshot" or (name is None and not have):
+        return ZeroShotHead(tower), "zeroshot"
+    name = name or have[0]
     if name not in have:
         raise UserInputError(
             f"the run {run.path} has no head '{name}'", "known: " + ", ".join([*have, "zeroshot"])
         )
-    return data.head(name)
+    return data.head(name), name
 
 
 def pick_target(classes: list[str], wanted: str | None) -> str:
@@ -250,7 +216,7 @@ def pick_target(classes: list[str], wanted: str | None) -> str:
 
 def build(
     run: Run,
-    recipe: SuppressionRecipe,
+    recipes: list[SuppressionRecipe],
     tower: Any,
     *,
     head: str | None = None,
@@ -258,12 +224,13 @@ def build(
     mode: str | None = None,
     level: float | None = None,
 ) -> SuppressedModel:
-    """Return the suppressed model of a recipe. Raises an error for another model than the run's."""
+    """Return the suppressed model of recipes of a run. Raises an error for another model than the run's."""
     run.check_model(tower.fingerprint)
-    sae = load_sae(run.files.sae(recipe.site))
-    chosen = pick_head(run, tower, head)
-    suppressor = make_suppressor(run, [recipe], sae, mode, level)
-    return SuppressedModel(tower, chosen, suppressor, pick_target(chosen.classes, target))
+    chosen, name = pick_head(run, tower, head)
+    suppressor = make_suppressor(recipes, run, mode, level)
+    wanted = pick_target(chosen.classes, target)
+    intercept = intercept_of(run, recipes, chosen, name, suppressor.module, wanted)
+    return SuppressedModel(tower, chosen, suppressor, wanted, intercept=intercept)
 
 
 @contextmanager
@@ -282,4 +249,4 @@ def suppressed(
     The model itself is not changed. `mode`, and the `level` of mode `scale`, replace the recipe's.
     """
     recipe = load_recipe(run, concept)
-    yield build(run, recipe, model, head=head, target=target, mode=mode, level=level)
+    yield build(run, [recipe], model, head=head, target=target, mode=mode, level=level)

@@ -33,7 +33,8 @@ def images_of_run(data: RunData, options: TeachOptions) -> TaughtImages:
 
     Raises UserInputError for a column that the run does not have.
     """
-    values, column = _label_values(data, options)
+    column = _label_column(data, options)
+    values = label_values(data, column)
     usable = np.isfinite(values) & data.rows("train", "val") & (data.labels != options.target)
     rows = np.flatnonzero(usable)
     names, hashes = data.images["image"].to_pylist(), data.images["sha256"].to_pylist()
@@ -47,7 +48,7 @@ def images_of_run(data: RunData, options: TeachOptions) -> TaughtImages:
     )
 
 
-def _label_values(data: RunData, options: TeachOptions) -> tuple[np.ndarray, str]:
+def _label_column(data: RunData, options: TeachOptions) -> str:
     have = [c for c in data.images.column_names if c.startswith(("artifact:", "concept:"))]
     wanted = (
         [options.labels]
@@ -57,6 +58,13 @@ def _label_values(data: RunData, options: TeachOptions) -> tuple[np.ndarray, str
     column = next((c for c in wanted if c in data.images.column_names), None)
     if column is None:
         raise unknown("column of labels", wanted[0], have)
+    return column
+
+
+def label_values(data: RunData, column: str) -> np.ndarray:
+    """Return a column of labels of the run: (n,) 1, 0, or nan where unknown; a probability counts as 1 from
+    .5 on. UserInputError for other values.
+    """
     try:
         raw = np.array([np.nan if v is None else float(v) for v in data.images[column].to_pylist()])
     except (TypeError, ValueError) as error:
@@ -64,7 +72,7 @@ def _label_values(data: RunData, options: TeachOptions) -> tuple[np.ndarray, str
             f"the column {column} holds values that are not numbers ({error})",
             "write 1 where the concept is present, 0 where it is absent, nothing where unknown",
         ) from error
-    return np.where(np.isfinite(raw), (raw >= 0.5).astype(float), np.nan), column
+    return np.where(np.isfinite(raw), (raw >= 0.5).astype(float), np.nan)
 
 
 def images_of_folders(tower: Any, options: TeachOptions) -> TaughtImages:

@@ -6,57 +6,43 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import numpy as np
-
-from dermaudit.errors import unknown
+from dermaudit.errors import EvidenceError, unknown
 from dermaudit.plugins import discover
 
 if TYPE_CHECKING:
-    from dermaudit.heads import LinearHead
-    from dermaudit.sae.run_data import RunData
+    from dermaudit.sae import ThresholdSAE, TopKSAE
 
-    from ..editor import Editor
-    from ..trap import Trap
+    from ...evidence.cross_fit import TrainingRows
+    from ..editor import Edit
 
 
-@dataclass
-class ChosenLatents:
-    """The latents S of a recipe, each with the figures that it was chosen by."""
-
-    latents: list[int]
-    evidence: list[dict[str, float]]
-    n_candidates: int
+class NoLatent(EvidenceError):
+    """No latent qualifies. In one fold of a cross-fit, nothing is suppressed then."""
 
 
 @dataclass(frozen=True)
-class ChoiceData:
-    """What a method may use to choose latents: nothing of the test images.
-
-    `x` (n, d) are the pooled embeddings and `codes` (n, d_sae) the codes of all images; a method reads
-    the rows `trap.choose` of them. `head` and `trap` are None where the concept has no labels.
+class ChosenLatents:
+    """Latents S of an SAE, each with the figures that it was chosen by; `source` says what SAE it is: that of
+    the run, or that of a concept latent alone.
     """
 
-    data: RunData
-    concept: str
-    editor: Editor
-    x: np.ndarray
-    codes: np.ndarray
-    head: LinearHead | None = None
-    trap: Trap | None = None
+    sae: ThresholdSAE | TopKSAE
+    latents: list[int]
+    evidence: list[dict[str, float]]
+    source: Literal["sae", "concept_latent"]
 
 
 class SuppressionMethod(Protocol):
-    """Chooses the latents of a concept. EvidenceError with the figures if none qualifies.
-
-    `needs_labels`: without labels of the concept the method `name` takes its place.
+    """Chooses the latents of a concept from the rows that it may use. NoLatent with the figures if none
+    qualifies. `needs_labels`: of the concept; a method without them chooses the same for all rows.
     """
 
     name: str
     needs_labels: bool
 
-    def choose(self, given: ChoiceData) -> ChosenLatents:
+    def choose(self, rows: TrainingRows, edit: Edit) -> ChosenLatents:
         """Return the latents to suppress, and the figures by which each was chosen."""
         ...
 

@@ -7,33 +7,27 @@ figures from images outside the train split of the model, three operating points
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from dermaudit.concepts.evidence.cross_fit import (
-    CrossFitMethod,
-    Fold,
-    TrapData,
-    cross_fit,
-    folds,
-    oracle_scores,
-)
-from dermaudit.concepts.evidence.edited_head import ConceptLatentMethod, random_latent_scores
+from dermaudit.concepts.evidence.cross_fit import CrossFitMethod, TrapData, folds, oracle_scores
 from dermaudit.concepts.evidence.figures import (
     RANDOM_LATENTS,
     SuppressionEffect,
-    random_control,
-    suppression_effect,
+    effect_figures,
+    measure,
 )
 from dermaudit.concepts.inputs import artifacts_of, known_concept, tower_of, vocabulary_of
 from dermaudit.concepts.results import rounded
+from dermaudit.concepts.suppression.cross_fitted import trap_data
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.console import say, table
 from dermaudit.errors import EvidenceError, UserInputError, unknown
 from dermaudit.files import write_json
 from dermaudit.run.directory import newest_run, open_run
-from dermaudit.sae.run_data import POOLED, RunData
+from dermaudit.sae.run_data import RunData
 
 from ..options import SuppressionOptions
 from ..output.paths import check_place
@@ -71,14 +65,14 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
         say(f"  {concept} …")
         found[concept] = {}
         try:
-            trap = trap_data(data, concept, words, options, tower)
+            trap = _trap(data, concept, words, options, tower)
             measured = dict(_effects(trap, chosen))
         except EvidenceError as error:
             found[concept] = {"reason": error.message, "numbers": rounded(error.numbers)}
             lines.append([concept, error.message, *[""] * (len(HEADER) - 2)])
             continue
         for name, effect in measured.items():
-            found[concept][name] = effect if isinstance(effect, dict) else _json(effect)
+            found[concept][name] = effect if isinstance(effect, dict) else rounded(effect_figures(effect))
             lines.append([concept, name, *_cells(effect)])
     table("Suppression, cross-fitted", HEADER, lines)
     if options.out is not None:
@@ -93,25 +87,15 @@ def _chosen_methods(names: tuple[str, ...]) -> list[CrossFitMethod]:
     return [method for name, method in methods().items() if not names or name in names]
 
 
-def trap_data(
+def _trap(
     data: RunData, concept: str, words: Vocabulary, options: SuppressionOptions, tower: Any
 ) -> TrapData:
     """Return the rows with a known label and a known artifact. EvidenceError without labels for it."""
-    truth = data.truth.get(concept)
-    if truth is None:
+    if concept not in data.truth:
         raise EvidenceError(f"{concept} has no labels in this run", "label it in the manifest")
-    known = np.isfinite(truth.values) & (data.labels != "")
-    return TrapData(
-        x=np.ascontiguousarray(data.pooled[known]),
-        y=(data.labels[known] == options.target).astype(float),
-        a=truth.values[known],
-        groups=np.asarray(data.groups)[known].astype(str),
-        scored=~data.rows("train")[known],
-        strength=options.strength,
-        seed=options.seed,
-        sae=data.sae(POOLED) if POOLED in data.sites else None,
-        text_direction=_text_direction(tower, words, concept),
-    )
+    given = {name: getattr(options, name) for name in ("target", "strength", "seed")}
+    trap = trap_data(data, concept, **given).known()
+    return replace(trap, text_direction=_text_direction(tower, words, concept))
 
 
 def _text_direction(tower: Any, words: Vocabulary, concept: str) -> np.ndarray | None:
@@ -137,48 +121,9 @@ def _effects(
     oracle = oracle_scores(found)
     for method in chosen:
         try:
-            result = cross_fit(method, found)
-            control = _random_scores(method, found)
-            yield method.name, suppression_effect(trap, result, oracle, control)
+            yield method.name, measure(method, found, oracle)[1]
         except EvidenceError as error:
             yield method.name, {"reason": error.message, "numbers": rounded(error.numbers)}
-
-
-def _random_scores(method: CrossFitMethod, found: list[Fold]) -> list[np.ndarray] | None:
-    """Return the scores behind random latents for a concept latent; other methods have no such control."""
-    if not isinstance(method, ConceptLatentMethod):
-        return None
-    latents = {fold.number: method.latent(fold) for fold in found}
-    return random_control(
-        found, lambda fold, generator: random_latent_scores(fold, latents[fold.number], generator)
-    )
-
-
-def _json(effect: SuppressionEffect) -> dict[str, Any]:
-    return rounded(
-        {
-            "cross_group_auroc_before": effect.cross_group_auroc_before,
-            "cross_group_auroc_after": effect.cross_group_auroc_after,
-            "oracle": effect.oracle,
-            "gap_closed": effect.gap_closed,
-            "ci": effect.ci,
-            "auroc_before": effect.auroc_before,
-            "auroc_after": effect.auroc_after,
-            "clean_auroc_delta": effect.clean_auroc_delta,
-            "clean_auroc_ci": effect.clean_auroc_ci,
-            "worst_group_before": effect.rates_before.worst,
-            "worst_group_fixed": effect.rates_fixed.worst,
-            "worst_group_prevalence": effect.rates_prevalence.worst,
-            "sensitivity_fixed": effect.rates_fixed.sensitivity,
-            "specificity_fixed": effect.rates_fixed.specificity,
-            "sensitivity_prevalence": effect.rates_prevalence.sensitivity,
-            "specificity_prevalence": effect.rates_prevalence.specificity,
-            "flips": vars(effect.flips),
-            "identity_share": effect.identity_share,
-            "random_beaten": effect.random_beaten,
-            "n": effect.n,
-        }
-    )
 
 
 def _cells(effect: SuppressionEffect | dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from dermaudit.concepts.evidence.edited_head import ConceptLatentMethod
+from dermaudit.concepts.suppression.cross_fitted import CrossFittedMethod
+from dermaudit.concepts.suppression.methods.concept_latent import ConceptLatentMethod
 
-METHOD = ConceptLatentMethod()
+METHOD = CrossFittedMethod(ConceptLatentMethod())

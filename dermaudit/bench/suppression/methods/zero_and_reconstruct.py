@@ -7,9 +7,9 @@ import torch
 
 from dermaudit.concepts.evidence.cross_fit import Fold
 from dermaudit.concepts.evidence.edited_head import EditedHead
-from dermaudit.errors import EvidenceError
-
-from .sae import choose
+from dermaudit.concepts.suppression.editor import Edit
+from dermaudit.concepts.suppression.methods.registry import NoLatent
+from dermaudit.concepts.suppression.methods.sae import SaeLatents
 
 
 class ZeroAndReconstruct:
@@ -19,13 +19,11 @@ class ZeroAndReconstruct:
 
     def fit(self, fold: Fold) -> EditedHead:
         """Choose in the fold; where no latent helps, rows are reconstructed with all of them."""
-        sae = fold.data.sae
         try:
-            latents = choose(fold)
-        except EvidenceError:
-            if sae is None:
-                raise
+            latents = SaeLatents().choose(fold, Edit()).latents
+        except NoLatent:
             latents = []
+        sae = fold.data.sae
         assert sae is not None  # `choose` refuses a run without an SAE
 
         def edit(x: np.ndarray) -> np.ndarray:
