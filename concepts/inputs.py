@@ -73,17 +73,19 @@ def known_concept(run: Run, vocabulary: Vocabulary, word: str) -> str:
 
 
 def artifacts_of(run: Run, vocabulary: Vocabulary) -> list[str]:
-    """Return the artifacts that an audit suppresses, in the order of the vocabulary.
-
-    They are the artifacts with labels in the run; in a run without any, the artifacts that a latent
-    of the pooled site is named after. A labelled artifact that the vocabulary lacks comes last.
+    """Return the concepts that an audit suppresses: artifacts with labels in the run, concepts that were
+    taught to it, and artifacts that a latent of the pooled site is named after. Those of the vocabulary come
+    first, in its order.
     """
     in_vocabulary = [c.id for c in vocabulary.concepts if c.type == "artifact"]
     columns = pq.read_schema(run.files.images).names
     own = sorted(name.removeprefix("artifact:") for name in columns if name.startswith("artifact:"))
-    labelled = {*own, *(c for c in labelled_concepts(run) if c in in_vocabulary)}
-    if labelled:
-        return [c for c in dict.fromkeys([*in_vocabulary, *own]) if c in labelled]
-    rows = pq.read_table(run.files.concepts, columns=["name", "site"]).to_pylist()
-    named = {row["name"] for row in rows if row["site"] == POOLED}
-    return [concept for concept in in_vocabulary if concept in named]
+    taught = sorted(
+        name.removeprefix("teach:") for name in run.meta["stages"] if name.startswith("teach:")
+    )
+    found = {*own, *taught, *(c for c in labelled_concepts(run) if c in in_vocabulary)}
+    if run.files.concepts.is_file():
+        rows = pq.read_table(run.files.concepts, columns=["name", "site"]).to_pylist()
+        named = {row["name"] for row in rows if row["site"] == POOLED}
+        found |= {concept for concept in in_vocabulary if concept in named}
+    return [c for c in dict.fromkeys([*in_vocabulary, *own, *taught]) if c in found]

@@ -287,8 +287,8 @@ class RunData:
 
     @cached_property
     def suppressions(self) -> list[str]:
-        """The concepts whose suppression was tried: those with a measured effect first, then those
-        whose latents were chosen by name, then those without evidence.
+        """The concepts whose suppression was tried: those with a measured effect first, of them those
+        with a recipe; then those that could not be measured.
         """
         files = self.run.files
         tried = [stage.partition(":")[2] for stage in self.stages if stage.startswith("recipe:")]
@@ -312,6 +312,6 @@ class RunData:
         return self._json(self.run.files.effects(concept), stage)
 
     def suppressed_rows(self, concept: str) -> list[dict[str, Any]]:
-        """Return a row for each test image, before and after. EvidenceError if this was not measured."""
+        """Return a row for each image that the figures are of. EvidenceError if nothing was measured."""
         path = self.run.files.suppressed_images(concept)
         return self._table(path, f"recipe:{concept}").to_pylist()

@@ -16,6 +16,7 @@ import numpy as np
 
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import LinearHead, fit_probe, probe_score
+from dermaudit.stats.folds import group_folds
 from dermaudit.stats.intervals import MIN_CELL
 
 from .operating_points import prevalence_matched_threshold
@@ -108,7 +109,10 @@ class Fitted(Protocol):
 class CrossFitMethod(Protocol):
     """A way to suppress an artifact: fitted in each fold anew."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What `bench suppress --method` calls it."""
+        ...
 
     def fit(self, fold: Fold) -> Fitted:
         """Fit on the training rows of the fold. EvidenceError where they are not enough."""
@@ -138,8 +142,6 @@ def folds(data: TrapData) -> list[Fold]:
 
     Raises EvidenceError with the counts where a group of label and artifact has too few rows.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     counts = {f"y={i} a={j}": int(data.cell(i, j).sum()) for i in (0, 1) for j in (0, 1)}
     scored = dict(counted(data))
     small = {name: n for name, n in counts.items() if n < MIN_CELL}
@@ -152,9 +154,10 @@ def folds(data: TrapData) -> list[Fold]:
             "outside the train split",
             counts,
         )
-    kfold = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=data.seed)
     found = []
-    for number, (train, held) in enumerate(kfold.split(data.x, 2 * data.y + data.a, data.groups)):
+    for number, (train, held) in enumerate(
+        group_folds(2 * data.y + data.a, data.groups, FOLDS, data.seed)
+    ):
         generator = np.random.default_rng([data.seed, number])
         rows = biased_rows(data, train, generator)
         head = fit_probe(data.x[rows], data.y[rows], data.groups[rows], seed=data.seed)
@@ -211,9 +214,13 @@ def cross_fit(method: CrossFitMethod, found: list[Fold]) -> CrossFitted:
     """Fit the method in every fold, and score the rows held out. Errors: those of the method."""
     n = len(found[0].data.x)
     result = CrossFitted(
-        np.full(n, -1),
-        *(np.full(n, np.nan) for _ in range(2)),
-        *(np.zeros(n, bool) for _ in range(4)),
+        fold=np.full(n, -1),
+        score_before=np.full(n, np.nan),
+        score=np.full(n, np.nan),
+        before=np.zeros(n, bool),
+        after_fixed=np.zeros(n, bool),
+        after_matched=np.zeros(n, bool),
+        unchanged=np.zeros(n, bool),
     )
     for fold in found:
         _place(result, fold, method.fit(fold))

@@ -58,8 +58,7 @@ def random_suppressor(
         if (z[:, j] > 0).any()
     ]
     encoders, biases, thresholds, decoders = (
-        torch.tensor(np.array(values), dtype=torch.float32)
-        for values in zip(*latents, strict=True)
+        torch.tensor(np.array(values), dtype=torch.float32) for values in zip(*latents, strict=True)
     )
     control = ThresholdSAE(
         W_enc=encoders.T.contiguous(),

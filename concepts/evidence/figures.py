@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from dermaudit.stats.intervals import GroupBootstrap, percentile_interval
 
 from .cross_fit import CrossFitMethod, CrossFitted, Fold, TrapData, counted, cross_fit
 from .edited_head import EditedHead, random_suppressor
+from .effect_figures import EffectFigures
 from .operating_points import Flips, GroupRates, count_flips, flip_cause, fold_auroc, group_rates
 
 RANDOM_LATENTS = 100
@@ -105,36 +105,6 @@ def suppression_effect(
     )
 
 
-class EffectFigures(TypedDict):
-    """A SuppressionEffect as it is written (docs/formats.md): `worst_group_*` are the accuracies of the worst
-    group, before, at the unchanged and at the prevalence-matched threshold; pairs of rates are without and
-    with the artifact.
-    """
-
-    cross_group_auroc_before: float
-    cross_group_auroc_after: float
-    oracle: float
-    gap_closed: float
-    ci: tuple[float, float]
-    auroc_before: float
-    auroc_after: float
-    clean_auroc_delta: float
-    clean_auroc_ci: tuple[float, float]
-    worst_group_before: float
-    worst_group_fixed: float
-    worst_group_prevalence: float
-    sensitivity_before: tuple[float, float]
-    specificity_before: tuple[float, float]
-    sensitivity_fixed: tuple[float, float]
-    specificity_fixed: tuple[float, float]
-    sensitivity_prevalence: tuple[float, float]
-    specificity_prevalence: tuple[float, float]
-    flips: dict[str, int]
-    identity_share: float
-    random_beaten: int | None
-    n: dict[str, int]
-
-
 def effect_figures(effect: SuppressionEffect) -> EffectFigures:
     """Return the figures of an effect as they are written, without the changes by random latents."""
     before, fixed, matched = effect.rates_before, effect.rates_fixed, effect.rates_prevalence
@@ -166,9 +136,7 @@ def effect_figures(effect: SuppressionEffect) -> EffectFigures:
 
 def flip_causes(result: CrossFitted) -> np.ndarray:
     """Return why the decision of each row flips (n,); see `flip_cause`."""
-    return flip_cause(
-        result.before, result.after_fixed, result.after_matched, ~result.unchanged
-    )
+    return flip_cause(result.before, result.after_fixed, result.after_matched, ~result.unchanged)
 
 
 def reasons_to_refuse(effect: SuppressionEffect) -> list[str]:

@@ -118,7 +118,9 @@ def flip_cause(
     row was not `changed`. "both": only the two together.
     """
     flipped = before != after_matched
-    cause = np.where(flipped & (before != after_fixed), "edit", np.where(changed, "both", "threshold"))
+    cause = np.where(
+        flipped & (before != after_fixed), "edit", np.where(changed, "both", "threshold")
+    )
     return np.where(flipped, cause, "")
 
 

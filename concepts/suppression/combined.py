@@ -101,10 +101,12 @@ def _common_sae(
     places: list[list[int]] = []
     for number, recipe in enumerate(recipes):
         facts = recipe.body["sae"]
-        of = ("sae", facts["weights_sha256"]) if facts else ("concept", recipe.body["concept"])
+        kind, of = (
+            ("sae", facts["weights_sha256"]) if facts else ("concept", recipe.body["concept"])
+        )
         places.append([])
         for i, latent in enumerate(recipe.latents):
-            key = (*of, latent)
+            key = (kind, of, latent)
             if key not in place:
                 place[key] = len(rows)
                 rows.append((number, i))
@@ -174,6 +176,4 @@ def intercept_of(
     data = RunData(run)
     x = data.pooled[data.rows("train", "val")]
     edited = suppressor.apply_to(torch.from_numpy(x)).x.numpy()
-    return intercept_correction(
-        head.logits(x), head.logits(edited), head.classes.index(target)
-    )
+    return intercept_correction(head.logits(x), head.logits(edited), head.classes.index(target))

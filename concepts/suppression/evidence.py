@@ -45,7 +45,9 @@ def measure_suppression(
         if not np.isfinite(known).any():
             raise EvidenceError(f"{what} has no labels in this run: the effect cannot be measured")
     if not (trap.y == 1).any():
-        raise EvidenceError(f"no image of this run has the label {target}: nothing can depend on it")
+        raise EvidenceError(
+            f"no image of this run has the label {target}: nothing can depend on it"
+        )
     known = trap.known()
     found = folds(known)
     result, effect = measure(method, found, oracle_scores(found))

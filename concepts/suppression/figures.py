@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict, final
 
-from ..evidence.figures import EffectFigures
+from ..evidence.effect_figures import EffectFigures
 
 
 class InsertionFigures(TypedDict):

@@ -157,7 +157,9 @@ class SuppressionRecipe:
     def show(self) -> None:
         """Print what is suppressed, the measured effect and the limits of the evidence."""
         body, operation = self.body, self.body["operation"]
-        what = "a concept latent" if body["source"] == "concept_latent" else f"latents {self.latents}"
+        what = (
+            "a concept latent" if body["source"] == "concept_latent" else f"latents {self.latents}"
+        )
         say(f"{body['concept']}: {operation['mode']} {what} at {self.site}")
         model = body["model"]
         say(f"  model {model['name']} ({model['fingerprint'][:12]}…), recipe {self.sha256[:12]}…")

@@ -116,7 +116,13 @@ def refused_numbers(figures: Figures | Reason) -> Any:
     """Return the figures that a refusal rests on."""
     if "numbers" in figures:
         return figures["numbers"]
-    keys = ("cross_group_auroc_before", "cross_group_auroc_after", "ci", "clean_auroc_ci", "random_beaten")
+    keys = (
+        "cross_group_auroc_before",
+        "cross_group_auroc_after",
+        "ci",
+        "clean_auroc_ci",
+        "random_beaten",
+    )
     return {key: figures.get(key) for key in keys}
 
 

@@ -16,7 +16,6 @@ import torch
 from dermaudit.errors import UserInputError
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run
-from dermaudit.sae import LatentSuppressor
 from dermaudit.sae.inference.attribution import (
     AttributionMap,
     Method,
@@ -86,8 +85,10 @@ class Prediction:
         by image: "edit", "threshold", "both" or "" (`flip_cause`).
         """
         column = self.classes.index(target)
-        decided = (p.argmax(1) == column for p in (self.p_before, self.p_after, self.p_matched))
-        return flip_cause(*decided, self.fired)
+        before, after, matched = (
+            p.argmax(1) == column for p in (self.p_before, self.p_after, self.p_matched)
+        )
+        return flip_cause(before, after, matched, self.fired)
 
 
 class SuppressedModel:

@@ -69,4 +69,6 @@ def unpacked(weights: Weights, site: str) -> ThresholdSAE:
             metadata={"hook_name": site},
         )
     except (KeyError, TypeError, ValueError, RuntimeError, binascii.Error) as error:
-        raise ForeignArtifactError(f"the weights of the recipe do not fit together ({error})") from error
+        raise ForeignArtifactError(
+            f"the weights of the recipe do not fit together ({error})"
+        ) from error

@@ -214,10 +214,10 @@ def _recipe_change(view: RunView, row: int, concept: str) -> RecipeChange:
 
 
 def suppressor(view: RunView, recipe: SuppressionRecipe) -> LatentSuppressor:
-    """Return the suppressor of one recipe on the run's pooled SAE."""
+    """Return the suppressor of one recipe ."""
     from dermaudit.concepts.suppression.suppressed_model import make_suppressor
 
-    return make_suppressor(view.run, [recipe], view.sae(POOLED))
+    return make_suppressor([recipe], view.run).module
 
 
 def _why(view: RunView, concept: str, error: DermauditError) -> str:

@@ -12,7 +12,6 @@ from dermaudit.stats.intervals import MIN_CELL
 
 from . import overview
 from .run_view import RunView
-from .tables import word
 
 UNMEASURED = "What could not be measured, and why"
 DO_NOT_USE = "Do not use this run if"
@@ -58,7 +57,7 @@ def unmeasured(view: RunView) -> list[tuple[str, str]]:
         except DermauditError as error:
             missing.append((f"suppression of {concept}", error.message))
             continue
-        if figures_of.get("worst_group_before") is None:
+        if "cross_group_auroc_before" not in figures_of:
             missing.append((f"effect of suppressing {concept}", str(figures_of.get("reason"))))
         missing += [
             (f"{key.removesuffix('_reason').replace('_', ' ')} of {concept}", str(why))
@@ -89,7 +88,7 @@ def do_not_use_if(view: RunView) -> list[str]:
     without = [c for c in view.suppressions if not view.has_recipe(c)]
     if without:
         lines.append(
-            f"you need {', '.join(without)} suppressed: there was not enough evidence for a recipe"
+            f"you need {', '.join(without)} suppressed: the evidence does not allow a recipe"
         )
     for concept in view.suppressions:
         if concept in without:
@@ -100,13 +99,6 @@ def do_not_use_if(view: RunView) -> list[str]:
             lines.append(f"you need {concept} suppressed: {error.message}")
             continue
         lines += [f"you rely on the recipe for {concept}: {limit}" for limit in limits]
-        ci = view.suppression(concept).get("ci") or []
-        if ci and ci[0] is not None and ci[0] <= 0:
-            lines.append(
-                f"you rely on the recipe for {concept}: the interval of its effect on the worst "
-                "group, "
-                f"{word(tuple(ci))}, does not leave out 0"
-            )
     test = int(np.sum(view.splits == "test"))
     if test < MIN_CELL:
         lines.append(f"you need an error bar: the run has {test} test images")

@@ -6,7 +6,6 @@ What is selected is selected on validation images, and measured on test images.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -175,123 +174,58 @@ def auroc_span(y: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[f
     return percentile_interval(auroc_draws(y, score, weights))
 
 
-class TestImage(TypedDict):
-    """A test image of a trap, before and after suppression: a row of suppression/<concept>.parquet."""
+class ScoredImage(TypedDict):
+    """An image that a suppression was measured on: a row of suppression/<concept>.parquet (docs/formats.md)."""
 
     row: int  # of images.parquet
     group4: str  # label and artifact, such as "y=1 a=0"
     p_before: float  # probability of the target
     p_after: float
-    top1_before: str  # the decision at the threshold from before, after at the one chosen again
-    top1_after: str
-    flipped: bool  # the decision changed
+    positive_before: bool  # the decision before suppression,
+    positive_fixed: bool  # after it at the unchanged threshold,
+    positive_matched: bool  # and at the prevalence-matched one
+    flipped: bool  # the last of the three is not the first
+    cause: str  # why it flipped: "edit", "threshold", "both", or ""
     fired: bool  # the embedding changed
 
 
-class FlippedCase(TestImage):
-    """A test image whose decision changed."""
+class FlippedCase(ScoredImage):
+    """An image whose decision changed."""
 
     kind: str  # what the change means
-    cause: str | None  # "edit" or "threshold"; None where the threshold is not known
     order: tuple[bool, bool, bool]  # the gravest sorts first
 
 
-class GroupAccuracy(TypedDict):
-    """Accuracy of one of the four groups; an interval is None where n is too small."""
-
-    group: str
-    n: int
-    before: float
-    after: float
-    before_ci: Interval
-    after_ci: Interval
-    change_ci: Interval
-    flipped: int
-    fired: int
-    reason: str | None
+DECISIONS = ("positive_before", "positive_fixed", "positive_matched")
 
 
-def group_accuracy(
-    rows: list[TestImage], groups: np.ndarray, target: str, *, seed: int = 0
-) -> list[GroupAccuracy]:
-    """Return the accuracy of each of the four groups before and after a suppression, and the change.
-
-    `rows` are the test images of a trap. Each figure has an interval; a group with fewer than 30
-    images has a reason instead.
-    """
-    names = np.array([row["group4"] for row in rows])
-    out = []
-    for name in sorted(set(names)):
-        part = [row for row, at in zip(rows, names, strict=True) if at == name]
-        truth = name.startswith("y=1")
-        right = np.array(
-            [
-                [(row[key] == target) == truth for key in ("top1_before", "top1_after")]
-                for row in part
-            ],
-            dtype=float,
-        )
-        shares = np.column_stack([right, right[:, 1] - right[:, 0]])
-        spans = _share_intervals(shares, groups[[row["row"] for row in part]], seed)
-        out.append(
-            GroupAccuracy(
-                group=str(name),
-                n=len(part),
-                before=float(right[:, 0].mean()),
-                after=float(right[:, 1].mean()),
-                before_ci=spans[0],
-                after_ci=spans[1],
-                change_ci=spans[2],
-                flipped=sum(row["flipped"] for row in part),
-                fired=sum(row["fired"] for row in part),
-                reason=None if len(part) >= MIN_CELL else f"n too small: {len(part)} images",
-            )
-        )
-    return out
-
-
-def probability(logit: float) -> float:
-    """Return the probability of a decision threshold on the logit scale."""
-    return 1.0 / (1.0 + math.exp(-logit))
-
-
-def threshold_effects(
-    rows: list[TestImage],
-    groups: np.ndarray,
-    threshold_before: float,
-    threshold_after: float,
-    *,
-    seed: int = 0,
+def group_rates(
+    rows: list[ScoredImage], groups: np.ndarray, *, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Return the share of right decisions of each of the four groups, at three moments.
+    """Return the share of right decisions of each of the four groups before suppression, and after it at
+    both thresholds: the sensitivity in groups with the target, the specificity in groups without it.
 
-    They are: before suppression, after it at the unchanged threshold, and after it at the threshold
-    that was chosen again.
-
-    `rows` are the test images of a trap (docs/formats.md), `groups` the patient or lesion of every
-    image of the run, the thresholds logits. The share is the sensitivity in groups with the target
-    and the specificity in groups without it; each has an interval unless n is too small.
+    `rows` are the images of a suppression, `groups` the patient or lesion of every image of the run. Each
+    share has an interval; a group with fewer than 30 images has a reason instead.
     """
-    old, new = probability(threshold_before), probability(threshold_after)
-    decisions = {
-        "before": ("p_before", old),
-        "after_unchanged": ("p_after", old),
-        "after": ("p_after", new),
-    }
     out = []
     for name in sorted({row["group4"] for row in rows}):
         part = [row for row in rows if row["group4"] == name]
         truth = name.startswith("y=1")
-        right = np.array(
-            [[(r[key] > at) == truth for key, at in decisions.values()] for r in part], dtype=float
-        )
-        members = groups[[row["row"] for row in part]]
-        entry = {"group": name, "n": len(part)}
-        entry["measure"] = "sensitivity" if truth else "specificity"
-        spans = _share_intervals(right, members, seed)
-        for i, key in enumerate(decisions):
+        right = np.array([[row[key] == truth for key in DECISIONS] for row in part], dtype=float)
+        shares = np.column_stack([right, right[:, 2] - right[:, 0]])
+        spans = _share_intervals(shares, groups[[row["row"] for row in part]], seed)
+        entry: dict[str, Any] = {
+            "group": name,
+            "measure": "sensitivity" if truth else "specificity",
+            "n": len(part),
+            "flipped": sum(row["flipped"] for row in part),
+            "fired": sum(row["fired"] for row in part),
+            "reason": None if len(part) >= MIN_CELL else f"n too small: {len(part)} images",
+        }
+        for i, key in enumerate(("before", "fixed", "matched")):
             entry |= {key: float(right[:, i].mean()), f"{key}_ci": spans[i]}
-        out.append(entry)
+        out.append({**entry, "change_ci": spans[3]})
     return out
 
 
@@ -323,23 +257,17 @@ def decision_shares(view: RunView, predicted: np.ndarray, *, seed: int = 0) -> l
     return out
 
 
-def flipped_cases(
-    rows: list[TestImage], target: str, threshold_before: float | None = None
-) -> list[FlippedCase]:
+def flipped_cases(rows: list[ScoredImage], target: str) -> list[FlippedCase]:
     """Return the images whose decision changed, with what it means, gravest first.
 
     First a true target that is no longer called (malignant → benign), then another one that is no
     longer called, then those that are called now.
-
-    With the threshold before suppression (a logit), `cause` says whether the decision changes at
-    this threshold ("edit") or only because the threshold moved ("threshold").
     """
     found: list[FlippedCase] = []
     for row in rows:
         if not row["flipped"]:
             continue
-        lost = row["top1_before"] == target
-        true = row["group4"].startswith("y=1")
+        lost, true = row["positive_before"], row["group4"].startswith("y=1")
         kind = (
             f"{target} missed after suppression"
             if lost and true
@@ -349,18 +277,7 @@ def flipped_cases(
             if true
             else "new false alarm"
         )
-        cause = None
-        if threshold_before is not None:
-            old = probability(threshold_before)
-            cause = "edit" if (row["p_before"] > old) != (row["p_after"] > old) else "threshold"
-        found.append(
-            {
-                **row,
-                "kind": kind,
-                "cause": cause,
-                "order": (not lost, not (lost and true), not true),
-            }
-        )
+        found.append({**row, "kind": kind, "order": (not lost, not (lost and true), not true)})
     return sorted(found, key=lambda r: (r["order"], -abs(r["p_before"] - r["p_after"]), r["row"]))
 
 

@@ -1,9 +1,11 @@
-"""The exhibits of one suppressed concept: groups before and after, null, cost, changed decisions."""
+"""The exhibits of one suppressed concept: its effect at three operating points, groups, control, decisions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
 
 from dermaudit.concepts.suppression.figures import MeasuredFigures
 from dermaudit.concepts.suppression.recipe import load_recipe
@@ -11,7 +13,7 @@ from dermaudit.errors import DermauditError, EvidenceError
 
 from . import figures, measures
 from .run_view import RunView, latent_title
-from .tables import Exhibit, Table, span, word
+from .tables import Exhibit, Table, span
 
 
 def group_words(name: str, concept: str, target: str) -> str:
@@ -23,197 +25,173 @@ def group_words(name: str, concept: str, target: str) -> str:
 def measured(view: RunView, concept: str) -> MeasuredFigures:
     """Return the figures of a suppression with a measured effect; else EvidenceError with the reason."""
     found = view.suppression(concept)
-    if found.get("worst_group_before") is None:
+    if "cross_group_auroc_before" not in found:
         raise EvidenceError(
-            f"latents {found.get('latents')} are suppressed, chosen by name; {found.get('reason')}"
+            f"{found.get('reason')}; the recipe was written because: {found.get('accepted_limits')}"
         )
     return cast(MeasuredFigures, found)
 
 
-def _test_images(view: RunView, concept: str) -> list[measures.TestImage]:
-    return cast(list[measures.TestImage], view.suppressed_rows(concept))
+def decision(view: RunView, concept: str) -> str:
+    """Return in a sentence whether there is a recipe, and why not."""
+    found = measured(view, concept)
+    if found["accepted_limits"]:
+        return (
+            f"This recipe was written against the evidence, because: {found['accepted_limits']}. "
+            f"What speaks against it: {'; '.join(found['refused'])}."
+        )
+    if found["refused"]:
+        return f"No recipe is written: {'; '.join(found['refused'])}."
+    return "The evidence allows the recipe: no reason to refuse it was found."
 
 
-def _where(found: MeasuredFigures) -> str:
-    if found.get("test_is") == "swapped":
-        return "where it predicts the opposite"
-    return f"on {found.get('test_is', 'test images')}"
+def _images(view: RunView, concept: str) -> list[measures.ScoredImage]:
+    return cast(list[measures.ScoredImage], view.suppressed_rows(concept))
+
+
+def _pair(values: Sequence[float | None] | None) -> tuple[float, float] | None:
+    low, high = values or (None, None)
+    return None if low is None or high is None else (low, high)
+
+
+def effect(view: RunView, concept: str) -> Exhibit:
+    """Return the effect at its three operating points: without a threshold, unchanged, prevalence-matched."""
+    found = measured(view, concept)
+    target = found["target"]
+    flips = found["flips"]
+    rows = [
+        (
+            f"cross-group AUROC ({target} without {concept} against the rest with it)",
+            found["cross_group_auroc_before"],
+            found["cross_group_auroc_after"],
+            span(*(found["ci"])),
+        ),
+        ("  of a head fitted without the trap", found["oracle"], None, None),
+        ("AUROC of all images", found["auroc_before"], found["auroc_after"], None),
+        (
+            f"AUROC of images without {concept}, change",
+            None,
+            found["clean_auroc_delta"],
+            span(*(found["clean_auroc_ci"])),
+        ),
+        (
+            "worst group at the unchanged threshold",
+            found["worst_group_before"],
+            found["worst_group_fixed"],
+            None,
+        ),
+        (
+            "worst group at the prevalence-matched threshold",
+            found["worst_group_before"],
+            found["worst_group_prevalence"],
+            None,
+        ),
+        ("share of images left bit for bit unchanged", None, found["identity_share"], None),
+    ]
+    return Exhibit(
+        "The effect at its three operating points",
+        f"The classifier of this test is a head for {target} that is fitted where {concept} predicts "
+        f"{target} (strength {found['strength']}), in each of five folds over groups anew. It is not the "
+        f"run's head. The {found['n_scored']} images of val and test are scored by the fold in which they "
+        "were held out. The first line needs no threshold; it is the headline. The prevalence-matched "
+        "threshold calls as many images positive as before, and needs no labels. Of the decisions that "
+        f"flip at it, {flips['edit']} are flipped by the edit, {flips['threshold']} by the moved "
+        f"threshold alone, {flips['both']} by both together.",
+        Table(("figure", "before", "after", "change, 95 % interval"), rows),
+        notes=[decision(view, concept)],
+    )
 
 
 def groups(view: RunView, concept: str) -> Exhibit:
-    """Return the accuracy of the four groups of the trap before and after."""
+    """Return sensitivity and specificity of the groups of the trap, before and at both thresholds after."""
     found = measured(view, concept)
-    target = found.get("target", "target")
-    rows = measures.group_accuracy(_test_images(view, concept), view.groups, target)
-    names = [group_words(r["group"], concept, target) for r in rows]
+    rows = measures.group_rates(_images(view, concept), view.groups)
+    names = [f"{group_words(r['group'], concept, found['target'])}: {r['measure']}" for r in rows]
     notes = [f"{n}: {r['reason']}" for n, r in zip(names, rows, strict=True) if r["reason"]]
     return Exhibit(
-        "Accuracy of each group before and after",
-        f"The classifier of this test is a head for {target} that is fitted where {concept} predicts "
-        f"{target} (strength {found.get('strength')}) and tested {_where(found)}. It is not the "
-        "run's head. "
-        "Accuracy of each of the four groups on test, before and after suppression; "
-        "95 % intervals by bootstrap over "
-        f"groups, {measures.DRAWS} draws. Both decision thresholds were set on the rows of "
-        "choice; at the unchanged threshold the "
-        f"worst group is {word(found.get('worst_group_after_fixed_threshold'))}.",
+        "Sensitivity and specificity of each group",
+        "Share of right decisions in each of the four groups: before suppression, after it at the "
+        "unchanged threshold, and after it at the prevalence-matched threshold. 95 % intervals by "
+        f"bootstrap over groups, {measures.DRAWS} draws.",
         Table.of(
             [{**r, "name": n} for n, r in zip(names, rows, strict=True)],
-            ("group", "name"),
+            ("group and measure", "name"),
             ("n", "n"),
             ("before", "before"),
             ("before 95 %", "before_ci"),
-            ("after", "after"),
-            ("after 95 %", "after_ci"),
+            ("unchanged threshold", "fixed"),
+            ("unchanged 95 %", "fixed_ci"),
+            ("prevalence-matched", "matched"),
+            ("matched 95 %", "matched_ci"),
             ("change 95 %", "change_ci"),
-            ("latents active in", "fired"),
+            ("embedding changed", "fired"),
             ("flipped", "flipped"),
         ),
         figures.before_after(
             names,
             [r["before"] for r in rows],
-            [r["after"] for r in rows],
+            [r["matched"] for r in rows],
             [r["before_ci"] for r in rows],
-            [r["after_ci"] for r in rows],
-            axis="accuracy on test",
+            [r["matched_ci"] for r in rows],
+            axis="share of right decisions, before and prevalence-matched",
             bounds=(-0.02, 1.02),
         ),
         "; ".join(
-            f"{n} {r['before']:.2f} to {r['after']:.2f} (n {r['n']})"
+            f"{n} {r['before']:.2f} to {r['fixed']:.2f} at the unchanged threshold and "
+            f"{r['matched']:.2f} at the prevalence-matched one (n {r['n']})"
             for n, r in zip(names, rows, strict=True)
         ),
         notes,
     )
 
 
-def thresholds(view: RunView, concept: str) -> Exhibit:
-    """Return what the edit does at the unchanged threshold, and what the moved threshold adds."""
-    found = measured(view, concept)
-    target = found.get("target", "target")
-    before, after = found["threshold_before"], found["threshold_after"]
-    groups = measures.threshold_effects(_test_images(view, concept), view.groups, before, after)
-    worst = {key: min(g[key] for g in groups) for key in ("before", "after_unchanged", "after")}
-
-    def name(row: Mapping[str, Any]) -> str:
-        return f"{group_words(row['group'], concept, target)}: {row['measure']}"
-
-    old, new = measures.probability(before), measures.probability(after)
-    return Exhibit(
-        "Sensitivity and specificity: the edit and the moved threshold",
-        f"The decision threshold is p = {old:.2f} before suppression, and was chosen again after it: "
-        f"p = {new:.2f}. At the unchanged threshold the worst group goes from {worst['before']:.2f} "
-        f"to {worst['after_unchanged']:.2f}; at the one chosen again it is {worst['after']:.2f}. Only "
-        'the first of the two changes is made by the edit. The columns "at the old" and "at the new" '
-        "are after suppression, at these two thresholds. Intervals: 95 %, bootstrap over groups, "
-        f"{measures.DRAWS} draws.",
-        Table.of(
-            groups,
-            ("group and measure", name),
-            ("n", "n"),
-            ("before", "before"),
-            ("before 95 %", "before_ci"),
-            ("at the old", "after_unchanged"),
-            ("at the old 95 %", "after_unchanged_ci"),
-            ("at the new", "after"),
-            ("at the new 95 %", "after_ci"),
-            ("by the edit", lambda g: g["after_unchanged"] - g["before"]),
-            ("by the threshold", lambda g: g["after"] - g["after_unchanged"]),
-        ),
-        notes=[f"{name(g)}: n too small" for g in groups if g["n"] < measures.MIN_CELL],
-    )
-
-
 def null(view: RunView, concept: str) -> Exhibit:
-    """Return the change of the worst group, with that of random latents that are as often active."""
+    """Return the change of the cross-group AUROC, with that of random latents that are as often active."""
     found = measured(view, concept)
-    lifts = [float(v) for v in found.get("random_lifts") or []]
-    if not lifts:
-        raise EvidenceError("no random sets were measured")
-    lift = float(
-        found.get("worst_group_lift", found["worst_group_after"] - found["worst_group_before"])
-    )
-    interval = span(*found["ci"]) if found.get("ci") else None
+    changes = [float(v) for v in found["random_changes"]]
+    if not changes:
+        raise EvidenceError("no random latents were measured")
+    change = found["cross_group_auroc_after"] - found["cross_group_auroc_before"]
+    interval = span(*found["ci"])
     return Exhibit(
         "Compared with random latents",
-        f"Change in worst-group accuracy by this recipe ({len(found['latents'])} latents), "
-        f"beside {len(lifts)} sets of as many random "
-        f"latents that fire as often: {found['random_sets_beaten']} of {found['random_sets']} "
-        "are beaten. If the recipe lay within "
-        "them, any edit would have done.",
+        f"Change of the cross-group AUROC by this suppression, beside {len(changes)} random latents that "
+        f"fire as often and change the embedding as much: {found['random_beaten']} of them are beaten. If "
+        "it lay within them, any edit would have done.",
         Table(
-            ("set", "change in worst-group accuracy", "95 % interval"),
+            ("latents", "change of the cross-group AUROC", "95 % interval"),
             [
-                ("this recipe", lift, interval),
-                *((f"random {i + 1}", v, None) for i, v in enumerate(lifts)),
+                ("this suppression", change, interval),
+                ("random: lowest", min(changes), None),
+                ("random: median", float(np.median(changes)), None),
+                ("random: highest", max(changes), None),
             ],
         ),
-        figures.null_strip(lifts, lift, interval, axis="change in worst-group accuracy on test"),
-        f"This recipe {lift:+.2f}; random sets from {min(lifts):+.2f} to {max(lifts):+.2f}; "
-        f"{found['random_sets_beaten']} of {found['random_sets']} beaten.",
+        figures.null_strip(
+            changes, change, _pair(found["ci"]), axis="change of the cross-group AUROC"
+        ),
+        f"This suppression {change:+.2f}; random latents from {min(changes):+.2f} to "
+        f"{max(changes):+.2f}; {found['random_beaten']} of {len(changes)} beaten.",
     )
 
 
-def cost(view: RunView, concept: str) -> Exhibit:
-    """Return the effects: worst group, artifact-free cost, insertion residual, identity."""
+def insertion(view: RunView, concept: str) -> Exhibit:
+    """Return how far the drawn artifact moves the prediction, before and after suppression."""
     found = measured(view, concept)
-    test, clean, drawn = (found.get(key) for key in ("n_test", "clean_n", "insertion_n"))
-    figures_of: list[tuple[str, str, str, int | None]] = [  # words, key, key of the interval, n
-        ("worst group before", "worst_group_before", "worst_group_before_ci", test),
-        (
-            "worst group after, at the unchanged threshold",
-            "worst_group_after_fixed_threshold",
-            "",
-            test,
-        ),
-        (
-            "worst group after, at the threshold chosen again",
-            "worst_group_after",
-            "worst_group_after_ci",
-            test,
-        ),
-        ("change of the worst group", "worst_group_lift", "ci", test),
-        ("worst group after fitting the head again", "worst_group_after_refit", "", test),
-        ("worst group of a head fitted without the trap", "worst_group_without_trap", "", test),
-        ("AUROC on the trap's test rows, before", "auroc_before", "", test),
-        ("AUROC on the trap's test rows, after", "auroc_after", "", test),
-        (
-            f"change of AUROC on {found.get('clean_is', 'artifact-free images')}",
-            "clean_auroc_delta",
-            "",
-            clean,
-        ),
-        (f"{concept} drawn onto images: mean shift of p before", "insertion_before", "", drawn),
-        (f"{concept} drawn onto images: mean shift of p after", "insertion_after", "", drawn),
-        (
-            "insertion residual (after / before; 0 = the drawn artifact moves nothing)",
-            "insertion_residual",
-            "",
-            drawn,
-        ),
-        (
-            "images left bit for bit unchanged (no suppressed latent fires)",
-            "identity_rows",
-            "",
-            view.n,
-        ),
-    ]
+    residual = found["insertion_residual"]
     rows = [
-        (
-            words,
-            found.get(key),
-            span(*(found.get(interval) or (None, None))),
-            n,
-            found.get(f"{key}_reason"),
-        )
-        for words, key, interval, n in figures_of
+        ("mean shift of p before suppression", found.get("insertion_before")),
+        ("mean shift of p after suppression", found.get("insertion_after")),
+        ("what is left (after / before; 0 = the drawn artifact moves nothing)", residual),
     ]
+    if all(value is None for _, value in rows):
+        raise EvidenceError(found.get("insertion_residual_reason", "not measured"))
     return Exhibit(
-        "Benefit and cost",
-        "All on test. Where a number is missing, the reason is next to it.",
-        Table(
-            ("figure", "value", "95 % interval", "n", "not measured because"),
-            [row for row in rows if row[1] is not None or row[4]],
-        ).without_empty_last(),
+        f"{concept} drawn onto images",
+        f"{concept} is drawn onto {found.get('insertion_n')} images without it, and the same heads predict "
+        "both.",
+        Table(("figure", "value"), rows),
+        notes=[why] if (why := found.get("insertion_residual_reason")) else [],
     )
 
 
@@ -224,49 +202,62 @@ def latents(view: RunView, concept: str) -> Exhibit:
         names = {(r["site"], r["latent"]): latent_title(r) for r in view.concepts}
     except DermauditError:
         names = {}  # the names stage is absent or stale; the recipe stands without it
+    body = recipe.body
+    taught = body["source"] == "concept_latent"
     rows = [
         (
-            e["latent"],
-            names.get((recipe.site, e["latent"])) or "unnamed",
-            ", ".join(f"{k} {v:.3f}" for k, v in (e.get("why") or {}).items()),
+            "concept latent" if taught else e["latent"],
+            concept if taught else names.get((recipe.site, e["latent"])) or "unnamed",
+            ", ".join(f"{k} {v:.3g}" for k, v in (e.get("why") or {}).items()),
         )
-        for e in recipe.body["latents"]
+        for e in body["latents"]
     ]
-    limits = recipe.body["limits"]
-    level_from = recipe.body["operation"].get("level_from")
+    operation, level_from = body["operation"], body["operation"].get("level_from")
+    intercept = body["intercept"]
+    matched = (
+        ""
+        if intercept is None
+        else f" Prevalence-matched threshold: {intercept['value']:+.3f} on the logit of {body['target']}."
+    )
     return Exhibit(
         "Suppressed latents",
-        f"Operation: {recipe.body['operation']['mode']} at {recipe.site}, error term "
-        f"{recipe.body['operation'].get('error_term', 'kept')}"
-        f"{f', its level from {level_from}' if level_from else ''}. "
-        f"Body hash {recipe.sha256[:16]}. Chosen on val, measured on test.",
+        f"Operation: {operation['mode']} at {recipe.site}, error term {operation['error_term']}"
+        f"{f', its level from {level_from}' if level_from else ''}.{matched} "
+        f"Body hash {recipe.sha256[:16]}. Made from train and val images.",
         Table(("latent", "name", "why it was selected"), rows),
-        notes=[f"Limit: {limit}" for limit in limits],
+        notes=[f"Limit: {limit}" for limit in body["limits"]],
     )
 
 
 def cases(view: RunView, concept: str) -> list[measures.FlippedCase]:
-    """Return the test images whose decision changes, gravest first."""
-    found = measured(view, concept)
-    rows = _test_images(view, concept)
-    return measures.flipped_cases(rows, found.get("target", "target"), found["threshold_before"])
+    """Return the images whose decision changes, gravest first."""
+    return measures.flipped_cases(_images(view, concept), measured(view, concept)["target"])
 
 
-def case(view: RunView, concept: str, row: int) -> measures.FlippedCase | measures.TestImage | None:
-    """Return what the recipe does to one test image; None where it was not tested on it."""
+def case(
+    view: RunView, concept: str, row: int
+) -> measures.FlippedCase | measures.ScoredImage | None:
+    """Return what the suppression does to one image; None where it was not measured on it."""
     flipped = next((c for c in cases(view, concept) if c["row"] == row), None)
-    return flipped or next((r for r in _test_images(view, concept) if r["row"] == row), None)
+    return flipped or next((r for r in _images(view, concept) if r["row"] == row), None)
+
+
+CAUSES = {
+    "edit": "by the edit",
+    "threshold": "by the moved threshold",
+    "both": "by the edit and the moved threshold",
+}
 
 
 def case_lines(
-    view: RunView, concept: str, case: measures.FlippedCase | measures.TestImage
+    view: RunView, concept: str, case: measures.FlippedCase | measures.ScoredImage
 ) -> tuple[str, ...]:
-    """Return what is written under the picture of a test image."""
-    causes = {"edit": ", by the edit", "threshold": ", by the moved threshold"}
-    cause = str(case.get("cause"))
-    change = f"p {case['p_before']:.3f} → {case['p_after']:.3f}{causes.get(cause, '')}"
+    """Return what is written under the picture of an image."""
+    cause = CAUSES.get(case["cause"])
+    change = f"p {case['p_before']:.3f} → {case['p_after']:.3f}{f', {cause}' if cause else ''}"
     target = measured(view, concept)["target"]
-    kind = case.get("kind", f"{case['top1_before']}, unchanged")
+    decided = target if case["positive_before"] else f"not {target}"
+    kind = case.get("kind", f"{decided}, unchanged")
     return kind, change, group_words(case["group4"], concept, target)
 
 
@@ -276,26 +267,27 @@ def recipe_latents(view: RunView, concept: str) -> list[tuple[str, int]]:
         recipe = load_recipe(view.run, concept)
     except DermauditError:
         return []
+    if recipe.body["source"] == "concept_latent":
+        return []  # no latent of the run's SAE, so it has no page
     return [(recipe.site, latent) for latent in recipe.latents]
 
 
 def flips(view: RunView, concept: str) -> Exhibit:
     """Return the number of flipped images, by what changed and why."""
-    target = measured(view, concept).get("target", "target")
+    target = measured(view, concept)["target"]
     flipped = cases(view, concept)
     counted = [
         (
             kind,
-            sum(c["kind"] == kind and c["cause"] == "edit" for c in flipped),
-            sum(c["kind"] == kind and c["cause"] == "threshold" for c in flipped),
+            *(sum(c["kind"] == kind and c["cause"] == cause for c in flipped) for cause in CAUSES),
         )
         for kind in dict.fromkeys(c["kind"] for c in flipped)
     ]
     by_threshold = sum(c["cause"] == "threshold" for c in flipped)
     return Exhibit(
         "Images whose decision changes",
-        f"{len(flipped)} of {len(view.suppressed_rows(concept))} test images change their decision, "
-        f"{by_threshold} of them only because the threshold moved. First those in which a true "
-        f"{target} is no longer called: look at each of them.",
-        Table(("what changed", "by the edit", "by the moved threshold"), counted),
+        f"{len(flipped)} of {len(view.suppressed_rows(concept))} images change their decision at the "
+        f"prevalence-matched threshold, {by_threshold} of them only because the threshold moved. First "
+        f"those in which a true {target} is no longer called: look at each of them.",
+        Table(("what changed", *CAUSES.values()), counted),
     )

@@ -29,10 +29,13 @@ def _show(run: RunView) -> None:
                 "Suppressed latents", lambda: suppression.latents(run, concept), run, concept
             )
         return
+    found = suppression.measured(run, concept)
+    if found["refused"]:
+        (st.warning if found["accepted_limits"] else st.error)(suppression.decision(run, concept))
     _one_image(run, concept)
     for title, make in (
-        ("Accuracy of each group before and after", suppression.groups),
-        ("Sensitivity and specificity", suppression.thresholds),
+        ("The effect at its three operating points", suppression.effect),
+        ("Sensitivity and specificity of each group", suppression.groups),
     ):
         display.exhibit(title, lambda make=make: make(run, concept), run, concept, open_table=True)
     left, right = display.halves("recipe")
@@ -41,10 +44,16 @@ def _show(run: RunView) -> None:
             "Compared with random latents", lambda: suppression.null(run, concept), run, concept
         )
     with right:
+        if run.has_recipe(concept):
+            display.exhibit(
+                "Suppressed latents", lambda: suppression.latents(run, concept), run, concept
+            )
         display.exhibit(
-            "Suppressed latents", lambda: suppression.latents(run, concept), run, concept
+            f"{concept} drawn onto images",
+            lambda: suppression.insertion(run, concept),
+            run,
+            concept,
         )
-    display.exhibit("Benefit and cost", lambda: suppression.cost(run, concept), run, concept)
     display.exhibit(
         "Images whose decision changes", lambda: suppression.flips(run, concept), run, concept
     )

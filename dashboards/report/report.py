@@ -254,16 +254,15 @@ class _Sections:
             if view.has_recipe(concept):
                 return [first, part("Suppressed latents", suppression.latents)]
             return [first]
-        beside = [
-            part("Compared with random latents", suppression.null, _NARROW),
-            part("Suppressed latents", suppression.latents),
-        ]
+        beside = [part("Compared with random latents", suppression.null, _NARROW)]
+        if view.has_recipe(concept):
+            beside.append(part("Suppressed latents", suppression.latents))
         return [
             first,
-            part("Accuracy of each group before and after", suppression.groups),
-            part("Sensitivity and specificity", suppression.thresholds),
+            part("The effect at its three operating points", suppression.effect),
+            part("Sensitivity and specificity of each group", suppression.groups),
             Part(level=4, parts=beside),
-            part("Benefit and cost", suppression.cost),
+            part(f"{concept} drawn onto images", suppression.insertion),
             self._flips(concept),
         ]
 

@@ -12,17 +12,26 @@ from dermaudit.console import say, table
 
 SUPPRESSION_KEYS = (
     "site",
+    "method",
     "latents",
-    "worst_group_before",
-    "worst_group_after",
+    "cross_group_auroc_before",
+    "cross_group_auroc_after",
+    "oracle",
+    "gap_closed",
     "ci",
     "clean_auroc_delta",
+    "clean_auroc_ci",
+    "worst_group_before",
+    "worst_group_fixed",
+    "worst_group_prevalence",
+    "flips",
+    "identity_share",
     "insertion_residual",
-    "random_sets",
-    "random_sets_beaten",
+    "random_beaten",
+    "refused",
     "n",
 )
-REASON_KEYS = ("reason", "clean_auroc_delta_reason", "insertion_residual_reason")
+REASON_KEYS = ("reason", "insertion_residual_reason")
 SAE_KEYS = ("d_in", "d_sae", "l0", "fvu", "dead")
 
 
@@ -61,6 +70,12 @@ def bottleneck_summary(compared: Mapping[str, Any], target: str) -> dict[str, An
 def suppression_summary(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `--json` has of one suppression."""
     row = {key: figures.get(key) for key in SUPPRESSION_KEYS}
+    # The names that earlier versions had for three of the figures.
+    row |= {
+        "worst_group_after": row["worst_group_prevalence"],
+        "random_sets": len(figures["random_changes"]) if "random_changes" in figures else None,
+        "random_sets_beaten": row["random_beaten"],
+    }
     return row | {key: figures[key] for key in REASON_KEYS if figures.get(key)}
 
 
@@ -118,8 +133,9 @@ FOUND_HEADER = (
     "artifact",
     "AUPRC",
     "lift share",
+    "cross-group AUROC",
     "worst group",
-    "random sets beaten",
+    "random beaten",
     "insertion left",
     "",
 )
@@ -134,18 +150,21 @@ def found_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = []
     for name, figures in result["suppression"].items():
         found = result["concepts"].get(name, {})
-        before, after = figures["worst_group_before"], figures["worst_group_after"]
+        before, after = (figures[f"cross_group_auroc_{when}"] for when in ("before", "after"))
         measured = before is not None
-        beaten = f"{figures['random_sets_beaten']}/{figures['random_sets']}"
+        worst = [figures[f"worst_group_{at}"] for at in ("before", "fixed", "prevalence")]
+        beaten = f"{figures['random_beaten']}/{figures['random_sets']}"
+        refused = "; ".join(figures["refused"] or [])
         rows.append(
             (
                 name,
                 number(found.get("auprc")),
                 number(found.get("lift_share")),
                 f"{before:.2f} → {after:.2f}" if measured else "not measured",
+                " → ".join(map(number, worst)) if measured else "",
                 beaten if measured else "",
                 number(figures["insertion_residual"]),
-                (figures.get("reason") or "")[:70],
+                (figures.get("reason") or (f"refused: {refused}" if refused else ""))[:70],
             )
         )
     return rows

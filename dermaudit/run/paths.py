@@ -123,7 +123,7 @@ class RunFiles:
         return self.root / "suppression" / f"{concept}.json"
 
     def suppressed_images(self, concept: str) -> Path:
-        """A row for each test image, before and after suppression."""
+        """A row for each image that the figures of a suppression are of, before and after."""
         return self.root / "suppression" / f"{concept}.parquet"
 
     def suppression_reason(self, concept: str) -> Path:

@@ -26,6 +26,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from dermaudit.errors import EvidenceError, UserInputError
+from dermaudit.stats.folds import group_folds
 from dermaudit.stats.intervals import auroc, auroc_interval
 
 from ..inference.model import ThresholdSAE
@@ -198,8 +199,6 @@ def out_of_fold_scores(
     u: Float[np.ndarray, "n d"], present: np.ndarray, groups: np.ndarray, *, seed: int = 0
 ) -> Float[np.ndarray, " n"]:
     """Return the score (n,) of each row by an encoder that saw no row of its group."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
     folds = min(FOLDS, *(len(set(groups[present == kind])) for kind in (0, 1)))
     if folds < 2:
         raise EvidenceError(
@@ -208,9 +207,7 @@ def out_of_fold_scores(
             {"groups": int(folds)},
         )
     score = np.full(len(u), np.nan)
-    for fit, held in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
-        u, present, groups
-    ):
+    for fit, held in group_folds(present, groups, folds, seed):
         weight, intercept = fit_encoder(u[fit], present[fit])
         score[held] = u[held] @ weight + intercept
     return score

@@ -108,7 +108,7 @@ def test_a_concept_that_nothing_supports_exits_3_with_scores(cli, demo, tmp_path
     assert not out.exists()
     error = done.json()["error"]
     assert error["code"] == "no_evidence"
-    assert f"no latent of visual.pooled is named '{bare[0]}'" in error["message"]
+    assert f"the concept {bare[0]} has no labels in this run" in error["message"]
 
 
 def test_a_tampered_recipe_is_refused(cli, demo, concept, tmp_path):

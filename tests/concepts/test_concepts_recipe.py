@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from concept_world import POOLED, RULER, basis_sae, open_data, world, write_run
+from concept_world import POOLED, RULER, SIGNAL, basis, basis_sae, world, write_run
 
+from dermaudit.concepts.heads import fit_heads
 from dermaudit.concepts.results import rounded
-from dermaudit.concepts.suppression.make_recipe import make_recipe
+from dermaudit.concepts.suppression.combined import make_suppressor
 from dermaudit.concepts.suppression.options import RecipeOptions
 from dermaudit.concepts.suppression.recipe import SuppressionRecipe
 from dermaudit.concepts.suppression.stage import recipe_run
 from dermaudit.concepts.suppression.suppressed_model import load_recipe
-from dermaudit.concepts.suppression.trap import make_trap
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
-from dermaudit.files import sha256_json
+from dermaudit.files import sha256_json, write_json
+from dermaudit.heads import LinearHead
+from dermaudit.run.directory import open_run
+from dermaudit.sae.concept_latents.latent import ConceptLatent
 
 WORDS = Vocabulary.load()
 
 
 @pytest.fixture(scope="module")
 def w():
-    return world(4000, seed=1)
+    return world(2000, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +50,93 @@ def path(run, tmp_path):
 
 
 def test_recipe_names_what_it_does_and_how_well(run):
-    body = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json")).body
-    assert body["latents"][0]["latent"] == RULER
-    assert body["sae"]["site"] == POOLED and body["model"]["fingerprint"] == "f" * 64
+    recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
+    body = recipe.body
+    assert body["source"] == "concept_latent" and body["sae"] is None
+    assert recipe.latent_names == ["ruler"] and body["latents"][0]["why"]["auroc"] > 0.99
+    assert body["site"] == POOLED and body["model"]["fingerprint"] == "f" * 64
     effects = body["effects"]
-    assert effects["worst_group_after"] - effects["worst_group_before"] >= 0.1
-    assert effects["random_sets_beaten"] == 20
+    assert effects["ci"][0] > 0 and effects["gap_closed"] > 0.7
+    assert effects["random_beaten"] == 100 and effects["refused"] == []
     assert effects["insertion_residual"] is None and effects["insertion_residual_reason"]
-    assert any("insertion_residual" in limit for limit in body["limits"])
-    assert "random_lifts" not in effects
+    assert any("no drawn artifact" in limit for limit in body["limits"])
+    assert "random_changes" not in effects
 
 
 def test_figures_and_rows_agree(run, w):
     figures = json.loads(run.file("suppression", "ruler.json").read_text())
     rows = pq.read_table(run.file("suppression", "ruler.parquet")).to_pylist()
-    assert len(rows) == figures["n_test"]
-    for group, accuracy in figures["groups_after"].items():
-        mine = [r for r in rows if r["group4"] == group]
-        assert len(mine) == figures["n"][group]
-        right = np.mean([(r["top1_after"] == "mel") == (group[2] == "1") for r in mine])
-        assert accuracy == pytest.approx(right, abs=1e-6)
-    assert all((w.splits[r["row"]]) == "test" for r in rows)
+    assert len(rows) == figures["n_scored"] == sum(figures["n"].values())
+    for decision, key in (
+        ("positive_before", "before"),
+        ("positive_fixed", "fixed"),
+        ("positive_matched", "prevalence"),
+    ):
+        for kind, name in (("y=1", "sensitivity"), ("y=0", "specificity")):
+            for artifact in (0, 1):
+                mine = [r for r in rows if r["group4"] == f"{kind} a={artifact}"]
+                right = np.mean([r[decision] == (kind == "y=1") for r in mine])
+                assert figures[f"{name}_{key}"][artifact] == pytest.approx(right, abs=1e-6)
+    assert all(w.splits[r["row"]] != "train" for r in rows)
     silent = [r for r in rows if not r["fired"]]
     assert silent and all(r["p_before"] == r["p_after"] for r in silent)
-    z = basis_sae().encode(torch.from_numpy(w.x))[:, figures["latents"]]
-    assert figures["identity_rows"] == int((~(z > 0).any(1)).sum())
+    assert len(silent) / len(rows) == pytest.approx(figures["identity_share"], abs=1e-6)
+    causes = [r["cause"] for r in rows]
+    assert {k: causes.count(k) for k in ("edit", "threshold", "both")} == figures["flips"]
+    assert [r["flipped"] for r in rows] == [bool(cause) for cause in causes]
+
+
+def test_the_recipe_holds_the_latent_that_was_fitted_on_train_and_val(run, w):
+    """By the public function for one latent, from the same rows."""
+    recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
+    rows = np.flatnonzero((w.splits != "test") & (w.y == 0))
+    present, absent = rows[w.a[rows] == 1], rows[w.a[rows] == 0]
+    latent = ConceptLatent.fit(
+        w.x[present],
+        w.x[absent],
+        groups_with=w.groups[present],
+        groups_without=w.groups[absent],
+    )
+    x = torch.from_numpy(w.x)
+    mine, made = latent.as_sae().encode(x), recipe.sae().encode(x)
+    assert torch.equal(mine > 0, made > 0)
+    torch.testing.assert_close(mine, made)
+
+
+def test_a_recipe_needs_no_run(run, w, tmp_path):
+    """The module of the file alone does what the module of the run does."""
+    copy = tmp_path / "ruler.recipe.json"
+    copy.write_bytes(run.file("recipes", "ruler.recipe.json").read_bytes())
+    module = make_suppressor([SuppressionRecipe.load(copy)]).module
+    by_run = make_suppressor([load_recipe(run, "ruler")], run).module
+    x = torch.from_numpy(w.x)
+    assert torch.equal(module.apply_to(x).x, by_run.apply_to(x).x)
+    fired = module.apply_to(x).fired
+    assert 0.2 < fired.float().mean() < 0.8
+    assert torch.equal(module.apply_to(x).x[~fired], x[~fired])
+
+
+def test_the_stored_intercept_keeps_the_share_of_the_target(w, tmp_path):
+    run = write_run(tmp_path / "r", w)
+    fit_heads(run)
+    recipe_run(run, "ruler", None, WORDS)
+    recipe = load_recipe(run, "ruler")
+    stored = recipe.body["intercept"]
+    assert stored is not None and stored["head"] == "label"
+    head = LinearHead.load(run.files.head())
+    rows = w.x[w.splits != "test"]
+    after = make_suppressor([recipe], run).module.apply_to(torch.from_numpy(rows)).x.numpy()
+    logits = head.logits(after) + np.array([stored["value"], 0])  # of mel, nv
+    assert (logits.argmax(1) == 0).sum() == (head.logits(rows).argmax(1) == 0).sum()
+    assert stored["n"] == len(rows)
+
+
+@pytest.mark.parametrize("damage", ["encoder", "decoder", "d"])
+def test_weights_that_do_not_fit_together_are_refused(path, damage):
+    body = SuppressionRecipe.load(path).body
+    weights = {**body["weights"], damage: 7 if damage == "d" else "AAAA"}
+    with pytest.raises(ForeignArtifactError, match="weights of the recipe do not fit together"):
+        SuppressionRecipe({**body, "weights": weights}).sae()
 
 
 def test_hash_is_that_of_the_body(run):
@@ -88,7 +155,8 @@ def test_recipe_save_load_equal(run, path, tmp_path):
     "spoil",
     [
         lambda body: body["latents"].append({"latent": 3, "why": {}}),
-        lambda body: body["effects"].update(worst_group_after=0.99),
+        lambda body: body["effects"].update(cross_group_auroc_after=0.99),
+        lambda body: body["weights"].update(bias="AAAAAA=="),
         lambda body: body["operation"].update(mode="clamp"),
     ],
 )
@@ -111,17 +179,20 @@ def test_foreign_files_refused(path):
     path.write_text("[]")
     with pytest.raises(ForeignArtifactError, match="not a recipe"):
         SuppressionRecipe.load(path)
-    path.write_text('{"format_version": 2, "body": {}}')
-    with pytest.raises(ForeignArtifactError):
+    path.write_text('{"format_version": 1, "body": {}}')
+    with pytest.raises(ForeignArtifactError, match="recipe of format 1"):
         SuppressionRecipe.load(path)
     path.write_text("{")
     with pytest.raises(UserInputError, match="not valid JSON"):
         SuppressionRecipe.load(path)
 
 
-def test_other_sae_or_model_refused(run, w, path, tmp_path):
-    recipe = SuppressionRecipe.load(path)
-    recipe.check(run, path)
+def test_other_sae_or_model_refused(w, tmp_path):
+    run = write_run(tmp_path / "run", w)
+    recipe_run(run, "ruler", None, WORDS, RecipeOptions(method="sae"))
+    path = run.file("recipes", "ruler.recipe.json")
+    recipe = load_recipe(run, "ruler")
+    assert recipe.latents[0] == RULER and recipe.body["source"] == "sae"
     other = write_run(tmp_path / "other", world(100), basis_sae(threshold=0.11))
     with pytest.raises(StaleArtifactError, match="another SAE at visual.pooled"):
         recipe.check(other, path)
@@ -143,7 +214,9 @@ def test_same_data_same_bytes(run, w, tmp_path):
 
 def test_body_no_path_and_no_time(run):
     text = run.file("recipes", "ruler.recipe.json").read_text()
-    assert str(run.path) not in text and "/" not in text.replace("\\/", "")
+    assert str(run.path) not in text
+    body = json.loads(text)["body"]
+    assert "/" not in json.dumps({**body, "weights": None}), "base64 may hold a slash, nothing else"
 
 
 def test_done_is_not_done_again(run):
@@ -153,80 +226,131 @@ def test_done_is_not_done_again(run):
 
 
 def test_no_evidence_refused_with_numbers_or_reported(w, tmp_path):
-    few = world(300, seed=2)
+    few = world(60, seed=2)
     run = write_run(tmp_path / "few", few)
-    with pytest.raises(EvidenceError, match="ruler: n too small for worst groups") as refused:
+    with pytest.raises(EvidenceError, match="ruler: n too small to cross-fit") as refused:
         recipe_run(run, "ruler", None, WORDS)
     assert min(refused.value.numbers.values()) < 30
-    said = recipe_run(run, "ruler", None, WORDS, RecipeOptions(refuse=False))
-    assert "n too small" in said["reason"]
+    found = recipe_run(run, "ruler", None, WORDS, RecipeOptions(refuse=False))
+    assert "n too small" in found["reason"]
     assert not run.file("recipes", "ruler.recipe.json").exists()
     assert json.loads(run.file("suppression", "ruler.reason.json").read_text())["numbers"]
 
 
+def test_a_suppression_that_harms_is_refused_and_its_figures_stay(main, tmp_path, monkeypatch):
+    """Where the artifact is the sign of the target itself, taking it away costs images without it."""
+    tower = SimpleNamespace(fingerprint="f" * 64)
+    monkeypatch.setattr("dermaudit.concepts.suppression.stage.tower_of", lambda *_: None)
+    monkeypatch.setattr("dermaudit.concepts.inputs.tower_of", lambda *_: tower)
+    w = world(1500, seed=3)
+    sign = w.x @ basis()[SIGNAL]
+    run = write_run(tmp_path / "r", w, **{"artifact:sign": (sign > np.median(sign)).astype(float)})
+    done = main("recipe", "make", "--concept", "sign", "--run", run.path, "--json")
+    assert done.rc == 3, done.stderr
+    error = done.json()["error"]
+    assert "images without the artifact may lose" in error["message"]
+    assert "--accept-limits" in error["hint"] and error["numbers"]["clean_auroc_ci"][0] < -0.03
+    assert not run.file("recipes", "sign.recipe.json").exists()
+    figures = json.loads(run.file("suppression", "sign.json").read_text())
+    assert figures["refused"] and run.files.suppressed_images("sign").is_file()
+    run = open_run(run.path)
+    run.require("recipe:sign")
+    again = main("suppress", "--concept", "sign", "--run", run.path, "--dry-run", "--json")
+    assert again.rc == 3 and "images without the artifact may lose" in again.stdout
+    # With a reason it is written, and says why wherever it is used.
+    flags = ("--accept-limits", "for a figure of a talk", "--json")
+    made = main("recipe", "make", "--concept", "sign", "--run", run.path, *flags)
+    assert made.rc == 0, made.stderr
+    shown = main("recipe", "show", "sign", "--run", run.path)
+    assert "WRITTEN AGAINST THE EVIDENCE, because: for a figure of a talk" in shown.stderr
+    body = load_recipe(open_run(run.path), "sign").body
+    assert body["accepted_limits"] == "for a figure of a talk" and body["limits"]
+
+
 @pytest.mark.parametrize(("mode", "level"), [("clamp", None), ("reactive", None), ("scale", 0.25)])
-def test_mode_chosen_measured_and_kept_in_the_recipe(run, w, tmp_path, mode, level):
-    import shutil
-
-    from dermaudit.heads import fit_probe, probe_score
-    from dermaudit.run.directory import open_run
-
-    shutil.copytree(run.path, tmp_path / "r")
-    copy = open_run(tmp_path / "r")
-    figures = recipe_run(copy, "ruler", None, WORDS, RecipeOptions(mode=mode, level=level))
+def test_mode_is_measured_and_kept_in_the_recipe(run, w, tmp_path, mode, level):
+    copied = tmp_path / "r"
+    shutil.copytree(run.path, copied)
+    copy = open_run(copied)
+    options = RecipeOptions(mode=mode, level=level, method="sae")
+    figures = recipe_run(copy, "ruler", None, WORDS, options)
     recipe = load_recipe(copy, "ruler")
     operation, S = recipe.body["operation"], recipe.latents
     assert operation["mode"] == mode and RULER in S
-    z = basis_sae().encode(torch.from_numpy(w.x)).numpy()[:, S]
-    free = z[(w.splits == "train") & (w.a == 0)]
+    free = basis_sae().encode(torch.from_numpy(w.x)).numpy()[(w.splits != "test") & (w.a == 0)]
+    free = free[:, S]
     if mode == "scale":
         assert operation["level"] == [0.25] * len(S) and "level_from" not in operation
-        change = -0.75 * z
     else:
-        assert operation["level_from"] == f"{len(free)} train images without ruler"
+        text = f"{len(free)} train and val images without the concept"
+        assert operation["level_from"] == text
     if mode == "clamp":
-        level = np.quantile(free, 0.95, axis=0)
-        assert operation["level"] == pytest.approx(level, abs=1e-6)
-        change = np.minimum(level - z, 0)
+        assert operation["level"] == pytest.approx(np.quantile(free, 0.95, axis=0), abs=1e-6)
     if mode == "reactive":
         gate = np.quantile(free.sum(1).astype(float), 0.95)
         assert operation["gate_level"] == pytest.approx(gate, abs=1e-6)
-        change = np.where(z.sum(1, keepdims=True) > gate, -z, 0)
-    # The figures are those of this mode: the rows by hand, through the same head.
-    after = w.x + change @ basis_sae().W_dec[S].numpy()
-    after /= np.linalg.norm(after, axis=1, keepdims=True)
-    rows = pq.read_table(copy.file("suppression", "ruler.parquet")).to_pylist()
-    changed = (change != 0).any(1)
-    assert [r["fired"] for r in rows] == [bool(changed[r["row"]]) for r in rows]
-    trap = make_trap(w.y, w.a, w.splits, groups=w.groups)
-    head = fit_probe(w.x[trap.fit], w.y[trap.fit], w.groups[trap.fit])
-    score = probe_score(head, after.astype(np.float32))
-    p = np.array([r["p_after"] for r in rows if r["fired"]])
-    picked = [r["row"] for r in rows if r["fired"]]
-    np.testing.assert_allclose(p, 1 / (1 + np.exp(-score[picked])), atol=1e-4)
-    assert figures["worst_group_after"] > figures["worst_group_before"]
-    # The default is still what it was: its stage is not named anew.
-    assert (
-        copy.meta["stages"]["recipe:ruler"]["inputs"]
-        != run.meta["stages"]["recipe:ruler"]["inputs"]
-    )
+    assert figures["cross_group_auroc_after"] > figures["cross_group_auroc_before"]
+    if mode != "scale":
+        return
+    # The figures are those of this mode: they differ from those of subtracting.
+    subtracted = recipe_run(copy, "ruler", None, WORDS, RecipeOptions(method="sae"))
+    assert subtracted["cross_group_auroc_after"] != figures["cross_group_auroc_after"]
 
 
 def test_mode_reactive_without_artifact_free_images_is_refused(tmp_path):
     few = world(200, seed=2)
     run = write_run(tmp_path / "r", few, **{"artifact:ruler": np.ones(200)})
-    with pytest.raises(
-        EvidenceError, match="ruler: 0 train images are labelled as without it"
-    ) as no:
+    with pytest.raises(EvidenceError, match="n too small to cross-fit: 0 images with y=0 a=0"):
         recipe_run(run, "ruler", None, WORDS, RecipeOptions(mode="reactive"))
-    assert no.value.numbers == {"n": 0, "needed": 30}
 
 
-def test_without_labels_and_names_names_what_to_run(w, tmp_path):
-    small = world(200)
-    run = write_run(tmp_path / "bare", small, label=[None] * 200)
-    with pytest.raises(UserInputError, match="has no name stage yet"):
-        make_recipe(open_data(run), "ruler", WORDS)
+def test_without_labels_nothing_can_be_measured(tmp_path):
+    run = write_run(tmp_path / "bare", world(200), label=[None] * 200)
+    with pytest.raises(EvidenceError, match="the target mel has no labels in this run"):
+        recipe_run(run, "ruler", None, WORDS)
+    # A recipe against the evidence says so wherever it is shown.
+    reason = "a try on images without labels"
+    figures = recipe_run(run, "ruler", None, WORDS, RecipeOptions(accept_limits=reason))
+    recipe = load_recipe(run, "ruler")
+    assert recipe.body["accepted_limits"] == reason and recipe.body["limits"] == figures["refused"]
+    assert "has no labels" in recipe.body["limits"][0]
+
+
+def test_accept_limits_needs_a_reason():
+    with pytest.raises(UserInputError, match="--accept-limits has no reason"):
+        RecipeOptions(accept_limits=" ")
+
+
+def test_a_concept_that_was_taught_with_other_images_is_used_as_it_is(w, tmp_path):
+    """Its images are not scored, and its latent is not fitted again."""
+    other = world(600, seed=9)
+    present, absent = (other.x[(other.y == 0) & (other.a == kind)] for kind in (1, 0))
+    latent = ConceptLatent.fit(present, absent)
+    hashes = [f"{i:064x}" for i in range(w.n)]
+    run = write_run(tmp_path / "r", w, sha256=hashes)
+    folder = run.files.concept_latent("ruler")
+    files = latent.as_sae({"hook_name": POOLED}).save(folder)
+    shared = [{"image": "0.png", "sha256": hashes[i], "present": 1} for i in range(w.n)[2:40:2]]
+    write_json(
+        folder / "provenance.json",
+        {"source": "two folders", "images": shared, "figures": vars(latent.figures)},
+    )
+    run.record(
+        "teach:ruler",
+        {},
+        [*files, folder / "provenance.json"],
+        upstream=["images", "embed"],
+        summary={"flags": ""},
+    )
+    figures = recipe_run(run, "ruler", None, WORDS)
+    recipe = load_recipe(run, "ruler")
+    x = torch.from_numpy(w.x)
+    torch.testing.assert_close(recipe.sae().encode(x), latent.as_sae().encode(x))
+    taught = {int(entry["sha256"], 16) for entry in shared}
+    scored = {r["row"] for r in pq.read_table(run.files.suppressed_images("ruler")).to_pylist()}
+    assert not taught & scored
+    assert len(scored) == figures["n_scored"]
+    assert figures["ci"][0] > 0 and figures["random_beaten"] >= 95
 
 
 def test_rounded():

@@ -12,14 +12,11 @@ from concept_world import POOLED, tiny_tower, write_run
 
 from dermaudit.concepts.heads import fit_heads
 from dermaudit.concepts.inputs import known_concept
+from dermaudit.concepts.suppression.combined import make_suppressor
 from dermaudit.concepts.suppression.predictions import SuppressOptions, suppress_images
-from dermaudit.concepts.suppression.recipe import SuppressionRecipe, sae_hash
-from dermaudit.concepts.suppression.suppressed_model import (
-    build,
-    make_suppressor,
-    pick_head,
-    pick_target,
-)
+from dermaudit.concepts.suppression.recipe import SuppressionRecipe, sae_facts
+from dermaudit.concepts.suppression.suppressed_model import build, pick_head, pick_target
+from dermaudit.concepts.suppression.weights import packed
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.heads import LinearHead
@@ -92,11 +89,16 @@ def run(tower, embedded, tmp_path_factory):
             "concept": "ruler",
             "target": "mel",
             "model": {"name": tower.name, "fingerprint": tower.fingerprint},
-            "sae": {"site": POOLED, "weights_sha256": sae_hash(run, POOLED), "d_sae": H},
+            "site": POOLED,
+            "source": "sae",
+            "sae": sae_facts(run, POOLED),
             "latents": [{"latent": j, "why": {}} for j in S],
+            "weights": packed(sae, S),
             "operation": {"mode": "subtract", "renormalise": True, "error_term": "kept"},
+            "intercept": None,
             "effects": {},
             "limits": [],
+            "accepted_limits": None,
             "parent": None,
         }
     ).save(run.file("recipes", "ruler.recipe.json"))
@@ -153,7 +155,7 @@ def test_attribution_maps_explain_the_logit_before_and_after_suppression(run, to
 
 
 def test_delta_logit_sums_to_the_change_without_renormalising(run, tower, embedded):
-    model = build(run, SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json")), tower)
+    model = build(run, [SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))], tower)
     model.suppressor.renormalise = False
     p = model.predict_rows(embedded)
     after = model.suppressor.apply_to(torch.from_numpy(embedded)).x.numpy()
@@ -169,9 +171,11 @@ def test_delta_logit_sums_to_the_change_without_renormalising(run, tower, embedd
 
 def test_delta_logit_one_latent_is_the_whole_change(run, tower, embedded):
     recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
-    model = build(
-        run, SuppressionRecipe({**recipe.body, "latents": recipe.body["latents"][:1]}), tower
-    )
+    one = {
+        "latents": recipe.body["latents"][:1],
+        "weights": packed(load_sae(run.files.sae(POOLED)), S[:1]),
+    }
+    model = build(run, [SuppressionRecipe({**recipe.body, **one})], tower)
     p = model.predict_rows(embedded)
     after = model.suppressor.apply_to(torch.from_numpy(embedded)).x.numpy()
     change = (model.head.logits(after) - model.head.logits(embedded))[:, p.classes.index("mel")]
@@ -210,16 +214,16 @@ def test_another_model_or_no_recipe_refused(run, tower):
 def test_head_and_target_named_or_refused(run, tower):
     recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     with pytest.raises(UserInputError, match="has no head 'skin'") as refused:
-        build(run, recipe, tower, head="skin")
+        build(run, [recipe], tower, head="skin")
     assert "label" in refused.value.hint and "zeroshot" in refused.value.hint
     with pytest.raises(UserInputError, match="has no class 'scc'"):
-        build(run, recipe, tower, target="scc")
+        build(run, [recipe], tower, target="scc")
     assert pick_target(["a", "mel"], None) == "mel" and pick_target(["a", "b"], None) == "b"
 
 
 def test_zero_shot_head(run, tower, embedded):
     recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
-    p = build(run, recipe, tower, head="zeroshot").predict_rows(embedded)
+    p = build(run, [recipe], tower, head="zeroshot").predict_rows(embedded)
     np.testing.assert_allclose(p.p_before.sum(1), 1, atol=1e-5)
     np.testing.assert_array_equal(p.p_before[~p.fired], p.p_after[~p.fired])
 
@@ -246,17 +250,29 @@ def test_csv_documented_columns_and_the_summary_agree(run, tower, tmp_path):
         "image",
         *(f"p:{c}" for c in classes),
         *(f"p_after:{c}" for c in classes),
+        "p_matched:mel",
         "top1_before",
         "top1_after",
+        "top1_matched",
         "flipped",
+        "cause",
         "fired",
         *(f"delta_logit:mel:{j}" for j in S),
     ]
     assert len(rows) == N == summary["n_images"]
     assert sum(int(r["fired"]) for r in rows) == summary["n_fired"]
     assert sum(int(r["flipped"]) for r in rows) == summary["n_flipped"]
+    causes = [r["cause"] for r in rows]
+    assert {k: causes.count(k) for k in summary["flips"]} == summary["flips"]
+    assert summary["latents"] == [str(j) for j in S] and summary["intercept"] != 0
     for r in rows:
         assert (r["flipped"] == "1") == (r["top1_before"] != r["top1_after"])
+        moved = (r["top1_before"] == "mel") != (r["top1_matched"] == "mel")
+        assert (r["cause"] != "") == moved
+        if r["cause"] == "edit":
+            assert (r["top1_before"] == "mel") != (r["top1_after"] == "mel")
+        if r["cause"] == "threshold":
+            assert r["fired"] == "0"
         if r["fired"] == "0":
             assert all(r[f"p:{c}"] == r[f"p_after:{c}"] for c in classes)
 
@@ -271,17 +287,17 @@ def test_dry_run_writes_nothing_and_names_the_same(run, tower, tmp_path):
 @pytest.mark.parametrize("mode", ["mean", "clamp"])
 def test_modes_hold_a_latent_to_what_it_is_without_the_artifact(run, tower, embedded, mode):
     recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
-    model = build(run, recipe, tower, mode=mode)
+    model = build(run, [recipe], tower, mode=mode)
     sae = ThresholdSAE.load(run.file("sae", POOLED))
     import pyarrow.parquet as pq
 
     t = pq.read_table(run.file("images.parquet"))
-    rows = (np.array(t["split"]) == "train") & (np.array(t["artifact:ruler"]) == 0)
+    rows = (np.array(t["split"]) != "test") & (np.array(t["artifact:ruler"]) == 0)
     z = sae.encode(torch.from_numpy(embedded))[:, S].numpy()[rows]
     expected = z.mean(0) if mode == "mean" else np.quantile(z, 0.95, axis=0)
     np.testing.assert_allclose(model.suppressor.level.numpy(), expected, rtol=1e-5)
     assert (expected > 0).any()
-    plain = build(run, recipe, tower).predict_rows(embedded)
+    plain = build(run, [recipe], tower).predict_rows(embedded)
     assert not np.array_equal(model.predict_rows(embedded).p_after, plain.p_after)
     by_module = LatentSuppressor(sae, S, mode=mode, level=torch.from_numpy(expected).float())
     np.testing.assert_allclose(
@@ -292,17 +308,17 @@ def test_modes_hold_a_latent_to_what_it_is_without_the_artifact(run, tower, embe
 
 
 def free_of_ruler(run):
-    """The train rows that are labelled as without a ruler."""
+    """The train and val rows that are labelled as without a ruler."""
     import pyarrow.parquet as pq
 
     t = pq.read_table(run.file("images.parquet"))
-    return (np.array(t["split"]) == "train") & (np.array(t["artifact:ruler"]) == 0)
+    return (np.array(t["split"]) != "test") & (np.array(t["artifact:ruler"]) == 0)
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.0, 1.0])
 def test_scale_by_hand(run, tower, embedded, factor):
     recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
-    p = build(run, recipe, tower, mode="scale", level=factor).predict_rows(embedded)
+    p = build(run, [recipe], tower, mode="scale", level=factor).predict_rows(embedded)
     sae = load_sae(run.file("sae", POOLED))
     z = sae.encode(torch.from_numpy(embedded))[:, S].numpy()
     by_hand = embedded - (1 - factor) * z @ sae.W_dec[S].numpy()
@@ -310,7 +326,7 @@ def test_scale_by_hand(run, tower, embedded, factor):
     after = np.where((z > 0).any(1)[:, None], by_hand, embedded)
     head = LinearHead.load(run.file("heads", "label.safetensors"))
     np.testing.assert_allclose(p.p_after, head.probs(after), atol=1e-4)
-    plain = build(run, recipe, tower).predict_rows(embedded)
+    plain = build(run, [recipe], tower).predict_rows(embedded)
     if factor == 0:
         np.testing.assert_array_equal(p.p_after, plain.p_after)
     if factor == 1:
@@ -319,15 +335,15 @@ def test_scale_by_hand(run, tower, embedded, factor):
 
 
 def test_reactive_by_hand(run, tower, embedded, tmp_path):
-    """Taken off only where the codes of S together are more than in 95 % of the ruler-free train rows."""
+    """Taken off only where the codes of S together are more than in 95 % of the ruler-free train and val rows."""
     recipe = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json"))
     z = load_sae(run.file("sae", POOLED)).encode(torch.from_numpy(embedded))[:, S].numpy()
     score, free = z.sum(1), free_of_ruler(run)
     gate = np.quantile(score[free].astype(np.float64), 0.95)
     over = score > gate
     assert free.sum() >= 30 and gate > 0 and 5 < over.sum() < (z > 0).any(1).sum()
-    p = build(run, recipe, tower, mode="reactive").predict_rows(embedded)
-    plain = build(run, recipe, tower).predict_rows(embedded)
+    p = build(run, [recipe], tower, mode="reactive").predict_rows(embedded)
+    plain = build(run, [recipe], tower).predict_rows(embedded)
     np.testing.assert_array_equal(p.fired, over)
     np.testing.assert_array_equal(p.p_after[~over], p.p_before[~over])
     np.testing.assert_array_equal(p.p_after[over], plain.p_after[over])
@@ -364,7 +380,7 @@ def test_reactive_too_few_artifact_free_images_are_no_evidence(run, tower, embed
     copy = copied(run, tmp_path)
     path = copy.file("images.parquet")
     t, known = pq.read_table(path), np.flatnonzero(free_of_ruler(run))[:29]
-    for kept, n in ((known, 29), ([], 0)):  # what is not labelled is not known to be free
+    for kept, n in ((known, 29), ([], 0)):  # without labels, all images are taken
         values = [1.0 if i < N // 2 else None for i in range(N)]
         for i in kept:
             values[i] = 0.0
@@ -372,16 +388,19 @@ def test_reactive_too_few_artifact_free_images_are_no_evidence(run, tower, embed
         pq.write_table(t.set_column(at, "artifact:ruler", pa.array(values, pa.float64())), path)
         record_again(copy)
         recipe = SuppressionRecipe.load(copy.file("recipes", "ruler.recipe.json"))
-        with pytest.raises(EvidenceError, match=f"ruler: {n} train images are labelled as") as few:
-            build(copy, recipe, tower, mode="reactive")
-        assert few.value.exit_code == 3 and few.value.numbers == {"n": n, "needed": 30}
-    # `mean` and `clamp` then take all train images, as they did.
-    level = build(copy, recipe, tower, mode="mean").suppressor.level
+        if n:
+            with pytest.raises(EvidenceError, match="29 artifact-free rows are too few") as few:
+                build(copy, [recipe], tower, mode="reactive")
+            assert few.value.exit_code == 3 and few.value.numbers == {"n": n, "needed": 30}
+    # `mean` and `clamp` then take all train and val images.
+    level = build(copy, [recipe], tower, mode="mean").suppressor.level
     z = load_sae(run.file("sae", POOLED)).encode(torch.from_numpy(embedded))[:, S]
-    np.testing.assert_allclose(level, z[np.array(t["split"]) == "train"].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(level, z[np.array(t["split"]) != "test"].mean(0), rtol=1e-5)
 
 
 def test_several_recipes_each_with_its_own_level_or_refused(run, tower, embedded):
+    sae = load_sae(run.file("sae", POOLED))
+
     def recipe(concept, latent, **operation):
         body = SuppressionRecipe.load(run.file("recipes", "ruler.recipe.json")).body
         return SuppressionRecipe(
@@ -389,28 +408,34 @@ def test_several_recipes_each_with_its_own_level_or_refused(run, tower, embedded
                 **body,
                 "concept": concept,
                 "latents": [{"latent": latent, "why": {}}],
+                "weights": packed(sae, [latent]),
                 "operation": {"renormalise": True, **operation},
             }
         )
 
-    sae = load_sae(run.file("sae", POOLED))
     two = [
         recipe("ruler", 7, mode="scale", level=[0.5]),
         recipe("ink", 3, mode="scale", level=[0.25]),
     ]
-    module = make_suppressor(run, two, sae)
-    assert module.latents == [3, 7] and module.level.tolist() == [0.25, 0.5]
-    assert make_suppressor(run, two, sae, "scale", 0.75).level.tolist() == [0.75, 0.75]
-    assert make_suppressor(run, two, sae, "subtract").mode == "subtract"
+    both = make_suppressor(two, run)
+    assert both.names == ["7", "3"] and both.module.level.tolist() == [0.5, 0.25]
+    assert make_suppressor(two, run, "scale", 0.75).module.level.tolist() == [0.75, 0.75]
+    assert make_suppressor(two, run, "subtract").module.mode == "subtract"
+    # A latent of two recipes is there once.
+    again = [two[0], recipe("ink", 7, mode="scale", level=[0.5])]
+    assert make_suppressor(again, run).names == ["7"]
+    x = torch.from_numpy(embedded)
+    by_sae = LatentSuppressor(sae, [7, 3], mode="scale", level=torch.tensor([0.5, 0.25]))
+    torch.testing.assert_close(both.module.apply_to(x).x, by_sae.apply_to(x).x)
     mixed = [two[0], recipe("ink", 3, mode="reactive", gate_level=0.5)]
     with pytest.raises(
         UserInputError, match=r"ruler, ink suppress in different modes \(reactive, scale"
     ):
-        make_suppressor(run, mixed, sae)
+        make_suppressor(mixed, run)
     with pytest.raises(UserInputError, match="reactive takes one concept, not ruler, ink"):
-        make_suppressor(run, mixed, sae, "reactive")
+        make_suppressor(mixed, run, "reactive")
     # A recipe's own gate is taken, not measured again.
-    assert float(make_suppressor(run, mixed[1:], sae).gate_level) == 0.5
+    assert float(make_suppressor(mixed[1:], run).module.gate_level) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -477,7 +502,9 @@ def test_suppress_a_concept_refused_before_is_refused_again(tower, embedded, tmp
     run = write_run(tmp_path / "r", w, sae)
     run.meta["model"].update(name=tower.name, fingerprint=tower.fingerprint)
     for _ in range(2):
-        with pytest.raises(EvidenceError, match="ruler: n too small") as refused:
+        with pytest.raises(
+            EvidenceError, match="ruler: images with and without the concept are not"
+        ) as refused:
             table(run, tower, tmp_path)
         assert refused.value.exit_code == 3 and refused.value.numbers
 
@@ -491,7 +518,7 @@ def test_stale_or_altered_head_refused(run, tower, embedded, tmp_path):
     copy = open_run(tmp_path / "r")
     path = copy.file("heads", "label.safetensors")
     copy.record("heads", {}, [path], upstream=["images", "embed"])
-    assert pick_head(copy, tower, None).classes == ["bkl", "mel", "nv"]
+    assert pick_head(copy, tower, None)[0].classes == ["bkl", "mel", "nv"]
     copy.record("embed", {"again": 1}, [copy.file("images.parquet")])
     with pytest.raises(StaleArtifactError, match="heads stage .* is stale: embed was made again"):
         pick_head(copy, tower, "label")
@@ -499,4 +526,4 @@ def test_stale_or_altered_head_refused(run, tower, embedded, tmp_path):
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(StaleArtifactError, match=r"label\.safetensors is missing or was altered"):
         pick_head(copy, tower, None)
-    assert pick_head(copy, tower, "zeroshot").classes
+    assert pick_head(copy, tower, "zeroshot")[0].classes

@@ -7,7 +7,6 @@ import json
 import shutil
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from concept_world import DEAD, POOLED, RULER, D, basis_sae, tiny_tower, world, write_run
@@ -82,7 +81,7 @@ for command in (
     ["annotate", "--run", run],
     ["compare", "--run", run],
     ["heads", "--run", run],
-    ["recipe", "make", "--run", run, "--concept", "sticker"],
+    ["recipe", "make", "--run", run, "--concept", "sticker", "--method", "sae"],
     ["suppress", "--run", run, "--concept", "sticker", "--out", out],
     ["report", "--run", run],
 ):
@@ -132,11 +131,8 @@ def test_recipe_of_a_topk_lifts_and_names_what_it_stands_on(done, tmp_path):
     recipe = SuppressionRecipe.load(path)
     assert recipe.body["sae"]["k"] == K
     effects = recipe.body["effects"]
-    assert effects["worst_group_after"] - effects["worst_group_before"] > 0.1
-    assert effects["random_sets_beaten"] >= 19
-    rows = pq.read_table(run.file("suppression", "sticker.parquet")).to_pylist()
-    codes = Codes(run.file("codes", POOLED)).csr()[:, recipe.latents].toarray()
-    assert [r["fired"] for r in rows] == [bool((codes[r["row"]] > 0).any()) for r in rows]
+    assert effects["ci"][0] > 0 and effects["random_beaten"] >= 95
+    assert recipe.body["weights"] is None, "which latents of a TopK fire depends on all of them"
     # Another k with the same weights is another SAE.
     shutil.copytree(run.path, tmp_path / "other")
     other = open_run(tmp_path / "other")

@@ -82,8 +82,8 @@ def test_default_seed_is_the_runs_and_a_finished_recipe_is_not_made_again(run):
     assert run.file("recipes", "ruler.recipe.json").stat().st_mtime_ns == before
 
 
-def test_artifacts_of_an_audit_are_the_labelled_ones_in_the_order_of_the_vocabulary(run, tmp_path):
-    assert artifacts_of(run, OWN) == ["ruler"]
+def test_artifacts_of_an_audit_are_labelled_or_named_in_the_order_of_the_vocabulary(run, tmp_path):
+    assert artifacts_of(run, OWN) == ["sticker", "ruler"]  # a latent is named sticker
     w = world(200)
     columns = {"artifact:nail": w.a, "artifact:ink": w.a, "concept:veil": w.a}
     labelled = write_run(tmp_path / "labelled", w, **columns)
@@ -101,7 +101,7 @@ def test_artifacts_of_an_unlabelled_run_are_the_named_ones(tmp_path):
 def test_recipe_show_refuses_a_body_that_the_run_did_not_record(main, run):
     path = run.file("recipes", "ruler.recipe.json")
     raw = json.loads(path.read_text())
-    raw["body"]["effects"]["worst_group_after"] = 0.99
+    raw["body"]["effects"]["cross_group_auroc_after"] = 0.99
     raw["body_sha256"] = sha256_json(raw["body"])
     path.write_text(json.dumps(raw))
     done = main("recipe", "show", "ruler", "--run", run.path, "--json")
@@ -119,7 +119,7 @@ def test_concepts_refuses_stale_names(main, run):
 
 
 def test_suppress_refuses_a_run_whose_head_was_removed(run):
-    assert pick_head(run, None, None).classes == ["mel", "nv"]
+    assert pick_head(run, None, None)[0].classes == ["mel", "nv"]
     shutil.rmtree(run.file("heads"))
     with pytest.raises(StaleArtifactError, match=r"label\.safetensors is missing"):
         pick_head(run, None, None)

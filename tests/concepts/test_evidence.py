@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from dermaudit.concepts.evidence.cross_fit import (
@@ -15,11 +16,7 @@ from dermaudit.concepts.evidence.cross_fit import (
     folds,
     oracle_scores,
 )
-from dermaudit.concepts.evidence.edited_head import (
-    ConceptLatentMethod,
-    EditedHead,
-    random_latent_scores,
-)
+from dermaudit.concepts.evidence.edited_head import EditedHead, random_suppressor
 from dermaudit.concepts.evidence.figures import (
     random_control,
     reasons_to_refuse,
@@ -27,11 +24,16 @@ from dermaudit.concepts.evidence.figures import (
 )
 from dermaudit.concepts.evidence.operating_points import (
     count_flips,
+    flip_cause,
     fold_auroc,
     group_rates,
     prevalence_matched_threshold,
 )
+from dermaudit.concepts.suppression.cross_fitted import CrossFittedMethod
+from dermaudit.concepts.suppression.methods.concept_latent import ConceptLatentMethod
 from dermaudit.errors import EvidenceError
+
+CONCEPT_LATENT = CrossFittedMethod(ConceptLatentMethod())
 
 
 def planted(n=900, d=10, seed=0, artifact=2.0, target=1.0, strength=0.9) -> TrapData:
@@ -101,7 +103,9 @@ def test_flips_by_cause():
     fixed = np.array([True, False, True, False, False])
     matched = np.array([True, False, False, True, True])
     changed = np.array([True, True, False, True, False])
-    flips = count_flips(before, fixed, matched, changed)
+    cause = flip_cause(before, fixed, matched, changed)
+    assert cause.tolist() == ["", "edit", "threshold", "both", "threshold"]
+    flips = count_flips(cause)
     assert (flips.edit, flips.threshold, flips.both) == (1, 2, 1)
 
 
@@ -141,7 +145,7 @@ def test_a_method_never_sees_rows_that_are_held_out(data, found):
         name = "watching"
 
         def fit(self, fold):
-            latent = ConceptLatentMethod().fit(fold)
+            latent = CONCEPT_LATENT.fit(fold)
             seen.append(set(data.groups[fold.train]))
             return latent
 
@@ -153,20 +157,15 @@ def test_a_method_never_sees_rows_that_are_held_out(data, found):
 # ---- effect and refusal
 
 
-def effect_of(data, found, method, control=False):
+def effect_of(data, found, method):
     result = cross_fit(method, found)
-    random = None
-    if control:
-        latents = {fold.number: method.latent(fold) for fold in found}
-        random = random_control(
-            found, lambda f, generator: random_latent_scores(f, latents[f.number], generator)
-        )
+    random = random_control(found, result)
     return result, suppression_effect(data, result, oracle_scores(found), random, draws=200)
 
 
 @pytest.fixture(scope="module")
 def concept_latent(data, found):
-    return effect_of(data, found, ConceptLatentMethod(), control=True)
+    return effect_of(data, found, CONCEPT_LATENT)
 
 
 def test_a_concept_latent_closes_the_gap_and_is_not_refused(concept_latent):
@@ -214,27 +213,16 @@ def test_an_edit_that_removes_the_target_is_refused(data, found):
     )
 
 
-def test_a_random_latent_changes_as_many_rows_by_as_much(found):
+def test_a_random_latent_changes_as_many_rows_by_as_much(data, found):
     fold = found[0]
-    latent = ConceptLatentMethod().latent(fold)
-    x = fold.data.x[fold.train]
-    from dermaudit.concepts.evidence.edited_head import codes_of
-
-    made = []
-    import dermaudit.concepts.evidence.edited_head as module
-
-    original = module.latent_edit
-    try:
-        module.latent_edit = lambda control: made.append(control) or original(control)
-        random_latent_scores(fold, latent, np.random.default_rng(0))
-    finally:
-        module.latent_edit = original
-    real, control = codes_of(latent, x), codes_of(made[0], x)
-    assert (control > 0).mean() == pytest.approx((real > 0).mean(), abs=0.01)
-    assert control[control > 0].mean() == pytest.approx(real[real > 0].mean(), rel=0.02)
-
-
-def test_few_labels_are_drawn_from_both_kinds(data, found):
-    latent = ConceptLatentMethod(n_labels=25).latent(found[0])
-    assert latent.figures is not None
-    assert (latent.figures.n_with, latent.figures.n_without) == (25, 25)
+    suppressor = CONCEPT_LATENT.fit(fold).suppressor
+    assert suppressor is not None
+    control = random_suppressor(fold, suppressor, np.random.default_rng(0))
+    x = torch.from_numpy(data.x[fold.train])
+    lengths = []
+    for module in (suppressor, control):
+        z = module.apply_to(x).z
+        lengths.append((z[:, 0] * module.W_dec.norm(dim=1)).numpy())
+    real, random = lengths
+    assert (random > 0).mean() == pytest.approx((real > 0).mean(), abs=0.01)
+    assert random[random > 0].mean() == pytest.approx(real[real > 0].mean(), rel=0.02)

@@ -336,9 +336,9 @@ def test_suppression_page_separates_the_edit_from_the_moved_threshold(
     browser: Any, explorer: str
 ) -> None:
     browser.get(f"{explorer}/suppression?concept=ruler")
-    _wait(browser, "document.body.innerText.includes('the edit and the moved threshold')")
+    _wait(browser, "document.body.innerText.includes('Sensitivity and specificity of each group')")
     body = browser.execute_script("return document.body.innerText")
-    assert "At the unchanged threshold the worst group goes from" in body
+    assert "3 are flipped by the edit, 3 by the moved threshold alone, 2 by both together" in body
     assert "sensitivity" in body and "specificity" in body
 
 

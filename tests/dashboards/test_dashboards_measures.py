@@ -69,94 +69,53 @@ def test_latent_evidence_without_labels_is_refused(unlabelled_run) -> None:
         measures.latent_evidence(RunView.open(unlabelled_run), POOLED, 0)
 
 
-def test_group_accuracy_by_hand() -> None:
-    rows = [
-        {
-            "row": i,
-            "group4": "y=1 a=0",
-            "top1_before": "mel" if i < 10 else "rest",
-            "top1_after": "mel" if i < 25 else "rest",
-            "flipped": 10 <= i < 25,
-            "fired": i >= 10,
-        }
-        for i in range(40)
-    ] + [
-        {
-            "row": 40,
-            "group4": "y=0 a=1",
-            "top1_before": "rest",
-            "top1_after": "mel",
-            "flipped": True,
-            "fired": True,
-        }
-    ]
-    small, large = measures.group_accuracy(rows, np.arange(41).astype(str), "mel")
-    assert (large["group"], large["n"], large["before"], large["after"]) == (
-        "y=1 a=0",
-        40,
-        0.25,
-        0.625,
-    )
-    assert large["flipped"] == 15 and large["fired"] == 30
+def scored(i: int, group: str, before: bool, fixed: bool, matched: bool) -> dict:
+    return {
+        "row": i,
+        "group4": group,
+        "p_before": 0.5,
+        "p_after": 0.1 * i,
+        "positive_before": before,
+        "positive_fixed": fixed,
+        "positive_matched": matched,
+        "flipped": before != matched,
+        "fired": before != fixed,
+    }
+
+
+def test_group_rates_by_hand() -> None:
+    rows = [scored(i, "y=1 a=0", i < 10, i < 5, i < 25) for i in range(40)]
+    rows.append(scored(40, "y=0 a=1", False, False, True))
+    small, large = measures.group_rates(rows, np.arange(41).astype(str))
+    assert (large["group"], large["measure"], large["n"]) == ("y=1 a=0", "sensitivity", 40)
+    assert (large["before"], large["fixed"], large["matched"]) == (0.25, 0.125, 0.625)
+    assert large["flipped"] == 15 and large["fired"] == 5
     assert large["change_ci"][0] < 0.375 < large["change_ci"][1]
     assert small["reason"] == "n too small: 1 images" and small["before_ci"] is None
-    assert (small["before"], small["after"]) == (1.0, 0.0)
+    assert (small["measure"], small["before"], small["matched"]) == ("specificity", 1.0, 0.0)
 
 
 def test_flipped_cases_put_missed_melanoma_first() -> None:
-    def row(i: int, group: str, before: str, after: str) -> dict:
-        return {
-            "row": i,
-            "group4": group,
-            "p_before": 0.5,
-            "p_after": 0.1 * i,
-            "top1_before": before,
-            "top1_after": after,
-            "flipped": before != after,
-        }
-
     rows = [
-        row(1, "y=0 a=0", "rest", "mel"),
-        row(2, "y=1 a=0", "rest", "mel"),
-        row(3, "y=0 a=1", "mel", "rest"),
-        row(4, "y=1 a=1", "mel", "rest"),
-        row(5, "y=1 a=1", "mel", "mel"),
+        scored(1, "y=0 a=0", False, False, True),
+        scored(2, "y=1 a=0", False, True, True),
+        scored(3, "y=0 a=1", True, False, False),
+        scored(4, "y=1 a=1", True, True, False),
+        scored(5, "y=1 a=1", True, True, True),
     ]
     found = measures.flipped_cases(rows, "mel")
     assert [r["row"] for r in found] == [4, 3, 2, 1]
     assert found[0]["kind"] == "mel missed after suppression"
 
 
-def test_effects_of_the_edit_and_of_the_moved_threshold_by_hand() -> None:
-    def row(i: int, group: str, before: float, after: float) -> dict:
-        return {"row": i, "group4": group, "p_before": before, "p_after": after}
-
-    rows = [
-        row(0, "y=1 a=0", 0.6, 0.6),  # found at p = 0.5, also after
-        row(1, "y=1 a=0", 0.4, 0.4),  # found only because the threshold falls to 0.25
-        # A false alarm that the edit removes and the moved threshold brings back.
-        row(2, "y=0 a=1", 0.7, 0.3),
-        row(3, "y=0 a=1", 0.1, 0.1),
-    ]
-    groups = np.arange(4).astype(str)
-    rest, target = measures.threshold_effects(rows, groups, 0.0, float(np.log(0.25 / 0.75)))
-    small = {"n": 2, "before_ci": None, "after_unchanged_ci": None, "after_ci": None}
-    shares = {"before": 0.5, "after_unchanged": 0.5, "after": 1.0}
-    assert target == {"group": "y=1 a=0", "measure": "sensitivity", **shares, **small}
-    shares = {"before": 0.5, "after_unchanged": 1.0, "after": 0.5}
-    assert rest == {"group": "y=0 a=1", "measure": "specificity", **shares, **small}
-
-
 def test_sensitivity_and_specificity_have_intervals_over_groups() -> None:
-    rows = [
-        {"row": i, "group4": "y=1 a=0", "p_before": 0.9 if i < 30 else 0.1, "p_after": 0.9}
-        for i in range(40)
-    ]
-    alone = measures.threshold_effects(rows, np.arange(40).astype(str), 0.0, 0.0)[0]
-    assert alone["before"] == 0.75 and alone["after"] == 1.0
-    assert alone["before_ci"][0] < 0.75 < alone["before_ci"][1] and alone["after_ci"] == (1.0, 1.0)
+    rows = [scored(i, "y=1 a=0", i < 30, True, True) for i in range(40)]
+    alone = measures.group_rates(rows, np.arange(40).astype(str))[0]
+    assert alone["before"] == 0.75 and alone["matched"] == 1.0
+    assert alone["before_ci"][0] < 0.75 < alone["before_ci"][1]
+    assert alone["matched_ci"] == (1.0, 1.0)
     # Ten images of each patient, all right or all wrong: the interval is wider.
-    patients = measures.threshold_effects(rows, (np.arange(40) // 10).astype(str), 0.0, 0.0)[0]
+    patients = measures.group_rates(rows, (np.arange(40) // 10).astype(str))[0]
     assert patients["before_ci"][0] < alone["before_ci"][0]
 
 
@@ -172,21 +131,6 @@ def test_sensitivity_and_specificity_of_the_classifier_by_hand(whole_run) -> Non
     low, high = found["specificity_ci"]
     assert low < found["specificity"] < high
     assert found["sensitivity_ci"] is None  # fewer than 30 test images
-
-
-def test_a_flip_without_a_change_at_the_unchanged_threshold_is_the_thresholds() -> None:
-    def row(i: int, before: float, after: float) -> dict:
-        group = {"row": i, "group4": "y=1 a=0", "flipped": True}
-        return {
-            **group,
-            "p_before": before,
-            "p_after": after,
-            "top1_before": "rest",
-            "top1_after": "mel",
-        }
-
-    cases = measures.flipped_cases([row(0, 0.4, 0.4), row(1, 0.4, 0.6)], "mel", 0.0)
-    assert {case["row"]: case["cause"] for case in cases} == {0: "threshold", 1: "edit"}
 
 
 @pytest.mark.parametrize("kind", ["whole_run", "topk_run"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import dermaudit.dashboards
 from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.dashboards.exhibits import image, latents
 from dermaudit.dashboards.exhibits.run_view import RunView
-from dermaudit.run.directory import Run
+from dermaudit.run.directory import Run, open_run
 
 APP = Path(dermaudit.dashboards.__file__).parent / "app" / "app.py"
 
@@ -162,7 +163,7 @@ def test_image_page(page, whole_run) -> None:
     assert any(
         sorted(t["probability"]) == pytest.approx(sorted(p)) for t in tables if "probability" in t
     )
-    assert "n too small for worst groups: y=1 a=1: 2" in text  # ink: refused
+    assert "n too small to cross-fit: 2 images with y=1 a=1" in text  # ink: refused
 
 
 def test_image_page_shows_one_classifier_and_leads_to_the_other(page, whole_run) -> None:
@@ -197,16 +198,30 @@ def test_suppression_page(page, whole_run) -> None:
     at = page("suppression", whole_run)
     text = shown(at)
     assert at.selectbox[0].value == "ruler"
-    assert "19 of 20 are beaten" in text and "0.584" in text and "n too small" in text
+    assert "98 of them are beaten" in text and "0.784" in text and "n too small" in text
     cases = [r for r in RunView.open(whole_run).suppressed_rows("ruler") if r["flipped"]]
     assert text.count("data:image/webp") == len(cases)
     assert text.index("mel missed after suppression") < text.index("false alarm gone")
 
 
+def test_suppression_page_says_why_there_is_no_recipe(page, own_run) -> None:
+    """Of a refused suppression all figures are shown, but no latents of a recipe."""
+    run = open_run(own_run)
+    path = run.files.effects("ruler")
+    reason = "it beats 12 of 100 random latents (at least 95 are needed)"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "refused": [reason]}))
+    run.files.recipe("ruler").unlink()
+    files = [path, run.files.suppressed_images("ruler")]
+    run.record("recipe:ruler", {}, files, upstream=["images"])
+    at = page("suppression", own_run, concept="ruler")
+    assert [e.value for e in at.error] == [f"No recipe is written: {reason}."]
+    assert "Suppressed latents" not in [h.value for h in at.header] and "0.784" in shown(at)
+
+
 def test_suppression_page_shows_what_was_not_measured(page, whole_run) -> None:
-    assert "n too small for worst groups" in shown(page("suppression", whole_run, concept="ink"))
+    assert "n too small to cross-fit" in shown(page("suppression", whole_run, concept="ink"))
     by_name = page("suppression", whole_run, concept="hair")
-    assert "chosen by name" in shown(by_name)
+    assert "nothing can depend on it; the recipe was written because: a try" in shown(by_name)
     assert "Suppressed latents" in [h.value for h in by_name.header]
 
 

@@ -20,10 +20,6 @@ NOT_IN_THE_TOY_RUN = {
         "architecture", "best_step", "dense", "held_fvu_training", "held_out", "n_not_finite",
         "n_test_rows", "scale", "site", "steps",
     },
-    "suppression/ruler.json": {
-        "insertion_after", "insertion_before", "insertion_n", "n_choose", "n_fit", "test_is",
-        "worst_group_without_trap",
-    },
 }  # fmt: skip
 
 

@@ -25,11 +25,15 @@ IMAGE_ROWS = pa.schema(
     {
         "row": pa.int64(),
         "group4": pa.string(),
-        "p_before": pa.float32(),
-        "p_after": pa.float32(),
-        "top1_before": pa.string(),
-        "top1_after": pa.string(),
+        "fold": pa.int64(),
+        "p_before": pa.float64(),
+        "p_after": pa.float64(),
+        "p_threshold": pa.float64(),
+        "positive_before": pa.bool_(),
+        "positive_fixed": pa.bool_(),
+        "positive_matched": pa.bool_(),
         "flipped": pa.bool_(),
+        "cause": pa.string(),
         "fired": pa.bool_(),
     }
 )
@@ -346,51 +350,63 @@ def _suppression(run: Run) -> None:
     for k, i in enumerate(test):
         # y=0 a=0 gets 40 images, the other cells fewer than 30.
         flipped = k % 8 == 0
-        before = ("mel", "rest")[k % 2] if flipped else ("mel" if truth[i] else "rest")
-        after = {"mel": "rest", "rest": "mel"}[before] if flipped else before
+        before = k % 16 == 0 if flipped else truth[i]
+        cause = ("edit", "threshold", "both")[k // 8 % 3] if flipped else ""
+        matched = before != flipped
         rows.append(
             {
                 "row": i,
                 "group4": f"y={int(truth[i])} a={int(k % 16 == 3)}",
+                "fold": k % 5,
                 "p_before": 0.31 + k / 200,
                 "p_after": 0.22 + k / 300,
-                "top1_before": before,
-                "top1_after": after,
+                "p_threshold": 0.5,
+                "positive_before": before,
+                "positive_fixed": matched if cause == "edit" else before,
+                "positive_matched": matched,
                 "flipped": flipped,
-                "fired": flipped or k % 5 == 0,
+                "cause": cause,
+                "fired": cause in ("edit", "both") or (not flipped and k % 5 == 0),
             }
         )
+    pair = [0.6213, 0.5837]
     figures = {
         "site": POOLED,
+        "method": "sae",
         "latents": [0, 3],
         "target": "mel",
         "strength": 0.9,
-        "clean_is": "test images without ruler",
-        "worst_group_before": 0.4213,
-        "worst_group_after": 0.5837,
-        "worst_group_lift": 0.1624,
-        "ci": [0.0714, 0.2531],
-        "worst_group_before_ci": [0.3312, 0.5114],
-        "worst_group_after_ci": [0.4925, 0.6718],
-        "worst_group_after_fixed_threshold": 0.5519,
-        "threshold_before": 0.0,
-        "threshold_after": -0.5,
-        "groups_before": {},
-        "groups_after": {},
+        "cross_group_auroc_before": 0.4213,
+        "cross_group_auroc_after": 0.7837,
+        "oracle": 0.8106,
+        "gap_closed": 0.9309,
+        "ci": [0.2714, 0.4531],
         "auroc_before": 0.7016,
         "auroc_after": 0.7428,
-        "random_sets": 20,
-        "random_sets_beaten": 19,
-        "random_lifts": [round(-0.05 + 0.012 * i, 4) for i in range(20)],
-        "n": {},
-        "n_test": 64,
-        "worst_group_after_refit": 0.6129,
-        "identity_rows": 51,
-        "clean_n": 44,
-        "clean_n_pos": 13,
         "clean_auroc_delta": -0.0041,
+        "clean_auroc_ci": [-0.0187, 0.0102],
+        "worst_group_before": 0.4213,
+        "worst_group_fixed": 0.4519,
+        "worst_group_prevalence": 0.5837,
+        **{
+            f"{rate}_{when}": pair
+            for rate in ("sensitivity", "specificity")
+            for when in ("before", "fixed", "prevalence")
+        },
+        "flips": {"edit": 3, "threshold": 3, "both": 2},
+        "identity_share": 0.7969,
+        "random_beaten": 98,
+        "random_changes": [round(-0.05 + 0.002 * i, 4) for i in range(100)],
+        "n": {"y=1 a=1": 2},
+        "n_scored": 64,
+        "n_trap": 30,
         "insertion_residual": None,
         "insertion_residual_reason": "drawing ruler moves the prediction by 0.0021 only",
+        "insertion_n": 40,
+        "insertion_before": 0.0021,
+        "insertion_after": 0.0009,
+        "refused": [],
+        "accepted_limits": None,
     }
     _recipe(
         run,
@@ -401,34 +417,19 @@ def _suppression(run: Run) -> None:
         pa.Table.from_pylist(rows, IMAGE_ROWS),
         ["insertion_residual: too small an effect"],
     )
-    by_name = {
+    why = "no image of this run has the label mel: nothing can depend on it"
+    unmeasured = {
         "site": POOLED,
+        "method": "name",
         "latents": [4],
-        "reason": "the concept has no labels here: chosen by name, effect not measured",
+        "reason": why,
+        "refused": [why],
+        "accepted_limits": "a try on images of another clinic",
     }
-    nothing = dict.fromkeys(
-        (
-            "worst_group_before",
-            "worst_group_after",
-            "ci",
-            "clean_auroc_delta",
-            "insertion_residual",
-            "random_sets",
-            "n",
-        )
-    )
-    _recipe(
-        run,
-        "hair",
-        {**nothing, **by_name},
-        SuppressionRecipe,
-        sae_facts(run, POOLED),
-        None,
-        ["effect not measured: by name"],
-    )
+    _recipe(run, "hair", unmeasured, SuppressionRecipe, sae_facts(run, POOLED), None, [why])
     write_json(
         run.file("suppression", "ink.reason.json"),
-        {"reason": "n too small for worst groups: y=1 a=1: 2", "numbers": {"y=1 a=1": 2}},
+        {"reason": "n too small to cross-fit: 2 images with y=1 a=1", "numbers": {"y=1 a=1": 2}},
     )
     run.record("recipe:ink", {}, [run.file("suppression", "ink.reason.json")], upstream=["images"])
 
@@ -442,11 +443,22 @@ def _recipe(
     rows: pa.Table | None,
     limits: list[str],
 ) -> None:
+    from dermaudit.concepts.suppression.weights import packed
+    from dermaudit.sae import ThresholdSAE, load_sae
+
+    sae_of_run = load_sae(run.files.sae(POOLED))
     body = {
         "concept": concept,
         "target": "mel",
         "model": {"name": "toy", "fingerprint": "f" * 64, "preprocess": {}},
+        "site": POOLED,
+        "source": "sae",
         "sae": sae,
+        "weights": packed(sae_of_run, figures["latents"])
+        if isinstance(sae_of_run, ThresholdSAE)
+        else None,
+        "intercept": None,
+        "accepted_limits": figures["accepted_limits"],
         "operation": {"mode": "subtract", "renormalise": True, "error_term": "kept"},
         "latents": [{"latent": j, "why": {"auprc": 0.661}} for j in figures["latents"]],
         "effects": {},

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-from dermaudit.errors import EvidenceError
-from dermaudit.sae.run_data import POOLED
-
-from .registry import ChoiceData, ChosenLatents
+from ...evidence.cross_fit import TrainingRows
+from ..editor import Edit
+from .registry import ChosenLatents, NoLatent
 
 
 class NameMethod:
@@ -17,32 +13,21 @@ class NameMethod:
     name = "name"
     needs_labels = False
 
-    def choose(self, given: ChoiceData) -> ChosenLatents:
+    def choose(self, rows: TrainingRows, edit: Edit) -> ChosenLatents:
         """Return the named latents, the highest z first."""
-        rows = [row for row in given.data.concepts if row["site"] == POOLED]
-        named = [row for row in rows if row["name"] == given.concept]
-        named.sort(key=lambda row: (-row["z"], row["latent"]))
-        if not named:
-            scores = _best_scores(rows, given.concept)
-            raise EvidenceError(
-                f"no latent of {POOLED} is named '{given.concept}'"
-                + (f"; best scores: {scores}" if scores else ""),
-                "without labels only a named latent can be suppressed; label some images, or fit a "
-                "wider SAE",
-                {"named": 0, "latents": len(rows)},
+        data = rows.data
+        if data.sae is None or not data.named:
+            raise NoLatent(
+                "no latent is named after the concept",
+                "label some images, or teach the concept: dermaudit concepts teach NAME",
+                {"named": 0},
             )
-        evidence = [{"z": round(row["z"], 6), "q": round(row["q"], 6)} for row in named]
-        return ChosenLatents([row["latent"] for row in named], evidence, len(named))
-
-
-def _best_scores(rows: list[dict[str, Any]], concept: str) -> str:
-    scored = [
-        (score, row["latent"])
-        for row in rows
-        for word, score in json.loads(row["rivals"])
-        if word == concept
-    ]
-    return ", ".join(f"latent {j} {s:.2f}" for s, j in sorted(scored, reverse=True)[:3])
+        return ChosenLatents(
+            data.sae,
+            [latent for latent, _ in data.named],
+            [figures for _, figures in data.named],
+            "sae",
+        )
 
 
 METHOD = NameMethod()

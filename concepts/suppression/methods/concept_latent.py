@@ -27,12 +27,16 @@ class ConceptLatentMethod:
     needs_labels: bool = True
     n_labels: int | None = None
 
-    def choose(self, rows: TrainingRows, edit: Edit = Edit()) -> ChosenLatents:
+    def choose(self, rows: TrainingRows, edit: Edit) -> ChosenLatents:
         """Return the fitted latent. EvidenceError where the images are too few or not told apart."""
         latent = self.fit_latent(rows)
         assert latent.figures is not None  # of a fit
         figures = latent.figures
-        evidence = {"auroc": figures.auroc, "n_with": figures.n_with, "n_without": figures.n_without}
+        evidence = {
+            "auroc": figures.auroc,
+            "n_with": figures.n_with,
+            "n_without": figures.n_without,
+        }
         return ChosenLatents(latent.as_sae(), [0], [evidence], "concept_latent")
 
     def fit_latent(self, rows: TrainingRows) -> ConceptLatent:
@@ -65,7 +69,7 @@ class TaughtLatent:
     name: str = "concept_latent"
     needs_labels: bool = False
 
-    def choose(self, rows: TrainingRows, edit: Edit = Edit()) -> ChosenLatents:
+    def choose(self, rows: TrainingRows, edit: Edit) -> ChosenLatents:
         """Return the latent."""
         return ChosenLatents(self.sae, [0], [self.figures], "concept_latent")
 

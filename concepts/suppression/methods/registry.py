@@ -36,11 +36,18 @@ class ChosenLatents:
 
 class SuppressionMethod(Protocol):
     """Chooses the latents of a concept from the rows that it may use. NoLatent with the figures if none
-    qualifies. `needs_labels`: of the concept; a method without them chooses the same for all rows.
+    qualifies. A method that needs no labels chooses the same for all rows.
     """
 
-    name: str
-    needs_labels: bool
+    @property
+    def name(self) -> str:
+        """What `--method` calls it."""
+        ...
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it needs labels of the concept."""
+        ...
 
     def choose(self, rows: TrainingRows, edit: Edit) -> ChosenLatents:
         """Return the latents to suppress, and the figures by which each was chosen."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import fit_probe, probe_score
+from dermaudit.stats.folds import group_folds
 from dermaudit.stats.intervals import auprc_table, auroc
 
 from ...evidence.cross_fit import TrainingRows, biased_rows
@@ -65,15 +66,12 @@ class SaeLatents:
 
     def choose(self, rows: TrainingRows, edit: Edit) -> ChosenLatents:
         """Choose on a third of the groups. EvidenceError where the run has no SAE, or too few images."""
-        from sklearn.model_selection import StratifiedGroupKFold
-
         data = rows.data
         if data.sae is None:
             raise EvidenceError("the run has no SAE at its pooled site", "run: dermaudit fit")
         usable = rows.train[np.isfinite(data.y[rows.train]) & np.isfinite(data.a[rows.train])]
-        split = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=data.seed)
         kinds = 2 * data.y[usable] + data.a[usable]
-        fit, rest = next(iter(split.split(usable, kinds, data.groups[usable])))
+        fit, rest = group_folds(kinds, data.groups[usable], FOLDS, data.seed)[0]
         generator = np.random.default_rng([data.seed, rows.number, 4])
         biased = biased_rows(data, usable[fit], generator)
         head = fit_probe(data.x[biased], data.y[biased], data.groups[biased], seed=data.seed)

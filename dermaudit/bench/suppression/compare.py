@@ -72,7 +72,9 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
             lines.append([concept, error.message, *[""] * (len(HEADER) - 2)])
             continue
         for name, effect in measured.items():
-            found[concept][name] = effect if isinstance(effect, dict) else rounded(effect_figures(effect))
+            found[concept][name] = (
+                effect if isinstance(effect, dict) else rounded(effect_figures(effect))
+            )
             lines.append([concept, name, *_cells(effect)])
     table("Suppression, cross-fitted", HEADER, lines)
     if options.out is not None:

@@ -10,6 +10,7 @@ import torch
 
 from dermaudit.concepts.evidence.cross_fit import Fold
 from dermaudit.concepts.evidence.edited_head import EditedHead
+from dermaudit.concepts.suppression.editor import Edit
 from dermaudit.concepts.suppression.methods.concept_latent import ConceptLatentMethod
 from dermaudit.sae import LatentSuppressor
 
@@ -21,7 +22,7 @@ class MeanPreserving:
 
     def fit(self, fold: Fold) -> EditedHead:
         """Fit the latent on the negatives of the fold."""
-        sae = ConceptLatentMethod().choose(fold).sae
+        sae = ConceptLatentMethod().choose(fold, Edit()).sae
         z = sae.encode(torch.from_numpy(fold.data.x[fold.train]))[:, 0]
         suppressor = LatentSuppressor(sae, [0], mode="mean", level=float(z[z > 0].mean()))
         return EditedHead.of_suppressor(fold.head, suppressor)
