@@ -143,7 +143,7 @@ class SuppressionRecipe:
             raise ForeignArtifactError(
                 f"{path} is a recipe of format {raw.get('format_version')}; this dermaudit reads "
                 f"format {FORMAT_VERSION}",
-                "make it again: dermaudit recipe make --force",
+                "make it again: dermaudit recipe make --concept NAME --run RUN --force",
             )
         recipe = cls(raw["body"])
         if recipe.sha256 != raw.get("body_sha256"):

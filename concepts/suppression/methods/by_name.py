@@ -19,7 +19,7 @@ class NameMethod:
         if data.sae is None or not data.named:
             raise NoLatent(
                 "no latent is named after the concept",
-                "label some images, or teach the concept: dermaudit concepts teach NAME",
+                "label some images, or teach the concept: dermaudit concepts teach NAME --run RUN",
                 {"named": 0},
             )
         return ChosenLatents(
