@@ -95,16 +95,16 @@ def test_sae_lens_gives_the_same_codes(demo):
 def test_images_without_the_artifact_latents_come_back_bit_for_bit(demo):
     import torch
 
+    from dermaudit.concepts.suppression.combined import make_suppressor
+    from dermaudit.concepts.suppression.recipe import SuppressionRecipe
     from dermaudit.run.directory import open_run
-    from dermaudit.sae import LatentSuppressor
     from dermaudit.sae.run_data import RunData
 
     data = RunData(open_run(demo.run))
     recipes = sorted((demo.run / "recipes").glob("*.recipe.json"))
     assert recipes
     for path in recipes:
-        latents = [entry["latent"] for entry in json.loads(path.read_text())["body"]["latents"]]
-        module = LatentSuppressor(data.sae("visual.pooled"), latents)
+        module = make_suppressor([SuppressionRecipe.load(path)]).module
         done = module.apply_to(torch.from_numpy(data.pooled))
         quiet = ~done.fired.numpy()
         assert quiet.any()
