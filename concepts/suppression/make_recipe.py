@@ -29,7 +29,7 @@ from .methods.concept_latent import TaughtLatent
 from .methods.registry import SuppressionMethod, suppression_method
 from .options import RecipeOptions
 from .recipe import Intercept, LatentEntry, Operation, RecipeBody, SuppressionRecipe, sae_facts
-from .suppressed_model import Head, pick_head
+from .suppressed_model import pick_head
 from .weights import packed
 
 if TYPE_CHECKING:
@@ -217,15 +217,11 @@ def _intercept(request: RecipeRequest, editor: Editor, latents: list[int]) -> In
     return Intercept(
         head=name,
         head_sha256=None if name == "zeroshot" else sha256_file(data.run.files.head(name)),
-        value=matched_intercept(head, x, editor.rows(latents, x), target),
+        value=intercept_correction(
+            head.logits(x), head.logits(editor.rows(latents, x)), head.classes.index(target)
+        ),
         n=len(x),
     )
-
-
-def matched_intercept(head: Head, x: np.ndarray, edited: np.ndarray, target: str) -> float:
-    """Return the correction of the logit of the target, for rows x (n, d) before and after suppression."""
-    column = head.classes.index(target)
-    return intercept_correction(head.logits(x), head.logits(edited), column)
 
 
 def _limits(figures: Figures) -> list[str]:

@@ -25,7 +25,7 @@ class RecipeOptions(StageOptions):
 
     concept: tuple[str, ...] = option(
         (),
-        "e.g. ruler; repeat it for several (default: every artifact that is labelled or named)",
+        "e.g. ruler; repeat it for several (default: every artifact that is labelled, taught or named)",
         "--concept",
     )
     target: str = option("mel", "the label whose prediction must not depend on the concept")

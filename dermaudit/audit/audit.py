@@ -33,7 +33,9 @@ class AuditConfig(Options):
     model: str = required("model name (dermaudit models)")
     run: Path | None = option(None, "folder of the run (default: runs/<name of the data>)", "--run")
     concept: tuple[str, ...] = option(
-        (), "suppress these (default: every artifact that is labelled or named)", "--concept"
+        (),
+        "suppress these (default: every artifact that is labelled, taught or named)",
+        "--concept",
     )
     target: str = option("mel", "the label whose prediction is audited")
     where: str | None = option(None, "SQL condition on the manifest's columns")
