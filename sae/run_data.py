@@ -8,6 +8,7 @@ except `RunData.sae`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -284,6 +285,12 @@ class RunData:
         return LinearHead.load(self.verified(self.run.files.head(name), "heads"))
 
     # ---- suppression
+
+    @cached_property
+    def verdict(self) -> list[dict[str, Any]]:
+        """The verdict on each artifact, with its figures. Errors: those of `Run.require`."""
+        rows = self._table(self.run.files.verdict, "verdict").to_pylist()
+        return [{**row, "figures": json.loads(row["figures"])} for row in rows]
 
     @cached_property
     def suppressions(self) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from dermaudit.heads import LinearHead, probe_score
 from dermaudit.sae import LatentSuppressor, ThresholdSAE
 
-from .cross_fit import Fold
+from .cross_fit import TrainingRows
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,12 +43,12 @@ class EditedHead:
 
 
 def random_suppressor(
-    fold: Fold, suppressor: LatentSuppressor, generator: np.random.Generator
+    rows: TrainingRows, suppressor: LatentSuppressor, generator: np.random.Generator
 ) -> LatentSuppressor:
     """Return a suppressor of as many random latents. Each fires as often on the training rows as its
     counterpart, and changes the rows where it fires by the same length on average.
     """
-    x = fold.data.x[fold.train]
+    x = rows.data.x[rows.train]
     z = suppressor.apply_to(_tensor(x)).z.numpy()
     size = suppressor.W_dec.norm(dim=1).numpy()
     sd = x.std(0) + 1e-8

@@ -39,7 +39,7 @@ def measure_insertion(
     trap = found[0].data
     free = np.flatnonzero(trap.scored & (trap.a == 0))[:INSERTIONS]
     assert trap.row is not None  # of a run
-    inserted = _drawn_embeddings(data, concept, trap.row[free], tower, trap.seed)
+    inserted = drawn_embeddings(data, concept, trap.row[free], tower, trap.seed)
     shifts: list[np.ndarray] = []  # (2, images of the fold): before, after
     for fold, fitted in zip(found, result.fitted, strict=True):
         here = result.fold[free] == fold.number
@@ -66,7 +66,7 @@ def measure_insertion(
     }
 
 
-def _drawn_embeddings(
+def drawn_embeddings(
     data: RunData, concept: str, rows: np.ndarray, tower: HookedTower, seed: int
 ) -> np.ndarray:
     """Return the embeddings (n, d) of images of the run with the artifact drawn onto them."""

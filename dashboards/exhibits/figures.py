@@ -281,32 +281,34 @@ def scores(
     return plot([bars], plot_axis(axis, range=span), _rows(), 76 + 30 * len(names))
 
 
-def before_after(
+def pairs(
     names: list[str],
-    before: list[float],
-    after: list[float],
-    before_ci: list[Interval],
-    after_ci: list[Interval],
+    first: tuple[str, list[float | None]],
+    second: tuple[str, list[float | None]],
+    first_ci: list[Interval],
+    second_ci: list[Interval],
     *,
     axis: str,
     bounds: tuple[float, float] | None = None,
+    lines: Sequence[tuple[float, str]] = (),
 ) -> Figure:
-    """Return two dots a row with intervals: an open square before, a full circle after.
+    """Return two dots a row with intervals: an open square for the first series, a full circle for the second.
 
-    They are set a little apart, so that overlapping intervals can be told from each other.
+    A series is its name and its values. They are set a little apart, so that overlapping intervals can be told
+    from each other.
     """
     names = [escaped(n) for n in names]
     at = list(range(len(names)))
     data = [
-        _dots("before", before, [i - 0.14 for i in at], "square-open", ORANGE, before_ci),
-        _dots("after", after, [i + 0.14 for i in at], "circle", BLUE, after_ci, size=9),
+        _dots(*first, [i - 0.14 for i in at], "square-open", ORANGE, first_ci),
+        _dots(*second, [i + 0.14 for i in at], "circle", BLUE, second_ci, size=9),
     ]
     for trace in data:
         trace["text"] = names
         trace["hovertemplate"] = f"%{{text}}: %{{x:.3f}}<extra>{trace['name']}</extra>"
     y = plot_axis(tickvals=at, ticktext=names, range=[len(names) - 0.5, -0.5], ticksuffix="  ")
     x = plot_axis(axis, **({"range": list(bounds)} if bounds else {}))
-    return plot(data, x, y, 110 + 46 * len(names), legend=True)
+    return plot(data, x, y, 110 + 46 * len(names), legend=True, lines=lines)
 
 
 def null_strip(control: list[float], effect: float, interval: Interval, *, axis: str) -> Figure:

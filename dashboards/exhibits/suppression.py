@@ -127,10 +127,10 @@ def groups(view: RunView, concept: str) -> Exhibit:
             ("embedding changed", "fired"),
             ("flipped", "flipped"),
         ),
-        figures.before_after(
+        figures.pairs(
             names,
-            [r["before"] for r in rows],
-            [r["matched"] for r in rows],
+            ("before", [r["before"] for r in rows]),
+            ("after", [r["matched"] for r in rows]),
             [r["before_ci"] for r in rows],
             [r["matched_ci"] for r in rows],
             axis="share of right decisions, before and prevalence-matched",

@@ -6,7 +6,7 @@ from html import escape
 
 import streamlit as st
 
-from dermaudit.dashboards.exhibits import latents, limits, overview
+from dermaudit.dashboards.exhibits import latents, limits, overview, verdict
 from dermaudit.dashboards.exhibits.run_view import RunView
 from dermaudit.dashboards.exhibits.tables import Table
 from dermaudit.dashboards.pages import display, session
@@ -14,6 +14,7 @@ from dermaudit.dashboards.pages.page import Page
 
 
 def _show(run: RunView) -> None:
+    display.exhibit("Which artifacts the model leans on", lambda: verdict.verdict(run), run)
     display.links(
         "Continue with:",
         [

@@ -20,7 +20,7 @@ from dermaudit.errors import DermauditError
 from dermaudit.files import sha256_file, write_text
 from dermaudit.run.records import Made
 
-from ..exhibits import latents, limits, markup, overview, pictures, suppression
+from ..exhibits import latents, limits, markup, overview, pictures, suppression, verdict
 from ..exhibits.run_view import POOLED, RunView, latent_title
 from ..exhibits.tables import Exhibit, Table, reason, site_title
 from .stage import REPORT
@@ -159,8 +159,10 @@ class _Sections:
                 ("Sparse autoencoders", overview.sae),
             )
         ]
+        judged = self._part("Which artifacts the model leans on", lambda: verdict.verdict(view))
         missing = Table(("what", "why"), list(limits.unmeasured(view)))
         return [
+            Section("Verdict", [judged]),
             Section("What was found", [self._part(*each) for each in found]),
             Section("The images and the model", [self._part(*each) for each in data]),
             Section("Concepts", self._concepts()),

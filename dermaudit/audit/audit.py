@@ -11,6 +11,7 @@ from typing import Any
 from dermaudit.concepts.bottlenecks.stage import CompareOptions
 from dermaudit.concepts.naming.stage import NameOptions
 from dermaudit.concepts.suppression.options import RecipeOptions
+from dermaudit.concepts.verdict.stage import VerdictOptions
 from dermaudit.console import say
 from dermaudit.dashboards.report.stage import ReportOptions
 from dermaudit.options import Options, option, required
@@ -69,6 +70,7 @@ class AuditConfig(Options):
             "recipe make": RecipeOptions(
                 concept=self.concept, target=self.target, refuse=False, **words
             ),
+            "verdict": VerdictOptions(target=self.target, **threads),
             "report": ReportOptions(force=True),
         }
 

@@ -30,7 +30,7 @@ class DemoOptions(Options):
 
 
 def audit(options: AuditConfig) -> dict[str, Any]:
-    """The whole chain: embed, fit, annotate, name, heads, compare, suppress each artifact, report."""
+    """The whole chain: embed, fit, annotate, name, heads, compare, suppress each artifact, verdict, report."""
     return _dry_run(options.folder, options.model) if options.dry_run else perform_audit(options)
 
 

@@ -31,6 +31,7 @@ SUPPRESSION_KEYS = (
     "refused",
     "n",
 )
+VERDICT_KEYS = ("concept", "seen", "relied_on", "helps", "cost", "badge", "reason")
 REASON_KEYS = ("reason", "insertion_residual_reason")
 SAE_KEYS = ("d_in", "d_sae", "l0", "fvu", "dead")
 
@@ -44,6 +45,9 @@ def audit_result(
     saes = results["fit"]["sae"]
     result = {
         "run": str(run),
+        "verdict": [
+            {key: row[key] for key in VERDICT_KEYS} for row in results["verdict"]["verdict"]
+        ],
         "n_images": embedded["n_images"],
         "n_skipped": embedded["n_skipped"],
         "peak_rss_gb": peak_rss_gb(),

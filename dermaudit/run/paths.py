@@ -126,6 +126,11 @@ class RunFiles:
         """A row for each image that the figures of a suppression are of, before and after."""
         return self.root / "suppression" / f"{concept}.parquet"
 
+    @property
+    def verdict(self) -> Path:
+        """A row for each artifact: whether the head of the run leans on it."""
+        return self.root / "verdict.parquet"
+
     def suppression_reason(self, concept: str) -> Path:
         """Why there is no recipe for a concept."""
         return self.root / "suppression" / f"{concept}.reason.json"

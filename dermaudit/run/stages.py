@@ -26,6 +26,7 @@ STAGE_MODULES = (
     "dermaudit.concepts.bottlenecks.stage",
     "dermaudit.concepts.teaching.stage",
     "dermaudit.concepts.suppression.stage",
+    "dermaudit.concepts.verdict.stage",
     "dermaudit.dashboards.report.stage",
 )
 

@@ -94,7 +94,7 @@ def test_overview(page, whole_run) -> None:
     assert "truncated" not in text and "1 images" in text
     assert "fewer than 30" in text or "skin tone" in text
     assert "<b>nv</b>" not in text and "&lt;b&gt;nv&lt;/b&gt;" in text
-    assert len(at.get("plotly_chart")) == 3
+    assert len(at.get("plotly_chart")) == 4
     assert all(chart.proto.alt for chart in at.get("plotly_chart"))
 
 

@@ -432,6 +432,37 @@ def _suppression(run: Run) -> None:
         {"reason": "n too small to cross-fit: 2 images with y=1 a=1", "numbers": {"y=1 a=1": 2}},
     )
     run.record("recipe:ink", {}, [run.file("suppression", "ink.reason.json")], upstream=["images"])
+    _verdict(run)
+
+
+def _verdict(run: Run) -> None:
+    from dermaudit.concepts.verdict.stage import SCHEMA
+
+    drawn = {"change": 0.0311, "change_ci": [0.0112, 0.0523], "random_beaten": 96, "n": 40}
+    figures = {
+        "seen": 0.9122,
+        "seen_ci": [0.8713, 0.9514],
+        "aurocs": {"difference": None, "difference_ci": [None, None]},
+        "change": -0.0812,
+        "change_ci": [-0.1021, -0.0614],
+        "random_beaten": 99,
+        "decisions": 0.1317,
+        "decisions_ci": [0.0613, 0.2019],
+        "decisions_random": 0.0122,
+        "n": 31,
+        "drawn": drawn,
+    }
+    rows = [
+        ("ruler", 0.9122, True, "without a threshold", -0.0041, "act", None, figures),
+        ("ink", None, None, None, None, "not measured", "n too small: 2 images with it", None),
+    ]
+    columns = [
+        dict(zip(SCHEMA.names, (*row[:-1], json.dumps(row[-1])), strict=True)) for row in rows
+    ]
+    write_parquet(run.files.verdict, pa.Table.from_pylist(columns, SCHEMA))
+    run.record(
+        "verdict", {}, [run.files.verdict], upstream=["images", "embed"], summary={"target": "mel"}
+    )
 
 
 def _recipe(

@@ -1,0 +1,1 @@
+"""The verdict of a run: which artifacts its own head leans on, and whether suppression helps."""
