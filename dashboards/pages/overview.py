@@ -15,6 +15,9 @@ from dermaudit.dashboards.pages.page import Page
 
 def _show(run: RunView) -> None:
     display.exhibit("Which artifacts the model leans on", lambda: verdict.verdict(run), run)
+    display.exhibit(
+        "How far the prediction moves with the artifact", lambda: verdict.leaning(run), run
+    )
     display.links(
         "Continue with:",
         [

@@ -159,10 +159,16 @@ class _Sections:
                 ("Sparse autoencoders", overview.sae),
             )
         ]
-        judged = self._part("Which artifacts the model leans on", lambda: verdict.verdict(view))
+        judged: list[tuple[str, Make]] = [
+            ("Which artifacts the model leans on", functools.partial(verdict.verdict, view)),
+            (
+                "How far the prediction moves with the artifact",
+                functools.partial(verdict.leaning, view),
+            ),
+        ]
         missing = Table(("what", "why"), list(limits.unmeasured(view)))
         return [
-            Section("Verdict", [judged]),
+            Section("Verdict", [self._part(*each) for each in judged]),
             Section("What was found", [self._part(*each) for each in found]),
             Section("The images and the model", [self._part(*each) for each in data]),
             Section("Concepts", self._concepts()),

@@ -90,6 +90,7 @@ def test_overview(page, whole_run) -> None:
     text = shown(at)
     assert "ruler" in text and "0.417" in text  # the FVU of the SAEs
     assert "n too small: 2 of 48 labelled test images" in text
+    assert "mel leans on ruler; there is a recipe for ruler; not measured: ink." in text
     assert "drawing ruler moves the prediction by 0.0021 only" in text
     assert "truncated" not in text and "1 images" in text
     assert "fewer than 30" in text or "skin tone" in text
