@@ -14,7 +14,7 @@ if __name__ != "dermaudit.concepts":
 _PUBLIC = {
     "Vocabulary": ".vocabulary.vocabulary",
     "SuppressionRecipe": ".suppression.recipe",
-    "suppressed": ".suppression.suppressed_model",
+    "suppressed": ".inference.suppressed_model",
 }
 __all__ = list(_PUBLIC)
 

@@ -9,7 +9,7 @@ import typer
 
 from dermaudit.run.directory import newest_run, open_run
 
-from .suppression.options import SuppressOptions
+from .inference.options import SuppressOptions
 
 ReadRun = Annotated[
     Path | None, typer.Option("--run", help="folder of the run (default: the newest)")
@@ -45,15 +45,9 @@ def concepts(
 
 def suppress(options: SuppressOptions) -> dict[str, Any]:
     """Predict with a concept suppressed, and list what changed."""
-    run = open_run(options.run or newest_run())
-    from .inputs import known_concept, tower_of, vocabulary_of
-    from .suppression.predictions import suppress_images
+    if options.run is not None:
+        open_run(options.run)
+    from .inference.opened import open_model
+    from .inference.predictions import suppress_images
 
-    words = vocabulary_of(run, options.vocabulary)
-    concepts = [known_concept(run, words, word) for word in options.concept]
-    manifest = None
-    if options.images is not None:
-        from dermaudit.data import Manifest
-
-        manifest = Manifest.load(options.images)
-    return suppress_images(run, concepts, tower_of(run, options.threads), words, options, manifest)
+    return suppress_images(open_model(options), options)

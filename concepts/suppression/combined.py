@@ -20,7 +20,7 @@ from .intercept import intercept_correction
 from .recipe import SuppressionRecipe
 
 if TYPE_CHECKING:
-    from .suppressed_model import Head
+    from .head import Head
 
 
 @dataclass(frozen=True)
@@ -162,18 +162,34 @@ def intercept_of(
     """Return what is added to the logit of the target for the prevalence-matched operating point: the value
     of the recipe where it is of this head and mode, else that of the train and val images of the run.
     """
-    stored = recipes[0].body["intercept"]
     path = run.files.head(head_name)
-    if (
-        len(recipes) == 1
-        and stored is not None
-        and recipes[0].body["target"] == target
-        and recipes[0].body["operation"]["mode"] == suppressor.mode
-        and stored["head"] == head_name
-        and stored["head_sha256"] == (sha256_file(path) if path.is_file() else None)
-    ):
-        return stored["value"]
+    sha256 = sha256_file(path) if path.is_file() else None
+    stored = stored_intercept(recipes, head_name, sha256, suppressor, target)
+    if stored is not None:
+        return stored
     data = RunData(run)
     x = data.pooled[data.rows("train", "val")]
     edited = suppressor.apply_to(torch.from_numpy(x)).x.numpy()
     return intercept_correction(head.logits(x), head.logits(edited), head.classes.index(target))
+
+
+def stored_intercept(
+    recipes: list[SuppressionRecipe],
+    head_name: str,
+    head_sha256: str | None,
+    suppressor: LatentSuppressor,
+    target: str,
+) -> float | None:
+    """Return the intercept of a recipe, if it is of this head, mode and target; None for several recipes."""
+    if len(recipes) > 1:
+        return None
+    body = recipes[0].body
+    stored = body["intercept"]
+    if (
+        stored is None
+        or body["target"] != target
+        or body["operation"]["mode"] != suppressor.mode
+        or (stored["head"], stored["head_sha256"]) != (head_name, head_sha256)
+    ):
+        return None
+    return stored["value"]

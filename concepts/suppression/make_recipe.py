@@ -21,15 +21,16 @@ from ..results import rounded
 from ..teaching.images import label_values
 from ..vocabulary.vocabulary import Vocabulary
 from .cross_fitted import CrossFittedMethod, recipe_rows, trap_data
+from .distribution import distribution_of
 from .editor import Edit, Editor, editor_of
 from .evidence import Evidence, measure_suppression
 from .figures import Figures, UnmeasuredFigures
+from .head import pick_head
 from .intercept import intercept_correction
 from .methods.concept_latent import TaughtLatent
 from .methods.registry import SuppressionMethod, suppression_method
 from .options import RecipeOptions
 from .recipe import Intercept, LatentEntry, Operation, RecipeBody, SuppressionRecipe, sae_facts
-from .suppressed_model import pick_head
 from .weights import packed
 
 if TYPE_CHECKING:
@@ -178,6 +179,9 @@ def _body(request: RecipeRequest, method: SuppressionMethod, rows: TrainingRows)
         if isinstance(chosen.sae, ThresholdSAE)
         else None,
         operation=_operation(editor, chosen.latents, level_from),
+        distribution=distribution_of(
+            rows.data.x[rows.train], rows.data.groups[rows.train], request.seed
+        ),
         intercept=_intercept(request, editor, chosen.latents),
         protocol={
             "method": method.name,

@@ -1,13 +1,12 @@
-"""The options of `recipe make` and of `suppress`."""
+"""The options of `recipe make`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dermaudit.errors import UserInputError
-from dermaudit.options import Options, option
+from dermaudit.options import option
 from dermaudit.run.directory import Run
 from dermaudit.run.stages import StageOptions
 from dermaudit.sae.inference.modes import DOES, check_mode
@@ -64,42 +63,3 @@ class RecipeOptions(StageOptions):
             "accept_limits": self.accept_limits,
             "vocabulary": vocabulary.sha256(),
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuppressOptions(Options):
-    """What is predicted, with which concepts suppressed. `head`, `target`, `mode` and `level` are those of the
-    run and its recipes where they are None. UserInputError for options that contradict each other.
-    """
-
-    run: Path | None = option(None, "folder of the run (default: the newest)", "--run")
-    concept: tuple[str, ...] = option((), "e.g. ruler; repeat it for several", "--concept")
-    images: Path | None = option(None, "a folder or data set (default: the run's own images)")
-    out: Path = option(Path("predictions.csv"), "CSV of the predictions")
-    head: str | None = option(None, "a head of the run, or zeroshot")
-    target: str | None = option(None, "the class whose logit changes are listed")
-    mode: str | None = option(
-        None, f"how a latent is suppressed (default: as the recipe does): {MODES_HELP}"
-    )
-    level: float | None = option(None, LEVEL_HELP, minimum=0)
-    vocabulary: str | None = option(None, VOCABULARY_HELP)
-    seed: int | None = option(None, "of a recipe that is made first (default: the run's)")
-    threads: int = option(1, THREADS_HELP)
-    force: bool = option(False, "overwrite --out")
-    dry_run: bool = option(False, "print what would change, write nothing")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.concept:
-            raise UserInputError("--concept is missing", "run: dermaudit suppress --concept ruler")
-        if self.mode is not None:
-            check_mode(self.mode, self.level)
-        elif self.level is not None:
-            raise UserInputError(
-                f"--level {self.level:g} needs --mode scale",
-                "add --mode scale, or leave --level out",
-            )
-        if self.out.exists() and not (self.force or self.dry_run):
-            raise UserInputError(
-                f"{self.out} exists", "use --force to overwrite it, or another --out"
-            )

@@ -17,6 +17,7 @@ from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInput
 from dermaudit.files import read_json, sha256_file, sha256_json, write_json
 from dermaudit.run.directory import Run
 
+from .distribution import Distribution
 from .weights import Weights, unpacked
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class RecipeBody(TypedDict):
     latents: list[LatentEntry]
     weights: Weights | None  # None for a per-sample TopK, which needs all its latents
     operation: Operation
+    distribution: Distribution  # of the images that it was made from
     intercept: Intercept | None  # None where the head of the run lacks the target
     protocol: dict[str, Any]  # method, trap_strength, folds, seed
     effects: dict[str, Any]  # figures.Figures without the latents and the random changes
@@ -178,6 +180,16 @@ class SuppressionRecipe:
             )
         for limit in body["limits"]:
             say(f"  limit: {limit}")
+
+    def check_model(self, fingerprint: str) -> None:
+        """Refuse a recipe that was made with another model, or with another preprocessing of images."""
+        model = self.body["model"]
+        if model["fingerprint"] != fingerprint:
+            raise ForeignArtifactError(
+                f"the recipe for {self.body['concept']} was made for the model {model['name']} "
+                f"({model['fingerprint'][:12]}…), not for this one ({fingerprint[:12]}…)",
+                "load the model that the recipe names, or make a recipe for this one",
+            )
 
     def check(self, run: Run, path: Path | str) -> None:
         """Refuse a recipe that was made with another model or SAE than this run's."""

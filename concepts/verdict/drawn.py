@@ -17,7 +17,7 @@ from ..suppression.insertion import INSERTIONS, drawn_embeddings
 if TYPE_CHECKING:
     from dermaudit.towers import HookedTower
 
-    from ..suppression.suppressed_model import Head
+    from ..suppression.head import Head
 
 RANDOM_DIRECTIONS = 100
 DRAWS = 1000

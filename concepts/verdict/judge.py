@@ -10,7 +10,7 @@ from dermaudit.sae.run_data import RunData
 
 from ..evidence.cross_fit import TrapData
 from ..suppression.cross_fitted import trap_data
-from ..suppression.suppressed_model import pick_head
+from ..suppression.head import pick_head
 from .drawn import measure_drawn
 from .reliance import Reliance, measure_reliance
 

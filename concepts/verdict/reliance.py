@@ -37,7 +37,7 @@ from ..suppression.methods.concept_latent import ConceptLatentMethod
 if TYPE_CHECKING:
     from dermaudit.sae import LatentSuppressor
 
-    from ..suppression.suppressed_model import Head
+    from ..suppression.head import Head
 
 RANDOM_LATENTS = 100
 #: A head does not lean on what changes its probability by less than one percentage point on average.

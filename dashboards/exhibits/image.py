@@ -215,7 +215,7 @@ def _recipe_change(view: RunView, row: int, concept: str) -> RecipeChange:
 
 def suppressor(view: RunView, recipe: SuppressionRecipe) -> LatentSuppressor:
     """Return the suppressor of one recipe ."""
-    from dermaudit.concepts.suppression.suppressed_model import make_suppressor
+    from dermaudit.concepts.suppression.combined import make_suppressor
 
     return make_suppressor([recipe], view.run).module
 

@@ -73,13 +73,13 @@ class Run(RunRecords):
     # ---- a function of a higher layer, loaded by name
 
     def suppress(self, concept: str, model: Any, **options: Any) -> Any:
-        """Context manager: the model with a concept suppressed (see concepts/suppression/suppressed_model.py).
+        """Context manager: the model with a concept suppressed (see concepts/inference/suppressed_model.py).
 
         `with run.suppress("ruler", model) as m: m.predict(images)`
         """
         from dermaudit.cli.commands import load_function
 
-        suppressed = load_function("dermaudit.concepts.suppression.suppressed_model:suppressed")
+        suppressed = load_function("dermaudit.concepts.inference.suppressed_model:suppressed")
         return suppressed(self, concept, model, **options)
 
     def check_model(self, fingerprint: str) -> None:

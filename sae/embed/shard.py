@@ -51,7 +51,7 @@ def read_batch(tower: Any, part: ShardPart, at: int, size: int, strict: bool = F
     for i in range(at, min(at + size, len(part.ids))):
         known = part.sha256[i] if part.sha256 is not None else None
         try:
-            image, digest = _read(part.paths[i], known)
+            image, digest = read_with_hash(part.paths[i], known)
         except BadImage as error:
             if strict:
                 raise UserInputError(
@@ -66,8 +66,10 @@ def read_batch(tower: Any, part: ShardPart, at: int, size: int, strict: bool = F
     return Batch(tower.preprocess(pixels), kept, digests, skipped)
 
 
-def _read(path: str, known: str | None) -> tuple[np.ndarray, str]:
-    """(pixels, sha256 of the file); what is not a local file is read through pyarrow."""
+def read_with_hash(path: str, known: str | None = None) -> tuple[np.ndarray, str]:
+    """Return the pixels of an image and the sha256 of its file, or `known` instead of it. What is not a local
+    file is read through pyarrow. Errors: BadImage.
+    """
     if "://" not in path:
         return read_image(Path(path)), known or sha256_file(path)
     import pyarrow as pa

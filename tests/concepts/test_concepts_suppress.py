@@ -11,11 +11,15 @@ import torch
 from concept_world import POOLED, tiny_tower, write_run
 
 from dermaudit.concepts.heads import fit_heads
+from dermaudit.concepts.inference import opened
+from dermaudit.concepts.inference.options import SuppressOptions
+from dermaudit.concepts.inference.predictions import suppress_images
+from dermaudit.concepts.inference.suppressed_model import build
 from dermaudit.concepts.inputs import known_concept
 from dermaudit.concepts.suppression.combined import make_suppressor
-from dermaudit.concepts.suppression.predictions import SuppressOptions, suppress_images
+from dermaudit.concepts.suppression.distribution import distribution_of
+from dermaudit.concepts.suppression.head import pick_head, pick_target
 from dermaudit.concepts.suppression.recipe import SuppressionRecipe, sae_facts
-from dermaudit.concepts.suppression.suppressed_model import build, pick_head, pick_target
 from dermaudit.concepts.suppression.weights import packed
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
@@ -95,6 +99,7 @@ def run(tower, embedded, tmp_path_factory):
             "latents": [{"latent": j, "why": {}} for j in S],
             "weights": packed(sae, S),
             "operation": {"mode": "subtract", "renormalise": True, "error_term": "kept"},
+            "distribution": distribution_of(embedded, np.arange(len(embedded))),
             "intercept": None,
             "effects": {},
             "limits": [],
@@ -234,9 +239,17 @@ def test_zero_shot_head(run, tower, embedded):
 def table(run, tower, tmp_path, mode=None, dry_run=False, level=None):
     out = tmp_path / "predictions.csv"
     options = SuppressOptions(
-        concept=("ruler",), out=out, mode=mode, level=level, force=True, dry_run=dry_run
+        run=run.path,
+        concept=("ruler",),
+        out=out,
+        mode=mode,
+        level=level,
+        force=True,
+        dry_run=dry_run,
     )
-    summary = suppress_images(run, ["ruler"], tower, Vocabulary.load(), options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opened, "tower_of", lambda *_: tower)
+        summary = suppress_images(opened.open_model(options), options)
     if not out.exists():
         return summary, None
     with out.open(newline="") as handle:
@@ -258,6 +271,10 @@ def test_csv_documented_columns_and_the_summary_agree(run, tower, tmp_path):
         "cause",
         "fired",
         *(f"delta_logit:mel:{j}" for j in S),
+        *(f"z:{j}" for j in S),
+        "relative_change",
+        "unlike",
+        "sha256",
     ]
     assert len(rows) == N == summary["n_images"]
     assert sum(int(r["fired"]) for r in rows) == summary["n_fired"]

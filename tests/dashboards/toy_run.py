@@ -474,8 +474,10 @@ def _recipe(
     rows: pa.Table | None,
     limits: list[str],
 ) -> None:
+    from dermaudit.concepts.suppression.distribution import distribution_of
     from dermaudit.concepts.suppression.weights import packed
     from dermaudit.sae import ThresholdSAE, load_sae
+    from dermaudit.sae.run_data import RunData
 
     sae_of_run = load_sae(run.files.sae(POOLED))
     body = {
@@ -491,6 +493,7 @@ def _recipe(
         "intercept": None,
         "accepted_limits": figures["accepted_limits"],
         "operation": {"mode": "subtract", "renormalise": True, "error_term": "kept"},
+        "distribution": distribution_of(RunData(run).pooled, np.arange(N)),
         "latents": [{"latent": j, "why": {"auprc": 0.661}} for j in figures["latents"]],
         "effects": {},
         "limits": limits,

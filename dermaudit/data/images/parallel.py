@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ _AHEAD = 64  # images in flight with several threads: bounds memory for any numb
 
 
 def map_images(
-    function: Callable[[Item], Result], items: Sequence[Item], threads: int
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Iterator[Result | BadImage]:
     """Yield `function(item)` for every item in order, or the BadImage that it raised."""
 
@@ -28,5 +29,6 @@ def map_images(
         yield from map(attempt, items)
         return
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(items), _AHEAD):
-            yield from pool.map(attempt, items[start : start + _AHEAD])
+        waiting = iter(items)
+        while block := list(itertools.islice(waiting, _AHEAD)):
+            yield from pool.map(attempt, block)

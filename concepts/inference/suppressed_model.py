@@ -1,7 +1,4 @@
-"""Predictions with a concept suppressed: the context manager, and the table of `dermaudit suppress`.
-
-What predicts is the run's head (logistic, fitted on its train split) or the zero-shot classifier.
-"""
+"""A tower and a head with a suppressor between them, and the context manager `run.suppress`."""
 
 from __future__ import annotations
 
@@ -13,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dermaudit.errors import UserInputError
-from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run
 from dermaudit.sae.inference.attribution import (
     AttributionMap,
@@ -22,45 +17,24 @@ from dermaudit.sae.inference.attribution import (
     attribution_map,
     class_logit,
 )
-from dermaudit.sae.run_data import RunData
 from dermaudit.towers.preprocess import ImageInput, as_list
 
 if TYPE_CHECKING:
     from dermaudit.towers import HookedTower
 
 from ..evidence.operating_points import flip_cause
-from .combined import NamedSuppressor, intercept_of, make_suppressor
-from .recipe import SuppressionRecipe, load_recipe
+from ..suppression.combined import NamedSuppressor, intercept_of, make_suppressor
+from ..suppression.distribution import Distribution, Gaussian
+from ..suppression.head import Head, ZeroShotHead, pick_head, pick_target
+from ..suppression.recipe import SuppressionRecipe, load_recipe
 
 _ROWS = 4096  # edited at a time: a TopK makes d_sae numbers of each
-
-
-class ZeroShotHead:
-    """The zero-shot classifier in the form of a head: logits, classes, direction."""
-
-    def __init__(self, tower: Any) -> None:
-        from dermaudit.towers import ZeroShot
-        from dermaudit.towers.prompts import ham_classes
-
-        self.model = ZeroShot(tower, ham_classes())
-        self.classes = list(self.model.classes)
-
-    def logits(self, x: np.ndarray) -> np.ndarray:
-        """Return logits (n, classes) of unit embeddings (n, d)."""
-        return self.model.logits(torch.from_numpy(x)).detach().numpy()
-
-    def probs(self, x: np.ndarray) -> np.ndarray:
-        """Return probabilities (n, classes) of unit embeddings (n, d)."""
-        return self.model.probs(torch.from_numpy(x)).detach().numpy()
-
-
-Head = LinearHead | ZeroShotHead
 
 
 @dataclass
 class Prediction:
     """Rows are images. p (n, classes): before, after at the unchanged operating point, and after at the
-    prevalence-matched one; z (n, |S|) codes of the suppressed latents; fired (n,).
+    prevalence-matched one (nan where that is not known); z (n, |S|) codes of the suppressed latents.
     """
 
     classes: list[str]
@@ -68,12 +42,15 @@ class Prediction:
     p_after: np.ndarray
     p_matched: np.ndarray
     z: np.ndarray
-    fired: np.ndarray
+    fired: np.ndarray  # (n,): whether the embedding changed
     delta_logit: np.ndarray  # (n, |S|): the target's logit change by each latent alone
+    relative_change: np.ndarray  # (n,): length of the change of the embedding by its length
+    unlike: np.ndarray  # (n,): whether the image is unlike those that a recipe was made from
 
-    def top1(self, p: np.ndarray) -> list[str]:
-        """Return the most probable class of each row."""
-        return [self.classes[i] for i in p.argmax(1)]
+    def top1(self, p: np.ndarray) -> list[str | None]:
+        """Return the most probable class of each row; None where p is not known."""
+        known = np.isfinite(p).all(axis=1)
+        return [self.classes[row.argmax()] if k else None for row, k in zip(p, known, strict=True)]
 
     @property
     def flipped(self) -> np.ndarray:
@@ -82,9 +59,11 @@ class Prediction:
 
     def causes(self, target: str) -> np.ndarray:
         """Return why the decision for or against the target flips at the prevalence-matched operating point,
-        by image: "edit", "threshold", "both" or "" (`flip_cause`).
+        by image: "edit", "threshold", "both" or "" (`flip_cause`). All are "" where that is not known.
         """
         column = self.classes.index(target)
+        if not np.isfinite(self.p_matched).all():
+            return np.full(len(self.fired), "", dtype=object)
         before, after, matched = (
             p.argmax(1) == column for p in (self.p_before, self.p_after, self.p_matched)
         )
@@ -92,8 +71,10 @@ class Prediction:
 
 
 class SuppressedModel:
-    """A tower and a head with a suppressor between them; `target` is the class whose logit is logged, and to
-    whose logit `intercept` is added at the prevalence-matched operating point.
+    """A tower and a head with a suppressor between them; `target` is the class whose logit is logged.
+
+    `intercept` is added to its logit at the prevalence-matched operating point; None: that is not known.
+    `distributions`: of the images that the recipes were made from.
     """
 
     def __init__(
@@ -103,11 +84,13 @@ class SuppressedModel:
         suppressor: NamedSuppressor,
         target: str,
         *,
-        intercept: float = 0.0,
+        intercept: float | None = 0.0,
+        distributions: Sequence[Distribution] = (),
     ) -> None:
         self.tower, self.head, self.target = tower, head, target
         self.suppressor, self.latent_names = suppressor.module, suppressor.names
         self.intercept = intercept
+        self._ordinary = [Gaussian(distribution) for distribution in distributions]
 
     def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> torch.Tensor:
         """Return edited unit embeddings (n, d) of what `HookedTower.encode_image` takes."""
@@ -155,7 +138,9 @@ class SuppressedModel:
         """Predict for unit embeddings x (n, d) that are computed already."""
         parts = [self.suppressor.apply_to(part) for part in torch.from_numpy(x).split(_ROWS)]
         after, z, fired = (torch.cat(column) for column in zip(*parts, strict=True))
-        p_after = self.head.probs(after.numpy())
+        edited = after.numpy()
+        p_after = self.head.probs(edited)
+        length = np.maximum(np.linalg.norm(x, axis=1), 1e-12)
         return Prediction(
             self.head.classes,
             self.head.probs(x),
@@ -164,10 +149,16 @@ class SuppressedModel:
             z.numpy(),
             fired.numpy(),
             self._delta_logit(x, z),
+            np.linalg.norm(edited - x, axis=1) / length,
+            np.any([g.distance(x) > g.limit for g in self._ordinary], axis=0)
+            if self._ordinary
+            else np.zeros(len(x), bool),
         )
 
     def _matched(self, p: np.ndarray) -> np.ndarray:
         # softmax(logits + c) of one logit, from the probabilities: the odds of the target times e^c.
+        if self.intercept is None:
+            return np.full_like(p, np.nan)
         factor = np.ones(p.shape[1])
         factor[self.head.classes.index(self.target)] = np.exp(self.intercept)
         weighted = p * factor
@@ -188,33 +179,6 @@ class SuppressedModel:
         return np.stack(parts, 1)
 
 
-def pick_head(run: Run, tower: Any, name: str | None) -> tuple[Head, str]:
-    """Return a head and its name: `name`, the zero-shot classifier, or by default the run's head if it has
-    one.
-    """
-    data = RunData(run)
-    have = [] if name == "zeroshot" else data.heads
-    if name == "zeroshot" or (name is None and not have):
-        return ZeroShotHead(tower), "zeroshot"
-    name = name or have[0]
-    if name not in have:
-        raise UserInputError(
-            f"the run {run.path} has no head '{name}'", "known: " + ", ".join([*have, "zeroshot"])
-        )
-    return data.head(name), name
-
-
-def pick_target(classes: list[str], wanted: str | None) -> str:
-    """Return the class whose logit is logged: `wanted`, else melanoma, else the last."""
-    if wanted is not None:
-        if wanted not in classes:
-            raise UserInputError(
-                f"the head has no class '{wanted}'", f"known: {', '.join(classes)}"
-            )
-        return wanted
-    return "mel" if "mel" in classes else classes[-1]
-
-
 def build(
     run: Run,
     recipes: list[SuppressionRecipe],
@@ -230,8 +194,14 @@ def build(
     chosen, name = pick_head(run, tower, head)
     suppressor = make_suppressor(recipes, run, mode, level)
     wanted = pick_target(chosen.classes, target)
-    intercept = intercept_of(run, recipes, chosen, name, suppressor.module, wanted)
-    return SuppressedModel(tower, chosen, suppressor, wanted, intercept=intercept)
+    return SuppressedModel(
+        tower,
+        chosen,
+        suppressor,
+        wanted,
+        intercept=intercept_of(run, recipes, chosen, name, suppressor.module, wanted),
+        distributions=[recipe.body["distribution"] for recipe in recipes],
+    )
 
 
 @contextmanager
