@@ -15,12 +15,14 @@ _PUBLIC = {
     "load_model": "dermaudit.towers",
     "open_run": "dermaudit.run.directory",
     "Manifest": "dermaudit.data",
+    "Suppressor": "dermaudit.concepts.inference.suppressor",
     "DermauditError": "dermaudit.errors",
     "UserInputError": "dermaudit.errors",
     "EvidenceError": "dermaudit.errors",
 }
 
 if TYPE_CHECKING:
+    from dermaudit.concepts.inference.suppressor import Suppressor as Suppressor
     from dermaudit.data import Manifest as Manifest
     from dermaudit.errors import DermauditError as DermauditError
     from dermaudit.errors import EvidenceError as EvidenceError

@@ -138,11 +138,14 @@ class _Batch:
 
 def _batches(files: Iterable[ImageFile], readers: int) -> Iterator[_Batch]:
     batch = _Batch()
-    for name, found in map_images(_attempt, files, readers):
+    for result in map_images(_attempt, files, readers):
+        assert not isinstance(result, BadImage)  # _attempt returns it with the name
+        name, found = result
         if isinstance(found, BadImage):
             batch.skipped.append((name, found.reason))
         else:
-            batch.read.append((name, *found))
+            pixels, digest = found
+            batch.read.append((name, pixels, digest))
         if len(batch.read) + len(batch.skipped) == BATCH:
             yield batch
             batch = _Batch()

@@ -65,7 +65,7 @@ class Parts:
         """UserInputError where there are parts of another prediction."""
         self.out, self.folder = out, out.with_name(out.name + ".parts")
         if start_again:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.discard()
         known = self.folder / "plan.json"
         if known.is_file() and read_json(known) != plan:
             raise UserInputError(
@@ -106,7 +106,11 @@ class Parts:
                 csv.writer(handle, lineterminator="\n").writerows([("image", "reason"), *skipped])
         else:
             skipped_file(self.out).unlink(missing_ok=True)  # of an earlier prediction
-        shutil.rmtree(self.folder)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the parts."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def skipped_file(out: Path) -> Path:

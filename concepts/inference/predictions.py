@@ -66,26 +66,21 @@ def suppress_images(opened: Opened, options: SuppressOptions) -> dict[str, Any]:
 
     What a stopped command had finished is used, if it is given the same recipes, head and images.
     """
-    plan = _plan(opened, options)
     found = _Counts(opened.model.target)
-    if options.dry_run:
-        for part in _parts(opened, _embedded(opened, options, 0, ""), CACHED_PART):
-            found.add(part.table, part.skipped)
-    else:
-        parts = Parts(options.out, plan, start_again=options.force)
-        start, last = parts.seen
-        if start:
-            say(f"  {start} images are done already")
-        size = CACHED_PART if options.images is None else PART
-        for part in _parts(opened, _embedded(opened, options, start, last), size):
-            parts.write(part.table, part.skipped, part.last)
-            hit("suppress")
-        for done, skipped in parts.tables():
-            found.add(done, skipped)
+    parts = None if options.dry_run else _write_parts(opened, options)
+    source = (
+        ((part.table, part.skipped) for part in _parts(opened, _embedded(opened, options), 1))
+        if parts is None
+        else parts.tables()
+    )
+    for done, skipped in source:
+        found.add(done, skipped)
     if not found.n:
-        source = options.images or opened.place
-        raise no_readable_image(len(found.skipped), source, *(found.skipped[:1] or [("", "")])[0])
-    if not options.dry_run:
+        if parts is not None:
+            parts.discard()
+        name, reason = found.skipped[0] if found.skipped else ("", "")
+        raise no_readable_image(len(found.skipped), options.images or opened.place, name, reason)
+    if parts is not None:
         parts.join()
     summary = _summary(opened, found)
     if not options.dry_run:
@@ -93,6 +88,19 @@ def suppress_images(opened: Opened, options: SuppressOptions) -> dict[str, Any]:
     _print(opened, summary, found, options)
     run = None if opened.run is None else str(opened.run.path)
     return {"run": run, "dry_run": options.dry_run, **summary}
+
+
+def _write_parts(opened: Opened, options: SuppressOptions) -> Parts:
+    """Write the predictions of all images that are not done yet."""
+    parts = Parts(options.out, _plan(opened, options), start_again=options.force)
+    start, last = parts.seen
+    if start:
+        say(f"  {start} images are done already")
+    size = CACHED_PART if options.images is None else PART
+    for part in _parts(opened, _embedded(opened, options, start, last), size):
+        parts.write(part.table, part.skipped, part.last)
+        hit("suppress")
+    return parts
 
 
 def _plan(opened: Opened, options: SuppressOptions) -> dict[str, Any]:
@@ -111,7 +119,7 @@ def _plan(opened: Opened, options: SuppressOptions) -> dict[str, Any]:
 
 
 def _embedded(
-    opened: Opened, options: SuppressOptions, start: int, last: str
+    opened: Opened, options: SuppressOptions, start: int = 0, last: str = ""
 ) -> Iterator[Embedded]:
     """Return the images from number `start` on; the one before it was called `last`."""
     if options.images is None:

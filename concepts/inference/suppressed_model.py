@@ -49,8 +49,7 @@ class Prediction:
 
     def top1(self, p: np.ndarray) -> list[str | None]:
         """Return the most probable class of each row; None where p is not known."""
-        known = np.isfinite(p).all(axis=1)
-        return [self.classes[row.argmax()] if k else None for row, k in zip(p, known, strict=True)]
+        return [self.classes[row.argmax()] if np.isfinite(row).all() else None for row in p]
 
     @property
     def flipped(self) -> np.ndarray:

@@ -215,7 +215,9 @@ def test_body_no_path_and_no_time(run):
     text = run.file("recipes", "ruler.recipe.json").read_text()
     assert str(run.path) not in text
     body = json.loads(text)["body"]
-    assert "/" not in json.dumps({**body, "weights": None, "distribution": None}), "base64 may hold a slash, nothing else"
+    assert "/" not in json.dumps({**body, "weights": None, "distribution": None}), (
+        "base64 may hold a slash, nothing else"
+    )
 
 
 def test_done_is_not_done_again(run):
