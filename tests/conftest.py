@@ -63,13 +63,20 @@ def run_python() -> Callable[..., Finished]:
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
         file_limit_kb: int | None = None,
+        stdin: str | None = None,
         timeout: float = 120,
     ) -> Finished:
         command = [sys.executable, *map(str, argv)]
         if file_limit_kb is not None:
             command = ["bash", "-c", f'ulimit -f {file_limit_kb}; exec "$@"', "bash", *command]
         done = subprocess.run(
-            command, cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=timeout
+            command,
+            cwd=cwd,
+            env=environment(env),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
         return Finished(done.returncode, done.stdout, done.stderr)
 

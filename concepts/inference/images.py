@@ -112,21 +112,21 @@ def _too_large(size: int) -> tuple[np.ndarray, str]:
 
 
 def embedded_images(
-    files: Iterable[ImageFile], tower: HookedTower, readers: int = 1
+    files: Iterable[ImageFile], tower: HookedTower, readers: int = 1, batch: int = BATCH
 ) -> Iterator[Embedded]:
-    """Yield the embeddings of images, BATCH at a time; one batch is read while another is computed."""
-    for batch in _one_ahead(_batches(files, readers)):
-        images = [image for _, image, _ in batch.read]
+    """Yield the embeddings of images, `batch` at a time; one batch is read while another is computed."""
+    for read in _one_ahead(_batches(files, readers, batch)):
+        images = [image for _, image, _ in read.read]
         x = (
             activations(tower, images, [POOLED])[POOLED]
             if images
             else np.empty((0, tower.d_pooled), np.float32)
         )
         yield Embedded(
-            [name for name, _, _ in batch.read],
-            [digest for _, _, digest in batch.read],
+            [name for name, _, _ in read.read],
+            [digest for _, _, digest in read.read],
             x,
-            batch.skipped,
+            read.skipped,
         )
 
 
@@ -136,7 +136,7 @@ class _Batch:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _batches(files: Iterable[ImageFile], readers: int) -> Iterator[_Batch]:
+def _batches(files: Iterable[ImageFile], readers: int, size: int) -> Iterator[_Batch]:
     batch = _Batch()
     for result in map_images(_attempt, files, readers):
         assert not isinstance(result, BadImage)  # _attempt returns it with the name
@@ -146,7 +146,7 @@ def _batches(files: Iterable[ImageFile], readers: int) -> Iterator[_Batch]:
         else:
             pixels, digest = found
             batch.read.append((name, pixels, digest))
-        if len(batch.read) + len(batch.skipped) == BATCH:
+        if len(batch.read) + len(batch.skipped) == size:
             yield batch
             batch = _Batch()
     if batch.read or batch.skipped:
