@@ -7,7 +7,7 @@ DERMAUDIT_DATA ?= $(wildcard ../shared)
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export DERMAUDIT_DATA
 
-.PHONY: install demo test test-fast lint docs coverage results bench bench-sae bench-peers clean
+.PHONY: install demo test test-fast lint docs coverage results reference bench bench-sae bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,18 @@ lint: install
 # Runs both audits (minutes) and writes every page with figures.
 results: install
 	$(BIN)/python docs/scripts/results.py
+
+# The head, the concept latents and the recipes that the bundled models ship. Needs $DERMAUDIT_DATA.
+ARTIFACTS := ruler dark_corner gel_bubble hair ink gel_border patch
+reference: install
+	$(BIN)/dermaudit demo
+	$(BIN)/dermaudit data convert $(DERMAUDIT_DATA)/dermoscopy --out data/dermoscopy --force
+	$(BIN)/dermaudit audit data/dermoscopy --model dermoscopy-small --run runs/dermoscopy
+	for run in runs/demo runs/dermoscopy; do \
+	  for concept in $(ARTIFACTS); do $(BIN)/dermaudit concepts teach $$concept --run $$run || exit 1; done; \
+	  $(BIN)/dermaudit recipe make --run $$run --keep-going && \
+	  $(BIN)/python docs/scripts/reference.py $$run || exit 1; \
+	done
 
 # The documentation as a site, in the folder site.
 docs: install

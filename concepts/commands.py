@@ -16,23 +16,6 @@ ReadRun = Annotated[
 ]
 
 
-def recipe_show(
-    recipe: Annotated[str, typer.Argument(help="a recipe file, or a concept of the run")],
-    run: ReadRun = None,
-) -> dict[str, Any]:
-    """Show what a recipe suppresses, how, and with what measured effect."""
-    from .suppression.recipe import SuppressionRecipe, load_recipe
-
-    path = Path(recipe)
-    if path.suffix == ".json":
-        shown = SuppressionRecipe.load(path)
-    else:
-        opened = open_run(run or newest_run())
-        path, shown = opened.files.recipe(recipe), load_recipe(opened, recipe)
-    shown.show()
-    return {"path": str(path), "sha256": shown.sha256, "body": shown.body}
-
-
 def concepts(
     run: ReadRun = None,
     unnamed: Annotated[bool, typer.Option(help="list the unnamed latents too")] = False,

@@ -22,7 +22,6 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from dermaudit.concepts.inference.suppressor import Suppressor as Suppressor
     from dermaudit.data import Manifest as Manifest
     from dermaudit.errors import DermauditError as DermauditError
     from dermaudit.errors import EvidenceError as EvidenceError

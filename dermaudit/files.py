@@ -96,8 +96,14 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Indented JSON with sorted keys: the same value gives the same bytes."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    """Write `indented_json` as a whole or not at all."""
+    write_bytes(path, indented_json(value))
+
+
+def indented_json(value: Any) -> bytes:
+    """Return indented JSON with sorted keys: the same value gives the same bytes."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    return (text + "\n").encode("utf-8")
 
 
 def write_npy(path: Path | str, array: Any) -> None:

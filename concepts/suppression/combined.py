@@ -101,12 +101,9 @@ def _common_sae(
     places: list[list[int]] = []
     for number, recipe in enumerate(recipes):
         facts = recipe.body["sae"]
-        kind, of = (
-            ("sae", facts["weights_sha256"]) if facts else ("concept", recipe.body["concept"])
-        )
         places.append([])
-        for i, latent in enumerate(recipe.latents):
-            key = (kind, of, latent)
+        for i, (latent, name) in enumerate(zip(recipe.latents, recipe.latent_names, strict=True)):
+            key = ("sae", facts["weights_sha256"], latent) if facts else ("concept", name, latent)
             if key not in place:
                 place[key] = len(rows)
                 rows.append((number, i))

@@ -8,16 +8,22 @@ run. Loading fails closed: a changed body, another model or preprocessing is ref
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from dermaudit.console import say
-from dermaudit.errors import ForeignArtifactError, StaleArtifactError, UserInputError
-from dermaudit.files import read_json, sha256_file, sha256_json, write_json
+from dermaudit.errors import (
+    AlteredArtifactError,
+    ForeignArtifactError,
+    StaleArtifactError,
+    UserInputError,
+)
+from dermaudit.files import indented_json, read_json, sha256_file, sha256_json, write_bytes
 from dermaudit.run.directory import Run
 
 from .distribution import Distribution
+from .signature import UNSIGNED, Envelope, check_signature
 from .weights import Weights, unpacked
 
 if TYPE_CHECKING:
@@ -39,6 +45,7 @@ class LatentEntry(TypedDict):
 
     latent: int
     why: dict[str, float]
+    concept: NotRequired[str]  # of a merged recipe
 
 
 class Operation(TypedDict):
@@ -83,14 +90,15 @@ class RecipeBody(TypedDict):
     effects: dict[str, Any]  # figures.Figures without the latents and the random changes
     limits: list[str]  # sentences
     accepted_limits: str | None  # why it was written although the evidence did not allow it
-    parent: None  # reserved for recipes that are made from another
+    parent: list[str] | None  # the hashes of the recipes that this one was merged from
 
 
 @dataclass(frozen=True)
 class SuppressionRecipe:
-    """One recipe, read or made; see RecipeBody."""
+    """One recipe, read or made; see RecipeBody. `envelope`: who signed it."""
 
     body: RecipeBody
+    envelope: Envelope = field(default_factory=UNSIGNED.copy)
 
     @property
     def latents(self) -> list[int]:
@@ -101,7 +109,7 @@ class SuppressionRecipe:
     def latent_names(self) -> list[str]:
         """What the latents are called in tables: the number of a latent of an SAE, or the concept."""
         if self.body["source"] == "concept_latent":
-            return [self.body["concept"]]
+            return [entry.get("concept", self.body["concept"]) for entry in self.body["latents"]]
         return [str(latent) for latent in self.latents]
 
     @property
@@ -125,19 +133,23 @@ class SuppressionRecipe:
 
     def save(self, path: Path) -> None:
         """Write the recipe with the hash of its body."""
-        write_json(
-            path,
-            {
-                "format_version": FORMAT_VERSION,
-                "body": self.body,
-                "body_sha256": self.sha256,
-                "envelope": {"author": None, "date": None, "signature": None},
-            },
-        )
+        write_bytes(path, self._file())
+
+    def _file(self) -> bytes:
+        """Return the one byte string that a file of this recipe has."""
+        raw = {
+            "format_version": FORMAT_VERSION,
+            "body": self.body,
+            "body_sha256": self.sha256,
+            "envelope": self.envelope,
+        }
+        return indented_json(raw)
 
     @classmethod
     def load(cls, path: Path) -> SuppressionRecipe:
-        """Read a recipe. StaleArtifactError if its body was altered."""
+        """Read a recipe. It fails closed: AlteredArtifactError for a file that is not byte for byte what `save`
+        writes of it, or whose signature is not of it; ForeignArtifactError for another format or unknown keys.
+        """
         raw = read_json(path, "recipe")
         if not isinstance(raw, dict) or not isinstance(raw.get("body"), dict):
             raise ForeignArtifactError(f"{path} is not a recipe")
@@ -147,13 +159,20 @@ class SuppressionRecipe:
                 f"format {FORMAT_VERSION}",
                 "make it again: dermaudit recipe make --concept NAME --run RUN --force",
             )
-        recipe = cls(raw["body"])
-        if recipe.sha256 != raw.get("body_sha256"):
-            raise StaleArtifactError(
-                f"{path} was altered: its body does not have the recorded hash",
+        _check_keys(raw.get("envelope"), Envelope, "envelope", path)
+        _check_keys(raw["body"], RecipeBody, "body", path)
+        recipe = cls(raw["body"], raw["envelope"])
+        try:
+            intact = recipe.sha256 == raw.get("body_sha256") and recipe._file() == path.read_bytes()
+        except ValueError:  # nan, or half of a surrogate pair: JSON that dermaudit does not write
+            intact = False
+        if not intact:
+            raise AlteredArtifactError(
+                f"{path} was altered: it is not what dermaudit wrote with the recorded hash",
                 f"run: dermaudit recipe make --concept {raw['body'].get('concept')} "
                 f"--run {path.absolute().parent.parent} --force",
             )
+        check_signature(recipe.sha256, recipe.envelope, path)
         return recipe
 
     def show(self) -> None:
@@ -205,6 +224,20 @@ class SuppressionRecipe:
                 f"{path} was made with another SAE at {self.site} than the run {run.path} has",
                 f"run: {again}",
             )
+
+
+def _check_keys(found: Any, kind: type, what: str, path: Path) -> None:
+    """Refuse an object whose keys are not those of its kind."""
+    known = set(kind.__annotations__)
+    if not isinstance(found, dict):
+        raise ForeignArtifactError(f"{path}: the {what} of the recipe is no object")
+    if unknown := sorted(set(found) - known):
+        raise ForeignArtifactError(
+            f"{path}: the {what} of the recipe has the unknown key '{unknown[0]}'",
+            "it may be of a newer dermaudit: install that",
+        )
+    if missing := sorted(known - set(found)):
+        raise ForeignArtifactError(f"{path}: the {what} of the recipe lacks the key '{missing[0]}'")
 
 
 def effect_lines(effects: dict[str, Any], target: str) -> list[str]:

@@ -88,8 +88,28 @@ FUNCTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "list the named and labelled concepts",
         ),
         "recipe show": (
-            "dermaudit.concepts.commands:recipe_show",
+            "dermaudit.concepts.suppression.recipe_commands:show",
             "what a recipe does, and its effect",
+        ),
+        "recipe verify": (
+            "dermaudit.concepts.suppression.recipe_commands:verify",
+            "whether a recipe is whole, and who signed it",
+        ),
+        "recipe sign": (
+            "dermaudit.concepts.suppression.recipe_commands:sign",
+            "sign a recipe",
+        ),
+        "recipe diff": (
+            "dermaudit.concepts.suppression.recipe_commands:diff",
+            "what differs between two recipes",
+        ),
+        "recipe merge": (
+            "dermaudit.concepts.suppression.recipe_commands:merge",
+            "one recipe from several",
+        ),
+        "recipe export": (
+            "dermaudit.concepts.suppression.recipe_commands:export",
+            "a recipe for programs without dermaudit: ONNX, numpy",
         ),
         "suppress": (
             "dermaudit.concepts.commands:suppress",

@@ -105,6 +105,9 @@ def run(tower, embedded, tmp_path_factory):
             "limits": [],
             "accepted_limits": None,
             "parent": None,
+            "vocabulary_sha256": "",
+            "data": {},
+            "protocol": {},
         }
     ).save(run.file("recipes", "ruler.recipe.json"))
     upstream = ["images", "embed", f"fit:{POOLED}"]

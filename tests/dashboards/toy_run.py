@@ -498,6 +498,9 @@ def _recipe(
         "effects": {},
         "limits": limits,
         "parent": None,
+        "vocabulary_sha256": "",
+        "data": {},
+        "protocol": {},
     }
     files = [
         run.file("recipes", f"{concept}.recipe.json"),
