@@ -115,6 +115,10 @@ FUNCTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "dermaudit.concepts.commands:suppress",
             "predictions with a concept suppressed",
         ),
+        "serve": (
+            "dermaudit.concepts.inference.serve:serve",
+            "predictions with a concept suppressed, over HTTP",
+        ),
         "explore": ("dermaudit.dashboards.commands:explore", "open the web explorer of a run"),
         "sae show": ("dermaudit.sae.formats.command:show", "what a sparse autoencoder on disk is"),
         "sae import": (
