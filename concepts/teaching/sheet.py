@@ -31,8 +31,8 @@ def candidates(score: Float[np.ndarray, " n"], n: int) -> tuple[Int[np.ndarray, 
     """Return the rows of n candidates, highest score first, and how many of them are proposed as images with
     the concept: half are spread evenly over the third with the highest score, the others over the rest.
 
-    Candidates of all scores are needed: a latent that is fitted on the two extremes comes out too short or
-    too long (docs/labbook.md).
+    Candidates of all scores are needed: a latent that is fitted on the two extremes fires in nearly every
+    image (docs/labbook.md).
     """
     order = np.argsort(-score, kind="stable")
     cut = max(1, round(PROPOSED * len(order)))
