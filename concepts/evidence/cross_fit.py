@@ -38,7 +38,7 @@ class TrapData:
 
     For methods that use them: `sae`; `named`, the latents that were named after the artifact, each with the
     figures of its name; `text_direction` (d,), the embedding of texts with the artifact minus that of texts
-    without it.
+    without it; `drawn` (n, d), the rows of the images with the artifact drawn onto them, nan where it was not.
     """
 
     x: Float[np.ndarray, "n d"]
@@ -52,11 +52,14 @@ class TrapData:
     sae: ThresholdSAE | TopKSAE | None = None
     named: tuple[tuple[int, dict[str, float]], ...] = ()
     text_direction: Float[np.ndarray, " d"] | None = None
+    drawn: Float[np.ndarray, "n d"] | None = None
 
     def known(self) -> TrapData:
         """Return the rows whose label and artifact are both known."""
         rows = np.flatnonzero(np.isfinite(self.y) & np.isfinite(self.a))
         of_rows = {name: getattr(self, name)[rows] for name in ("x", "y", "a", "groups", "scored")}
+        if self.drawn is not None:
+            of_rows["drawn"] = self.drawn[rows]
         return replace(self, **of_rows, row=rows if self.row is None else self.row[rows])
 
     def cell(self, label: int, artifact: int) -> np.ndarray:

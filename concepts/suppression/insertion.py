@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dermaudit.heads import probe_score
-from dermaudit.sae.run_data import POOLED, RunData
+from dermaudit.sae.run_data import RunData
 
 from ..evidence.cross_fit import CrossFitted, Fold
+from ..teaching.sources import drawn_embeddings
 from .figures import InsertionFigures
 
 if TYPE_CHECKING:
     from dermaudit.towers import HookedTower
 
 INSERTIONS = 60  # images that the artifact is drawn onto
-BATCH = 32
 MIN_SHIFT = 0.005  # mean |Δp| below which the ratio after / before is noise
 
 
@@ -64,28 +64,6 @@ def measure_insertion(
         "insertion_before": float(before),
         "insertion_after": float(after),
     }
-
-
-def drawn_embeddings(
-    data: RunData, concept: str, rows: np.ndarray, tower: HookedTower, seed: int
-) -> np.ndarray:
-    """Return the embeddings (n, d) of images of the run with the artifact drawn onto them."""
-    from dermaudit.data import read_image
-    from dermaudit.phantom import draw_artifact
-    from dermaudit.sae.embed.embed import activations
-
-    drawn = [
-        draw_artifact(concept, read_image(data.image_path(row)), seed=seed * 1_000_003 + int(row))[
-            0
-        ]
-        for row in rows
-    ]
-    return np.concatenate(
-        [
-            activations(tower, drawn[i : i + BATCH], [POOLED])[POOLED]
-            for i in range(0, len(drawn), BATCH)
-        ]
-    )
 
 
 def _no_residual(reason: str) -> InsertionFigures:

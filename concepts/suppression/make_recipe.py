@@ -18,7 +18,9 @@ from dermaudit.sae.run_data import POOLED, RunData
 
 from ..evidence.cross_fit import FOLDS, TrainingRows, TrapData
 from ..results import rounded
+from ..teaching.by_ranking import saved_ranking
 from ..teaching.images import label_values
+from ..teaching.sources import SOURCES
 from ..vocabulary.vocabulary import Vocabulary
 from .cross_fitted import CrossFittedMethod, recipe_rows, trap_data
 from .distribution import distribution_of
@@ -28,6 +30,7 @@ from .figures import Figures, UnmeasuredFigures
 from .head import pick_head
 from .intercept import intercept_correction
 from .methods.concept_latent import TaughtLatent
+from .methods.ranked import RankedLatentMethod
 from .methods.registry import SuppressionMethod, suppression_method
 from .options import RecipeOptions
 from .recipe import Intercept, LatentEntry, Operation, RecipeBody, SuppressionRecipe, sae_facts
@@ -127,11 +130,15 @@ def _taught(
     data: RunData, concept: str, method: SuppressionMethod, trap: TrapData
 ) -> tuple[SuppressionMethod, TrapData]:
     """Return the method for a taught concept, and its rows. A latent that was taught with a column of this
-    run is fitted in each fold anew; one that was taught with other images is used as it is.
+    run, or without labels by a ranking of its images, is fitted in each fold anew; one that was taught with
+    other images or with a sheet is used as it is.
     """
     data.run.require(f"teach:{concept}")
     folder = data.run.files.concept_latent(concept)
     provenance = read_json(folder / "provenance.json", "provenance of a concept latent")
+    if "ranked_by" in provenance:
+        ranked = RankedLatentMethod(provenance["ranked_by"])
+        return ranked, replace(trap, **saved_ranking(folder, data.n))
     kind, _, column = provenance["source"].partition(" ")
     if kind == "column":
         return method, replace(trap, a=label_values(data, column))
@@ -231,6 +238,8 @@ def _intercept(request: RecipeRequest, editor: Editor, latents: list[int]) -> In
 def _limits(figures: Figures) -> list[str]:
     """Return what the evidence does not show, in sentences."""
     limits = list(figures["refused"])
+    if figures["method"] in SOURCES:
+        limits.append("the latent was fitted without labels, and no person confirmed its images")
     if "insertion_residual_reason" in figures:
         limits.append(f"no drawn artifact: {figures['insertion_residual_reason']}")
     if "worst_group_before" in figures and not np.isfinite(figures["worst_group_before"]):

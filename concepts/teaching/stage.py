@@ -10,29 +10,31 @@ from dermaudit.files import sha256_json, write_json
 from dermaudit.run.directory import Run
 from dermaudit.run.records import Made
 from dermaudit.run.stages import stage
-from dermaudit.sae.run_data import POOLED, RunData
+from dermaudit.sae.run_data import RunData
 
 from ..inputs import tower_of
 from ..results import interval_text, rounded
+from .by_ranking import fit_ranked, propose, ranking_of
 from .images import TaughtImages, images_of_folders, images_of_run
 from .options import TEACH, TeachOptions
-
-PROVENANCE = "provenance.json"
+from .provenance import PROVENANCE, entries, metadata_of, provenance_of
+from .sheet import images_of_sheet
 
 
 @stage("concepts teach", TeachOptions, TEACH, key_flag="", in_audit=False)
 def teach(run: Run, options: TeachOptions) -> dict[str, Any]:
-    """Fit a concept latent with labels: a column of the run, or two folders of images.
+    """Fit a concept latent with labels: a column of the run, two folders of images, or a sheet. Without labels,
+    rank the images by a text or by drawn artifacts.
 
-    It reports the cross-fitted AUROC, and how much more labels would bring. Too few images, or images that
-    are not told apart: exit code 3 with the numbers.
+    With labels it reports the cross-fitted AUROC, and how much more labels would bring. --from-text writes a
+    sheet of candidates for a person to confirm; --from-text --direct and --drawn fit by the ranking alone. Too
+    few images, or images that are not told apart: exit code 3 with the numbers.
     """
     seed = run.seed(options.seed)
     data = RunData(run)
-    if options.with_ is None:
-        images = images_of_run(data, options)
-    else:
-        images = images_of_folders(tower_of(run, options.threads), options)
+    if options.ranked_by is not None:
+        return _teach_by_ranking(run, data, options, seed)
+    images = _labelled_images(run, data, options)
     inputs = {
         "seed": seed,
         "target": options.target,
@@ -47,6 +49,36 @@ def teach(run: Run, options: TeachOptions) -> dict[str, Any]:
     )
     _print(options.concept, figures)
     return {"run": str(run.path), "concept": options.concept, **figures}
+
+
+def _labelled_images(run: Run, data: RunData, options: TeachOptions) -> TaughtImages:
+    if options.from_sheet is not None:
+        return images_of_sheet(data, options.from_sheet, options.target)
+    if options.with_ is not None:
+        return images_of_folders(tower_of(run, options.threads), options)
+    return images_of_run(data, options)
+
+
+def _teach_by_ranking(run: Run, data: RunData, options: TeachOptions, seed: int) -> dict[str, Any]:
+    """Write the sheet of candidates, or fit by the ranking alone."""
+    answer = {"run": str(run.path), "concept": options.concept}
+    ranking = ranking_of(run, data, options, seed)
+    if options.writes_sheet:
+        return answer | propose(run, data, options, ranking)
+    figures = run.perform(
+        TEACH,
+        {"seed": seed, "target": options.target, "ranking": ranking.sha256()},
+        lambda: fit_ranked(run, data, options, ranking, seed),
+        key=options.concept,
+        force=options.force,
+    )
+    say(
+        f"{options.concept}: fitted without labels ({figures['source']}) on {figures['n']} images; it fires in "
+        f"{figures['fires_with']:.0%} of the {figures['n_with']} images with the highest score and in "
+        f"{figures['fires_without']:.0%} of the {figures['n_without']} with the lowest. No person confirmed "
+        "them, and these shares say nothing of real labels."
+    )
+    return answer | figures
 
 
 def _fit(run: Run, options: TeachOptions, images: TaughtImages, seed: int) -> Made[dict[str, Any]]:
@@ -64,9 +96,7 @@ def _fit(run: Run, options: TeachOptions, images: TaughtImages, seed: int) -> Ma
     assert latent.figures is not None  # of a fit
     curve = learning_curve(images.x, images.present, images.groups, seed=seed)
     folder = run.files.concept_latent(options.concept)
-    model = run.meta["model"]
-    metadata = {"hook_name": POOLED, "model_name": model["name"], "concept": options.concept}
-    files = latent.as_sae(metadata).save(folder)
+    files = latent.as_sae(metadata_of(run, options.concept)).save(folder)
     figures = rounded(
         {
             "latent": 0,
@@ -75,24 +105,9 @@ def _fit(run: Run, options: TeachOptions, images: TaughtImages, seed: int) -> Ma
             "flags": options.flags(),
         }
     )
-    write_json(
-        folder / PROVENANCE,
-        {
-            "concept": options.concept,
-            "site": POOLED,
-            "model_fingerprint": model["fingerprint"],
-            "source": images.source,
-            "left_out": options.target,
-            "seed": seed,
-            "figures": figures,
-            "images": [
-                {"image": name, "sha256": digest, "present": int(value)}
-                for name, digest, value in zip(
-                    images.names, images.hashes, images.present, strict=True
-                )
-            ],
-        },
-    )
+    facts = provenance_of(run, options, images.source, figures, seed)
+    facts["images"] = entries(images.names, images.hashes, images.present.tolist())
+    write_json(folder / PROVENANCE, facts)
     return [*files, folder / PROVENANCE], figures
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -177,21 +177,42 @@ def _fit(x: np.ndarray, present: np.ndarray, groups: np.ndarray, seed: int) -> C
     threshold = max(float(np.quantile(score[present == 0], FREE_QUANTILE)), float(level))
     z = np.where(score > threshold, score - level, 0.0)
     gap = u[present == 1].mean(0) - u[present == 0].mean(0)
-    step = gap / (z[present == 1].mean() - z[present == 0].mean()) * sd
-    length = float(np.linalg.norm(step))  # moved from the decoder to the encoder
+    step = gap / (z[present == 1].mean() - z[present == 0].mean())
+    figures = FitFigures(
+        n_with=int(present.sum()),
+        n_without=int((1 - present).sum()),
+        auroc=auroc(present, score),
+        auroc_ci=(low, high),
+        fires_with=float((z[present == 1] > 0).mean()),
+        fires_without=float((z[present == 0] > 0).mean()),
+    )
+    return on_raw_rows(Standardised(mean, sd, weight, intercept, level, threshold, step), figures)
+
+
+class Standardised(NamedTuple):
+    """A latent of standardised rows u = (x − mean) / sd: z = s − level where s = u · weight + intercept is above
+    the threshold, and u' = u − z · step.
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+    weight: np.ndarray
+    intercept: float
+    level: float
+    threshold: float
+    step: np.ndarray
+
+
+def on_raw_rows(given: Standardised, figures: FitFigures) -> ConceptLatent:
+    """Return the same latent for rows that are not standardised, with a decoder of unit length."""
+    mean, sd, weight, intercept, level, threshold, step = given
+    length = float(np.linalg.norm(step * sd))  # moved from the decoder to the encoder
     return ConceptLatent(
         encoder=weight / sd * length,
         bias=float((intercept - (mean / sd) @ weight - level) * length),
         threshold=float((threshold - level) * length),
-        decoder=step / length,
-        figures=FitFigures(
-            n_with=int(present.sum()),
-            n_without=int((1 - present).sum()),
-            auroc=auroc(present, score),
-            auroc_ci=(low, high),
-            fires_with=float((z[present == 1] > 0).mean()),
-            fires_without=float((z[present == 0] > 0).mean()),
-        ),
+        decoder=step * sd / length,
+        figures=figures,
     )
 
 

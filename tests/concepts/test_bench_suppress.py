@@ -39,6 +39,9 @@ def test_every_method_is_measured_and_the_artifact_is_suppressed(main, run, monk
     tower = TextTower({"ruler": basis()[0]})
     tower.tokenizer = object()
     monkeypatch.setattr(compare, "tower_of", lambda run, threads: tower)
+    w = world(1500)
+    drawn = np.where((w.y == 0)[:, None], w.x + 0.5 * basis()[0], np.nan).astype(np.float32)
+    monkeypatch.setattr(compare, "drawn_rows", lambda *args: drawn)
     done = suppress(main, run, "--concept", "ruler")
     assert done.rc == 0, done.stderr
     found = done.json()["suppression"]["ruler"]
@@ -54,6 +57,8 @@ def test_every_method_is_measured_and_the_artifact_is_suppressed(main, run, monk
     assert latent["ci"][0] > 0 and latent["gap_closed"] > 0.7 and latent["random_beaten"] >= 95
     assert 0.3 < latent["identity_share"] < 0.8 and found["leace"]["identity_share"] == 0
     assert roboshot["cross_group_auroc_after"] > roboshot["cross_group_auroc_before"]
+    for name in ("text_seeded", "drawn", "agreement"):
+        assert found[name]["gap_closed"] > 0.5 and found[name]["random_beaten"] >= 95, name
     # The SAE of this world has the artifact as one latent: it does well, too.
     assert found["sae"]["gap_closed"] > 0.5
     assert "n too small" not in done.stderr

@@ -22,10 +22,12 @@ from dermaudit.concepts.evidence.figures import (
 from dermaudit.concepts.inputs import artifacts_of, known_concept, tower_of, vocabulary_of
 from dermaudit.concepts.results import rounded
 from dermaudit.concepts.suppression.cross_fitted import trap_data
+from dermaudit.concepts.teaching.sources import SOURCES, drawn_rows, text_direction
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.console import say, table
 from dermaudit.errors import EvidenceError, UserInputError, unknown
 from dermaudit.files import write_json
+from dermaudit.phantom import ARTIFACTS
 from dermaudit.run.directory import newest_run, open_run
 from dermaudit.sae.run_data import RunData
 
@@ -57,8 +59,9 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
             f"give --target, one of: {', '.join(sorted(set(data.labels) - {''}))}",
         )
     concepts = [known_concept(run, words, word) for word in options.concept]
-    # Text embeddings are for methods without labels; the others need no model.
-    tower = tower_of(run, options.threads) if any(m.name == "roboshot" for m in chosen) else None
+    # Texts and drawn artifacts are for methods without labels; the others need no model.
+    need_model = {m.name for m in chosen} & {"roboshot", *SOURCES}
+    tower = tower_of(run, options.threads) if need_model else None
     found: dict[str, dict[str, Any]] = {}
     lines = []
     for concept in concepts or artifacts_of(run, words):
@@ -66,6 +69,8 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
         found[concept] = {}
         try:
             trap = _trap(data, concept, words, options, tower)
+            if tower is not None and need_model & {"drawn", "agreement"} and concept in ARTIFACTS:
+                trap = replace(trap, drawn=_drawn(data, concept, trap, options, tower))
             measured = dict(_effects(trap, chosen))
         except EvidenceError as error:
             found[concept] = {"reason": error.message, "numbers": rounded(error.numbers)}
@@ -97,23 +102,14 @@ def _trap(
         raise EvidenceError(f"{concept} has no labels in this run", "label it in the manifest")
     given = {name: getattr(options, name) for name in ("target", "strength", "seed")}
     trap = trap_data(data, concept, **given).known()
-    return replace(trap, text_direction=_text_direction(tower, words, concept))
+    return replace(trap, text_direction=text_direction(tower, words, concept))
 
 
-def _text_direction(tower: Any, words: Vocabulary, concept: str) -> np.ndarray | None:
-    """Return the embedding of texts with the concept minus that of texts with its opposites."""
-    from dermaudit.towers.zeroshot import prompt_vector
-
-    entry = next((entry for entry in words.concepts if entry.id == concept), None)
-    if tower is None or tower.tokenizer is None or entry is None or not entry.opposites:
-        return None
-    present, absent = (
-        prompt_vector(
-            tower, [template.format(word) for word in terms for template in words.templates]
-        )
-        for terms in (entry.terms, entry.opposites)
-    )
-    return (present - absent).numpy()
+def _drawn(
+    data: RunData, concept: str, trap: TrapData, options: SuppressionOptions, tower: Any
+) -> np.ndarray:
+    """Return the rows of `trap` with the artifact drawn, nan where it was not."""
+    return drawn_rows(data, concept, options.target, tower, options.seed)[trap.row]
 
 
 def _effects(

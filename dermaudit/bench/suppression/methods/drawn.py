@@ -1,0 +1,8 @@
+"""A concept latent without labels: its rows are ranked by drawn artifacts (`concepts teach --drawn`)."""
+
+from __future__ import annotations
+
+from dermaudit.concepts.suppression.cross_fitted import CrossFittedMethod
+from dermaudit.concepts.suppression.methods.ranked import RankedLatentMethod
+
+METHOD = CrossFittedMethod(RankedLatentMethod("drawn"))
