@@ -118,6 +118,10 @@ class SuppressionOptions(Options):
     method: tuple[str, ...] = option(
         (), "methods instead of all; repeat it for several", "--method"
     )
+    sweeps: bool = option(
+        False,
+        "also: how the effect depends on the strength of the trap, and on the number of labels",
+    )
     target: str = option("mel", "the label whose prediction must not depend on the artifact")
     strength: float = option(
         0.9, "P(artifact | target) where the head is fitted", minimum=0.5, maximum=1.0

@@ -45,14 +45,15 @@ def measure(folder: Path) -> None:
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     results = {"phantoms": dermaudit("demo", "--run", folder / "demo", "--force", "--json")}
-    compared = {"phantoms": dermaudit("bench", "suppress", "--run", folder / "demo", "--json")}
+    compare = ("bench", "suppress", "--sweeps", "--json", "--run")
+    compared = {"phantoms": dermaudit(*compare, folder / "demo")}
     data = os.environ.get("DERMAUDIT_DATA")
     if data:
         images = folder / "dermoscopy"
         dermaudit("data", "convert", Path(data) / "dermoscopy", "--out", images)
         model = ("--model", "dermoscopy-small")
         results["real"] = dermaudit("audit", images, *model, "--run", folder / "real", "--json")
-        compared["real"] = dermaudit("bench", "suppress", "--run", folder / "real", "--json")
+        compared["real"] = dermaudit(*compare, folder / "real")
     else:
         sys.stderr.write("DERMAUDIT_DATA is not set: the figures of the real images are kept\n")
     results |= {f"suppression_{name}": text for name, text in compared.items()}
@@ -69,10 +70,12 @@ def load() -> dict[str, Figures]:
     def read(name: str) -> Figures:
         return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
 
-    return {
-        name: {**read(name), "methods": read(f"suppression_{name}")["suppression"]}
-        for name in COMMANDS
-    }
+    results = {}
+    for name in COMMANDS:
+        compared = read(f"suppression_{name}")
+        sweeps = {key: compared[key] for key in ("curves", "few_labels")}
+        results[name] = {**read(name), **sweeps, "methods": compared["suppression"]}
+    return results
 
 
 # ---- tables and the figure
@@ -215,9 +218,99 @@ def method_table(figures: Figures) -> str:
     return head + ("\n\nNot measured: " + "; ".join(refused) + "." if refused else "")
 
 
+def verdict_table(figures: Figures) -> str:
+    return table(
+        "| artifact | badge | seen | leaned on | suppression helps | cost | not measured, or no recipe, because |",
+        [
+            f"| {row['concept']} | {row['badge']} | {number(row['seen'])} "
+            f"| {'–' if row['relied_on'] is None else 'yes' if row['relied_on'] else 'no'} "
+            f"| {row['helps'] or '–'} | {number(row['cost'], 3, sign=True)} | {row['reason'] or ''} |"
+            for row in figures["verdict"]
+        ],
+    )
+
+
+def curve_table(figures: Figures) -> str:
+    """Return the cross-group AUROC over the strength of the trap, for each artifact."""
+    strengths = [point["strength"] for point in next(iter(figures["curves"].values()))]
+    lines = []
+    for artifact, points in figures["curves"].items():
+        cells = [
+            f"{number(p['before'])} → {number(p['after'])} ({number(p['oracle'])})" for p in points
+        ]
+        lines.append(f"| {artifact} | {' | '.join(cells)} |")
+    return table(f"| artifact | {' | '.join(f'{s:g}' for s in strengths)} |", lines)
+
+
+def few_labels_table(figures: Figures) -> str:
+    sizes = list(next(iter(figures["few_labels"].values())))
+    lines = [
+        f"| {artifact} | "
+        + " | ".join(f"{number(row[n]['mean'])} ({number(row[n]['lowest'])})" for n in sizes)
+        + " |"
+        for artifact, row in figures["few_labels"].items()
+    ]
+    return table(f"| artifact | {' | '.join(f'{n} + {n}' for n in sizes)} |", lines)
+
+
+def curve_figure(results: dict[str, Figures]) -> str:
+    """Return an SVG: the cross-group AUROC over the strength of the trap, a panel for each artifact."""
+    side, gap, columns = 130, 34, 4
+    body: list[str] = []
+    top = 58
+    for title, figures in zip(("phantoms", "real images"), results.values(), strict=True):
+        body.append(f'<text x="8" y="{top - 22}" font-weight="bold">{title}</text>')
+        curves = list(figures["curves"].items())
+        for number_, (artifact, points) in enumerate(curves):
+            left = 34 + (number_ % columns) * (side + gap)
+            upper = top + (number_ // columns) * (side + gap + 6)
+            body.append(curve_panel(artifact, points, left, upper, side))
+        top += -(-len(curves) // columns) * (side + gap + 6) + 30
+    width = 34 + columns * (side + gap)
+    legend = (
+        '<text x="8" y="16">Cross-group AUROC over P(artifact | target) where the head is fitted, .5 to 1: '
+        '<tspan fill="#D55E00">before</tspan>, <tspan fill="#0072B2">after suppression</tspan>, '
+        '<tspan fill="#555">without the trap</tspan></text>'
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top - 20}" '
+        'font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n'
+        + "\n".join([legend, *body])
+        + "\n</svg>\n"
+    )
+
+
+def curve_panel(artifact: str, points: list[Figures], left: int, upper: int, side: int) -> str:
+    """Return one panel, with axes from .5 to 1 and from 0 to 1."""
+
+    def place(strength: float, value: float) -> str:
+        return f"{left + 2 * (strength - 0.5) * side:.1f},{upper + (1 - value) * side:.1f}"
+
+    lines = [
+        f'<rect x="{left}" y="{upper}" width="{side}" height="{side}" fill="none" stroke="#ccc"/>',
+        f'<text x="{left}" y="{upper - 5}">{artifact}</text>',
+    ]
+    for value in (0, 0.5, 1):
+        y = upper + (1 - value) * side + 4
+        lines.append(f'<text x="{left - 4}" y="{y}" text-anchor="end" fill="#555">{value:g}</text>')
+    low, high = (
+        [place(p["strength"], min(1.0, max(0.0, p["before"] + p["ci"][end]))) for p in points]
+        for end in (0, 1)
+    )
+    lines.append(f'<polygon points="{" ".join(low + high[::-1])}" fill="#0072B2" opacity="0.18"/>')
+    for key, colour in (("oracle", "#555"), ("before", "#D55E00"), ("after", "#0072B2")):
+        path = " ".join(place(p["strength"], p[key]) for p in points)
+        lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    return "\n".join(lines)
+
+
 def suppression_body(figures: Figures) -> str:
     return "\n\n".join(
         [
+            "### Verdict on the classifier of the run",
+            "Whether the head that the run predicts with, which was not fitted in a trap, leans on an artifact. "
+            "`dermaudit verdict --run RUN`",
+            verdict_table(figures),
             "### Recipes of the audit",
             suppression_table(figures),
             "### Methods side by side, cross-fitted",
@@ -225,6 +318,17 @@ def suppression_body(figures: Figures) -> str:
             "without the artifact against the rest with it), and the 95 % interval of the change. "
             "`dermaudit bench suppress --run RUN`",
             method_table(figures),
+            "### Trap curves",
+            "Cross-group AUROC before → after suppression by a concept latent (and of a head without the trap), by the "
+            "strength of the trap: P(artifact | target) where the head is fitted; at .5 there is no trap. "
+            "`dermaudit bench suppress --run RUN --sweeps`",
+            "![Trap curves](../images/trap_curves.svg)",
+            curve_table(figures),
+            "### Few labels",
+            "Share of the gap that a concept latent closes when it is fitted with n images with and n without the "
+            "artifact: mean, and in brackets the lowest, of five random draws. A draw in which it cannot be fitted "
+            "counts as 0.",
+            few_labels_table(figures),
         ]
     )
 
@@ -393,7 +497,9 @@ def pages(results: dict[str, Figures]) -> dict[Path, str]:
         pattern = f"<!-- {name}: generated -->.*?<!-- {name}: end -->"
         text = re.sub(pattern, lambda _, block=block: block, text, flags=re.S)
     written[readme] = text
-    written[ROOT / "docs" / "images" / "suppression.svg"] = suppression_figure(results)
+    images = ROOT / "docs" / "images"
+    written[images / "suppression.svg"] = suppression_figure(results)
+    written[images / "trap_curves.svg"] = curve_figure(results)
     return written
 
 

@@ -64,6 +64,27 @@ def test_every_method_is_measured_and_the_artifact_is_suppressed(main, run, monk
     assert "n too small" not in done.stderr
 
 
+def test_the_trap_grows_with_its_strength_and_suppression_undoes_it(main, run):
+    done = suppress(main, run, "--concept", "ruler", *flags("mean_difference"), "--sweeps")
+    assert done.rc == 0, done.stderr
+    curve = done.json()["curves"]["ruler"]
+    assert [point["strength"] for point in curve] == [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0]
+    before, after, oracle = (
+        np.array([point[key] for point in curve]) for key in ("before", "after", "oracle")
+    )
+    assert (
+        abs(before[0] - oracle[0]) < 0.05 and abs(after[0] - before[0]) < 0.05
+    )  # there is no trap
+    assert before[0] - before[4] > 0.1 and (np.diff(before[:6]) < 0.02).all()
+    assert (after[1:] > before[1:]).all() and abs(after[4] - oracle[4]) < 0.1
+    assert all(p["ci"][0] <= p["after"] - p["before"] <= p["ci"][1] for p in curve)
+    few = done.json()["few_labels"]["ruler"]
+    assert list(few) == ["10", "25", "50", "100"]
+    assert all(row["lowest"] <= row["mean"] and row["draws"] == 5 for row in few.values())
+    assert few["100"]["mean"] > 0.7 and few["100"]["refused"] == 0
+    assert "n + n labels" in done.stderr
+
+
 def test_two_runs_of_it_are_equal_and_the_file_holds_the_figures(main, run, tmp_path):
     out = tmp_path / "s.json"
     one = suppress(main, run, "--concept", "ruler", *flags("concept_latent"), "--out", out)

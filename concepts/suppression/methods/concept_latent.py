@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ConceptLatentMethod:
     """Fit a concept latent on the training rows without the target, so that its direction holds nothing of
-    it. `n_labels`: with so many images with and as many without the artifact; None, with all.
+    it. `n_labels`: with so many images with and as many without the artifact, of the random `draw`; None, with
+    all.
     """
 
     name: str = "concept_latent"
     needs_labels: bool = True
     n_labels: int | None = None
+    draw: int = 0
 
     def choose(self, rows: TrainingRows, edit: Edit) -> ChosenLatents:
         """Return the fitted latent. EvidenceError where the images are too few or not told apart."""
@@ -45,7 +47,7 @@ class ConceptLatentMethod:
         usable = rows.train[data.y[rows.train] != 1]
         kinds = [usable[data.a[usable] == kind] for kind in (1, 0)]
         if self.n_labels is not None:
-            generator = np.random.default_rng([data.seed, rows.number, 3])
+            generator = np.random.default_rng([data.seed, rows.number, 3, self.draw])
             kinds = [generator.permutation(kind)[: self.n_labels] for kind in kinds]
         present, absent = kinds
         return ConceptLatent.fit(

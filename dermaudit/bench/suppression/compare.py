@@ -34,6 +34,7 @@ from dermaudit.sae.run_data import RunData
 from ..options import SuppressionOptions
 from ..output.paths import check_place
 from .methods.registry import methods
+from .sweeps import DRAWS, LABELS, STRENGTHS, few_labels, trap_curve
 
 HEADER = (
     "artifact", "method", "cross-group AUROC", "gap closed", "change, 95 %", "artifact-free",
@@ -43,8 +44,9 @@ HEADER = (
 
 
 def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
-    """Return {"suppression": {artifact: {method: figures}}}; where something cannot be measured, the
-    reason stands in place of the figures.
+    """Return {"suppression": {artifact: {method: figures}}}, and with `sweeps` {"curves": {artifact: points},
+    "few_labels": {artifact: {n: figures}}}; where something cannot be measured, the reason stands in place of
+    the figures.
 
     Raises UserInputError for an unknown method, concept or target.
     """
@@ -63,6 +65,7 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
     need_model = {m.name for m in chosen} & {"roboshot", *SOURCES}
     tower = tower_of(run, options.threads) if need_model else None
     found: dict[str, dict[str, Any]] = {}
+    sweeps: dict[str, dict[str, Any]] = {"curves": {}, "few_labels": {}} if options.sweeps else {}
     lines = []
     for concept in concepts or artifacts_of(run, words):
         say(f"  {concept} …")
@@ -72,6 +75,9 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
             if tower is not None and need_model & {"drawn", "agreement"} and concept in ARTIFACTS:
                 trap = replace(trap, drawn=_drawn(data, concept, trap, options, tower))
             measured = dict(_effects(trap, chosen))
+            if options.sweeps:
+                sweeps["curves"][concept] = rounded(trap_curve(trap))
+                sweeps["few_labels"][concept] = rounded(few_labels(trap))
         except EvidenceError as error:
             found[concept] = {"reason": error.message, "numbers": rounded(error.numbers)}
             lines.append([concept, error.message, *[""] * (len(HEADER) - 2)])
@@ -82,9 +88,31 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
             )
             lines.append([concept, name, *_cells(effect)])
     table("Suppression, cross-fitted", HEADER, lines)
+    if options.sweeps:
+        _print_sweeps(sweeps)
+    figures = {"suppression": found, **sweeps}
     if options.out is not None:
-        write_json(options.out, {"suppression": found})
-    return {"run": str(run.path), "suppression": found}
+        write_json(options.out, figures)
+    return {"run": str(run.path), **figures}
+
+
+def _print_sweeps(sweeps: dict[str, dict[str, Any]]) -> None:
+    table(
+        "Concept latent: cross-group AUROC before → after, by P(artifact | target) where the head is fitted",
+        ("artifact", *(f"{strength:g}" for strength in STRENGTHS)),
+        [
+            (concept, *(f"{p['before']:.2f} → {p['after']:.2f}" for p in points))
+            for concept, points in sweeps["curves"].items()
+        ],
+    )
+    table(
+        f"Concept latent: gap closed with n + n labels, mean (lowest) of {DRAWS} draws",
+        ("artifact", *(f"{n} + {n}" for n in LABELS)),
+        [
+            (concept, *(f"{each['mean']:.2f} ({each['lowest']:.2f})" for each in row.values()))
+            for concept, row in sweeps["few_labels"].items()
+        ],
+    )
 
 
 def _chosen_methods(names: tuple[str, ...]) -> list[CrossFitMethod]:
