@@ -242,12 +242,15 @@ def curve_table(figures: Figures) -> str:
     return table(f"| artifact | {' | '.join(f'{s:g}' for s in strengths)} |", lines)
 
 
+def few_labels_cell(one: Figures) -> str:
+    refused = f"; {one['refused']:.0%} refused" if one["refused"] else ""
+    return f"{number(one['mean'])} ({number(one['lowest'])}{refused})"
+
+
 def few_labels_table(figures: Figures) -> str:
     sizes = list(next(iter(figures["few_labels"].values())))
     lines = [
-        f"| {artifact} | "
-        + " | ".join(f"{number(row[n]['mean'])} ({number(row[n]['lowest'])})" for n in sizes)
-        + " |"
+        f"| {artifact} | " + " | ".join(few_labels_cell(row[n]) for n in sizes) + " |"
         for artifact, row in figures["few_labels"].items()
     ]
     return table(f"| artifact | {' | '.join(f'{n} + {n}' for n in sizes)} |", lines)
@@ -326,8 +329,8 @@ def suppression_body(figures: Figures) -> str:
             curve_table(figures),
             "### Few labels",
             "Share of the gap that a concept latent closes when it is fitted with n images with and n without the "
-            "artifact: mean, and in brackets the lowest, of five random draws. A draw in which it cannot be fitted "
-            "counts as 0.",
+            "artifact: mean, and in brackets the lowest, of five random draws. A fit is refused where its images are "
+            "not told apart; then nothing is suppressed in its fold.",
             few_labels_table(figures),
         ]
     )

@@ -19,7 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 OUT = Path(__file__).resolve().parents[1] / "images" / "explorer.png"
-PAGE, READY = "suppression?concept=ruler", "Accuracy of each group before and after"
+PAGE, READY = "overview", "How far the prediction moves with the artifact"
 WIDTH, HEIGHT = 1280, 960
 
 

@@ -81,7 +81,7 @@ def test_the_trap_grows_with_its_strength_and_suppression_undoes_it(main, run):
     few = done.json()["few_labels"]["ruler"]
     assert list(few) == ["10", "25", "50", "100"]
     assert all(row["lowest"] <= row["mean"] and row["draws"] == 5 for row in few.values())
-    assert few["100"]["mean"] > 0.7 and few["100"]["refused"] == 0
+    assert few["100"]["mean"] > 0.7 and few["100"]["refused"] == 0 <= few["10"]["refused"] <= 1
     assert "n + n labels" in done.stderr
 
 
