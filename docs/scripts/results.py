@@ -248,7 +248,7 @@ def few_labels_cell(one: Figures) -> str:
 
 
 def few_labels_table(figures: Figures) -> str:
-    sizes = list(next(iter(figures["few_labels"].values())))
+    sizes = sorted(next(iter(figures["few_labels"].values())), key=int)
     lines = [
         f"| {artifact} | " + " | ".join(few_labels_cell(row[n]) for n in sizes) + " |"
         for artifact, row in figures["few_labels"].items()
