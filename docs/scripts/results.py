@@ -73,7 +73,7 @@ def load() -> dict[str, Figures]:
     results = {}
     for name in COMMANDS:
         compared = read(f"suppression_{name}")
-        sweeps = {key: compared[key] for key in ("curves", "few_labels")}
+        sweeps = {key: compared[key] for key in ("curves", "few_labels", "side_effects")}
         results[name] = {**read(name), **sweeps, "methods": compared["suppression"]}
     return results
 
@@ -256,6 +256,32 @@ def few_labels_table(figures: Figures) -> str:
     return table(f"| artifact | {' | '.join(f'{n} + {n}' for n in sizes)} |", lines)
 
 
+def side_effects_table(figures: Figures) -> str:
+    """Return what is left of each artifact, and which other concepts are read worse or better."""
+    lines = []
+    for artifact, found in figures["side_effects"].items():
+        residual = [
+            f"{number(one['before'])} → {number(one['after'])}"
+            for one in (found["residual"][kind] for kind in ("linear", "mlp"))
+        ]
+        changed = {
+            sign: [
+                f"{name} {number(one['before'])} → {number(one['after'])}"
+                for name, one in found["concepts"].items()
+                if None not in one["ci"] and (one["ci"][1] < 0 if sign < 0 else one["ci"][0] > 0)
+            ]
+            for sign in (-1, 1)
+        }
+        lines.append(
+            f"| {artifact} | {' | '.join(residual)} | {len(found['concepts'])} "
+            f"| {', '.join(changed[-1]) or 'none'} | {', '.join(changed[1]) or 'none'} |"
+        )
+    return table(
+        "| artifact | linear probe | MLP | other concepts | read significantly worse | read significantly better |",
+        lines,
+    )
+
+
 def curve_figure(results: dict[str, Figures]) -> str:
     """Return an SVG: the cross-group AUROC over the strength of the trap, a panel for each artifact."""
     side, gap, columns = 130, 34, 4
@@ -332,6 +358,11 @@ def suppression_body(figures: Figures) -> str:
             "artifact: mean, and in brackets the lowest, of five random draws. A fit is refused where its images are "
             "not told apart; then nothing is suppressed in its fold.",
             few_labels_table(figures),
+            "### What is left, and what else changes",
+            "AUROC of the artifact before → after suppression by probes that are fitted anew on edited training rows "
+            "(.5: nothing is left), and AUROC of every other labelled concept by a linear probe that was fitted "
+            "before the edit. Significantly: the 95 % interval of the change leaves out 0.",
+            side_effects_table(figures),
         ]
     )
 

@@ -83,6 +83,12 @@ def test_the_trap_grows_with_its_strength_and_suppression_undoes_it(main, run):
     assert all(row["lowest"] <= row["mean"] and row["draws"] == 5 for row in few.values())
     assert few["100"]["mean"] > 0.7 and few["100"]["refused"] == 0 <= few["10"]["refused"] <= 1
     assert "n + n labels" in done.stderr
+    side = done.json()["side_effects"]["ruler"]
+    for probe in side["residual"].values():  # the artifact is a direction: little is left of it
+        assert probe["before"] > 0.95 and probe["ci"][1] < 0 and probe["after"] < probe["before"]
+    assert side["concepts"].keys() == {"mel", "nv"}  # patches are labelled on two images only
+    for one in side["concepts"].values():
+        assert one["before"] > 0.7 and abs(one["after"] - one["before"]) < 0.03
 
 
 def test_two_runs_of_it_are_equal_and_the_file_holds_the_figures(main, run, tmp_path):

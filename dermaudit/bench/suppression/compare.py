@@ -34,8 +34,10 @@ from dermaudit.sae.run_data import RunData
 from ..options import SuppressionOptions
 from ..output.paths import check_place
 from .methods.registry import methods
+from .side_effects import side_effects
 from .sweeps import DRAWS, LABELS, STRENGTHS, few_labels, trap_curve
 
+SWEEPS = ("curves", "few_labels", "side_effects")
 HEADER = (
     "artifact", "method", "cross-group AUROC", "gap closed", "change, 95 %", "artifact-free",
     "worst group: before", "unchanged threshold", "prevalence-matched", "rows unchanged",
@@ -45,8 +47,8 @@ HEADER = (
 
 def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
     """Return {"suppression": {artifact: {method: figures}}}, and with `sweeps` {"curves": {artifact: points},
-    "few_labels": {artifact: {n: figures}}}; where something cannot be measured, the reason stands in place of
-    the figures.
+    "few_labels": {artifact: {n: figures}}, "side_effects": {artifact: figures}}; where something cannot be
+    measured, the reason stands in place of the figures.
 
     Raises UserInputError for an unknown method, concept or target.
     """
@@ -65,7 +67,7 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
     need_model = {m.name for m in chosen} & {"roboshot", *SOURCES}
     tower = tower_of(run, options.threads) if need_model else None
     found: dict[str, dict[str, Any]] = {}
-    sweeps: dict[str, dict[str, Any]] = {"curves": {}, "few_labels": {}} if options.sweeps else {}
+    sweeps: dict[str, dict[str, Any]] = {name: {} for name in SWEEPS} if options.sweeps else {}
     lines = []
     for concept in concepts or artifacts_of(run, words):
         say(f"  {concept} …")
@@ -78,6 +80,9 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
             if options.sweeps:
                 sweeps["curves"][concept] = rounded(trap_curve(trap))
                 sweeps["few_labels"][concept] = rounded(few_labels(trap))
+                sweeps["side_effects"][concept] = rounded(
+                    side_effects(trap, _others(data, trap, concept))
+                )
         except EvidenceError as error:
             found[concept] = {"reason": error.message, "numbers": rounded(error.numbers)}
             lines.append([concept, error.message, *[""] * (len(HEADER) - 2)])
@@ -96,6 +101,12 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
     return {"run": str(run.path), **figures}
 
 
+def _others(data: RunData, trap: TrapData, concept: str) -> dict[str, np.ndarray]:
+    """Return the values of every other labelled concept, and of every label, for the rows of `trap`."""
+    assert trap.row is not None  # of a run
+    return {name: t.values[trap.row] for name, t in data.truth.items() if name != concept}
+
+
 def _print_sweeps(sweeps: dict[str, dict[str, Any]]) -> None:
     table(
         "Concept latent: cross-group AUROC before → after, by P(artifact | target) where the head is fitted",
@@ -112,6 +123,20 @@ def _print_sweeps(sweeps: dict[str, dict[str, Any]]) -> None:
             (concept, *(f"{each['mean']:.2f} ({each['lowest']:.2f})" for each in row.values()))
             for concept, row in sweeps["few_labels"].items()
         ],
+    )
+
+    def pair(one: dict[str, Any]) -> str:
+        return f"{one['before']:.2f} → {one['after']:.2f}"
+
+    lines = []
+    for concept, found in sweeps["side_effects"].items():
+        lost = [n for n, one in found["concepts"].items() if (one["ci"][1] or 0) < 0]
+        residual = (pair(found["residual"][kind]) for kind in ("linear", "mlp"))
+        lines.append((concept, *residual, ", ".join(lost) or "none"))
+    table(
+        "Concept latent: AUROC of the artifact by fresh probes of edited rows, and concepts that lose",
+        ("artifact", "linear probe", "MLP", "other concepts that are read significantly worse"),
+        lines,
     )
 
 
