@@ -45,17 +45,15 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Images that were read: names, sha256 of the files, unit embeddings x (n, d); and those that were not."""
+    """Images that were read: names, sha256 of the files, unit embeddings x (n, d); those that were not, each with the
+    reason; and the name of the `last` image of both kinds, after which a stopped prediction continues.
+    """
 
     names: list[str]
     sha256: list[str]
     x: np.ndarray
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
-
-    @property
-    def last(self) -> str:
-        """The name of an image at the end of these: where a stopped prediction continues."""
-        return self.names[-1] if self.names else self.skipped[-1][0]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    last: str = ""
 
 
 def image_files(source: str) -> Iterator[ImageFile]:
@@ -127,6 +125,7 @@ def embedded_images(
             [digest for _, _, digest in read.read],
             x,
             read.skipped,
+            read.last,
         )
 
 
@@ -134,6 +133,7 @@ def embedded_images(
 class _Batch:
     read: list[tuple[str, np.ndarray, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    last: str = ""
 
 
 def _batches(files: Iterable[ImageFile], readers: int, size: int) -> Iterator[_Batch]:
@@ -141,6 +141,7 @@ def _batches(files: Iterable[ImageFile], readers: int, size: int) -> Iterator[_B
     for result in map_images(_attempt, files, readers):
         assert not isinstance(result, BadImage)  # _attempt returns it with the name
         name, found = result
+        batch.last = name
         if isinstance(found, BadImage):
             batch.skipped.append((name, found.reason))
         else:
@@ -177,10 +178,8 @@ def stored_embeddings(data: RunData, start: int = 0) -> Iterator[Embedded]:
     names = data.images["image"]
     hashes = data.images["sha256"] if "sha256" in data.images.column_names else None
     for first in range(start, rows.n, CACHED_ROWS):
-        last = min(first + CACHED_ROWS, rows.n)
-        yield Embedded(
-            [str(name) for name in names[first:last].to_pylist()],
-            hashes[first:last].to_pylist() if hashes is not None else [""] * (last - first),
-            rows.take(place[first:last]),
-        )
+        end = min(first + CACHED_ROWS, rows.n)
+        here = [str(name) for name in names[first:end].to_pylist()]
+        digests = hashes[first:end].to_pylist() if hashes is not None else [""] * len(here)
+        yield Embedded(here, digests, rows.take(place[first:end]), last=here[-1])
         rows.release()

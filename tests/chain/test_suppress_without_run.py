@@ -108,8 +108,13 @@ def test_shards_and_a_list_on_stdin_give_the_same_predictions(cli, first, images
         assert [in_words({**row, "image": ""}) for row in rows] == wanted
 
 
-def test_a_killed_prediction_goes_on_to_the_same_bytes(run_python, images, tmp_path):
-    command = ("-c", SMALL_PARTS, "suppress", "--concept", "ruler", "--images", images, "--out")
+def test_a_killed_prediction_goes_on_to_the_same_bytes(
+    run_python, images, tmp_path_factory, tmp_path
+):
+    folder = tmp_path_factory.mktemp("some") / "images"
+    shutil.copytree(images, folder)
+    (folder / "019.png").write_text("the last image of a part is broken")
+    command = ("-c", SMALL_PARTS, "suppress", "--concept", "ruler", "--images", folder, "--out")
     whole, killed = tmp_path / "whole.csv", tmp_path / "killed.csv"
     assert run_python(*command, whole, cwd=tmp_path).rc == 0
     done = run_python(*command, killed, cwd=tmp_path, env={"DERMAUDIT_FAILPOINT": "suppress:2"})
@@ -120,7 +125,10 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(run_python, images, tmp_p
     done = run_python(*command, killed, cwd=tmp_path)
     assert done.rc == 0 and "20 images are done already" in done.stderr
     assert killed.read_bytes() == whole.read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed.csv", "whole.csv"]
+    names = ("killed.csv", "killed.csv.skipped.csv", "whole.csv", "whole.csv.skipped.csv")
+    assert sorted(p.name for p in tmp_path.iterdir()) == list(names)
+    assert rows_of(tmp_path / names[1]) == rows_of(tmp_path / names[3])
+    assert len(rows_of(killed)) == N - 1
 
 
 def test_images_that_changed_since_are_noticed(run_python, images, tmp_path):
