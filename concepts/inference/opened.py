@@ -85,9 +85,8 @@ def recipe_of_run(
         recipe_run(run, concept, tower, vocabulary, RecipeOptions(seed=seed))
     elif not run.files.recipe(concept).is_file():
         known = read_json(reason if reason.is_file() else effects)
-        why = refusal(known) if "refused" in known else known["reason"]
         raise EvidenceError(
-            f"{concept}: {why}",
+            f"{concept}: {refusal(known)}",
             "nothing is suppressed without evidence; to write the recipe all the same, run: "
             f'{run.remake_command(f"recipe:{concept}")} --accept-limits "reason"',
             refused_numbers(known),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 from ..evidence.operating_points import flip_cause
 from ..suppression.combined import NamedSuppressor, intercept_of, make_suppressor
-from ..suppression.distribution import Distribution, Gaussian
+from ..suppression.distribution import Distribution, Gaussian, unlike
 from ..suppression.head import Head, ZeroShotHead, pick_head, pick_target
 from ..suppression.recipe import SuppressionRecipe, load_recipe
 
@@ -149,9 +149,7 @@ class SuppressedModel:
             fired.numpy(),
             self._delta_logit(x, z),
             np.linalg.norm(edited - x, axis=1) / length,
-            np.any([g.distance(x) > g.limit for g in self._ordinary], axis=0)
-            if self._ordinary
-            else np.zeros(len(x), bool),
+            unlike(self._ordinary, x),
         )
 
     def _matched(self, p: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from dermaudit.towers.loading.fingerprint import tower_fingerprint
 from dermaudit.towers.splice import HasSites
 
 from ..suppression.combined import make_suppressor
-from ..suppression.distribution import Gaussian
+from ..suppression.distribution import Gaussian, unlike
 from ..suppression.recipe import SuppressionRecipe
 from .options import DEFAULT_MODEL
 from .reference import Reference
@@ -74,9 +74,7 @@ class Suppressor:
 
     def unlike(self, x: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
         """Return which embeddings (n, d) are unlike those that a recipe was made from."""
-        return np.any(
-            [ordinary.distance(x) > ordinary.limit for ordinary in self._ordinary], axis=0
-        )
+        return unlike(self._ordinary, x)
 
     @contextmanager
     def attach(self, model: Any) -> Iterator[Any]:

@@ -58,7 +58,7 @@ def make_suppressor(
             f"mode reactive takes one concept, not {concepts}: its gate is one artifact's score",
             "suppress them one at a time, or in another mode",
         )
-    sae, places = _common_sae(recipes, run)
+    sae, places = common_sae(recipes, run)
     levels: dict[int, torch.Tensor] = {}
     names: dict[int, str] = {}
     gate = None
@@ -80,8 +80,8 @@ def make_suppressor(
     return NamedSuppressor(module, [names[j] for j in latents])
 
 
-def _common_sae(
-    recipes: list[SuppressionRecipe], run: Run | None
+def common_sae(
+    recipes: list[SuppressionRecipe], run: Run | None = None
 ) -> tuple[ThresholdSAE | TopKSAE, list[list[int]]]:
     """Return an SAE with the latents of all recipes, and for each recipe the places of its latents in it. A
     latent that several recipes suppress is there once.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -17,7 +18,7 @@ from dermaudit.errors import ForeignArtifactError
 from dermaudit.stats.folds import group_folds
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
 MAX_DIRECTIONS = 32
 ROWS_PER_DIRECTION = 10  # fewer rows give no direction of their own
@@ -64,6 +65,14 @@ class Gaussian:
         along = away @ self.directions.T
         rest = np.maximum((away * away).sum(1) - (along * along).sum(1), 0.0)
         return ((along * along / self.variances).sum(1) + rest / self.rest) / len(self.mean)
+
+
+def unlike(ordinary: Sequence[Gaussian], x: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
+    """Return which rows x (n, d) are over the limit of any of the distributions."""
+    over = np.zeros(len(x), bool)
+    for one in ordinary:
+        over |= one.distance(x) > one.limit
+    return over
 
 
 def distribution_of(x: Float[np.ndarray, "n d"], groups: np.ndarray, seed: int = 0) -> Distribution:

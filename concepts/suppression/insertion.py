@@ -9,8 +9,8 @@ import numpy as np
 from dermaudit.heads import probe_score
 from dermaudit.sae.run_data import RunData
 
+from ..drawing import drawn_embeddings
 from ..evidence.cross_fit import CrossFitted, Fold
-from ..teaching.sources import drawn_embeddings
 from .figures import InsertionFigures
 
 if TYPE_CHECKING:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dermaudit.errors import UserInputError
 from dermaudit.files import sha256_json
 
-from .combined import make_suppressor
+from .combined import common_sae, make_suppressor
 from .recipe import LatentEntry, Operation, RecipeBody, SuppressionRecipe
 from .weights import packed
 
@@ -37,17 +36,14 @@ def merged(recipes: Sequence[SuppressionRecipe], places: Sequence[Path]) -> Supp
     concepts = [recipe.body["concept"] for recipe in recipes]
     if twice := sorted({name for name in concepts if concepts.count(name) > 1}):
         raise UserInputError(f"two of the recipes suppress {twice[0]}", "leave one of them out")
-    suppressor = make_suppressor(list(recipes))  # refuses modes that do not go together
-    if recipes[0].sae() is None:
-        raise UserInputError(
-            f"{places[0]} is of a TopK SAE, which needs its run", "suppress the concepts with --run"
-        )
+    make_suppressor(list(recipes))  # refuses modes that do not go together, and a TopK SAE
+    sae, _ = common_sae(list(recipes))
     latents = [
         LatentEntry(latent=e["latent"], why=e["why"], concept=e.get("concept", r.body["concept"]))
         for r in recipes
         for e in r.body["latents"]
     ]
-    if len(latents) != len(suppressor.names):
+    if len(latents) != sae.d_sae:  # it holds each latent once
         raise UserInputError(
             "two of the recipes suppress the same latent of the SAE",
             "give them to dermaudit suppress together, with two --recipe",
@@ -57,7 +53,7 @@ def merged(recipes: Sequence[SuppressionRecipe], places: Sequence[Path]) -> Supp
             **first,
             "concept": "+".join(concepts),
             "latents": latents,
-            "weights": packed(_all_latents(recipes), range(len(latents))),
+            "weights": packed(sae, range(len(latents))),
             "operation": _operation(recipes),
             "intercept": None,
             "protocol": {r.body["concept"]: r.body["protocol"] for r in recipes},
@@ -94,23 +90,6 @@ def _check_same(first: RecipeBody, other: RecipeBody, here: Path, there: Path) -
                 f"{here} and {there} are of different {words}",
                 "give them to dermaudit suppress one at a time",
             )
-
-
-def _all_latents(recipes: Sequence[SuppressionRecipe]) -> Any:
-    """Return an SAE with the latents of all recipes, in their order."""
-    import torch
-
-    from dermaudit.sae import ThresholdSAE
-
-    saes = [sae for recipe in recipes if (sae := recipe.sae()) is not None]
-    return ThresholdSAE(
-        W_enc=torch.cat([sae.W_enc for sae in saes], 1),
-        W_dec=torch.cat([sae.W_dec for sae in saes]),
-        b_enc=torch.cat([sae.b_enc for sae in saes]),
-        b_dec=saes[0].b_dec,
-        threshold=torch.cat([sae.threshold for sae in saes]),
-        metadata=saes[0].metadata,
-    )
 
 
 def _operation(recipes: Sequence[SuppressionRecipe]) -> Operation:

@@ -12,6 +12,7 @@ from dermaudit.errors import UserInputError, unknown
 from dermaudit.sae.run_data import RunData
 
 from .options import TeachOptions
+from .sources import teachable
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ def images_of_run(data: RunData, options: TeachOptions) -> TaughtImages:
     """
     column = _label_column(data, options)
     values = label_values(data, column)
-    usable = np.isfinite(values) & data.rows("train", "val") & (data.labels != options.target)
-    rows = np.flatnonzero(usable)
+    rows = np.flatnonzero(np.isfinite(values) & teachable(data, options.target))
     names, hashes = data.images["image"].to_pylist(), data.images["sha256"].to_pylist()
     return TaughtImages(
         data.pooled[rows],

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from dermaudit.errors import EvidenceError, unknown
-from dermaudit.sae.run_data import POOLED, RunData
+from dermaudit.sae.run_data import RunData
 
+from ..drawing import drawn_embeddings
 from ..vocabulary.vocabulary import Vocabulary
 from .options import Source
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float
 
     from dermaudit.towers import HookedTower
 
@@ -22,7 +23,6 @@ DRAWN_WEIGHT = (
     0.5  # of the drawn score beside that of the text, both standardised (docs/labbook.md)
 )
 DRAWN_IMAGES = 800
-BATCH = 32
 
 
 def rank(
@@ -98,26 +98,6 @@ def drawn_rows(
 def teachable(data: RunData, target: str) -> Bool[np.ndarray, " n"]:
     """Return which images of the run a concept may be taught with: train and val, without the target."""
     return data.rows("train", "val") & (data.labels != target)
-
-
-def drawn_embeddings(
-    data: RunData, concept: str, rows: Int[np.ndarray, " n"], tower: HookedTower, seed: int
-) -> Float[np.ndarray, "n d"]:
-    """Return the embeddings (n, d) of images of the run with the artifact drawn onto them."""
-    from dermaudit.data import read_image
-    from dermaudit.phantom import draw_artifact
-    from dermaudit.sae.embed.embed import activations
-
-    found = []
-    for start in range(0, len(rows), BATCH):
-        drawn = [
-            draw_artifact(
-                concept, read_image(data.image_path(row)), seed=seed * 1_000_003 + int(row)
-            )[0]
-            for row in rows[start : start + BATCH]
-        ]
-        found.append(activations(tower, drawn, [POOLED])[POOLED])
-    return np.concatenate(found)
 
 
 def _standardised(score: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ from dermaudit.errors import EvidenceError
 from dermaudit.sae.run_data import RunData
 from dermaudit.stats.intervals import MIN_CELL, GroupBootstrap, percentile_interval
 
+from ..drawing import drawn_embeddings
 from ..evidence.cross_fit import TrapData
 from ..suppression.insertion import INSERTIONS
-from ..teaching.sources import drawn_embeddings
 
 if TYPE_CHECKING:
     from dermaudit.towers import HookedTower

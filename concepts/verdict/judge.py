@@ -12,7 +12,7 @@ from ..evidence.cross_fit import TrapData
 from ..suppression.cross_fitted import trap_data
 from ..suppression.head import pick_head
 from .drawn import measure_drawn
-from .reliance import Reliance, measure_reliance
+from .reliance import measure_reliance
 
 if TYPE_CHECKING:
     from dermaudit.towers import HookedTower
@@ -37,17 +37,16 @@ class Judge:
             raise EvidenceError(f"no image has a label and a value for {concept}")
         return rows
 
-    def reliance(self, concept: str) -> Reliance:
-        """Return how far the head leans on the concept. EvidenceError where it cannot be measured."""
-        return measure_reliance(self._rows(concept), self.head, self.options.target)
-
-    def drawn(self, concept: str) -> dict[str, Any]:
-        """Return {"drawn": figures}, or {"drawn_reason": why there are none}."""
-        rows = self._rows(concept)
+    def measure(self, concept: str) -> tuple[bool, dict[str, Any]]:
+        """Return whether the head leans on the concept, and the figures of that (verdict.parquet). EvidenceError where
+        it cannot be measured.
+        """
+        target, rows = self.options.target, self._rows(concept)
+        reliance = measure_reliance(rows, self.head, target)
+        figures: dict[str, Any] = asdict(reliance)
         try:
-            found = measure_drawn(
-                self.data, concept, rows, self.head, self.options.target, self.tower
-            )
+            drawn = measure_drawn(self.data, concept, rows, self.head, target, self.tower)
+            figures["drawn"] = asdict(drawn)
         except DermauditError as error:  # an image that is gone, too
-            return {"drawn_reason": error.message}
-        return {"drawn": asdict(found)}
+            figures["drawn_reason"] = error.message
+        return reliance.relied_on, figures

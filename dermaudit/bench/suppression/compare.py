@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from dermaudit.concepts.evidence.cross_fit import CrossFitMethod, TrapData, folds, oracle_scores
+from dermaudit.concepts.evidence.cross_fit import (
+    CrossFitMethod,
+    Fold,
+    TrapData,
+    folds,
+    oracle_scores,
+)
 from dermaudit.concepts.evidence.figures import (
     RANDOM_LATENTS,
     SuppressionEffect,
@@ -76,13 +82,14 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
             trap = _trap(data, concept, words, options, tower)
             if tower is not None and need_model & {"drawn", "agreement"} and concept in ARTIFACTS:
                 trap = replace(trap, drawn=_drawn(data, concept, trap, options, tower))
-            measured = dict(_effects(trap, chosen))
+            cross_fold = folds(trap)
+            oracle = oracle_scores(cross_fold)
+            measured = dict(_effects(cross_fold, oracle, chosen))
             if options.sweeps:
                 sweeps["curves"][concept] = rounded(trap_curve(trap))
-                sweeps["few_labels"][concept] = rounded(few_labels(trap))
-                sweeps["side_effects"][concept] = rounded(
-                    side_effects(trap, _others(data, trap, concept))
-                )
+                sweeps["few_labels"][concept] = rounded(few_labels(cross_fold, oracle))
+                others = _others(data, trap, concept)
+                sweeps["side_effects"][concept] = rounded(side_effects(cross_fold, others))
         except EvidenceError as error:
             found[concept] = {"reason": error.message, "numbers": rounded(error.numbers)}
             lines.append([concept, error.message, *[""] * (len(HEADER) - 2)])
@@ -166,10 +173,8 @@ def _drawn(
 
 
 def _effects(
-    trap: TrapData, chosen: list[CrossFitMethod]
+    found: list[Fold], oracle: np.ndarray, chosen: list[CrossFitMethod]
 ) -> Iterator[tuple[str, SuppressionEffect | dict[str, Any]]]:
-    found = folds(trap)
-    oracle = oracle_scores(found)
     for method in chosen:
         try:
             yield method.name, measure(method, found, oracle)[1]

@@ -48,19 +48,17 @@ def trap_curve(trap: TrapData) -> list[dict[str, Any]]:
     return points
 
 
-def few_labels(trap: TrapData) -> dict[str, dict[str, Any]]:
+def few_labels(found: list[Fold], oracle: np.ndarray) -> dict[str, dict[str, Any]]:
     """Return for each number of images with and as many without the artifact the share of the gap that is closed:
     {n: {"mean", "lowest" of the draws, "refused": share of the fits, "draws"}}. A fit that is refused, because its
-    images are not told apart, suppresses nothing in its fold.
+    images are not told apart, suppresses nothing in its fold. `oracle` (n,): scores without the trap.
     """
-    found = folds(trap)
-    oracle = oracle_scores(found)
     table: dict[str, dict[str, Any]] = {}
     for n in LABELS:
         gaps, refused = [], 0
         for draw in range(DRAWS):
             method = _UnlessRefused(CrossFittedMethod(ConceptLatentMethod(n_labels=n, draw=draw)))
-            effect = suppression_effect(trap, cross_fit(method, found), oracle, draws=100)
+            effect = suppression_effect(found[0].data, cross_fit(method, found), oracle, draws=100)
             gaps.append(effect.gap_closed)
             refused += method.refused
         table[str(n)] = {
