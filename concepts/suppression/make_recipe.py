@@ -20,7 +20,7 @@ from ..evidence.cross_fit import FOLDS, TrainingRows, TrapData
 from ..results import rounded
 from ..teaching.by_ranking import saved_ranking
 from ..teaching.images import label_values
-from ..teaching.sources import SOURCES
+from ..teaching.sources import SOURCES, drawn_rows
 from ..vocabulary.vocabulary import Vocabulary
 from .cross_fitted import CrossFittedMethod, recipe_rows, trap_data
 from .distribution import distribution_of
@@ -123,6 +123,11 @@ def _method_and_rows(request: RecipeRequest) -> tuple[SuppressionMethod, TrapDat
         return _taught(data, concept, method, trap)
     if method.needs_labels and not np.isfinite(trap.a).any():
         return suppression_method("name"), trap  # nothing else can be done without labels
+    if method.name == "insertion":
+        if request.tower is None:
+            raise EvidenceError("no model at hand to embed drawn artifacts with")
+        drawn = drawn_rows(data, concept, options.target, request.tower, request.seed)
+        return method, replace(trap, drawn=drawn)
     return method, trap
 
 

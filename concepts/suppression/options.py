@@ -32,7 +32,8 @@ class RecipeOptions(StageOptions):
     method: str = option(
         "concept_latent",
         "how the latents are made or chosen: concept_latent (one latent, fitted with labels or taught), sae "
-        "(of the run's SAE, by labels), name (of the run's SAE, by name), or one of your own",
+        "(of the run's SAE, by labels), insertion (of the run's SAE, by the artifact drawn onto images), name (of "
+        "the run's SAE, by name), or one of your own",
     )
     mode: str = option("subtract", f"how a latent is suppressed: {MODES_HELP}")
     level: float | None = option(None, LEVEL_HELP, minimum=0)

@@ -2,12 +2,13 @@
 
     python tests/benchmarks/bench_harmful_recipes.py RUN [draws]
 
-In each draw a quarter or a half of the groups of a run is a user's set, and labels of one artifact are known in it, of
-which a share (0, 20 or 40 %) is swapped at random. A recipe is written or refused by the rule of `recipe make` on
-that set. Then a head is fitted in the trap on the user's set, with the true labels, and what the recipe's latent does
-to the cross-group AUROC is measured on all other images. Images of the model's train split take part on both sides,
-because a half of the others is too few; the rule does not know of it. Prints the share of written recipes whose effect
-on the other images is 0 or below.
+In each draw a quarter or a half of the groups of a run is a user's set, and labels of one artifact are known in it.
+They are right, or 20 or 40 % of them are swapped at random, or all of them are shuffled, so that they say nothing. A
+recipe is written or refused by the rule of `recipe make` on that set. Then heads are fitted on the user's set, with the
+true labels, and what the recipe's latent does is measured on all other images: to the cross-group AUROC of a head that
+was fitted in the trap, and to the AUROC of a head that was fitted without one. Images of the model's train split take
+part on both sides, because a half of the others is too few; the rule does not know of it. Prints the share of written
+recipes whose effect on the other images is 0 or below, with its exact 95 % interval.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+from scipy.stats import binomtest
 
 from dermaudit.concepts.evidence.cross_fit import (
     TrainingRows,
@@ -40,7 +42,8 @@ from dermaudit.heads import fit_probe, probe_score
 from dermaudit.sae.run_data import RunData
 from dermaudit.stats.intervals import auroc
 
-NOISE, SHARES = (0.0, 0.2, 0.4), (0.25, 0.5)
+#: The share of labels that are swapped; "shuffled" labels say nothing.
+LABELS, SHARES = (0.0, 0.2, 0.4, "shuffled"), (0.25, 0.5)
 BOOTSTRAP = 300
 
 
@@ -64,58 +67,84 @@ def refused(mine: TrapData) -> list[str]:
         return [error.message]
 
 
-def held_out_effect(mine: TrapData, truth: TrapData, others: TrapData) -> float:
-    """The change of the cross-group AUROC of other images, by the latent of the user's set."""
+def given_labels(truth: TrapData, kind: float | str, generator: np.random.Generator) -> np.ndarray:
+    """The labels of the artifact that the user has."""
+    if kind == "shuffled":
+        return generator.permutation(truth.a)
+    return np.where(generator.random(len(truth.a)) < float(kind), 1 - truth.a, truth.a)
+
+
+def held_out_effects(mine: TrapData, truth: TrapData, others: TrapData) -> tuple[float, float]:
+    """The change that the latent of the user's set makes on other images: of the cross-group AUROC of a head in the
+    trap, and of the AUROC of a head without one.
+    """
     rows = TrainingRows(mine, 0, np.arange(len(mine.x)))
     chosen = ConceptLatentMethod().choose(rows, Edit())
     suppressor = editor_of(chosen.sae, Edit(), rows)[0].module(chosen.latents)
+
+    def change(fitted_on: np.ndarray, measured_on: np.ndarray) -> float:
+        head = fit_probe(
+            truth.x[fitted_on], truth.y[fitted_on], truth.groups[fitted_on], seed=truth.seed
+        )
+        x, y = others.x[measured_on], others.y[measured_on]
+        after = EditedHead.of_suppressor(head, suppressor).score(x)
+        return float(auroc(y, after) - auroc(y, probe_score(head, x)))
+
     trap = biased_rows(truth, np.arange(len(truth.x)), np.random.default_rng(truth.seed))
-    head = fit_probe(truth.x[trap], truth.y[trap], truth.groups[trap], seed=truth.seed)
     cross = others.cell(1, 0) | others.cell(0, 1)
-    x, y = others.x[cross], others.y[cross]
-    after = EditedHead.of_suppressor(head, suppressor).score(x)
-    return float(auroc(y, after) - auroc(y, probe_score(head, x)))
+    return change(trap, cross), change(np.arange(len(truth.x)), np.ones(len(others.x), bool))
+
+
+def one_draw(whole: TrapData, kind: float | str, share: float, generator: np.random.Generator):
+    """Why no recipe is written (a list), or its two effects on the other images (a tuple)."""
+    groups = np.unique(whole.groups)
+    chosen = generator.permutation(groups)[: int(share * len(groups))]
+    inside = np.isin(whole.groups, chosen)
+    truth, others = (rows_of(whole, np.flatnonzero(side)) for side in (inside, ~inside))
+    mine = replace(truth, a=given_labels(truth, kind, generator))
+    return refused(mine) or held_out_effects(mine, truth, others)
 
 
 def main(run: str, draws: int) -> None:
     data = RunData.open(run)
     sets = {c: trap_data(data, c).known() for c in artifacts_of(data.run, vocabulary_of(data.run))}
     names = sorted(name for name, trap in sets.items() if len(trap.x))
-    generator = np.random.default_rng(0)
-    written: list[tuple[str, float, float]] = []
-    tried = 0
+    written: list[tuple[str, float | str, float, float]] = []
     for draw in range(draws):
-        name, noise, share = (
-            names[draw % len(names)],
-            generator.choice(NOISE),
-            generator.choice(SHARES),
-        )
-        whole = replace(sets[name], seed=draw)
-        groups = np.unique(whole.groups)
-        chosen = generator.permutation(groups)[: int(share * len(groups))]
-        inside = np.isin(whole.groups, chosen)
-        truth, others = (rows_of(whole, np.flatnonzero(side)) for side in (inside, ~inside))
-        swapped = generator.random(len(truth.a)) < noise
-        mine = replace(truth, a=np.where(swapped, 1 - truth.a, truth.a))
-        tried += 1
-        why = refused(mine)
-        effect = None if why else held_out_effect(mine, truth, others)
-        if effect is not None:
-            written.append((name, float(noise), effect))
-        print(draw, name, noise, share, effect if effect is not None else why[0], file=sys.stderr)
+        generator = np.random.default_rng([0, draw])
+        name, kind = names[draw % len(names)], LABELS[generator.integers(len(LABELS))]
+        share = float(generator.choice(SHARES))
+        found = one_draw(replace(sets[name], seed=draw), kind, share, generator)
+        if isinstance(found, tuple):
+            written.append((name, kind, *found))
+        print(draw, name, kind, share, found, file=sys.stderr, flush=True)
+    print(json.dumps(summary(written, draws), indent=1))
+
+
+def summary(written: list[tuple[str, float | str, float, float]], draws: int) -> dict[str, object]:
+    """The counts and shares of the written recipes."""
+    if not written:
+        return {"draws": draws, "written": 0}
     harmful = [row for row in written if row[2] <= 0]
-    figures = {
-        "draws": tried,
+    without_trap = np.array([row[3] for row in written])
+    interval = binomtest(len(harmful), len(written)).proportion_ci()
+    return {
+        "draws": draws,
         "written": len(written),
-        "written_by_share_of_swapped_labels": {
-            f"{noise:g}": sum(row[1] == noise for row in written) for noise in NOISE
-        },
+        "written_by_labels": {str(kind): sum(row[1] == kind for row in written) for kind in LABELS},
         "harmful": len(harmful),
-        "harmful_share": len(harmful) / len(written) if written else None,
-        "smallest_effect": min((row[2] for row in written), default=None),
+        "harmful_by_artifact": sorted(row[0] for row in harmful),
+        "harmful_share": len(harmful) / len(written),
+        "harmful_share_ci": [interval.low, interval.high],
+        "smallest_effect": min(row[2] for row in written),
+        "median_effect": float(np.median([row[2] for row in written])),
+        "without_a_trap": {
+            "median": float(np.median(without_trap)),
+            "smallest": float(without_trap.min()),
+            "share_that_loses_more_than_.03": float((without_trap < -0.03).mean()),
+        },
     }
-    print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 200)
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 600)

@@ -17,6 +17,7 @@ from dermaudit.concepts.suppression.editor import Edit, Editor, editor_of
 from dermaudit.concepts.suppression.intercept import intercept_correction
 from dermaudit.concepts.suppression.methods.by_name import NameMethod
 from dermaudit.concepts.suppression.methods.concept_latent import ConceptLatentMethod
+from dermaudit.concepts.suppression.methods.insertion import InsertionMethod, rising
 from dermaudit.concepts.suppression.methods.registry import NoLatent
 from dermaudit.concepts.suppression.methods.sae import (
     MAX_LATENTS,
@@ -74,6 +75,34 @@ def test_ranking_is_the_attribution_by_hand(data, rows):
     gap = codes[a == 1].mean(0) - codes[a == 0].mean(0)
     by_hand = gap[RULER] * float(basis_sae().W_dec[RULER].numpy() @ direction)
     assert ranked[0][1]["effect"] == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_latent_that_rises_when_the_artifact_is_drawn_is_chosen_without_labels(data, rows):
+    drawn = np.full_like(data.x, np.nan)
+    onto = rows.train[data.y[rows.train] == 0]
+    drawn[onto] = data.x[onto] + 0.5 * basis_sae().W_dec[RULER].numpy()
+    unlabelled = dataclasses.replace(data, a=np.full_like(data.a, np.nan), drawn=drawn)
+    chosen = InsertionMethod().choose(dataclasses.replace(rows, data=unlabelled), Edit())
+    assert chosen.latents == [RULER] and chosen.source == "sae"
+    assert chosen.evidence[0]["rise"] == pytest.approx(0.5, rel=0.05)
+
+
+def test_no_latent_rises_where_drawing_takes_something_away(data, rows):
+    less = data.x - 0.2 * basis_sae().W_dec.sum(0).numpy()
+    moved = dataclasses.replace(rows, data=dataclasses.replace(data, drawn=less))
+    with pytest.raises(NoLatent, match="no latent rises") as refused:
+        InsertionMethod().choose(moved, Edit())
+    assert refused.value.numbers["largest_z"] < 3
+
+
+def test_the_rises_are_chosen_by_their_length_as_by_hand():
+    noise = np.random.default_rng(1).normal(scale=0.01, size=(100, 4))
+    pairs = noise + np.array([0.2, 0.3, -0.5, 0.001])
+    latents, evidence = rising(pairs, np.array([3.0, 1.0, 1.0, 1.0]))
+    assert latents == [0, 1]  # .6 and .3 of the embedding; the third falls
+    assert evidence[0]["rise"] == pytest.approx(3 * pairs[:, 0].mean())
+    z = pairs[:, 0].mean() / (pairs[:, 0].std(ddof=1) / 10)
+    assert evidence[0]["z"] == pytest.approx(z, rel=1e-6)
 
 
 def test_an_sae_that_does_not_see_the_artifact_has_no_latent_for_it(data, rows):

@@ -36,7 +36,7 @@ class ChosenLatents:
 
 class SuppressionMethod(Protocol):
     """Chooses the latents of a concept from the rows that it may use. NoLatent with the figures if none
-    qualifies. A method that needs no labels chooses the same for all rows.
+    qualifies. A method that needs no labels never reads `a` of the rows.
     """
 
     @property

@@ -70,7 +70,7 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
         )
     concepts = [known_concept(run, words, word) for word in options.concept]
     # Texts and drawn artifacts are for methods without labels; the others need no model.
-    need_model = {m.name for m in chosen} & {"roboshot", *SOURCES}
+    need_model = {m.name for m in chosen} & {"roboshot", "insertion", *SOURCES}
     tower = tower_of(run, options.threads) if need_model else None
     found: dict[str, dict[str, Any]] = {}
     sweeps: dict[str, dict[str, Any]] = {name: {} for name in SWEEPS} if options.sweeps else {}
@@ -80,7 +80,11 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
         found[concept] = {}
         try:
             trap = _trap(data, concept, words, options, tower)
-            if tower is not None and need_model & {"drawn", "agreement"} and concept in ARTIFACTS:
+            if (
+                tower is not None
+                and need_model & {"drawn", "agreement", "insertion"}
+                and concept in ARTIFACTS
+            ):
                 trap = replace(trap, drawn=_drawn(data, concept, trap, options, tower))
             cross_fold = folds(trap)
             oracle = oracle_scores(cross_fold)
