@@ -38,7 +38,8 @@ class TrapData:
 
     For methods that use them: `sae`; `named`, the latents that were named after the artifact, each with the
     figures of its name; `text_direction` (d,), the embedding of texts with the artifact minus that of texts
-    without it; `drawn` (n, d), the rows of the images with the artifact drawn onto them, nan where it was not.
+    without it; `drawn` (n, d), the rows of the images with the artifact drawn onto them, nan where it was not;
+    `first`, the concepts that are suppressed before the artifact, with the values (n,) of each, as `a`.
     """
 
     x: Float[np.ndarray, "n d"]
@@ -53,6 +54,7 @@ class TrapData:
     named: tuple[tuple[int, dict[str, float]], ...] = ()
     text_direction: Float[np.ndarray, " d"] | None = None
     drawn: Float[np.ndarray, "n d"] | None = None
+    first: tuple[tuple[str, Float[np.ndarray, " n"]], ...] = ()
 
     def known(self) -> TrapData:
         """Return the rows whose label and artifact are both known."""
@@ -60,6 +62,7 @@ class TrapData:
         of_rows = {name: getattr(self, name)[rows] for name in ("x", "y", "a", "groups", "scored")}
         if self.drawn is not None:
             of_rows["drawn"] = self.drawn[rows]
+        of_rows["first"] = tuple((name, values[rows]) for name, values in self.first)
         return replace(self, **of_rows, row=rows if self.row is None else self.row[rows])
 
     def cell(self, label: int, artifact: int) -> np.ndarray:

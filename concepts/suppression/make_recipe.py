@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dermaudit.errors import EvidenceError, unknown
-from dermaudit.files import read_json, sha256_file
-from dermaudit.sae import ThresholdSAE, load_sae
+from dermaudit.files import sha256_file
+from dermaudit.sae import ThresholdSAE
 from dermaudit.sae.run_data import POOLED, RunData
 
 from ..evidence.cross_fit import FOLDS, TrainingRows, TrapData
@@ -21,6 +21,7 @@ from ..results import rounded
 from ..teaching.by_ranking import saved_ranking
 from ..teaching.images import label_values
 from ..teaching.sources import SOURCES, drawn_rows
+from ..teaching.taught import provenance, taught_latent
 from ..vocabulary.vocabulary import Vocabulary
 from .cross_fitted import CrossFittedMethod, recipe_rows, trap_data
 from .distribution import distribution_of
@@ -29,9 +30,9 @@ from .evidence import Evidence, measure_suppression
 from .figures import Figures, UnmeasuredFigures
 from .head import pick_head
 from .intercept import intercept_correction
-from .methods.concept_latent import TaughtLatent
+from .methods.concept_latent import TaughtLatents
 from .methods.ranked import RankedLatentMethod
-from .methods.registry import SuppressionMethod, suppression_method
+from .methods.registry import ChosenLatents, SuppressionMethod, suppression_method
 from .options import RecipeOptions
 from .recipe import Intercept, LatentEntry, Operation, RecipeBody, SuppressionRecipe, sae_facts
 from .weights import packed
@@ -138,21 +139,25 @@ def _taught(
     run, or without labels by a ranking of its images, is fitted in each fold anew; one that was taught with
     other images or with a sheet is used as it is.
     """
-    data.run.require(f"teach:{concept}")
-    folder = data.run.files.concept_latent(concept)
-    provenance = read_json(folder / "provenance.json", "provenance of a concept latent")
-    if "ranked_by" in provenance:
-        ranked = RankedLatentMethod(provenance["ranked_by"])
-        return ranked, replace(trap, **saved_ranking(folder, data.n))
-    kind, _, column = provenance["source"].partition(" ")
-    if kind == "column":
-        return method, replace(trap, a=label_values(data, column))
-    sae = load_sae(folder)
-    assert isinstance(sae, ThresholdSAE)  # `concepts teach` writes no other
-    figures = {key: provenance["figures"][key] for key in ("auroc", "n_with", "n_without")}
-    used = [image["sha256"] for image in provenance["images"]]
+    run = data.run
+    last = provenance(run, concept)
+    if "ranked_by" in last:
+        ranked = RankedLatentMethod(last["ranked_by"])
+        return ranked, replace(trap, **saved_ranking(run.files.concept_latent(concept), data.n))
+    first = tuple(last["after"])
+    known = [*(provenance(run, name) for name in first), last]
+    if all(one["source"].startswith("column ") for one in known):
+        values = [label_values(data, one["source"].partition(" ")[2]) for one in known]
+        return method, replace(
+            trap, a=values[-1], first=tuple(zip(first, values[:-1], strict=True))
+        )
+    figures = [
+        {key: one["figures"][key] for key in ("auroc", "n_with", "n_without")} for one in known
+    ]
+    latents = tuple(taught_latent(run, name) for name in (*first, concept))
+    used = [image["sha256"] for one in known for image in one["images"]]
     unseen = ~np.isin(data.images["sha256"].to_pylist(), used)
-    return TaughtLatent(sae, figures), replace(trap, scored=trap.scored & unseen)
+    return TaughtLatents(latents, figures, first), replace(trap, scored=trap.scored & unseen)
 
 
 def _evidence(request: RecipeRequest, method: SuppressionMethod, trap: TrapData) -> Evidence | str:
@@ -183,10 +188,7 @@ def _body(request: RecipeRequest, method: SuppressionMethod, rows: TrainingRows)
         sae=sae_facts(run, POOLED) if chosen.source == "sae" else None,
         vocabulary_sha256=request.vocabulary.sha256(),
         data={"images_sha256": run.meta["stages"]["images"]["outputs"]["images.parquet"]},
-        latents=[
-            LatentEntry(latent=j, why=why)
-            for j, why in zip(chosen.latents, chosen.evidence, strict=True)
-        ],
+        latents=_entries(chosen, request.concept),
         weights=packed(chosen.sae, chosen.latents)
         if isinstance(chosen.sae, ThresholdSAE)
         else None,
@@ -206,6 +208,18 @@ def _body(request: RecipeRequest, method: SuppressionMethod, rows: TrainingRows)
         accepted_limits=None,
         parent=None,
     )
+
+
+def _entries(chosen: ChosenLatents, concept: str) -> list[LatentEntry]:
+    """Return the latents with their evidence, and with their concepts where these are several."""
+    found = [
+        LatentEntry(latent=j, why=why)
+        for j, why in zip(chosen.latents, chosen.evidence, strict=True)
+    ]
+    if chosen.first:
+        for entry, name in zip(found, (*chosen.first, concept), strict=True):
+            entry["concept"] = name
+    return found
 
 
 def _operation(editor: Editor, latents: list[int], level_from: str | None) -> Operation:

@@ -15,6 +15,7 @@ from dermaudit.sae.run_data import RunData
 
 from ..inputs import artifacts_of, known_concept, tower_of, vocabulary_of
 from ..results import Reason, make_or_give_reason
+from ..teaching.taught import provenance, taught_concepts
 from ..vocabulary.vocabulary import Vocabulary
 from .figures import Figures
 from .options import RecipeOptions
@@ -89,6 +90,7 @@ def recipe_run(
         options.inputs(run, vocabulary),
         lambda: make_or_give_reason(make, reason_file, recipe_file, effects, images_file),
         key=concept,
+        reads=[*run.reads_of(RECIPE, concept), *_taught_first(run, concept)],
         force=options.force,
     )
     why = refusal(figures)
@@ -101,6 +103,13 @@ def recipe_run(
         )
     say(f"  {concept}: {_effect_text(figures)}")
     return figures
+
+
+def _taught_first(run: Run, concept: str) -> list[str]:
+    """Return the records of the concepts that this one was taught after."""
+    if concept not in taught_concepts(run):
+        return []
+    return [f"teach:{name}" for name in provenance(run, concept)["after"]]
 
 
 def refusal(figures: Figures | Reason) -> str | None:

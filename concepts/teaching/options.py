@@ -41,6 +41,12 @@ class TeachOptions(StageOptions):
     )
     candidates: int = option(50, "images of the sheet", minimum=20)
     from_sheet: Path | None = option(None, "instead: a sheet that a person has filled in")
+    after: tuple[str, ...] = option(
+        (),
+        "a taught concept that goes together with this one: fit on what its suppression leaves; repeat it for "
+        "several",
+        "--after",
+    )
     vocabulary: str | None = option(None, VOCABULARY_HELP)
     target: str = option(
         "mel", "images with this label are left out, so that the latent holds nothing of it"
@@ -76,6 +82,15 @@ class TeachOptions(StageOptions):
         for flag, is_given in (("--direct", self.direct), ("--sheet", self.sheet is not None)):
             if is_given and not self.from_text:
                 raise UserInputError(f"{flag} needs --from-text", "add --from-text")
+        if self.after and self.ranked_by is not None and not self.writes_sheet:
+            raise UserInputError(
+                "--after needs images that are labelled",
+                "confirm a sheet: --from-text without --direct, then --from-sheet",
+            )
+        if self.concept in self.after or len(set(self.after)) < len(self.after):
+            raise UserInputError(
+                "--after names the concept itself, or one twice", "name other concepts, each once"
+            )
         if self.direct and self.sheet is not None:
             raise UserInputError("--direct writes no sheet", "give --direct or --sheet")
 
@@ -117,4 +132,5 @@ class TeachOptions(StageOptions):
         ):
             if value is not None:
                 words += [flag, str(value.absolute() if isinstance(value, Path) else value)]
+        words += [word for name in self.after for word in ("--after", name)]
         return shlex.join(words)

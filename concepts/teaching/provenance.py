@@ -22,6 +22,7 @@ def provenance_of(
         "model_fingerprint": run.meta["model"]["fingerprint"],
         "source": source,
         "left_out": options.target,
+        "after": list(options.after),
         "seed": seed,
         "figures": figures,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dermaudit.console import say, table
 from dermaudit.files import sha256_json, write_json
@@ -19,6 +19,10 @@ from .images import TaughtImages, images_of_folders, images_of_run
 from .options import TEACH, TeachOptions
 from .provenance import PROVENANCE, entries, metadata_of, provenance_of
 from .sheet import images_of_sheet
+from .taught import earlier_latents
+
+if TYPE_CHECKING:
+    from dermaudit.sae.concept_latents.latent import ConceptLatent
 
 
 @stage("concepts teach", TeachOptions, TEACH, key_flag="", in_audit=False)
@@ -35,16 +39,19 @@ def teach(run: Run, options: TeachOptions) -> dict[str, Any]:
     if options.ranked_by is not None:
         return _teach_by_ranking(run, data, options, seed)
     images = _labelled_images(run, data, options)
+    earlier = earlier_latents(run, options.after)
     inputs = {
         "seed": seed,
         "target": options.target,
         "images": sha256_json([images.hashes, images.present.tolist()]),
+        "after": list(options.after),
     }
     figures = run.perform(
         TEACH,
         inputs,
-        lambda: _fit(run, options, images, seed),
+        lambda: _fit(run, options, images, earlier, seed),
         key=options.concept,
+        reads=[*run.reads_of(TEACH), *(f"teach:{name}" for name in options.after)],
         force=options.force,
     )
     _print(options.concept, figures)
@@ -81,7 +88,13 @@ def _teach_by_ranking(run: Run, data: RunData, options: TeachOptions, seed: int)
     return answer | figures
 
 
-def _fit(run: Run, options: TeachOptions, images: TaughtImages, seed: int) -> Made[dict[str, Any]]:
+def _fit(
+    run: Run,
+    options: TeachOptions,
+    images: TaughtImages,
+    earlier: list[ConceptLatent],
+    seed: int,
+) -> Made[dict[str, Any]]:
     from dermaudit.sae.concept_latents.latent import ConceptLatent
     from dermaudit.sae.concept_latents.learning_curve import learning_curve
 
@@ -91,10 +104,11 @@ def _fit(run: Run, options: TeachOptions, images: TaughtImages, seed: int) -> Ma
         images.x[~present],
         groups_with=images.groups[present],
         groups_without=images.groups[~present],
+        after=earlier,
         seed=seed,
     )
     assert latent.figures is not None  # of a fit
-    curve = learning_curve(images.x, images.present, images.groups, seed=seed)
+    curve = learning_curve(images.x, images.present, images.groups, after=earlier, seed=seed)
     folder = run.files.concept_latent(options.concept)
     files = latent.as_sae(metadata_of(run, options.concept)).save(folder)
     figures = rounded(

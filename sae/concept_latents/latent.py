@@ -12,6 +12,11 @@ On standardised rows u = (x − mean) / sd of the fitting rows:
   without the concept equal after the edit: Δu / (E[z | with] − E[z | without]). This is the condition of
   LEACE (arXiv 2306.03819), met by rows that fire alone; all others keep their bits.
 
+Several concepts jointly: artifacts that go together share directions, and two latents that were fitted apart
+take the shared part away twice. `fit(…, after=[A, …])` fits on what A leaves, x − z_A · decoder_A, with an
+encoder orthogonal to decoder_A. Its code of x is then that of what A leaves, so that both latents read the same
+x and are suppressed together, as latents of one SAE.
+
 JumpReLU: arXiv 2407.14435. Latents appended to an SAE: CB-SAE, arXiv 2512.10805.
 """
 
@@ -74,10 +79,12 @@ class ConceptLatent:
         *,
         groups_with: np.ndarray | None = None,
         groups_without: np.ndarray | None = None,
+        after: Sequence[ConceptLatent] = (),
         seed: int = 0,
     ) -> ConceptLatent:
-        """Fit on rows with the concept (n, d) and without it (m, d). Rows of a group (a patient, a lesion)
-        stay together in the folds; by default each row is its own group.
+        """Fit on rows with the concept (n, d) and without it (m, d), or on what the latents `after` leave of
+        them. Rows of a group (a patient, a lesion) stay together in the folds; by default each row is its own
+        group.
 
         Raises EvidenceError with the numbers for fewer than MIN_IMAGES rows of either kind, and where the
         out-of-fold scores separate them no better than chance; UserInputError for a row in both.
@@ -92,7 +99,25 @@ class ConceptLatent:
             )
         ]
         _check_rows(x_with, x_without)
-        return _fit(x, present, np.concatenate(given).astype(str), seed)
+        return _fit(x, present, np.concatenate(given).astype(str), seed, after)
+
+    @classmethod
+    def of_sae(cls, sae: ThresholdSAE) -> list[ConceptLatent]:
+        """Return the latents of an SAE that holds nothing else, as `as_sae` and `append_latents` make it."""
+        return [
+            cls(
+                encoder=sae.W_enc[:, j].double().numpy(),
+                bias=float(sae.b_enc[j]),
+                threshold=float(sae.threshold[j]),
+                decoder=sae.W_dec[j].double().numpy(),
+            )
+            for j in range(sae.d_sae)
+        ]
+
+    def codes(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """Return the code (n,) of each row."""
+        pre = x @ self.encoder + self.bias
+        return np.where(pre > self.threshold, pre, 0.0)
 
     def as_sae(self, metadata: dict[str, Any] | None = None) -> ThresholdSAE:
         """Return the SAE of this latent alone; `LatentSuppressor(latent.as_sae(), [0])` suppresses it."""
@@ -120,6 +145,9 @@ def append_latents(sae: ThresholdSAE, latents: Sequence[ConceptLatent]) -> Thres
                 f"width {sae.d_in}",
                 "fit it on the activations of the same site",
             )
+
+    if not latents:
+        return sae
 
     def tensor(values: list[Any]) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values), dtype=sae.W_enc.dtype)
@@ -154,12 +182,17 @@ def _check_rows(x_with: np.ndarray, x_without: np.ndarray) -> None:
         )
 
 
-def _fit(x: np.ndarray, present: np.ndarray, groups: np.ndarray, seed: int) -> ConceptLatent:
-    mean, sd = x.mean(0), x.std(0) + 1e-8
-    u = (x - mean) / sd
+def _fit(
+    x: np.ndarray,
+    present: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    after: Sequence[ConceptLatent],
+) -> ConceptLatent:
+    mean, sd, u, seen = standardised(x, after)
     with threadpool_limits(1, "blas"):
-        score = out_of_fold_scores(u, present, groups, seed=seed)
-        weight, intercept = fit_encoder(u, present)
+        score = out_of_fold_scores(seen, present, groups, seed=seed)
+        weight, intercept = fit_encoder(seen, present)
     low, high = auroc_interval(present, score, groups, seed=seed)
     if not low > 0.5:
         raise EvidenceError(
@@ -187,6 +220,21 @@ def _fit(x: np.ndarray, present: np.ndarray, groups: np.ndarray, seed: int) -> C
         fires_without=float((z[present == 0] > 0).mean()),
     )
     return on_raw_rows(Standardised(mean, sd, weight, intercept, level, threshold, step), figures)
+
+
+def standardised(
+    x: Float[np.ndarray, "n d"], after: Sequence[ConceptLatent] = ()
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean and sd (d,) of what the latents `after` leave of rows x, that in units of them (n, d), and the
+    same without the directions of the latents, which an encoder (weight / sd on rows x) is fitted on.
+    """
+    left = x - sum((np.outer(one.codes(x), one.decoder) for one in after), np.zeros_like(x))
+    mean, sd = left.mean(0), left.std(0) + 1e-8
+    u = (left - mean) / sd
+    if not after:
+        return mean, sd, u, u
+    basis, _ = np.linalg.qr(np.stack([one.decoder / sd for one in after], 1))
+    return mean, sd, u, u - u @ basis @ basis.T
 
 
 class Standardised(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from dermaudit.stats.intervals import auroc
 
-from .latent import fit_encoder
+from .latent import ConceptLatent, fit_encoder, standardised
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -29,12 +30,19 @@ class CurvePoint:
 
 
 def learning_curve(
-    x: Float[np.ndarray, "n d"], present: np.ndarray, groups: np.ndarray, *, seed: int = 0
+    x: Float[np.ndarray, "n d"],
+    present: np.ndarray,
+    groups: np.ndarray,
+    *,
+    after: Sequence[ConceptLatent] = (),
+    seed: int = 0,
 ) -> list[CurvePoint]:
     """Return a point for each size that leaves at least as many images of either kind to be scored.
 
-    Images of a group that was drawn are not scored.
+    Images of a group that was drawn are not scored. `after` as in `ConceptLatent.fit`.
     """
+    if after:
+        x = standardised(x, after)[3]
     kinds = [np.flatnonzero(present == kind) for kind in (0, 1)]
     curve = []
     for n in (n for n in SIZES if 2 * n <= min(map(len, kinds))):

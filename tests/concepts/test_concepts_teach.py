@@ -11,8 +11,12 @@ import torch
 from concept_world import basis, world, write_run
 from PIL import Image
 
+from dermaudit.concepts.suppression import stage as recipes
+from dermaudit.concepts.suppression.combined import make_suppressor
+from dermaudit.concepts.suppression.recipe import SuppressionRecipe
 from dermaudit.concepts.teaching import stage as teaching
-from dermaudit.errors import AlteredArtifactError
+from dermaudit.errors import AlteredArtifactError, StaleArtifactError
+from dermaudit.run.directory import open_run
 from dermaudit.sae import LatentSuppressor, ThresholdSAE, load_sae
 
 
@@ -157,3 +161,69 @@ def test_learning_curve_scores_no_group_that_was_drawn():
     alone = learning_curve(x, present, np.arange(800).astype(str))
     assert [p.n for p in grouped] == [10, 25, 50, 100, 200]
     assert grouped[3].auroc < alone[3].auroc - 0.05
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A run with a second artifact, ink, that goes together with the ruler and shares its direction."""
+    w = world(4000)
+    g = np.random.default_rng(5)
+    ink = np.where(g.random(w.n) < 0.8, w.a, 1 - w.a)
+    w.x = w.x + (0.5 * ink)[:, None] * (basis()[0] + basis()[2])
+    w.x = (w.x / np.linalg.norm(w.x, axis=1, keepdims=True)).astype(np.float32)
+    hashes = [f"{i:064d}" for i in range(w.n)]
+    return write_run(tmp_path / "run", w, sha256=hashes, **{"artifact:ink": ink})
+
+
+def made(main, run, concept, *flags):
+    done = main("recipe", "make", "--concept", concept, "--run", run.path, *flags, "--json")
+    assert done.rc == 0, done.stdout
+    path = run.path / "recipes" / f"{concept}.recipe.json"
+    return json.loads(path.read_text())["body"]
+
+
+def test_taught_after_another_its_recipe_suppresses_both(main, two, monkeypatch):
+    monkeypatch.setattr(recipes, "tower_of", lambda run, threads: None)
+    assert teach(main, two, "ruler").rc == 0
+    done = teach(main, two, "ink", "--after", "ruler")
+    assert done.rc == 0 and done.json()["auroc"] > 0.75, done.stdout
+    ruler, ink = (load_sae(two.path / "concept_latents" / name) for name in ("ruler", "ink"))
+    apart = float(ink.W_enc[:, 0] @ ruler.W_dec[0])
+    assert abs(apart) < 1e-5 * float(ink.W_enc.norm())
+    body = made(main, two, "ink")
+    assert [entry["concept"] for entry in body["latents"]] == ["ruler", "ink"]
+    assert body["effects"]["ci"][0] > 0 and body["effects"]["random_beaten"] >= 95
+    recipe = SuppressionRecipe.load(two.path / "recipes" / "ink.recipe.json")
+    x = torch.from_numpy(world(1500).x)
+    torch.testing.assert_close(
+        recipe.sae().encode(x)[:, 0], ruler.encode(x)[:, 0], atol=1e-3, rtol=1e-3
+    )
+    # With the recipe of the ruler, its latent is there once.
+    made(main, two, "ruler")
+    other = SuppressionRecipe.load(two.path / "recipes" / "ruler.recipe.json")
+    assert sorted(make_suppressor([recipe, other]).names) == ["ink", "ruler"]
+
+
+def test_when_the_first_concept_is_taught_again_what_stands_on_it_is_stale(main, two):
+    assert teach(main, two, "ruler").rc == 0
+    assert teach(main, two, "ink", "--after", "ruler").rc == 0
+    assert teach(main, two, "ruler", "--seed", "7", "--force").rc == 0
+    with pytest.raises(StaleArtifactError, match="teach:ruler was made again") as stale:
+        open_run(two.path).require("teach:ink")
+    assert "concepts teach ink --after ruler" in stale.value.hint
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("ink", "--after", "hair"), "unknown taught concept 'hair'"),
+        (("ink", "--after", "ink"), "--after names the concept itself"),
+        (("ink", "--drawn", "--after", "ruler"), "--after needs images that are labelled"),
+        (("ink", "--after", "second"), "second was taught after ruler"),
+    ],
+)
+def test_after_what_cannot_come_first_nothing_is_taught(main, two, flags, message):
+    assert teach(main, two, "ruler").rc == 0
+    assert teach(main, two, "second", "--labels", "artifact:ink", "--after", "ruler").rc == 0
+    done = teach(main, two, *flags)
+    assert done.rc == 2 and message in done.json()["error"]["message"], done.stdout

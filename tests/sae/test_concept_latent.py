@@ -116,6 +116,44 @@ def test_saved_it_is_opened_by_sae_lens(tmp_path):
     torch.testing.assert_close(theirs.encode(x), more.encode(x), atol=1e-5, rtol=1e-5)
 
 
+def two_concepts(n=400, d=20):
+    """Rows of two concepts that share a direction and often go together, and their labels (n,)."""
+    g = np.random.default_rng(3)
+    first = g.integers(0, 2, n)
+    second = np.where(g.random(n) < 0.75, first, 1 - first)
+    x = g.standard_normal((n, d)).astype(np.float32)
+    x[:, :2] += 3 * first[:, None]
+    x[:, 1:3] += 3 * second[:, None]
+    return x, first == 1, second == 1
+
+
+def test_fitted_after_another_it_takes_what_is_left_and_reads_the_rows_as_they_are():
+    x, first, second = two_concepts()
+    one = ConceptLatent.fit(x[first], x[~first])
+    two = ConceptLatent.fit(x[second], x[~second], after=[one])
+    apart = ConceptLatent.fit(x[second], x[~second])
+    length = np.linalg.norm(two.encoder) * np.linalg.norm(one.decoder)
+    assert abs(two.encoder @ one.decoder) < 1e-9 * length
+    left = x - np.outer(one.codes(x), one.decoder)
+    np.testing.assert_allclose(two.codes(left), two.codes(x), atol=1e-4)
+
+    def gap(edited):
+        return np.linalg.norm(edited[second].mean(0) - edited[~second].mean(0))
+
+    both = left - np.outer(two.codes(x), two.decoder)
+    twice = left - np.outer(apart.codes(x), apart.decoder)
+    assert gap(both) < 0.25 * gap(left) and gap(both) < 0.5 * gap(twice)
+
+
+def test_as_an_sae_and_back_it_is_the_same_latent():
+    present, absent = rows()
+    latents = [ConceptLatent.fit(present, absent), ConceptLatent.fit(absent, present)]
+    joined = append_latents(latents[0].as_sae(), latents[1:])
+    for latent, again in zip(latents, ConceptLatent.of_sae(joined), strict=True):
+        np.testing.assert_allclose(again.codes(present), latent.codes(present), atol=1e-3)
+        np.testing.assert_allclose(again.decoder, latent.decoder, atol=1e-6)
+
+
 def test_few_images_are_refused_with_the_counts():
     present, absent = rows()
     with pytest.raises(EvidenceError, match="9 with the concept, 120 without") as refused:

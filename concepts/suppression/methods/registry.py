@@ -25,13 +25,15 @@ class NoLatent(EvidenceError):
 @dataclass(frozen=True)
 class ChosenLatents:
     """Latents S of an SAE, each with the figures that it was chosen by; `source` says what SAE it is: that of
-    the run, or that of a concept latent alone.
+    the run, or that of concept latents alone. `first`: the concepts of all latents but
+    the last, where there are several concepts.
     """
 
     sae: ThresholdSAE | TopKSAE
     latents: list[int]
     evidence: list[dict[str, float]]
     source: Literal["sae", "concept_latent"]
+    first: tuple[str, ...] = ()
 
 
 class SuppressionMethod(Protocol):

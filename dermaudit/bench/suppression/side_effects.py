@@ -36,11 +36,19 @@ def side_effects(found: list[Fold], others: dict[str, np.ndarray]) -> dict[str, 
         "residual": {
             name: _change(found, edits, trap.a, fit, again=True) for name, fit in kinds.items()
         },
-        "concepts": {
-            name: _change(found, edits, values, _linear, again=False)
-            for name, values in others.items()
-            if min((values[trap.scored] == kind).sum() for kind in (0, 1)) >= MIN_CELL
-        },
+        "concepts": other_concepts(found, edits, others),
+    }
+
+
+def other_concepts(
+    found: list[Fold], edits: list[Rows], others: dict[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """Return {name: change} of every other concept that enough scored images have and lack."""
+    scored = found[0].data.scored
+    return {
+        name: _change(found, edits, values, _linear, again=False)
+        for name, values in others.items()
+        if min((values[scored] == kind).sum() for kind in (0, 1)) >= MIN_CELL
     }
 
 
