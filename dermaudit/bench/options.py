@@ -120,7 +120,13 @@ class SuppressionOptions(Options):
     )
     sweeps: bool = option(
         False,
-        "also: how the effect depends on the strength of the trap, and on the number of labels",
+        "also: how the effect depends on the strength of the trap and on the number of labels, what is left, and "
+        "what changes for other concepts, groups of patients and the zero-shot classifier",
+    )
+    pairs: Path | None = option(
+        None,
+        "also: CSV of photographs with an artifact and the same without it (artifact, with_file, without_file, "
+        "group_id)",
     )
     target: str = option("mel", "the label whose prediction must not depend on the artifact")
     strength: float = option(

@@ -64,7 +64,10 @@ def test_every_method_is_measured_and_the_artifact_is_suppressed(main, run, monk
     assert "n too small" not in done.stderr
 
 
-def test_the_trap_grows_with_its_strength_and_suppression_undoes_it(main, run):
+def test_the_trap_grows_with_its_strength_and_suppression_undoes_it(main, run, monkeypatch):
+    tower = TextTower({})
+    tower.tokenizer = None
+    monkeypatch.setattr(compare, "tower_of", lambda run, threads: tower)
     done = suppress(main, run, "--concept", "ruler", *flags("mean_difference"), "--sweeps")
     assert done.rc == 0, done.stderr
     curve = done.json()["curves"]["ruler"]
@@ -89,6 +92,8 @@ def test_the_trap_grows_with_its_strength_and_suppression_undoes_it(main, run):
     assert side["concepts"].keys() == {"mel", "nv"}  # patches are labelled on two images only
     for one in side["concepts"].values():
         assert one["before"] > 0.7 and abs(one["after"] - one["before"]) < 0.03
+    assert done.json()["zero_shot"]["ruler"] == {"reason": "the model has no text encoder"}
+    assert done.json()["strata"] == {"ruler": {}}  # the manifest has no column for them
 
 
 def test_two_runs_of_it_are_equal_and_the_file_holds_the_figures(main, run, tmp_path):

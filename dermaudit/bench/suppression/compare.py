@@ -28,6 +28,7 @@ from dermaudit.concepts.evidence.figures import (
 from dermaudit.concepts.inputs import artifacts_of, known_concept, tower_of, vocabulary_of
 from dermaudit.concepts.results import rounded
 from dermaudit.concepts.suppression.cross_fitted import trap_data
+from dermaudit.concepts.suppression.head import ZeroShotHead
 from dermaudit.concepts.teaching.sources import SOURCES, drawn_rows, text_direction
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.console import say, table
@@ -39,11 +40,10 @@ from dermaudit.sae.run_data import RunData
 
 from ..options import SuppressionOptions
 from ..output.paths import check_place
+from .further import SWEEPS, Further, print_further
 from .methods.registry import methods
-from .side_effects import side_effects
-from .sweeps import DRAWS, LABELS, STRENGTHS, few_labels, trap_curve
+from .pairs import read_pairs
 
-SWEEPS = ("curves", "few_labels", "side_effects")
 HEADER = (
     "artifact", "method", "cross-group AUROC", "gap closed", "change, 95 %", "artifact-free",
     "worst group: before", "unchanged threshold", "prevalence-matched", "rows unchanged",
@@ -52,11 +52,11 @@ HEADER = (
 
 
 def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
-    """Return {"suppression": {artifact: {method: figures}}}, and with `sweeps` {"curves": {artifact: points},
-    "few_labels": {artifact: {n: figures}}, "side_effects": {artifact: figures}}; where something cannot be
-    measured, the reason stands in place of the figures.
+    """Return {"suppression": {artifact: {method: figures}}}, and with `sweeps` and `pairs` {kind: {artifact:
+    figures}} for the kinds of further.py; where something cannot be measured, the reason stands in place of the
+    figures.
 
-    Raises UserInputError for an unknown method, concept or target.
+    Raises UserInputError for an unknown method, concept or target, and for a table of pairs that cannot be read.
     """
     if options.out is not None:
         check_place(options.out, options.force)
@@ -69,31 +69,26 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
             f"give --target, one of: {', '.join(sorted(set(data.labels) - {''}))}",
         )
     concepts = [known_concept(run, words, word) for word in options.concept]
-    # Texts and drawn artifacts are for methods without labels; the others need no model.
+    # Texts, drawn artifacts and pairs need the model; what is fitted with labels does not.
     need_model = {m.name for m in chosen} & {"roboshot", "insertion", *SOURCES}
-    tower = tower_of(run, options.threads) if need_model else None
+    needed = need_model or options.sweeps or options.pairs
+    tower: Any = tower_of(run, options.threads) if needed else None
+    further = _further(data, words, options, tower)
     found: dict[str, dict[str, Any]] = {}
-    sweeps: dict[str, dict[str, Any]] = {name: {} for name in SWEEPS} if options.sweeps else {}
+    more: dict[str, dict[str, Any]] = {name: {} for name in SWEEPS} if options.sweeps else {}
     lines = []
     for concept in concepts or artifacts_of(run, words):
         say(f"  {concept} …")
         found[concept] = {}
         try:
             trap = _trap(data, concept, words, options, tower)
-            if (
-                tower is not None
-                and need_model & {"drawn", "agreement", "insertion"}
-                and concept in ARTIFACTS
-            ):
+            if need_model & {"drawn", "agreement", "insertion"} and concept in ARTIFACTS:
                 trap = replace(trap, drawn=_drawn(data, concept, trap, options, tower))
             cross_fold = folds(trap)
             oracle = oracle_scores(cross_fold)
             measured = dict(_effects(cross_fold, oracle, chosen))
-            if options.sweeps:
-                sweeps["curves"][concept] = rounded(trap_curve(trap))
-                sweeps["few_labels"][concept] = rounded(few_labels(cross_fold, oracle))
-                others = _others(data, trap, concept)
-                sweeps["side_effects"][concept] = rounded(side_effects(cross_fold, others))
+            for kind, figures in further.measure(concept, cross_fold, oracle).items():
+                more.setdefault(kind, {})[concept] = rounded(figures)
         except EvidenceError as error:
             found[concept] = {"reason": error.message, "numbers": rounded(error.numbers)}
             lines.append([concept, error.message, *[""] * (len(HEADER) - 2)])
@@ -104,51 +99,18 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
             )
             lines.append([concept, name, *_cells(effect)])
     table("Suppression, cross-fitted", HEADER, lines)
-    if options.sweeps:
-        _print_sweeps(sweeps)
-    figures = {"suppression": found, **sweeps}
+    print_further(more)
+    result = {"suppression": found, **more}
     if options.out is not None:
-        write_json(options.out, figures)
-    return {"run": str(run.path), **figures}
+        write_json(options.out, result)
+    return {"run": str(run.path), **result}
 
 
-def _others(data: RunData, trap: TrapData, concept: str) -> dict[str, np.ndarray]:
-    """Return the values of every other labelled concept, and of every label, for the rows of `trap`."""
-    assert trap.row is not None  # of a run
-    return {name: t.values[trap.row] for name, t in data.truth.items() if name != concept}
-
-
-def _print_sweeps(sweeps: dict[str, dict[str, Any]]) -> None:
-    table(
-        "Concept latent: cross-group AUROC before → after, by P(artifact | target) where the head is fitted",
-        ("artifact", *(f"{strength:g}" for strength in STRENGTHS)),
-        [
-            (concept, *(f"{p['before']:.2f} → {p['after']:.2f}" for p in points))
-            for concept, points in sweeps["curves"].items()
-        ],
-    )
-    table(
-        f"Concept latent: gap closed with n + n labels, mean (lowest) of {DRAWS} draws",
-        ("artifact", *(f"{n} + {n}" for n in LABELS)),
-        [
-            (concept, *(f"{each['mean']:.2f} ({each['lowest']:.2f})" for each in row.values()))
-            for concept, row in sweeps["few_labels"].items()
-        ],
-    )
-
-    def pair(one: dict[str, Any]) -> str:
-        return f"{one['before']:.2f} → {one['after']:.2f}"
-
-    lines = []
-    for concept, found in sweeps["side_effects"].items():
-        lost = [n for n, one in found["concepts"].items() if (one["ci"][1] or 0) < 0]
-        residual = (pair(found["residual"][kind]) for kind in ("linear", "mlp"))
-        lines.append((concept, *residual, ", ".join(lost) or "none"))
-    table(
-        "Concept latent: AUROC of the artifact by fresh probes of edited rows, and concepts that lose",
-        ("artifact", "linear probe", "MLP", "other concepts that are read significantly worse"),
-        lines,
-    )
+def _further(data: RunData, words: Vocabulary, options: SuppressionOptions, tower: Any) -> Further:
+    """Return what is measured beside the effects."""
+    reads_texts = options.sweeps and tower is not None and tower.tokenizer is not None
+    pairs = read_pairs(options.pairs, data.run, words, tower) if options.pairs else {}
+    return Further(data, options.sweeps, ZeroShotHead(tower) if reads_texts else None, pairs)
 
 
 def _chosen_methods(names: tuple[str, ...]) -> list[CrossFitMethod]:

@@ -9,8 +9,6 @@ import numpy as np
 
 from dermaudit.concepts.evidence.cross_fit import Fold
 from dermaudit.concepts.evidence.operating_points import fold_auroc
-from dermaudit.concepts.suppression.cross_fitted import CrossFittedMethod
-from dermaudit.concepts.suppression.methods.concept_latent import ConceptLatentMethod
 from dermaudit.heads import fit_probe, probe_score
 from dermaudit.stats.intervals import MIN_CELL, GroupBootstrap, percentile_interval
 
@@ -20,8 +18,11 @@ Rows = Callable[[np.ndarray], np.ndarray]
 Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, int], Rows]
 
 
-def side_effects(found: list[Fold], others: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return {"residual": {"linear", "mlp"}, "concepts": {name}}: each {"before", "after", "ci" of the change}.
+def side_effects(
+    found: list[Fold], edits: list[Rows], others: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return {"residual": {"linear", "mlp"}, "concepts": {name}}: each {"before", "after", "ci" of the change}
+    by the edits of the folds.
 
     Residual: AUROC of the artifact by fresh probes, which are fitted on the edited training rows of each fold and
     read the edited rows held out; .5 is what no information gives. Concepts: AUROC of another concept by a probe
@@ -29,8 +30,6 @@ def side_effects(found: list[Fold], others: dict[str, np.ndarray]) -> dict[str, 
     concepts: 1, 0, or nan where unknown.
     """
     trap = found[0].data
-    method = CrossFittedMethod(ConceptLatentMethod())
-    edits = [method.fit(fold).edit for fold in found]
     kinds: dict[str, Fit] = {"linear": _linear, "mlp": _mlp}
     return {
         "residual": {
