@@ -1,6 +1,6 @@
 """Run the audits, keep their figures, and write every page that shows them.
 
-    make results                                  # runs both audits (minutes), then writes the pages
+    make results                                  # runs both audits and the benchmarks (an hour), writes the pages
     python docs/scripts/results.py --pages        # writes the pages from the figures that are kept
     python docs/scripts/results.py --check        # exit 1 when a page differs from the figures
 
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from result_figures import curve_figure, suppression_figure
+from result_text import interval, number, table
+from suppression_tables import benchmarks_body, suppression_body
 
 from dermaudit.audit.summary import FOUND_HEADER, found_rows
 
@@ -36,6 +38,15 @@ COMMANDS = {
         "dermaudit data convert $DERMAUDIT_DATA/dermoscopy --out data/dermoscopy; "
         "dermaudit audit data/dermoscopy --model dermoscopy-small --run runs/dermoscopy"
     ),
+}
+
+
+#: The benchmarks of suppression, tests/benchmarks/bench_<name>.py, and their arguments.
+BENCHMARKS = {
+    "harmful_recipes": ("RUN", "660"),
+    "word_free_trunk": ("RUN",),
+    "joint_latents": ("RUN",),
+    "trap": (),
 }
 
 
@@ -55,7 +66,9 @@ def measure(folder: Path) -> None:
         dermaudit("data", "convert", Path(data) / "dermoscopy", "--out", images)
         model = ("--model", "dermoscopy-small")
         results["real"] = dermaudit("audit", images, *model, "--run", folder / "real", "--json")
-        compared["real"] = dermaudit(*compare, folder / "real")
+        pairs = Path(data) / "dermoscopy" / "extras" / "pairs.csv"
+        compared["real"] = dermaudit(*compare, folder / "real", "--pairs", pairs)
+        results["suppression_benchmarks"] = json.dumps(benchmarks(folder / "real"))
     else:
         sys.stderr.write("DERMAUDIT_DATA is not set: the figures of the real images are kept\n")
     results |= {f"suppression_{name}": text for name, text in compared.items()}
@@ -64,6 +77,17 @@ def measure(folder: Path) -> None:
         DATA.mkdir(parents=True, exist_ok=True)
         text = json.dumps(figures, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         (DATA / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def benchmarks(run: Path) -> dict[str, Figures]:
+    """Run the benchmarks of suppression on the run of the real images."""
+    found = {}
+    for name, argv in BENCHMARKS.items():
+        script = ROOT / "tests" / "benchmarks" / f"bench_{name}.py"
+        command = [sys.executable, str(script), *(str(run) if a == "RUN" else a for a in argv)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[name] = json.loads(done.stdout[done.stdout.index("{") :])  # the trunk prints a line
+    return found
 
 
 def load() -> dict[str, Figures]:
@@ -75,8 +99,8 @@ def load() -> dict[str, Figures]:
     results = {}
     for name in COMMANDS:
         compared = read(f"suppression_{name}")
-        sweeps = {key: compared[key] for key in ("curves", "few_labels", "side_effects")}
-        results[name] = {**read(name), **sweeps, "methods": compared["suppression"]}
+        methods = compared.pop("suppression")
+        results[name] = {**read(name), **compared, "methods": methods}
     return results
 
 
@@ -91,20 +115,6 @@ def demo_output(figures: Figures) -> str:
     return "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```"
 
 
-def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
-    return "–" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
-
-
-def interval(pair: list[float | None] | None, digits: int = 2, sign: bool = False) -> str:
-    if pair is None or None in pair:
-        return ""
-    return f" [{number(pair[0], digits, sign)}, {number(pair[1], digits, sign)}]"
-
-
-def table(header: str, lines: list[str]) -> str:
-    return "\n".join([header, "|" + "---|" * (header.count("|") - 1), *lines])
-
-
 def lift_table(figures: Figures) -> str:
     concepts = sorted(
         (c for c in figures["concepts"].items() if c[1]["lift_share"] is not None),
@@ -117,173 +127,6 @@ def lift_table(figures: Figures) -> str:
             f"| {number(c['probe_auprc'], 3)} | {number(c['lift_share'])}{interval(c['lift_share_ci'])} |"
             for name, c in concepts
         ],
-    )
-
-
-def suppression_table(figures: Figures) -> str:
-    lines = []
-    for name, s in figures["suppression"].items():
-        if s["cross_group_auroc_before"] is None:
-            lines.append(
-                f"| {name} | not measured: {s.get('reason') or 'no evidence'} | | | | | | | | |"
-            )
-            continue
-        flips = s["flips"]
-        worst = [
-            "n too small" if s[key] is None else number(s[key])
-            for key in ("worst_group_before", "worst_group_fixed", "worst_group_prevalence")
-        ]
-        lines.append(
-            f"| {name} | {number(s['cross_group_auroc_before'])} → {number(s['cross_group_auroc_after'])} "
-            f"({number(s['oracle'])}) | {interval(s['ci'], sign=True).strip()} | {number(s['gap_closed'])} "
-            f"| {number(s['clean_auroc_delta'], 3, sign=True)}{interval(s['clean_auroc_ci'], sign=True)} "
-            f"| {' → '.join(worst)} | {s['identity_share']:.0%} "
-            f"| {s['random_beaten']} of {s['random_sets']} | {number(s['insertion_residual'])} "
-            f"| {flips['edit']}, {flips['threshold']}, {flips['both']} |"
-        )
-    refused = [
-        f"{n}: {'; '.join(s['refused'])}" for n, s in figures["suppression"].items() if s["refused"]
-    ]
-    made = table(
-        "| artifact | cross-group AUROC (oracle) | change, 95 % interval | gap closed | artifact-free AUROC "
-        "| worst group: before → unchanged threshold → prevalence-matched | rows unchanged "
-        "| random latents beaten | insertion left | flipped by edit, threshold, both |",
-        lines,
-    )
-    return made + (
-        "\n\nRefused, no recipe is written: " + ". ".join(refused) + "." if refused else ""
-    )
-
-
-def method_table(figures: Figures) -> str:
-    """Return the gap that each method closes for each artifact, and what it costs."""
-    measured = {a: m for a, m in figures["methods"].items() if "reason" not in m}
-    names = list(dict.fromkeys(name for methods in measured.values() for name in methods))
-    lines = []
-    for name in names:
-        cells, gaps = [], []
-        for methods in measured.values():
-            one = methods.get(name, {})
-            if "reason" in one or not one:
-                cells.append("–")
-                continue
-            gaps.append(one["gap_closed"])
-            cells.append(number(one["gap_closed"]) + interval(one["ci"], sign=True))
-        mean = sum(gaps) / len(gaps) if len(gaps) == len(measured) and None not in gaps else None
-        lines.append(f"| {name} | {number(mean)} | {' | '.join(cells)} |")
-    head = table(f"| method | mean | {' | '.join(measured)} |", lines)
-    refused = [f"{a}: {m['reason']}" for a, m in figures["methods"].items() if "reason" in m]
-    return head + ("\n\nNot measured: " + "; ".join(refused) + "." if refused else "")
-
-
-def verdict_table(figures: Figures) -> str:
-    return table(
-        "| artifact | badge | seen | leaned on | suppression helps | cost | not measured, or no recipe, because |",
-        [
-            f"| {row['concept']} | {row['badge']} | {number(row['seen'])} "
-            f"| {'–' if row['relied_on'] is None else 'yes' if row['relied_on'] else 'no'} "
-            f"| {row['helps'] or '–'} | {number(row['cost'], 3, sign=True)} | {row['reason'] or ''} |"
-            for row in figures["verdict"]
-        ],
-    )
-
-
-def cost_without_trap(figures: Figures) -> str:
-    """Return in a sentence which artifacts' suppression costs a head that was fitted without a trap."""
-    worse = [
-        f"{artifact} {number(points[0]['before'])} → {number(points[0]['after'])}{interval(points[0]['ci'], sign=True)}"
-        for artifact, points in figures["curves"].items()
-        if points[0]["ci"][1] < 0
-    ]
-    if not worse:
-        return "Where there is no trap (.5), suppression costs no artifact significantly."
-    return f"Where there is no trap (.5), suppression costs significantly: {', '.join(worse)}."
-
-
-def curve_table(figures: Figures) -> str:
-    """Return the cross-group AUROC over the strength of the trap, for each artifact."""
-    strengths = [point["strength"] for point in next(iter(figures["curves"].values()))]
-    lines = []
-    for artifact, points in figures["curves"].items():
-        cells = [
-            f"{number(p['before'])} → {number(p['after'])} ({number(p['oracle'])})" for p in points
-        ]
-        lines.append(f"| {artifact} | {' | '.join(cells)} |")
-    return table(f"| artifact | {' | '.join(f'{s:g}' for s in strengths)} |", lines)
-
-
-def few_labels_cell(one: Figures) -> str:
-    refused = f"; {one['refused']:.0%} refused" if one["refused"] else ""
-    return f"{number(one['mean'])} ({number(one['lowest'])}{refused})"
-
-
-def few_labels_table(figures: Figures) -> str:
-    sizes = sorted(next(iter(figures["few_labels"].values())), key=int)
-    lines = [
-        f"| {artifact} | " + " | ".join(few_labels_cell(row[n]) for n in sizes) + " |"
-        for artifact, row in figures["few_labels"].items()
-    ]
-    return table(f"| artifact | {' | '.join(f'{n} + {n}' for n in sizes)} |", lines)
-
-
-def side_effects_table(figures: Figures) -> str:
-    """Return what is left of each artifact, and which other concepts are read worse or better."""
-    lines = []
-    for artifact, found in figures["side_effects"].items():
-        residual = [
-            f"{number(one['before'])} → {number(one['after'])}"
-            for one in (found["residual"][kind] for kind in ("linear", "mlp"))
-        ]
-        changed = {
-            sign: [
-                f"{name} {number(one['before'])} → {number(one['after'])}"
-                for name, one in found["concepts"].items()
-                if None not in one["ci"] and (one["ci"][1] < 0 if sign < 0 else one["ci"][0] > 0)
-            ]
-            for sign in (-1, 1)
-        }
-        lines.append(
-            f"| {artifact} | {' | '.join(residual)} | {len(found['concepts'])} "
-            f"| {', '.join(changed[-1]) or 'none'} | {', '.join(changed[1]) or 'none'} |"
-        )
-    return table(
-        "| artifact | linear probe | MLP | other concepts | read significantly worse | read significantly better |",
-        lines,
-    )
-
-
-def suppression_body(figures: Figures) -> str:
-    return "\n\n".join(
-        [
-            "### Verdict on the classifier of the run",
-            "Whether the head that the run predicts with, which was not fitted in a trap, leans on an artifact. "
-            "`dermaudit verdict --run RUN`",
-            verdict_table(figures),
-            "### Recipes of the audit",
-            suppression_table(figures),
-            "### Methods side by side, cross-fitted",
-            "Share of the gap to a head without the trap that a method closes in cross-group AUROC (the target "
-            "without the artifact against the rest with it), and the 95 % interval of the change. "
-            "`dermaudit bench suppress --run RUN`",
-            method_table(figures),
-            "### Trap curves",
-            "Cross-group AUROC before → after suppression by a concept latent (and of a head without the trap), by the "
-            "strength of the trap: P(artifact | target) where the head is fitted; at .5 there is no trap. "
-            "`dermaudit bench suppress --run RUN --sweeps`",
-            "![Trap curves](../images/trap_curves.svg)",
-            cost_without_trap(figures),
-            curve_table(figures),
-            "### Few labels",
-            "Share of the gap that a concept latent closes when it is fitted with n images with and n without the "
-            "artifact: mean, and in brackets the lowest, of five random draws. A fit is refused where its images are "
-            "not told apart; then nothing is suppressed in its fold.",
-            few_labels_table(figures),
-            "### What is left, and what else changes",
-            "AUROC of the artifact before → after suppression by probes that are fitted anew on edited training rows "
-            "(.5: nothing is left), and AUROC of every other labelled concept by a linear probe that was fitted "
-            "before the edit. Significantly: the 95 % interval of the change leaves out 0.",
-            side_effects_table(figures),
-        ]
     )
 
 
@@ -439,6 +282,8 @@ def pages(results: dict[str, Figures]) -> dict[Path, str]:
         ROOT / "docs" / "results" / f"{name}.md": page(*parts, results)
         for name, parts in PAGES.items()
     }
+    further = json.loads((DATA / "suppression_benchmarks.json").read_text(encoding="utf-8"))
+    written[ROOT / "docs" / "results" / "suppression.md"] += "\n" + benchmarks_body(further) + "\n"
     gpu = json.loads((DATA / "gpu.json").read_text(encoding="utf-8"))
     written[ROOT / "docs" / "results" / "gpu.md"] = gpu_page(gpu)
     readme = ROOT / "README.md"

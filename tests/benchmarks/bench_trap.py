@@ -57,16 +57,12 @@ def main() -> None:
         found = run("recipe", "make", "--run", where, "--concept", "ruler", "--threads", "1")[
             "suppression"
         ]["ruler"]
-    worst = [found[f"worst_group_{at}"] for at in ("before", "fixed", "prevalence")]
-    print(f"{found['n_scored']} images, {found['n']}; trap heads of {found['n_trap']} images")
-    print(
-        f"cross-group AUROC {found['cross_group_auroc_before']:.3f} -> {found['cross_group_auroc_after']:.3f} "
-        f"{found['ci']}, without the trap {found['oracle']:.3f}: gap closed {found['gap_closed']:.2f}"
-    )
-    print("worst group: before, unchanged threshold, prevalence-matched:", worst)
-    print(f"artifact-free AUROC {found['clean_auroc_delta']:+.4f} {found['clean_auroc_ci']}")
-    print(f"random latents beaten {found['random_beaten']} of {len(found['random_changes'])}")
-    print(f"insertion residual {found['insertion_residual']}; refused {found['refused']}")
+    keys = (
+        "n_scored", "n_trap", "cross_group_auroc_before", "cross_group_auroc_after", "ci", "oracle", "gap_closed",
+        "worst_group_before", "worst_group_fixed", "worst_group_prevalence", "clean_auroc_delta", "clean_auroc_ci",
+        "random_beaten", "insertion_residual", "refused",
+    )  # fmt: skip
+    print(json.dumps({key: found[key] for key in keys}, indent=1))
 
 
 if __name__ == "__main__":

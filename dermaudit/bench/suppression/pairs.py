@@ -11,7 +11,7 @@ import numpy as np
 
 from dermaudit.concepts.evidence.cross_fit import Fold
 from dermaudit.concepts.evidence.edited_head import EditedHead
-from dermaudit.concepts.inputs import known_concept
+from dermaudit.concepts.inputs import known_concept, labelled_concepts
 from dermaudit.concepts.suppression.insertion import sigmoid
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.errors import UserInputError
@@ -38,8 +38,8 @@ class Pairs:
 def read_pairs(
     path: Path, run: Run, vocabulary: Vocabulary, tower: HookedTower
 ) -> dict[str, Pairs]:
-    """Read a CSV of pairs (COLUMNS; files relative to it) and embed them: {concept: pairs}. A name such as
-    ruler_horizontal is read as its first word, if it is no concept itself.
+    """Read a CSV of pairs (COLUMNS; files relative to it) and embed them: {concept: pairs}. A name that shares
+    a word with one labelled concept alone means that one (ruler_horizontal: ruler; bubble: gel_bubble).
 
     Raises UserInputError for a table that lacks a column, and for an image that cannot be read.
     """
@@ -78,10 +78,9 @@ def read_pairs(
 
 
 def _concept(run: Run, vocabulary: Vocabulary, word: str) -> str:
-    try:
-        return known_concept(run, vocabulary, word)
-    except UserInputError:
-        return known_concept(run, vocabulary, word.partition("_")[0])
+    words = set(word.split("_"))
+    alike = [name for name in labelled_concepts(run) if words & set(name.split("_"))]
+    return alike[0] if len(alike) == 1 else known_concept(run, vocabulary, word)
 
 
 def changes_in_pairs(found: list[Fold], fitted: list[EditedHead], pairs: Pairs) -> dict[str, Any]:
