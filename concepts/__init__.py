@@ -13,7 +13,7 @@ if __name__ != "dermaudit.concepts":
 
 _PUBLIC = {
     "Vocabulary": ".vocabulary.vocabulary",
-    "SuppressionRecipe": ".suppression.recipe",
+    "SuppressionRecipe": ".recipes.recipe",
     "suppressed": ".inference.suppressed_model",
 }
 __all__ = list(_PUBLIC)

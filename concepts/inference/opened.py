@@ -12,10 +12,10 @@ from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run, newest_run, open_run
 
 from ..inputs import known_concept, tower_of, vocabulary_of
+from ..recipes.recipe import SuppressionRecipe, load_recipe
 from ..suppression.combined import make_suppressor, stored_intercept
 from ..suppression.head import Head, ZeroShotHead, pick_target
 from ..suppression.options import RecipeOptions
-from ..suppression.recipe import SuppressionRecipe, load_recipe
 from ..suppression.stage import recipe_run, refusal, refused_numbers
 from .options import DEFAULT_MODEL, SuppressOptions
 from .reference import Reference

@@ -14,7 +14,7 @@ from dermaudit.errors import AlteredArtifactError, EvidenceError, unknown
 from dermaudit.files import read_json, sha256_file, sha256_json
 from dermaudit.towers.loading.names import bundled_folder, bundled_names
 
-from ..suppression.recipe import SuppressionRecipe
+from ..recipes.recipe import SuppressionRecipe
 from ..suppression.stage import refusal, refused_numbers
 
 FORMAT_VERSION = 1

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from dermaudit.towers import HookedTower
 
 from ..evidence.operating_points import flip_cause
+from ..recipes.distribution import Distribution, Gaussian, unlike
+from ..recipes.recipe import SuppressionRecipe, load_recipe
 from ..suppression.combined import NamedSuppressor, intercept_of, make_suppressor
-from ..suppression.distribution import Distribution, Gaussian, unlike
 from ..suppression.head import Head, ZeroShotHead, pick_head, pick_target
-from ..suppression.recipe import SuppressionRecipe, load_recipe
 
 _ROWS = 4096  # edited at a time: a TopK makes d_sae numbers of each
 

@@ -15,9 +15,9 @@ from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.towers.loading.fingerprint import tower_fingerprint
 from dermaudit.towers.splice import HasSites
 
+from ..recipes.distribution import Gaussian, unlike
+from ..recipes.recipe import SuppressionRecipe
 from ..suppression.combined import make_suppressor
-from ..suppression.distribution import Gaussian, unlike
-from ..suppression.recipe import SuppressionRecipe
 from .options import DEFAULT_MODEL
 from .reference import Reference
 

@@ -14,10 +14,10 @@ from dermaudit.sae import LatentSuppressor, ThresholdSAE, TopKSAE, load_sae
 from dermaudit.sae.inference.modes import check_mode
 from dermaudit.sae.run_data import RunData
 
+from ..recipes.recipe import SuppressionRecipe
 from .cross_fitted import recipe_rows, trap_data
 from .editor import Edit, Levels, editor_of
 from .intercept import intercept_correction
-from .recipe import SuppressionRecipe
 
 if TYPE_CHECKING:
     from .head import Head

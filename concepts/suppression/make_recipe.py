@@ -17,6 +17,16 @@ from dermaudit.sae import ThresholdSAE
 from dermaudit.sae.run_data import POOLED, RunData
 
 from ..evidence.cross_fit import FOLDS, TrainingRows, TrapData
+from ..recipes.distribution import distribution_of
+from ..recipes.recipe import (
+    Intercept,
+    LatentEntry,
+    Operation,
+    RecipeBody,
+    SuppressionRecipe,
+    sae_facts,
+)
+from ..recipes.weights import packed
 from ..results import rounded
 from ..teaching.by_ranking import saved_ranking
 from ..teaching.images import label_values
@@ -24,7 +34,6 @@ from ..teaching.sources import SOURCES, drawn_rows
 from ..teaching.taught import provenance, taught_latent
 from ..vocabulary.vocabulary import Vocabulary
 from .cross_fitted import CrossFittedMethod, recipe_rows, trap_data
-from .distribution import distribution_of
 from .editor import Edit, Editor, editor_of
 from .evidence import Evidence, measure_suppression
 from .figures import Figures, UnmeasuredFigures
@@ -34,8 +43,6 @@ from .methods.concept_latent import TaughtLatents
 from .methods.ranked import RankedLatentMethod
 from .methods.registry import ChosenLatents, SuppressionMethod, suppression_method
 from .options import RecipeOptions
-from .recipe import Intercept, LatentEntry, Operation, RecipeBody, SuppressionRecipe, sae_facts
-from .weights import packed
 
 if TYPE_CHECKING:
     import pyarrow as pa

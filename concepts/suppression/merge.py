@@ -8,9 +8,9 @@ from pathlib import Path
 from dermaudit.errors import UserInputError
 from dermaudit.files import sha256_json
 
+from ..recipes.recipe import LatentEntry, Operation, RecipeBody, SuppressionRecipe
+from ..recipes.weights import packed
 from .combined import common_sae, make_suppressor
-from .recipe import LatentEntry, Operation, RecipeBody, SuppressionRecipe
-from .weights import packed
 
 #: What must be the same in all recipes, and how it is called in messages.
 _SAME = {

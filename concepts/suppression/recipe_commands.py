@@ -24,7 +24,7 @@ def show(
     run: ReadRun = None,
 ) -> dict[str, Any]:
     """Show what a recipe suppresses, how, and with what measured effect."""
-    from .recipe import SuppressionRecipe, load_recipe
+    from ..recipes.recipe import SuppressionRecipe, load_recipe
 
     path = Path(recipe)
     if path.suffix == ".json":
@@ -46,8 +46,8 @@ def verify(
     ] = None,
 ) -> dict[str, Any]:
     """Check that a recipe is whole, who signed it, and that it belongs to a run."""
-    from .recipe import SuppressionRecipe
-    from .signature import UNSIGNED, public_key, public_text
+    from ..recipes.recipe import SuppressionRecipe
+    from ..recipes.signature import UNSIGNED, public_key, public_text
 
     found = SuppressionRecipe.load(recipe)
     found.sae()  # weights that do not fit together are refused
@@ -89,8 +89,8 @@ def sign(
     force: Annotated[bool, typer.Option(help="overwrite --out")] = False,
 ) -> dict[str, Any]:
     """Sign a recipe (Ed25519), in a copy: the recipe of a run stays the file that the run recorded."""
-    from . import signature
-    from .recipe import SuppressionRecipe
+    from ..recipes import signature
+    from ..recipes.recipe import SuppressionRecipe
 
     found = SuppressionRecipe.load(recipe)
     target = out or recipe.with_name(
@@ -114,8 +114,8 @@ def diff(
     second: Annotated[Path, typer.Argument(help="the recipe file to compare it with")],
 ) -> dict[str, Any]:
     """Say what differs between two recipes."""
-    from .compare_recipes import differences
-    from .recipe import SuppressionRecipe
+    from ..recipes.compare_recipes import differences
+    from ..recipes.recipe import SuppressionRecipe
 
     found = differences(SuppressionRecipe.load(first), SuppressionRecipe.load(second))
     if found:
@@ -137,8 +137,8 @@ def merge(
     force: Annotated[bool, typer.Option(help="overwrite --out")] = False,
 ) -> dict[str, Any]:
     """Make one recipe that suppresses what several suppress."""
+    from ..recipes.recipe import SuppressionRecipe
     from .merge import merged
-    from .recipe import SuppressionRecipe
 
     if out.exists() and not force:
         raise UserInputError(f"{out} exists", "use --force to overwrite it, or another --out")
@@ -154,9 +154,9 @@ def export(
     force: Annotated[bool, typer.Option(help="overwrite the files in --out")] = False,
 ) -> dict[str, Any]:
     """Write a recipe for programs without dermaudit: ONNX, and a reference in numpy."""
-    from . import suppress_numpy
+    from ..recipes import suppress_numpy
+    from ..recipes.recipe import SuppressionRecipe
     from .combined import make_suppressor
-    from .recipe import SuppressionRecipe
 
     found = SuppressionRecipe.load(recipe)
     concept = found.body["concept"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from dermaudit.concepts.suppression.recipe import load_recipe
+from dermaudit.concepts.recipes.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError
 
 from . import figures
@@ -15,7 +15,7 @@ from .run_view import POOLED, RunView, latent_title
 from .tables import Exhibit, Table, site_title
 
 if TYPE_CHECKING:
-    from dermaudit.concepts.suppression.recipe import SuppressionRecipe
+    from dermaudit.concepts.recipes.recipe import SuppressionRecipe
     from dermaudit.sae import LatentSuppressor
 
 SHOWN_LATENTS = 14

@@ -6,7 +6,7 @@ import numpy as np
 
 from dermaudit.concepts.annotation.lift_share import LabelEvidence
 from dermaudit.concepts.naming.concept_rows import ConceptRow
-from dermaudit.concepts.suppression.recipe import load_recipe
+from dermaudit.concepts.recipes.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError, UserInputError
 
 from . import figures, measures

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from dermaudit.concepts.suppression.recipe import load_recipe
+from dermaudit.concepts.recipes.recipe import load_recipe
 from dermaudit.errors import DermauditError
 from dermaudit.stats.intervals import MIN_CELL
 

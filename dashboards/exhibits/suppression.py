@@ -7,8 +7,8 @@ from typing import cast
 
 import numpy as np
 
+from dermaudit.concepts.recipes.recipe import load_recipe
 from dermaudit.concepts.suppression.figures import MeasuredFigures
-from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.errors import DermauditError, EvidenceError
 
 from . import figures, measures

@@ -95,8 +95,8 @@ def test_sae_lens_gives_the_same_codes(demo):
 def test_images_without_the_artifact_latents_come_back_bit_for_bit(demo):
     import torch
 
+    from dermaudit.concepts.recipes.recipe import SuppressionRecipe
     from dermaudit.concepts.suppression.combined import make_suppressor
-    from dermaudit.concepts.suppression.recipe import SuppressionRecipe
     from dermaudit.run.directory import open_run
     from dermaudit.sae.run_data import RunData
 

@@ -13,10 +13,10 @@ import torch
 from concept_world import POOLED, RULER, SIGNAL, basis, basis_sae, world, write_run
 
 from dermaudit.concepts.heads import fit_heads
+from dermaudit.concepts.recipes.recipe import SuppressionRecipe, load_recipe
 from dermaudit.concepts.results import rounded
 from dermaudit.concepts.suppression.combined import make_suppressor
 from dermaudit.concepts.suppression.options import RecipeOptions
-from dermaudit.concepts.suppression.recipe import SuppressionRecipe, load_recipe
 from dermaudit.concepts.suppression.stage import recipe_run
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError

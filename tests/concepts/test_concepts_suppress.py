@@ -16,11 +16,11 @@ from dermaudit.concepts.inference.options import SuppressOptions
 from dermaudit.concepts.inference.predictions import suppress_images
 from dermaudit.concepts.inference.suppressed_model import build
 from dermaudit.concepts.inputs import known_concept
+from dermaudit.concepts.recipes.distribution import distribution_of
+from dermaudit.concepts.recipes.recipe import SuppressionRecipe, sae_facts
+from dermaudit.concepts.recipes.weights import packed
 from dermaudit.concepts.suppression.combined import make_suppressor
-from dermaudit.concepts.suppression.distribution import distribution_of
 from dermaudit.concepts.suppression.head import pick_head, pick_target
-from dermaudit.concepts.suppression.recipe import SuppressionRecipe, sae_facts
-from dermaudit.concepts.suppression.weights import packed
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactError, UserInputError
 from dermaudit.heads import LinearHead

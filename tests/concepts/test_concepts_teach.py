@@ -11,9 +11,9 @@ import torch
 from concept_world import basis, world, write_run
 from PIL import Image
 
+from dermaudit.concepts.recipes.recipe import SuppressionRecipe
 from dermaudit.concepts.suppression import stage as recipes
 from dermaudit.concepts.suppression.combined import make_suppressor
-from dermaudit.concepts.suppression.recipe import SuppressionRecipe
 from dermaudit.concepts.teaching import stage as teaching
 from dermaudit.errors import AlteredArtifactError, StaleArtifactError
 from dermaudit.run.directory import open_run

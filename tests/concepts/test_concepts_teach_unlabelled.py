@@ -198,7 +198,7 @@ def test_a_ranking_is_taught_and_its_recipe_is_fitted_in_each_fold(
     shown = main("recipe", "show", "ruler", "--run", run.path)
     assert "fitted without labels, and no person confirmed" in shown.stdout + shown.stderr
     # The latent of the recipe is the one that was taught.
-    from dermaudit.concepts.suppression.recipe import load_recipe
+    from dermaudit.concepts.recipes.recipe import load_recipe
     from dermaudit.run.directory import open_run
 
     x = torch.from_numpy(w.x)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from concept_world import DEAD, POOLED, RULER, D, basis_sae, tiny_tower, world, write_run
 
+from dermaudit.concepts.recipes.recipe import SuppressionRecipe
 from dermaudit.concepts.suppression.editor import Editor
-from dermaudit.concepts.suppression.recipe import SuppressionRecipe
 from dermaudit.errors import StaleArtifactError
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import open_run

@@ -14,9 +14,9 @@ from concept_world import POOLED, RULER, TextTower, basis, world, write_run
 from dermaudit.concepts.heads import fit_heads
 from dermaudit.concepts.inputs import artifacts_of, vocabulary_of
 from dermaudit.concepts.naming.stage import name_run
+from dermaudit.concepts.recipes.recipe import load_recipe
 from dermaudit.concepts.suppression.head import pick_head
 from dermaudit.concepts.suppression.options import RecipeOptions
-from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.concepts.suppression.stage import recipe_run
 from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
 from dermaudit.errors import StaleArtifactError

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from concept_world import RULER, world, write_run
 
+from dermaudit.concepts.recipes.recipe import load_recipe
 from dermaudit.concepts.suppression import methods
 from dermaudit.concepts.suppression.methods.registry import suppression_methods
 from dermaudit.concepts.suppression.options import RecipeOptions
-from dermaudit.concepts.suppression.recipe import load_recipe
 from dermaudit.concepts.suppression.stage import recipe_run
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.errors import EvidenceError, UserInputError

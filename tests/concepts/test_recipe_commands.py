@@ -17,8 +17,8 @@ from concept_world import world, write_run
 from dermaudit import Suppressor
 from dermaudit.concepts.heads import fit_heads
 from dermaudit.concepts.inference.reference import Reference
-from dermaudit.concepts.suppression import suppress_numpy
-from dermaudit.concepts.suppression.recipe import SuppressionRecipe, load_recipe
+from dermaudit.concepts.recipes import suppress_numpy
+from dermaudit.concepts.recipes.recipe import SuppressionRecipe, load_recipe
 from dermaudit.concepts.suppression.stage import recipe_run
 from dermaudit.concepts.vocabulary.vocabulary import Vocabulary
 from dermaudit.errors import DermauditError

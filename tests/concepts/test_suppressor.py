@@ -13,7 +13,7 @@ from sklearn.svm import SVC
 
 from dermaudit import Suppressor, load_model
 from dermaudit.concepts.inference.reference import Reference
-from dermaudit.concepts.suppression.distribution import Gaussian, distribution_of
+from dermaudit.concepts.recipes.distribution import Gaussian, distribution_of
 from dermaudit.errors import (
     AlteredArtifactError,
     EvidenceError,

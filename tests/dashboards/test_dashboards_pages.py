@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from toy_run import PATCHES, POOLED
 
 import dermaudit.dashboards
-from dermaudit.concepts.suppression.recipe import load_recipe
+from dermaudit.concepts.recipes.recipe import load_recipe
 from dermaudit.dashboards.exhibits import image, latents
 from dermaudit.dashboards.exhibits.run_view import RunView
 from dermaudit.run.directory import Run, open_run

@@ -342,7 +342,7 @@ def _refused(run: Run) -> None:
 
 
 def _suppression(run: Run) -> None:
-    from dermaudit.concepts.suppression.recipe import SuppressionRecipe, sae_facts
+    from dermaudit.concepts.recipes.recipe import SuppressionRecipe, sae_facts
 
     test = [i for i in range(N) if SPLITS[i] == "test"]
     truth = {i: i % 3 == 0 for i in test}
@@ -474,8 +474,8 @@ def _recipe(
     rows: pa.Table | None,
     limits: list[str],
 ) -> None:
-    from dermaudit.concepts.suppression.distribution import distribution_of
-    from dermaudit.concepts.suppression.weights import packed
+    from dermaudit.concepts.recipes.distribution import distribution_of
+    from dermaudit.concepts.recipes.weights import packed
     from dermaudit.sae import ThresholdSAE, load_sae
     from dermaudit.sae.run_data import RunData
 

@@ -1,0 +1,1 @@
+"""The recipe file: its format, weights, signature, comparison, and a reference of it in numpy."""
