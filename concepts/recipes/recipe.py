@@ -178,9 +178,14 @@ class SuppressionRecipe:
     def show(self) -> None:
         """Print what is suppressed, the measured effect and the limits of the evidence."""
         body, operation = self.body, self.body["operation"]
-        what = (
-            "a concept latent" if body["source"] == "concept_latent" else f"latents {self.latents}"
-        )
+        what = f"latents {self.latents}"
+        if body["source"] == "concept_latent":
+            several = len(self.latents) > 1
+            what = (
+                f"the concept latents of {', '.join(self.latent_names)}"
+                if several
+                else "a concept latent"
+            )
         say(f"{body['concept']}: {operation['mode']} {what} at {self.site}")
         model = body["model"]
         say(f"  model {model['name']} ({model['fingerprint'][:12]}…), recipe {self.sha256[:12]}…")

@@ -112,7 +112,7 @@ def make_recipe(request: RecipeRequest) -> MadeRecipe:
             accepted_limits=options.accept_limits or "",
         )
     body["effects"] = {k: v for k, v in figures.items() if k not in ("latents", "random_changes")}
-    body["limits"] = _limits(figures)
+    body["limits"] = _limits(figures, body["latents"][:-1])
     body["accepted_limits"] = figures["accepted_limits"]
     return MadeRecipe(rounded(figures), images, SuppressionRecipe(rounded(body)))
 
@@ -261,9 +261,13 @@ def _intercept(request: RecipeRequest, editor: Editor, latents: list[int]) -> In
     )
 
 
-def _limits(figures: Figures) -> list[str]:
-    """Return what the evidence does not show, in sentences."""
+def _limits(figures: Figures, before_last: list[LatentEntry]) -> list[str]:
+    """Return what the evidence does not show, in sentences. `before_last`: all latents but the last."""
     limits = list(figures["refused"])
+    if first := [entry["concept"] for entry in before_last if "concept" in entry]:
+        limits.append(
+            f"it suppresses {' and '.join(first)} too: the effect is that of all its latents together"
+        )
     if figures["method"] in SOURCES:
         limits.append("the latent was fitted without labels, and no person confirmed its images")
     if "insertion_residual_reason" in figures:

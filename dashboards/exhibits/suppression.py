@@ -207,10 +207,10 @@ def latents(view: RunView, concept: str) -> Exhibit:
     rows = [
         (
             "concept latent" if taught else e["latent"],
-            concept if taught else names.get((recipe.site, e["latent"])) or "unnamed",
+            name if taught else names.get((recipe.site, e["latent"])) or "unnamed",
             ", ".join(f"{k} {v:.3g}" for k, v in (e.get("why") or {}).items()),
         )
-        for e in body["latents"]
+        for e, name in zip(body["latents"], recipe.latent_names, strict=True)
     ]
     operation, level_from = body["operation"], body["operation"].get("level_from")
     intercept = body["intercept"]

@@ -7,6 +7,13 @@ from typing import Any
 from result_text import interval, number, table
 
 Figures = dict[str, Any]
+JOINT_KINDS = ("first", "second", "apart", "jointly")
+LABEL_KINDS = {
+    "0.0": "right labels",
+    "0.2": "20 % swapped",
+    "0.4": "40 % swapped",
+    "shuffled": "shuffled labels",
+}
 
 
 def suppression_table(figures: Figures) -> str:
@@ -221,8 +228,7 @@ def benchmarks_body(figures: Figures) -> str:
     low, high = harmful["harmful_share_ci"]
     free = harmful["without_a_trap"]
     by_labels = ", ".join(
-        f"{count} with {kind if kind == 'shuffled' else f'{float(kind):.0%} swapped'} labels"
-        for kind, count in harmful["written_by_labels"].items()
+        f"{harmful['written_by_labels'][kind]} with {text}" for kind, text in LABEL_KINDS.items()
     )
     return "\n\n".join(
         [
@@ -275,7 +281,7 @@ def joint_table(figures: Figures) -> str:
         f"| {one['identity_share']:.0%} | {number(one['others_mean'], 3, sign=True)} "
         f"| {number(one['others_lowest'], 3, sign=True)} |"
         for pair, kinds in figures.items()
-        for kind, one in kinds.items()
+        for kind, one in ((kind, kinds[kind]) for kind in JOINT_KINDS)
     ]
     return table(
         "| first, then second | latents | gap closed | artifact-free AUROC | rows unchanged | other concepts, mean "

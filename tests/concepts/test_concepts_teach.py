@@ -192,12 +192,15 @@ def test_taught_after_another_its_recipe_suppresses_both(main, two, monkeypatch)
     assert abs(apart) < 1e-5 * float(ink.W_enc.norm())
     body = made(main, two, "ink")
     assert [entry["concept"] for entry in body["latents"]] == ["ruler", "ink"]
+    assert body["limits"][0].startswith("it suppresses ruler too")
     assert body["effects"]["ci"][0] > 0 and body["effects"]["random_beaten"] >= 95
     recipe = SuppressionRecipe.load(two.path / "recipes" / "ink.recipe.json")
     x = torch.from_numpy(world(1500).x)
     torch.testing.assert_close(
         recipe.sae().encode(x)[:, 0], ruler.encode(x)[:, 0], atol=1e-3, rtol=1e-3
     )
+    shown = main("recipe", "show", "ink", "--run", two.path)
+    assert "the concept latents of ruler, ink" in shown.stdout + shown.stderr
     # With the recipe of the ruler, its latent is there once.
     made(main, two, "ruler")
     other = SuppressionRecipe.load(two.path / "recipes" / "ruler.recipe.json")

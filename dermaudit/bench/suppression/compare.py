@@ -108,9 +108,11 @@ def compare_methods(options: SuppressionOptions) -> dict[str, Any]:
 
 def _further(data: RunData, words: Vocabulary, options: SuppressionOptions, tower: Any) -> Further:
     """Return what is measured beside the effects."""
-    reads_texts = options.sweeps and tower is not None and tower.tokenizer is not None
+    if tower is None:
+        return Further(data, options.sweeps)
+    texts = ZeroShotHead(tower) if options.sweeps and tower.tokenizer is not None else None
     pairs = read_pairs(options.pairs, data.run, words, tower) if options.pairs else {}
-    return Further(data, options.sweeps, ZeroShotHead(tower) if reads_texts else None, pairs)
+    return Further(data, options.sweeps, texts, pairs)
 
 
 def _chosen_methods(names: tuple[str, ...]) -> list[CrossFitMethod]:
