@@ -40,8 +40,9 @@ lint: install
 	$(BIN)/python docs/scripts/results.py --check
 	$(BIN)/pyright
 
-# Runs both audits (minutes) and writes every page with figures.
+# Runs both audits and the benchmarks of suppression (an hour), and writes every page with figures.
 results: install
+	$(BIN)/python -m pip install --quiet --editable ".[trunk]"
 	$(BIN)/python docs/scripts/results.py
 
 # The head, the concept latents and the recipes that the bundled models ship. Needs $DERMAUDIT_DATA.

@@ -39,8 +39,6 @@ COMMANDS = {
         "dermaudit audit data/dermoscopy --model dermoscopy-small --run runs/dermoscopy"
     ),
 }
-
-
 #: The benchmarks of suppression, tests/benchmarks/bench_<name>.py, and their arguments.
 BENCHMARKS = {
     "harmful_recipes": ("RUN", "660"),
