@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 import shutil
@@ -32,6 +33,22 @@ def test_readme_is_short():
 def test_generated_pages_are_up_to_date(name):
     done = script(name, "--check")
     assert done.returncode == 0, done.stderr
+
+
+def test_everything_that_the_python_reference_names_exists():
+    names = re.findall(
+        r"^::: (\S+)$",
+        "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs/api").glob("*.md")),
+        flags=re.M,
+    )
+    assert len(names) > 20
+    missing = []
+    for name in names:
+        try:
+            pkgutil.resolve_name(name)
+        except (AttributeError, ImportError):
+            missing.append(name)
+    assert missing == []
 
 
 def test_a_typed_figure_is_reported(tmp_path):
