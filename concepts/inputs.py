@@ -57,6 +57,12 @@ def labelled_concepts(run: Run) -> list[str]:
     return sorted({concept for _, concept in pairs})
 
 
+def taught_concepts(run: Run) -> list[str]:
+    """Return the concepts that were taught in a run, in alphabetical order."""
+    stages = run.meta["stages"]
+    return sorted(name.removeprefix("teach:") for name in stages if name.startswith("teach:"))
+
+
 def known_concept(run: Run, vocabulary: Vocabulary, word: str) -> str:
     """Return the concept that `word` means, from the run's labels or the vocabulary.
 
@@ -80,9 +86,7 @@ def artifacts_of(run: Run, vocabulary: Vocabulary) -> list[str]:
     in_vocabulary = [c.id for c in vocabulary.concepts if c.type == "artifact"]
     columns = pq.read_schema(run.files.images).names
     own = sorted(name.removeprefix("artifact:") for name in columns if name.startswith("artifact:"))
-    taught = sorted(
-        name.removeprefix("teach:") for name in run.meta["stages"] if name.startswith("teach:")
-    )
+    taught = taught_concepts(run)
     found = {*own, *taught, *(c for c in labelled_concepts(run) if c in in_vocabulary)}
     if run.files.concepts.is_file():
         rows = pq.read_table(run.files.concepts, columns=["name", "site"]).to_pylist()

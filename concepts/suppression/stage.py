@@ -13,9 +13,9 @@ from dermaudit.run.records import Made
 from dermaudit.run.stages import Record, stage
 from dermaudit.sae.run_data import RunData
 
-from ..inputs import artifacts_of, known_concept, tower_of, vocabulary_of
+from ..inputs import artifacts_of, known_concept, taught_concepts, tower_of, vocabulary_of
 from ..results import Reason, make_or_give_reason
-from ..teaching.taught import provenance, taught_concepts
+from ..teaching.taught import provenance
 from ..vocabulary.vocabulary import Vocabulary
 from .figures import Figures
 from .options import RecipeOptions

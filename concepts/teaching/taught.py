@@ -9,15 +9,11 @@ from dermaudit.errors import UserInputError, unknown
 from dermaudit.files import read_json
 from dermaudit.run.directory import Run
 
+from ..inputs import taught_concepts
 from .provenance import PROVENANCE
 
 if TYPE_CHECKING:
     from dermaudit.sae.concept_latents.latent import ConceptLatent
-
-
-def taught_concepts(run: Run) -> list[str]:
-    """Return the concepts that were taught in a run."""
-    return [name.partition(":")[2] for name in run.meta["stages"] if name.startswith("teach:")]
 
 
 def provenance(run: Run, concept: str) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def side_effects_table(figures: Figures) -> str:
 
 
 def with_change(one: Figures, digits: int = 2) -> str:
-    if "reason" in one and "before" not in one:
+    if "reason" in one:
         return one["reason"]
     return (
         f"{number(one['before'], digits)} → {number(one['after'], digits)}"
@@ -185,7 +185,7 @@ def strata_table(figures: Figures) -> str:
             for value in values
         )
     )
-    lines = []
+    lines, left_out = [], []
     for column, value in strata:
         cells = [
             with_change(columns[column][value]) if value in columns.get(column, {}) else "–"
@@ -193,7 +193,8 @@ def strata_table(figures: Figures) -> str:
         ]
         if any("→" in cell for cell in cells):
             lines.append(f"| {column}: {value} | {' | '.join(cells)} |")
-    left_out = [f"{c} {v}" for c, v in strata if not any(f"| {c}: {v} |" in x for x in lines)]
+        else:
+            left_out.append(f"{column} {value}")
     text = table(f"| stratum | {' | '.join(figures['strata'])} |", lines)
     return text + (
         f"\n\nn too small for every artifact: {', '.join(left_out)}." if left_out else ""

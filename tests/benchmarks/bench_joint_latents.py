@@ -40,14 +40,14 @@ class Latents:
     values: np.ndarray  # of the first concept
 
     def fit(self, fold: Fold) -> EditedHead:
-        alone = [self._alone(fold, values) for values in (self.values, fold.data.a)]
+        first, second = self.values, fold.data.a
         if self.name == "jointly":
-            first = replace(fold.data, first=(("first", self.values),))
-            chosen = ConceptLatentMethod().choose(replace(fold, data=first), Edit())
-            sae = chosen.sae
+            data = replace(fold.data, first=(("first", first),))
+            sae = ConceptLatentMethod().choose(replace(fold, data=data), Edit()).sae
         else:
-            used = {"first": alone[:1], "second": alone[1:], "apart": alone}[self.name]
-            sae = append_latents(used[0].as_sae(), used[1:])
+            used = {"first": [first], "second": [second], "apart": [first, second]}[self.name]
+            latents = [self._alone(fold, values) for values in used]
+            sae = append_latents(latents[0].as_sae(), latents[1:])
         return EditedHead.of_suppressor(fold.head, LatentSuppressor(sae, range(sae.d_sae)))
 
     def _alone(self, fold: Fold, values: np.ndarray) -> ConceptLatent:

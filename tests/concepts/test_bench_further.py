@@ -160,3 +160,17 @@ def test_a_table_of_pairs_that_cannot_be_used_is_refused(main, pairs, monkeypatc
     path.write_text(change(path.read_text()))
     done = bench(main, run, "--pairs", path)
     assert done.rc == 2 and message in json.loads(done.stdout)["error"]["message"], done.stdout
+
+
+def test_a_known_concept_in_a_table_of_pairs_is_not_taken_for_another(main, pairs, monkeypatch):
+    """dark_skin is of the vocabulary; it shares a word with the labelled dark_corner."""
+    path, _ = pairs
+    w = world(1500)
+    run = write_run(path.parent / "other", w, **{"artifact:dark_corner": w.a})
+    monkeypatch.setattr(compare, "tower_of", lambda run, threads: PairTower({}))
+    path.write_text(path.read_text().replace("ruler_long", "dark_skin"))
+    done = main(
+        "bench", "suppress", "--run", run.path, "--concept", "dark_corner", "--method",
+        "concept_latent", "--pairs", path, "--json",
+    )  # fmt: skip
+    assert done.rc == 0 and "pairs" not in done.json(), done.stdout

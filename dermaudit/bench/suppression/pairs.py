@@ -38,8 +38,8 @@ class Pairs:
 def read_pairs(
     path: Path, run: Run, vocabulary: Vocabulary, tower: HookedTower
 ) -> dict[str, Pairs]:
-    """Read a CSV of pairs (COLUMNS; files relative to it) and embed them: {concept: pairs}. A name that shares
-    a word with one labelled concept alone means that one (ruler_horizontal: ruler; bubble: gel_bubble).
+    """Read a CSV of pairs (COLUMNS; files relative to it) and embed them: {concept: pairs}. An unknown
+    name that shares a word with one labelled concept alone means that one (ruler_horizontal: ruler).
 
     Raises UserInputError for a table that lacks a column, and for an image that cannot be read.
     """
@@ -60,7 +60,8 @@ def read_pairs(
     for column in ("with_file", "without_file"):
         files = [path.parent / line[column] for line in lines]
         x, failed = embed_images(tower, files)
-        for row, why in failed.items():
+        if failed:
+            row, why = next(iter(failed.items()))
             raise UserInputError(f"{path}, row {row + 2}: {files[row]} cannot be read: {why}")
         sides.append(x)
     concepts = np.array([_concept(run, vocabulary, line["artifact"]) for line in lines])
@@ -78,9 +79,14 @@ def read_pairs(
 
 
 def _concept(run: Run, vocabulary: Vocabulary, word: str) -> str:
-    words = set(word.split("_"))
-    alike = [name for name in labelled_concepts(run) if words & set(name.split("_"))]
-    return alike[0] if len(alike) == 1 else known_concept(run, vocabulary, word)
+    try:
+        return known_concept(run, vocabulary, word)
+    except UserInputError:
+        words = set(word.split("_"))
+        alike = [name for name in labelled_concepts(run) if words & set(name.split("_"))]
+        if len(alike) != 1:
+            raise
+        return alike[0]
 
 
 def changes_in_pairs(found: list[Fold], fitted: list[EditedHead], pairs: Pairs) -> dict[str, Any]:

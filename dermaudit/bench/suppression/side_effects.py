@@ -10,7 +10,9 @@ import numpy as np
 from dermaudit.concepts.evidence.cross_fit import Fold
 from dermaudit.concepts.evidence.operating_points import fold_auroc
 from dermaudit.heads import fit_probe, probe_score
-from dermaudit.stats.intervals import MIN_CELL, GroupBootstrap, percentile_interval
+from dermaudit.stats.intervals import MIN_CELL
+
+from .change import change_of, draw_weights
 
 DRAWS = 300
 Rows = Callable[[np.ndarray], np.ndarray]
@@ -69,18 +71,12 @@ def _change(
         after[one.held] = (fit(edit(x), *given) if again else probe)(edit(held))
         fold[one.held] = one.number
     rows = np.flatnonzero(trap.scored & np.isfinite(truth))
-    weights = GroupBootstrap(trap.groups[rows], DRAWS, trap.seed).matrix()
-    weights = np.vstack([np.ones(len(rows)), weights])  # the first draw is the set itself
+    weights = draw_weights(trap, rows, DRAWS)
     present = truth[rows] == 1
     values = [
         fold_auroc(score[rows], present, ~present, fold[rows], weights) for score in (before, after)
     ]
-    return {
-        "before": float(values[0][0]),
-        "after": float(values[1][0]),
-        "ci": list(percentile_interval((values[1] - values[0])[1:])),
-        "n": int(present.sum()),
-    }
+    return {**change_of(*values), "n": int(present.sum())}
 
 
 def _linear(x: np.ndarray, truth: np.ndarray, groups: np.ndarray, seed: int) -> Rows:

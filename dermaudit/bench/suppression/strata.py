@@ -8,7 +8,9 @@ import numpy as np
 
 from dermaudit.concepts.evidence.cross_fit import CrossFitted, TrapData
 from dermaudit.concepts.evidence.operating_points import fold_auroc
-from dermaudit.stats.intervals import MIN_CELL, GroupBootstrap, percentile_interval
+from dermaudit.stats.intervals import MIN_CELL
+
+from .change import change_of, draw_weights
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,12 +68,12 @@ def _stratum(data: TrapData, result: CrossFitted, chosen: np.ndarray) -> dict[st
     n = {"n": len(rows), "n_target": int(target.sum())}
     if min(target.sum(), (~target).sum()) < MIN_CELL:
         return {**n, "reason": TOO_SMALL}
-    weights = _weights(data, rows)
+    weights = draw_weights(data, rows, DRAWS)
     before, after = (
         fold_auroc(score[rows], target, ~target, result.fold[rows], weights)
         for score in (result.score_before, result.score)
     )
-    return {**n, **_change(before, after)}
+    return {**n, **change_of(before, after)}
 
 
 def zero_shot_accuracy(
@@ -85,23 +87,9 @@ def zero_shot_accuracy(
     if len(rows) < MIN_CELL:
         return {"n": len(rows), "reason": TOO_SMALL}
     classes = np.array(head.classes)
-    weights = _weights(data, rows)
+    weights = draw_weights(data, rows, DRAWS)
     before, after = (
         weights @ (classes[head.logits(x[rows]).argmax(1)] == labels[rows]) / weights.sum(1)
         for x in (data.x, edited)
     )
-    return {"n": len(rows), **_change(before, after)}
-
-
-def _weights(data: TrapData, rows: np.ndarray) -> np.ndarray:
-    """Return the weights (1 + DRAWS, n) of the rows: the set itself, then every draw of groups."""
-    draws = GroupBootstrap(data.groups[rows], DRAWS, data.seed).matrix()
-    return np.vstack([np.ones(len(rows)), draws])
-
-
-def _change(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    return {
-        "before": float(before[0]),
-        "after": float(after[0]),
-        "ci": list(percentile_interval((after - before)[1:])),
-    }
+    return {"n": len(rows), **change_of(before, after)}
