@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from dermaudit.console import Meter, say
 from dermaudit.distributed import World
@@ -29,6 +30,7 @@ from ..store.rows import EmbeddingRows
 from .calibrate import calibrate, fold
 from .recipe import SAERecipe
 from .sae_in_training import SAEInTraining
+from .stack import learners
 from .state import restore_state, save_state
 
 LOG_FILE = "training.jsonl"
@@ -161,20 +163,23 @@ def _one_pass(
     loader = Loader(rows, batch, models[0].recipe.order_seed, session.memory)
     facts = _facts(rows, models, loader, site, session)
     step = _resumed(models, facts, session)
+    together = learners(models)
     saved = time.monotonic()
     total = batch * max(model.steps for model in models)
-    with Meter(f"SAE {site}", total, batch * step, unit="rows", shown=world.leads) as meter:
+    meter = Meter(f"SAE {site}", total, batch * step, unit="rows", shown=world.leads)
+    with threadpool_limits(1, "blas"), meter:  # the products of a stack; torch has its own BLAS
         while not all(model.finished for model in models):
             x = loader.batch_at(step, world.share(batch))
             checked = False
-            for i, model in enumerate(models):
-                if model.finished:
-                    continue
-                model.learn(x)
-                entry = model.after_step()
+            learning = [i for i, model in enumerate(models) if not model.finished]
+            for learner in together:
+                if not learner.finished:
+                    learner.learn(x)
+            for i in learning:
+                entry = models[i].after_step()
                 if entry is not None and session.folder is not None and world.leads:
                     _write_lines(session.folder, [_line(i, entry, models)], append=True)
-                checked |= model.checked
+                checked |= models[i].checked
             step += 1
             late = time.monotonic() - saved > SAVE_EVERY
             if session.folder is not None and world.leads and (checked or late):

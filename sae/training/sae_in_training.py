@@ -200,7 +200,8 @@ class SAEInTraining:
         values = total(torch.stack([self.sums[name] for name in names])).tolist()
         summed = dict(zip(names, values, strict=True))
         steps = summed.pop("steps")
-        self.sums = {}
+        for value in self.sums.values():
+            value.zero_()
         return {
             "step": self.done,
             "samples": self.done * self.batch,
