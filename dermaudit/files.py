@@ -184,6 +184,11 @@ def canonical_json(value: Any) -> bytes:
     ).encode("utf-8")
 
 
+def sha256_bytes(data: bytes) -> str:
+    """Return the SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def sha256_json(value: Any) -> str:
     """Return the sha256 of a value in canonical JSON."""
     return hashlib.sha256(canonical_json(value)).hexdigest()

@@ -236,6 +236,26 @@ class RunData:
         """Return the figures that the fit of a site wrote."""
         return self._json(self.run.files.sae_metrics(site), f"fit:{site}")
 
+    def agreement(self, site: str) -> np.ndarray | None:
+        """Return how well the fits of a consensus dictionary agree on each of its first latents (c,), as the mean
+        cosine; None for an SAE of one fit.
+        """
+        path = self.run.files.consensus(site)
+        if self.stage_that_wrote(path) is None:
+            return None
+        return np.array(self._json(path, f"fit:{site}")["agreement"])
+
+    def n_concepts(self, site: str) -> int:
+        """Return how many of the first latents of a site can stand for a concept: all, but those of the residual
+        dictionary after a consensus.
+        """
+        agreement = self.agreement(site)
+        return (
+            len(agreement)
+            if agreement is not None and len(agreement)
+            else self.codes(site).shape[1]
+        )
+
     def stability(self, site: str) -> dict[str, Any] | None:
         """Return how the SAE of a site compares with other seeds, or {"reason": …}; None where this was
         never measured.

@@ -1,9 +1,15 @@
 """Latents against labels: the best single latent for each concept, and its lift share.
 
 Lift share = (AUPRC of the best latent − prevalence) / (AUPRC of a supervised linear probe on the
-pooled embedding − prevalence). The latent is short-listed on train, chosen on val, scored on test;
-the probe is fitted on train. Interval: bootstrap over groups, jointly for latent, probe and
-prevalence. Undefined where the denominator is below 0.10.
+pooled embedding − prevalence). The best latent has the highest harmonic mean of its AUPRC on train
+and on val: val alone has too few positives for a rare concept, and on train alone a latent that
+memorised its images would win. It is scored on test; the probe is fitted on train. Interval:
+bootstrap over groups, jointly for latent, probe and prevalence. Undefined where the denominator is
+below 0.10. Residual latents of a consensus dictionary are no candidates.
+
+The best pair is the best latent with a second one, joined by a logistic regression, both chosen on train and val.
+A concept is absent from the dictionary if the probe sees it and the lift share of the best latent is below
+ABSENT: it can be taught (`dermaudit concepts teach`).
 """
 
 from __future__ import annotations
@@ -14,20 +20,20 @@ import numpy as np
 
 from dermaudit.errors import EvidenceError
 from dermaudit.heads import fit_probe, probe_score
+from dermaudit.sae.evaluation.lift import choice_table, lift_share
 from dermaudit.sae.run_data import RunData, Truth
 from dermaudit.stats.intervals import (
     MIN_CELL,
     GroupBootstrap,
     auprc,
     auprc_draws,
-    auprc_table,
     auroc,
     auroc_interval,
     percentile_interval,
 )
 
-SHORTLIST = 32
-MIN_DENOMINATOR = 0.10
+PARTNERS = 32  # latents at most that are tried beside the best one
+ABSENT = 0.5  # lift share
 
 
 @dataclass
@@ -52,49 +58,68 @@ class LabelEvidence:
     lift_share: float | None = None
     lift_share_lo: float | None = None
     lift_share_hi: float | None = None
+    pair_site: str | None = None  # the second latent of the best pair
+    pair_latent: int | None = None
+    pair_auprc: float | None = None
+    pair_lift_share: float | None = None
+    absent: bool | None = None  # the probe sees the concept, and no latent does
     reason: str | None = None
 
 
 def latents_by_label(data: RunData, *, seed: int = 0, n_draws: int = 1000) -> list[LabelEvidence]:
     """The evidence for every known concept of the run, artifacts first."""
     truths = sorted(data.truth.values(), key=lambda t: (t.type != "artifact", t.type, t.name))
-    tables = {split: _auprc_by_site(data, truths, split) for split in ("train", "val")}
+    tables = _auprc_by_site(data, truths)
     return [
         _one(data, truth, i, tables, seed=seed, n_draws=n_draws) for i, truth in enumerate(truths)
     ]
 
 
-def _auprc_by_site(data: RunData, truths: list[Truth], split: str) -> dict[str, np.ndarray]:
-    """Per site the AUPRC of every latent for every truth on one split: (truths, d_sae)."""
-    rows = np.flatnonzero(data.rows(split))
-    values = np.stack([truth.values[rows] for truth in truths], axis=1) if truths else None
-    if values is None or len(rows) == 0:
+def _auprc_by_site(data: RunData, truths: list[Truth]) -> dict[str, np.ndarray]:
+    """Per site the `choice_table` of every truth and latent: (truths, latents)."""
+    splits = [np.flatnonzero(data.rows(split)) for split in ("train", "val")]
+    if not truths or not all(map(len, splits)):
         return {}
-    return {
-        site: auprc_table(data.codes(site).csr()[rows].toarray(), values) for site in data.sites
-    }
+    values = np.stack([truth.values for truth in truths], axis=1)
+    found = {}
+    for site in data.sites:
+        codes, count = data.codes(site).csr(), data.n_concepts(site)
+        train, val = ((codes[rows, :count].toarray(), values[rows]) for rows in splits)
+        found[site] = choice_table(train, val)
+    return found
 
 
-def choose_latent(
-    train: dict[str, np.ndarray], val: dict[str, np.ndarray], index: int
-) -> tuple[str, int] | None:
-    """(site, latent): short-listed by AUPRC on train, the best of them on val; None without any."""
-    listed = [
-        (table[index, latent], site, int(latent))
-        for site, table in train.items()
-        for latent in np.argsort(-np.nan_to_num(table[index], nan=-1), kind="stable")[:SHORTLIST]
-        if np.isfinite(table[index, latent])
-    ]
-    listed = sorted(listed, key=lambda entry: (-entry[0], entry[1], entry[2]))[:SHORTLIST]
+def ranked_latents(tables: dict[str, np.ndarray], index: int) -> list[tuple[str, int]]:
+    """Return (site, latent) by descending AUPRC for one truth; equal ones by site and number, undefined ones not."""
     scored = [
-        (val[site][index, latent], site, latent)
-        for _, site, latent in listed
-        if site in val and np.isfinite(val[site][index, latent])
+        (-value, site, latent)
+        for site, table in tables.items()
+        for latent, value in enumerate(table[index])
+        if np.isfinite(value)
     ]
-    if not scored:
-        return None
-    _, site, latent = max(scored, key=lambda entry: (entry[0], entry[1], -entry[2]))
-    return site, latent
+    return [(site, latent) for _, site, latent in sorted(scored)]
+
+
+def _best_partner(
+    data: RunData, truth: Truth, ranked: list[tuple[str, int]]
+) -> tuple[tuple[str, int], np.ndarray] | None:
+    """Return the latent that makes the best pair with the first of `ranked` on train and val, and the score (n,)
+    of the pair for every image.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    seen = truth.known(data.rows("train", "val"))
+    y = truth.values[seen]
+    codes = [data.codes(site).column(latent) for site, latent in ranked[: PARTNERS + 1]]
+    best = None
+    for partner, column in zip(ranked[1:], codes[1:], strict=False):
+        both = np.stack([codes[0], column], axis=1)
+        both = both / (both[seen].std(0) + 1e-9)
+        score = LogisticRegression().fit(both[seen], y).decision_function(both)
+        value = auprc(y, score[seen])
+        if best is None or value > best[0]:
+            best = value, partner, score
+    return None if best is None else best[1:]
 
 
 def _one(
@@ -107,11 +132,11 @@ def _one(
         out.reason = f"n too small: {out.n_pos} of {len(test)} labelled test images"
         return out
     out.prevalence = float(y.mean())
-    choice = choose_latent(tables["train"], tables["val"], index)
-    if choice is None:
+    ranked = ranked_latents(tables, index)
+    if not ranked:
         out.reason = "no positive or no negative image in train or val: no latent can be chosen"
         return out
-    out.site, out.latent = choice
+    out.site, out.latent = ranked[0]
     score = data.codes(out.site).column(out.latent)[test]
     try:
         probe = fit_probe(data.pooled[train], truth.values[train], data.groups[train], seed=seed)
@@ -127,10 +152,16 @@ def _one(
     out.auroc_lo, out.auroc_hi = auroc_interval(y, score, data.groups[test], seed=seed)
     out.probe_auroc = auroc(y, ceiling)
     denominator = out.probe_auprc - out.prevalence
-    if denominator < MIN_DENOMINATOR:
+    out.lift_share = lift_share(out.auprc, out.probe_auprc, out.prevalence)
+    if out.lift_share is None:
         out.reason = f"lift share undefined: probe AUPRC − prevalence = {denominator:.3f} < 0.10"
         return out
-    out.lift_share = (out.auprc - out.prevalence) / denominator
+    out.absent = out.lift_share < ABSENT
+    pair = _best_partner(data, truth, ranked)
+    if pair is not None:
+        (out.pair_site, out.pair_latent), together = pair
+        out.pair_auprc = auprc(y, together[test])
+        out.pair_lift_share = lift_share(out.pair_auprc, out.probe_auprc, out.prevalence)
     spans = draws[:, 1] - draws[:, 2]
     shares = np.divide(
         draws[:, 0] - draws[:, 2], spans, out=np.full(len(spans), np.nan), where=spans > 0.01

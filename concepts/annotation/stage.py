@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -17,10 +18,10 @@ from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
 
 from ..results import interval_text, rounded
-from .lift_share import LabelEvidence, latents_by_label
+from .lift_share import ABSENT, LabelEvidence, latents_by_label
 
-TEXT_COLUMNS = {"concept", "type", "site", "reason"}
-INTEGER_COLUMNS = {"latent", "n", "n_pos"}
+TEXT_COLUMNS = {"concept", "type", "site", "pair_site", "reason"}
+INTEGER_COLUMNS = {"latent", "pair_latent", "n", "n_pos"}
 
 
 ANNOTATE = Record("annotate", reads=("images", "embed", "fit:*"), writes=("labels.parquet",))
@@ -47,9 +48,26 @@ def annotate_run(run: Run, options: StageOptions = StageOptions()) -> dict[str, 
     if rows:
         table(
             "best latent by label (test split)",
-            ("concept", "type", "n+", "site", "latent", "AUPRC", "probe", "lift share"),
+            (
+                "concept",
+                "type",
+                "n+",
+                "site",
+                "latent",
+                "AUPRC",
+                "probe",
+                "lift share",
+                "of a pair",
+            ),
             [_label_line(LabelEvidence(**row)) for row in rows],
         )
+        absent = [row["concept"] for row in rows if row["absent"]]
+        if absent:
+            say(
+                f"  a probe sees these concepts, and no latent does (lift share below {ABSENT}): "
+                f"{', '.join(absent)}; teach one: dermaudit concepts teach {absent[0]} --run "
+                f"{shlex.quote(str(run.path))}"
+            )
     else:
         say("  no labels: not measured")
     return {"run": str(run.path), **summary, "labels": {row["concept"]: row for row in rows}}
@@ -58,17 +76,18 @@ def annotate_run(run: Run, options: StageOptions = StageOptions()) -> dict[str, 
 def _label_line(found: LabelEvidence) -> tuple[object, ...]:
     start = found.concept, found.type, found.n_pos
     if found.auprc is None or found.site is None:
-        return *start, "", "", "", "", found.reason
+        return *start, "", "", "", "", found.reason, ""
     lift = found.reason
     if found.lift_share is not None:
         interval = interval_text(found.lift_share_lo, found.lift_share_hi)
         lift = f"{found.lift_share:.2f} {interval}"
     site = found.site.removeprefix("visual.")
-    return *start, site, found.latent, f"{found.auprc:.3f}", f"{found.probe_auprc:.3f}", lift
+    pair = "" if found.pair_lift_share is None else f"{found.pair_lift_share:.2f}"
+    return *start, site, found.latent, f"{found.auprc:.3f}", f"{found.probe_auprc:.3f}", lift, pair
 
 
 def _label_table(evidence: list[LabelEvidence]) -> pa.Table:
     kinds = {name: pa.string() for name in TEXT_COLUMNS}
-    kinds |= {name: pa.int64() for name in INTEGER_COLUMNS}
+    kinds |= {name: pa.int64() for name in INTEGER_COLUMNS} | {"absent": pa.bool_()}
     schema = pa.schema([(f.name, kinds.get(f.name, pa.float64())) for f in fields(LabelEvidence)])
     return pa.Table.from_pylist([rounded(asdict(found), 9) for found in evidence], schema)

@@ -26,6 +26,7 @@ _SCHEMA = pa.schema(
         ("label_auprc", pa.float64()),
         ("wrong", pa.bool_()),
         ("reason", pa.string()),
+        ("agreement", pa.float64()),
     ]
 )
 
@@ -49,6 +50,9 @@ class ConceptRow(TypedDict):
     label_auprc: float | None  # AUPRC of that label on test
     wrong: bool | None  # whether labels of test images refute the name; None: not judged
     reason: str | None  # why the latent is unnamed
+    agreement: (
+        float | None
+    )  # mean cosine of the fits of a consensus with this latent; None: one fit, or residual
 
 
 def concept_table(rows: list[ConceptRow]) -> pa.Table:

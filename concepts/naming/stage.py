@@ -24,6 +24,7 @@ from .concept_rows import ConceptRow, concept_table
 from .methods.registry import Names, naming_method
 
 TOP_ROWS = 24
+RESIDUAL = "residual: several fits of the SAE do not agree on this latent"
 
 
 NAME = Record(
@@ -79,7 +80,8 @@ def name_run(
         permuted = 0
         seen = data.rows("train", "val")
         for site in data.sites:
-            codes = data.codes(site).csr()[np.flatnonzero(seen)].toarray()
+            count = data.n_concepts(site)
+            codes = data.codes(site).csr()[np.flatnonzero(seen), :count].toarray()
             names = method(codes, data.pooled[seen], vectors, distractors, vocabulary, seed=seed)
             permuted += names.named_under_permutation
             rows += _site_rows(data, site, names, vocabulary)
@@ -118,13 +120,15 @@ def name_run(
 
 def _site_rows(data: RunData, site: str, names: Names, vocabulary: Vocabulary) -> list[ConceptRow]:
     """Return one row for each live latent of a site, not yet compared with labels."""
-    codes = data.codes(site)
+    codes, agreement = data.codes(site), data.agreement(site)
+    count = data.n_concepts(site)
     rows = []
     active = codes.n_active()
     for latent in np.flatnonzero(active):
         column = codes.column(int(latent))
         top = np.argsort(-column, kind="stable")[: min(TOP_ROWS, int(active[latent]))]
-        word = int(names.word[latent])
+        residual = latent >= count
+        word = -1 if residual else int(names.word[latent])
         concept = vocabulary.concepts[word] if word >= 0 else None
         rows.append(
             {
@@ -132,18 +136,19 @@ def _site_rows(data: RunData, site: str, names: Names, vocabulary: Vocabulary) -
                 "latent": int(latent),
                 "name": concept.id if concept else None,
                 "type": concept.type if concept else None,
-                "z": _finite(names.z[latent]),
-                "p_null": _finite(names.p_null[latent]),
-                "q": _finite(names.q[latent]),
+                "z": None if residual else _finite(names.z[latent]),
+                "p_null": None if residual else _finite(names.p_null[latent]),
+                "q": None if residual else _finite(names.q[latent]),
                 "p_correct": None,
-                "rivals": names.rivals[latent],
+                "rivals": "[]" if residual else names.rivals[latent],
                 "n_active": int(active[latent]),
                 "frequency": float(active[latent] / data.n),
                 "top_rows": [int(row) for row in top],
                 "label_concept": None,
                 "label_auprc": None,
                 "wrong": None,
-                "reason": names.reason[latent],
+                "reason": RESIDUAL if residual else names.reason[latent],
+                "agreement": None if residual or agreement is None else float(agreement[latent]),
             }
         )
     return rows

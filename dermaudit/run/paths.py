@@ -52,9 +52,17 @@ class RunFiles:
         """How the SAE of a site compares with those of other seeds."""
         return self.sae(site) / "stability.json"
 
+    def consensus(self, site: str) -> Path:
+        """Which latents of the SAE of a site are of a consensus of fits."""
+        return self.sae(site) / "consensus.json"
+
     def other_seed(self, site: str, seed: int) -> Path:
         """The folder of an SAE of another seed."""
         return self.root / "seeds" / site / f"seed-{seed}"
+
+    def half(self, site: str, number: int) -> Path:
+        """The folder of the dictionary of one half of the groups (1 or 2)."""
+        return self.root / "seeds" / site / f"half-{number}"
 
     def sweep(self, site: str, member: str) -> Path:
         """The folder of one SAE of a sweep."""

@@ -25,7 +25,7 @@ from dermaudit.files import read_json, sha256_file, write_json
 from dermaudit.run.directory import Run
 from dermaudit.run.paths import RunFiles
 
-from ..inference.model import load_sae
+from ..inference.model import ThresholdSAE, load_sae
 from ..run_data import POOLED, RunData
 from ..store.activation_store import ActivationStore
 from ..store.loader import RowSubset, random_subset, read_rows
@@ -65,6 +65,7 @@ def measure_run(run: Run, options: MeasureOptions) -> dict[str, Any]:
         "against": _digests(options.against, sites),
         "embeddings_of": judge.tower.fingerprint if judge else None,
         "zero_shot": isinstance(zero_shot, _ZeroShotModel),
+        **({} if options.controls else {"controls": False}),
         "draws": options.draws,
         "seed": seed,
         "threads": torch.get_num_threads(),
@@ -198,7 +199,30 @@ class SiteMeasurement:
             measured["zero_shot"] = {"reason": zero_shot}
         if not options.against and (report := data.stability(self.site)):
             measured["stability"] = report
+        if options.controls and pooled_site and isinstance(self.sae, ThresholdSAE):
+            measured["controls"] = self._controls()
         return measured
+
+    def _controls(self) -> dict[str, Any]:
+        """Return the figures of the controls, or the reason for none."""
+        from ..controls.measure import ControlRows, controls_report
+        from ..training.recipe import SAERecipe
+
+        fitted = self.data.sae_metrics(self.site)
+        settings = {"d_sae": self.sae.d_sae, "k": float(fitted.get("k") or fitted["l0"])}
+        if fitted.get("steps"):
+            settings["epochs"] = fitted["steps"] / max(
+                1, fitted["n_train"] // SAERecipe().batch_of(fitted["n_train"])
+            )
+        try:
+            return controls_report(
+                self.sae,
+                SAERecipe(**settings),
+                ControlRows.of(self.data, self.seed),
+                seed=self.seed,
+            )
+        except (EvidenceError, UserInputError) as error:
+            return {"reason": error.message}
 
     def _images(self, index: np.ndarray, pooled: np.ndarray | None) -> EvaluationImages:
         """Return stored images by their place `index`, with codes, groups and labels."""

@@ -207,6 +207,10 @@ _ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("monosemanticity", "lift", "… above chance", "+.3f"),
     ("monosemanticity", "winsor", "… activations cut at 99.9 %", ".3f"),
     ("monosemanticity", "above", "latents above their shuffled selves", ".1%"),
+    ("stability", "pw_mcc", "two halves: cosine of matched directions", ".3f"),
+    ("stability", "share_above_0.9", "… above .9", ".1%"),
+    ("stability", "subspace", "… of the spans", ".3f"),
+    ("stability", "rank_correlation", "… rank correlation of activations", ".3f"),
     ("stability", "decoder_cosine", "decoder cosine of matched latents", ".3f"),
     ("stability", "encoder_cosine", "encoder cosine of the same", ".3f"),
     ("stability", "shared", "latents shared (both ≥ .7)", ".1%"),
@@ -263,7 +267,11 @@ def metrics_table(measured: dict[str, Any], title: str = "held-out metrics") -> 
         say("  monosemanticity is measured with the model's own embeddings, which is circular")
     if "stability" in measured and "shared" in measured["stability"]:
         say("  stability: the interval is the lowest and the highest of the SAEs compared with")
-    for part in ("monosemanticity", "stability", "zero_shot", "probes", "truth"):
+    if "this SAE" in measured.get("controls", {}):
+        from ..controls.table import controls_table
+
+        controls_table(measured["controls"], _halves_value(measured))
+    for part in ("monosemanticity", "stability", "zero_shot", "probes", "truth", "controls"):
         if reason := measured.get(part, {}).get("reason"):
             say(f"  no {part.replace('_', '-')}: {reason}")
     broken = measured["reconstruction"]["n_not_finite"]
@@ -292,6 +300,10 @@ def _line(label: str, entry: dict[str, Any], form: str) -> tuple[str, str, str, 
     return label, shown(entry["value"]), span, control, str(entry["n"])
 
 
+def _halves_value(measured: dict[str, Any]) -> float | None:
+    return (measured.get("stability", {}).get("pw_mcc") or {}).get("value")
+
+
 def summary(measured: dict[str, Any]) -> dict[str, Any]:
     """Return the figures alone, without lists over latents and labels, for run.json and --json."""
     found = {k: v for k, v in measured.items() if not isinstance(v, dict)}
@@ -310,4 +322,15 @@ def summary(measured: dict[str, Any]) -> dict[str, Any]:
         else:
             dropped = ("per_latent", "labels", "density")
             found[part] = {k: v for k, v in report.items() if k not in dropped}
+    if value := _halves_value(measured):
+        figures = found["stability"]
+        found["stability"] = {
+            **figures,
+            "pw_mcc": value,
+            "ci": [figures["pw_mcc"]["low"], figures["pw_mcc"]["high"]],
+            "share_above_0.9": figures["share_above_0.9"]["value"],
+            "share_above_0.9_ci": [figures["share_above_0.9"][end] for end in ("low", "high")],
+        }
+        if "this SAE" in found.get("controls", {}):
+            found["controls"]["this SAE"]["pw_mcc"] = value
     return found

@@ -29,6 +29,9 @@ class MeasureOptions(StageOptions):
         None, "an independent model, by whose embeddings monosemanticity is judged"
     )
     zero_shot: bool = option(True, "also what the zero-shot classifier keeps, where labels allow")
+    controls: bool = option(
+        True, "also the controls of the pooled SAE: nine dictionaries, a minute"
+    )
     draws: int = option(1000, "bootstrap draws over groups", minimum=20)
     threads: int = option(1, "torch threads", minimum=1)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,24 +16,38 @@ import torch
 from dermaudit.console import say
 from dermaudit.distributed import World, barrier, total
 from dermaudit.errors import EvidenceError
-from dermaudit.files import sha256_json, write_json, write_text
+from dermaudit.files import read_json, sha256_bytes, sha256_json, write_json, write_text
 from dermaudit.run.directory import Run
 from dermaudit.run.stages import Record
 
+from ..evaluation.halves import halves_report
 from ..evaluation.reconstruction import accumulate
 from ..evaluation.stability import stability_report
 from ..inference.codes import write_codes
 from ..inference.model import load_sae
+from ..run_data import POOLED
 from ..store.loader import MEMORY, read_all
+from . import dictionary
+from .consensus import consensus
+from .dictionary import (
+    WITHIN,
+    Dictionary,
+    FitRows,
+    disjoint_halves,
+    require_memory,
+    require_rows,
+    short_recipe,
+)
 from .loop import LOG_FILE, FitSession, FittedSAE, fit_saes
 from .options import FIT, SEEDS, SWEEP
 from .recipe import SAERecipe, dermfm_zero
+from .sae_in_training import DecoderStart
 from .site_rows import OrderedActivations, SiteRows
 from .sweep import name_of
 
 ROWS_PER_LATENT = 16
-HELD_ROWS = 32_768  # val rows for early stopping
 STABILITY_ROWS = 32_768  # test rows on which seeds are compared
+REFIT = "refit"  # the folder of the checkpoints of the last fit of a dictionary
 _MEMORISES = 20  # rows for each latent, below which a warning says that the SAE memorises rows
 
 _Result = tuple[list[Path], dict[str, Any]]  # files and summary of a record
@@ -46,14 +59,20 @@ class FitPlan:
 
     `overrides` are settings of the recipe; `preset` is "" or dermfm-zero. The first of `seeds` gives the
     SAE of the run; the others are fitted together as another record and show which of its latents other
-    seeds find too. `grid` has the settings of each recipe of a sweep, which is fitted with every seed in
-    one pass and measured on val; it does not change the SAE of the run.
+    seeds find too. With `consensus` the SAE of the run is a consensus dictionary of all seeds
+    (`token_seeds` at sites with several rows for each image), and `halves`
+    says at which sites two more, of disjoint halves of the groups and other seeds, are compared. `grid` has the
+    settings of each recipe of a sweep, which is fitted with every seed in one pass and measured on val; it does
+    not change the SAE of the run.
     """
 
     seed: int = 0
     overrides: dict[str, Any] = field(default_factory=dict)
     preset: str = ""
     seeds: tuple[int, ...] = ()
+    consensus: bool = False
+    token_seeds: tuple[int, ...] = ()
+    halves: Literal["all", "pooled", "none"] = "none"
     grid: tuple[dict[str, Any], ...] = ()
     drop_bad: bool = True
     memory: int = MEMORY
@@ -72,9 +91,10 @@ class FitPlan:
             "threads": torch.get_num_threads(),
         }
         seeds = list(self.seeds)
-        if stage == "fit":
+        if stage == "fit" and not self.consensus:
             seeds = [] if self.first == self.seed else [self.first]
         more = {
+            "consensus": dictionary.VERSION if self.consensus else 0,
             "preset": self.preset,
             "seeds": seeds,
             "grid": list(self.grid),
@@ -83,6 +103,12 @@ class FitPlan:
             "processes": 0 if self.world.size == 1 else self.world.size,
         }
         return found | {name: value for name, value in more.items() if value}
+
+    def compares(self, run: Run, site: str) -> bool:
+        """Whether the SAE of a site is compared with others."""
+        if not self.consensus:
+            return len(self.seeds) > 1
+        return self.halves == "all" or (self.halves == "pooled" and site == POOLED)
 
     @property
     def first(self) -> int:
@@ -162,8 +188,8 @@ def fit_run(run: Run, splits: np.ndarray, plan: FitPlan, *, force: bool = False)
             found[site] = perform(SWEEP, site, _SiteFit.sweep)
             continue
         found[site] = perform(FIT, site, _SiteFit.fit)
-        if len(plan.seeds) > 1:
-            stability = perform(SEEDS, site, _SiteFit.other_seeds)
+        if plan.compares(run, site):
+            stability = perform(SEEDS, site, _SiteFit.compare)
             found[site] = {**found[site], "stability": stability}
     return found
 
@@ -213,15 +239,27 @@ class _SiteFit:
 
     def fit(self) -> _Result:
         """Fit the SAE of the run, measure it on test rows, and write its codes."""
-        fitted = self._fit_all("fit")
-        if not self.plan.world.leads:
-            return [], {}
-        sae, files = fitted[0].sae, self.run.files
-        metrics = self._metrics(fitted[0], "test")
+        files = self.run.files
         folder = files.sae(self.site)
-        paths = sae.save(folder)
+        paths = []
+        if self.plan.consensus:
+            found = self._dictionary("fit", "", FitRows.of(self.data), self._seeds, self._levels())
+            if found is None:
+                return [], {}
+            fitted = found.fitted
+            metrics = self._metrics(fitted, "test") | found.summary()
+            write_json(folder / dictionary.FILE, found.report())
+            paths.append(folder / dictionary.FILE)
+        else:
+            several = self._fit_all("fit")
+            if not self.plan.world.leads:
+                return [], {}
+            fitted = several[0]
+            metrics = self._metrics(fitted, "test")
+        sae = fitted.sae
+        paths += sae.save(folder)
         write_json(folder / "metrics.json", metrics)
-        log = files.training("fit", self.site) / LOG_FILE
+        log = files.training("fit", self.site) / (REFIT if self.plan.consensus else "") / LOG_FILE
         write_text(folder / LOG_FILE, log.read_text(encoding="utf-8") if log.is_file() else "")
         paths += [folder / "metrics.json", folder / LOG_FILE]
         activations = OrderedActivations(self.data.rows, sae.b_dec.numpy())
@@ -229,7 +267,101 @@ class _SiteFit:
         _clear(self.run, "fit", self.site)
         return paths, metrics
 
-    def other_seeds(self) -> _Result:
+    def compare(self) -> _Result:
+        """Compare the SAE of the run with those of other seeds, or its dictionary with those of two halves."""
+        return self._halves() if self.plan.consensus else self._other_seeds()
+
+    def _halves(self) -> _Result:
+        """Make two dictionaries of disjoint halves of the groups with disjoint seeds, and compare them with
+        each other and with that of the run, on test rows.
+        """
+        files, seeds = self.run.files, self._seeds
+        halves = disjoint_halves(self.data, self.plan.seed)
+        own_k = float(read_json(files.sae_metrics(self.site))["k"])
+        made, paths = [], []
+        for number, rows in enumerate(halves, 1):
+            # Seeds that neither the run nor the other half uses.
+            others = tuple(seed + number * (max(seeds) + 1) for seed in seeds)
+            found = self._dictionary("seeds", f"half-{number}", rows, others, [own_k])
+            if found is not None:
+                made.append(found)
+                paths += found.fitted.sae.save(files.half(self.site, number))
+        if not self.plan.world.leads:
+            return [], {}
+        test = self.data.split("test", STABILITY_ROWS)
+        images = test.rows.image_rows[test.index // test.rows.tokens]
+        rows = read_all(test)
+        finite = np.isfinite(rows).all(1)
+        try:
+            report = halves_report(
+                load_sae(files.sae(self.site)),
+                [one.fitted.sae for one in made],
+                rows[finite],
+                images[finite],
+            )
+        except EvidenceError as error:  # without a direction that several fits find
+            report = {"reason": error.message}
+        path = files.stability(self.site)
+        write_json(path, report)
+        _clear(self.run, "seeds", self.site)
+        return [*paths, path], {
+            name: value for name, value in report.items() if name != "per_latent"
+        }
+
+    @property
+    def _seeds(self) -> tuple[int, ...]:
+        """The seeds of a consensus at this site."""
+        return self.plan.seeds if self.data.rows.tokens == 1 else self.plan.token_seeds
+
+    def _dictionary(
+        self, record: str, part: str, rows: FitRows, seeds: tuple[int, ...], levels: list[float]
+    ) -> Dictionary | None:
+        """Fit all seeds at every level of k in one pass, and an SAE that begins at what those of one level agree
+        on: of the most directions; None in a process that does not lead.
+        """
+        recipe = self._recipe()
+        require_rows(recipe, rows.train.n, self.site)
+        require_memory(recipe, self.data.rows.d, len(seeds) * len(levels))
+        shorter = short_recipe(recipe, self.data.rows.tokens)
+
+        def fit(levels: list[float], seeds: tuple[int, ...], part: str) -> list[np.ndarray]:
+            members = [shorter.replaced({"k": k, "seed": seed}) for k in levels for seed in seeds]
+            fits = self._fit(record, rows, members, part=part)
+            return [one.sae.W_dec.numpy() for one in fits]
+
+        # Half of the seeds choose k, and the others are fitted at it alone.
+        pilots = seeds if len(levels) == 1 else seeds[: max(2, len(seeds) // 2)]
+        decoders = fit(levels, pilots, f"{part}/levels")
+        of_level = {
+            k: decoders[i * len(pilots) : (i + 1) * len(pilots)] for i, k in enumerate(levels)
+        }
+        counts = {k: len(consensus(own)) for k, own in of_level.items()}
+        k = max(levels, key=lambda level: counts[level])
+        rest = seeds[len(pilots) :]
+        agreed = consensus(of_level[k] + (fit([k], rest, f"{part}/rest") if rest else []))
+        start = DecoderStart(agreed.directions, WITHIN) if len(agreed) else None
+        once = recipe.replaced({"k": k, "seed": seeds[0]})
+        fitted = self._fit(record, rows, [once], part=f"{part}/{REFIT}", starts=[start])[0]
+        if not self.plan.world.leads:
+            return None
+        if start is None:
+            say(
+                f"  warning: at {self.site} the {len(seeds)} fits agree on no direction: the SAE is that of one "
+                "fit; more images are needed"
+            )
+        return Dictionary.of(fitted, counts, agreed, seeds)
+
+    def _levels(self) -> list[float]:
+        """Return the values of k of which one is chosen: half of the default too, at a site with one row for each
+        image, unless a k was given.
+        """
+        k = self._recipe().k
+        chosen = (
+            self.data.rows.tokens == 1 and "k" not in self.plan.overrides and not self.plan.preset
+        )
+        return [k / 2, k] if chosen else [k]
+
+    def _other_seeds(self) -> _Result:
         """Fit the other seeds, and compare the SAE of the run with them on test rows."""
         fitted = self._fit_all("seeds")
         if not self.plan.world.leads:
@@ -270,18 +402,41 @@ class _SiteFit:
 
     def _fit_all(self, record: str) -> list[FittedSAE]:
         """Fit every SAE of a record in one pass."""
+        base = self._recipe()
+        recipes = [base.replaced(member) for member in self.plan.members(record)]
+        return self._fit(record, FitRows.of(self.data), recipes)
+
+    def _recipe(self) -> SAERecipe:
+        """Return the recipe of the site."""
+        plan, tokens = self.plan, self.data.rows.tokens
+        preset = dermfm_zero(self.data.rows.d) if plan.preset else {}
+        recipe = site_recipe(tokens, self.data.n_train // tokens, plan.overrides, preset)
+        return dataclasses.replace(recipe, order_seed=plan.seed)
+
+    def _fit(
+        self,
+        record: str,
+        rows: FitRows,
+        recipes: list[SAERecipe],
+        *,
+        part: str = "",
+        starts: list[DecoderStart | None] | None = None,
+    ) -> list[FittedSAE]:
+        """Fit SAEs in one pass, with checkpoints in the folder of a record, or a part of it."""
         data, plan = self.data, self.plan
-        tokens = data.rows.tokens
-        preset = dermfm_zero(data.rows.d) if plan.preset else {}
-        base = site_recipe(tokens, data.n_train // tokens, plan.overrides, preset)
-        base = dataclasses.replace(base, order_seed=plan.seed)
-        recipes = [base.replaced(member) for member in plan.members(record)]
-        warning = memorising(data.n_train, max(recipe.d_sae for recipe in recipes))
-        if warning and plan.world.leads and record != "seeds":
+        warning = memorising(rows.train.n, max(recipe.d_sae for recipe in recipes))
+        if (
+            warning
+            and plan.world.leads
+            and record != "seeds"
+            and not part.endswith((REFIT, "rest"))
+        ):
             say(f"  warning: at {self.site} {warning}")
-        held_rows = read_all(data.split("val", HELD_ROWS))
+        begin = [
+            None if one is None else sha256_bytes(one.directions.tobytes()) for one in starts or []
+        ]
         session = FitSession(
-            folder=self.run.files.training(record, self.site),
+            folder=self.run.files.training(record, self.site) / part.lstrip("/"),
             resume=plan.resume,
             memory=plan.memory,
             world=plan.world,
@@ -289,17 +444,19 @@ class _SiteFit:
             name_rows=lambda numbers: data.image_names(self.run, numbers),
             facts={
                 "store": sha256_json(data.store.meta["shards"]),
-                "train rows": hashlib.sha256(data.index["train"].tobytes()).hexdigest(),
-                "held-out rows": hashlib.sha256(held_rows.tobytes()).hexdigest(),
+                "train rows": sha256_bytes(rows.train.index.tobytes()),
+                "held-out rows": sha256_bytes(rows.held.tobytes()),
+                **({"starts": begin} if begin else {}),
             },
         )
         return fit_saes(
-            data.split("train"),
-            held_rows,
+            rows.train,
+            rows.held,
             recipes,
             site=self.site,
             model_name=self.run.meta["model"]["name"],
             session=session,
+            starts=starts,
         )
 
     def _metrics(self, fitted: FittedSAE, split: str) -> dict[str, Any]:

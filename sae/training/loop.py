@@ -29,7 +29,7 @@ from ..store.loader import MEMORY, Loader, RowStatistics, RowSubset, row_statist
 from ..store.rows import EmbeddingRows
 from .calibrate import calibrate, fold
 from .recipe import SAERecipe
-from .sae_in_training import SAEInTraining
+from .sae_in_training import DecoderStart, SAEInTraining
 from .stack import learners
 from .state import restore_state, save_state
 
@@ -95,6 +95,7 @@ def fit_saes(
     site: str,
     model_name: str,
     session: FitSession = FitSession(),
+    starts: list[DecoderStart | None] | None = None,
 ) -> list[FittedSAE]:
     """Fit one SAE for each recipe on rows (n, d), with early stopping on `held` (m, d), m up to some 10⁴.
 
@@ -123,7 +124,13 @@ def fit_saes(
             own = dataclasses.replace(session, folder=session.folder / str(number))
         models = [
             SAEInTraining(
-                recipes[i], rows, torch.from_numpy(held), statistics, session.world, session.dtype
+                recipes[i],
+                rows,
+                torch.from_numpy(held),
+                statistics,
+                session.world,
+                session.dtype,
+                starts[i] if starts is not None else None,
             )
             for i in members
         ]

@@ -12,6 +12,10 @@ from dermaudit.run.stages import Record, StageOptions
 from .recipe import ARCHITECTURES, SAERecipe, settings_from
 from .sweep import parse_grid, parse_seeds
 
+N_FITS, N_TOKEN_FITS = (
+    20,
+    10,
+)  # of a consensus, at sites with one row for each image and with several
 _COLUMNS = ("split", "group")  # which images a fit may use, and the groups of its intervals
 FIT = Record("fit", reads=("embed",), columns=_COLUMNS, writes=("sae/{key}/*", "codes/{key}/*"))
 SEEDS = Record(
@@ -45,6 +49,16 @@ class FitOptions(StageOptions):
         "(default: three, from --seed on; one is quicker and leaves stability unmeasured)",
         parse=lambda text: tuple(parse_seeds(text)),
     )
+    consensus: bool = option(
+        False,
+        "the SAE is a dictionary of the directions that --seeds fits agree on (a number: how many; default "
+        f"{N_FITS}, and {N_TOKEN_FITS} for patch tokens)",
+    )
+    halves: str = option(
+        "all",
+        "with --consensus: sites at which two dictionaries of disjoint halves of the groups are compared",
+        choices=("all", "pooled", "none"),
+    )
     metrics: bool = option(True, "print every held-out figure (as sae measure does)")
     sweep: tuple[dict[str, Any], ...] = option(
         (),
@@ -68,9 +82,25 @@ class FitOptions(StageOptions):
         super().__post_init__()
         if self.resume and self.force:
             raise UserInputError("--resume and --force contradict each other", "give one of them")
+        if self.consensus and self.sweep:
+            raise UserInputError("--consensus and --sweep are given", "fit one after the other")
+        if self.consensus and len(self.all_seeds(0)) < 2:
+            raise UserInputError(
+                "--consensus needs at least 2 fits", f"for example --seeds {N_FITS}"
+            )
         if self.preset is None:
             for settings in self.sweep or ({},):
                 SAERecipe().replaced(self.settings() | settings)
+
+    def all_seeds(self, seed: int, most: int = N_FITS) -> tuple[int, ...]:
+        """Return the seeds of the fits, the first of which is `seed` unless they are given; `most` is how many a
+        consensus has by default.
+        """
+        if not self.consensus:
+            return self.seeds or (() if self.sweep else (seed, seed + 1, seed + 2))
+        if len(self.seeds) > 1:
+            return self.seeds
+        return tuple(range(seed, seed + (self.seeds[0] if self.seeds else most)))
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the SAE recipe that were given. UserInputError where two contradict."""

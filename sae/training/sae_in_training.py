@@ -34,8 +34,22 @@ class BestWeights:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class DecoderStart:
+    """Directions (c, d) of unit length from which the first c latents start, each of which stays within the
+    cosine `within` of its own: 1 keeps it as it is, −1 lets it go anywhere (arXiv 2602.14111: frozen and
+    soft-frozen decoders).
+    """
+
+    directions: np.ndarray
+    within: float = -1.0
+
+
 class SAEInTraining:
-    """An SAE that learns from `rows` (n, d), with early stopping on `held` (m, d) float32."""
+    """An SAE that learns from `rows` (n, d), with early stopping on `held` (m, d) float32.
+
+    Latents start at random, the first of them at the directions of `start`, where one is given.
+    """
 
     def __init__(
         self,
@@ -45,6 +59,7 @@ class SAEInTraining:
         statistics: RowStatistics,
         world: World,
         dtype: torch.dtype = torch.float32,
+        start: DecoderStart | None = None,
     ) -> None:
         if not statistics.spread > 0:
             raise UserInputError(
@@ -56,6 +71,9 @@ class SAEInTraining:
         self.scale = math.sqrt(rows.d) / statistics.spread if recipe.scale == "sqrt_d" else 1.0
         mean = torch.from_numpy(statistics.mean * self.scale).to(dtype)
         self.sae = build(recipe, mean, dtype=dtype, device=world.device)
+        self.start, self.directions = start, torch.empty(0)
+        if start is not None:
+            self._begin_at(start)
         self.optimizer = _adam(self.sae, recipe.lr, world.device)
         self.batch = recipe.batch_of(rows.n)
         self.steps = recipe.steps(rows.n)
@@ -96,6 +114,7 @@ class SAEInTraining:
         else:
             self.optimizer.step()
         self.architecture.constrain_weights(self.sae)
+        self.stay_within()
         fired = total(result.fired.to(torch.int64)) > 0
         self.silent = torch.where(fired, 0, self.silent + self.batch)
         self._add(loss=result.loss, l0=result.l0, **result.losses)
@@ -119,6 +138,30 @@ class SAEInTraining:
                 self.stopped = True
         self.entries.append(entry)
         return entry
+
+    @torch.no_grad()
+    def _begin_at(self, start: DecoderStart) -> None:
+        """Set the first latents to directions, encoder and decoder.
+
+        Their length of 1 is far above that of random latents (.1 in sae-lens), so that they are selected first.
+        """
+        self.directions = directions = torch.from_numpy(start.directions).to(self.sae.W_dec)
+        self.sae.W_dec[: len(directions)] = directions
+        self.sae.W_enc[:, : len(directions)] = directions.t()
+
+    @torch.no_grad()
+    def stay_within(self) -> None:
+        """Turn decoder rows that have left their cone around `start` back to its edge; lengths stay."""
+        if self.start is None or self.start.within <= -1:
+            return
+        own, within = self.directions, min(self.start.within, 1.0)
+        rows = self.sae.W_dec[: len(own)]
+        length = rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        cosine = (rows * own).sum(1, keepdim=True) / length
+        away = rows / length - cosine * own
+        away /= away.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        edge = (within * own + (1 - within**2) ** 0.5 * away) * length
+        rows.copy_(torch.where(cosine < within, edge, rows))
 
     @property
     def checked(self) -> bool:

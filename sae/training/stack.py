@@ -31,7 +31,9 @@ def learners(models: list[SAEInTraining]) -> list[SAEStack | SAEInTraining]:
             stacks.setdefault(shape, []).append(model)
     found: list[SAEStack | SAEInTraining] = []
     for shape, members in stacks.items():
-        small = shape[0] * shape[1] <= (_MOST if len(members) >= torch.get_num_threads() else _ALONE)
+        small = shape[0] * shape[1] <= (
+            _MOST if len(members) >= torch.get_num_threads() else _ALONE
+        )
         found += [SAEStack(members)] if small else members
     return found + alone
 
@@ -49,7 +51,11 @@ def _shape(model: SAEInTraining) -> tuple[Any, ...] | None:
     ):
         return None
     widths = tuple(getattr(cfg, "matryoshka_widths", None) or [cfg.d_sae])
-    flags = (cfg.architecture() == "topk", cfg.rescale_acts_by_decoder_norm, cfg.apply_b_dec_to_input)
+    flags = (
+        cfg.architecture() == "topk",
+        cfg.rescale_acts_by_decoder_norm,
+        cfg.apply_b_dec_to_input,
+    )
     return model.batch, recipe.d_sae, widths, flags, model.scale, model.dtype
 
 
@@ -92,6 +98,7 @@ class SAEStack:
         self.counts += 1
         for model in self.models:
             model.done += 1
+            model.stay_within()
 
     @torch.no_grad()
     def _join(self) -> None:
@@ -121,7 +128,10 @@ class SAEStack:
         silent = torch.stack([model.silent for model in models])
         names = ["loss", "l0", "auxiliary_reconstruction_loss"]
         names += [f"inner_mse_loss_{width}" for width in self.edges[:-1]] + ["mse_loss"]
-        sums, counts = torch.zeros(len(models), len(names), dtype=torch.float64), torch.zeros(len(models), dtype=torch.float64)
+        sums, counts = (
+            torch.zeros(len(models), len(names), dtype=torch.float64),
+            torch.zeros(len(models), dtype=torch.float64),
+        )
         taken = torch.tensor([float(model.done) for model in models])
         for s, model in enumerate(models):
             for i, name in enumerate(names):
@@ -131,7 +141,12 @@ class SAEStack:
             model.sums = {name: sums[s, i] for i, name in enumerate(names)} | {"steps": counts[s]}
             for parameter in model.sae.parameters():
                 model.optimizer.state[parameter]["step"] = taken[s]
-        self.silent, self.sums, self.counts, self.taken = silent.numpy(), sums.numpy(), counts, taken
+        self.silent, self.sums, self.counts, self.taken = (
+            silent.numpy(),
+            sums.numpy(),
+            counts,
+            taken,
+        )
         integer = np.int32 if self.weights[0].itemsize == 4 else np.int64
         self.unit = np.ones(1, integer)
         self.ready = True

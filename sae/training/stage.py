@@ -9,7 +9,7 @@ from dermaudit.console import say, table
 from dermaudit.run.directory import Run
 from dermaudit.run.stages import stage
 
-from .options import FIT, SEEDS, SWEEP, FitOptions
+from .options import FIT, N_TOKEN_FITS, SEEDS, SWEEP, FitOptions
 
 _GB = 10**9
 _COLUMNS = ("d_in", "d_sae", "architecture", "L0", "FVU (95 %)", "cosine", "dead", "n")
@@ -37,7 +37,6 @@ def fit(run: Run, options: FitOptions) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     seed = run.seed(options.seed)
     grid = options.sweep
-    seeds = options.seeds or (() if grid else (seed, seed + 1, seed + 2))
     with join_world(options.device) as world:
         if not world.leads:
             os.environ["DERMAUDIT_QUIET"] = "1"
@@ -45,7 +44,10 @@ def fit(run: Run, options: FitOptions) -> dict[str, Any]:
             seed=seed,
             overrides=options.settings(),
             preset=options.preset or "",
-            seeds=seeds,
+            seeds=options.all_seeds(seed),
+            consensus=options.consensus,
+            token_seeds=options.all_seeds(seed, N_TOKEN_FITS),
+            halves=options.halves,
             grid=grid,
             drop_bad=options.bad_rows == "drop",
             memory=round(options.memory * _GB),
@@ -89,13 +91,38 @@ def _print_fits(found: dict[str, Any]) -> None:
         [(site, *_cells(metrics)) for site, metrics in found.items()],
     )
     for site, metrics in found.items():
+        if agreed := metrics.get("consensus"):
+            say(
+                f"  {site}: {agreed['fits']} fits agree on {agreed['latents']} directions (mean cosine "
+                f"{agreed['agreement'] or 0:.2f}); the other {metrics['d_sae'] - agreed['latents']} latents are "
+                f"residual; agreed on at each k: "
+                + ", ".join(f"{k}: {n}" for k, n in agreed["agreed_at_k"].items())
+            )
         report = metrics.get("stability", {})
-        if "stable" in report:
+        if "pw_mcc" in report:
+            print_halves(site, report)
+        elif "stable" in report:
             stable, chance = report["stable"], report["shared"]["control"] or 0
             say(
                 f"  {site}: {stable['value']:.0%} of {stable['n']} live latents are found by every "
                 f"other seed too (by chance {chance:.0%} of them match one)"
             )
+
+
+def print_halves(site: str, report: dict[str, Any]) -> None:
+    """Print how alike the dictionaries of two halves of the groups are."""
+
+    def shown(name: str) -> str:
+        entry = report[name]
+        if entry["value"] is None:
+            return "–"
+        return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+    say(
+        f"  {site}: two halves of the groups agree with a mean matched cosine of {shown('pw_mcc')} (by chance "
+        f"{report['pw_mcc']['control']:.2f}); {shown('share_above_0.9')} of {report['pw_mcc']['n']} pairs are above "
+        f".9; rank correlation of activations {shown('rank_correlation')} of {report['rank_correlation']['n']}"
+    )
 
 
 def _cells(metrics: dict[str, Any]) -> tuple[object, ...]:

@@ -85,7 +85,10 @@ class DenseCodes:
 class Data:
     """What `RunData` offers, from arrays."""
 
-    def __init__(self, x, codes, splits, groups, truth=None, labels=None) -> None:
+    def __init__(
+        self, x, codes, splits, groups, truth=None, labels=None, consensus: int | None = None
+    ) -> None:
+        self.consensus = consensus
         self.n, self.pooled, self.splits, self.groups = len(x), x, splits, groups
         self._codes = {POOLED: DenseCodes(codes)}
         self.sites = [POOLED]
@@ -94,6 +97,9 @@ class Data:
 
     def codes(self, site: str) -> DenseCodes:
         return self._codes[site]
+
+    def n_concepts(self, site: str) -> int:
+        return self.consensus or self._codes[site].shape[1]
 
     def rows(self, *splits: str) -> np.ndarray:
         return np.isin(self.splits, splits)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from concept_world import POOLED, Data
 
-from dermaudit.concepts.annotation.lift_share import choose_latent, latents_by_label
+from dermaudit.concepts.annotation.lift_share import latents_by_label, ranked_latents
 
 N = 1200
 RNG = np.random.default_rng(0)
@@ -84,11 +84,37 @@ def test_choice_does_not_move_with_the_labels_of_test():
     assert evidence(codes).latent == evidence(codes, truth=other).latent
 
 
-def test_choose_latent_short_list_and_ties():
-    train = {"a": np.array([[0.9, 0.8, np.nan]]), "b": np.array([[0.7]])}
-    val = {"a": np.array([[0.2, 0.6, 0.99]]), "b": np.array([[0.6]])}
-    assert choose_latent(train, val, 0) == ("b", 0)  # equal on val: the same one every time
-    assert choose_latent({"a": np.array([[np.nan]])}, {"a": np.array([[np.nan]])}, 0) is None
+def test_ranking_of_latents_by_hand():
+    tables = {"b": np.array([[0.7]]), "a": np.array([[0.7, 0.9, np.nan, 0.7]])}
+    # Equal ones in the order of site and number; undefined ones are left out.
+    assert ranked_latents(tables, 0) == [("a", 1), ("a", 0), ("a", 3), ("b", 0)]
+
+
+def test_pair_joins_two_halves_of_a_concept():
+    codes = noise_codes()
+    first = np.random.default_rng(6).random(N) < 0.55
+    codes[:, 3], codes[:, 5] = LABEL * first, LABEL * ~first
+    row = evidence(codes)
+    assert {row.latent, row.pair_latent} == {3, 5}
+    assert row.auprc < 0.8 and row.pair_auprc == 1.0
+    assert row.lift_share < 0.8 and row.pair_lift_share == pytest.approx(1.0, abs=0.03)
+
+
+def test_concept_is_absent_that_the_probe_sees_and_no_latent():
+    row = evidence(noise_codes())
+    assert row.absent is True and row.lift_share < 0.2 and row.probe_auprc > 0.98
+    codes = noise_codes()
+    codes[:, 3] = LABEL
+    assert evidence(codes).absent is False
+    blind = np.random.default_rng(4).normal(size=(N, 6)).astype(np.float32)
+    assert evidence(noise_codes(), blind).absent is None  # the probe does not see it either
+
+
+def test_residual_latents_are_no_candidates():
+    codes = noise_codes()
+    codes[:, 2], codes[:, 7] = agreeing(0.85), LABEL
+    assert evidence(codes).latent == 7
+    assert latents_by_label(data(codes, consensus=5), n_draws=100)[0].latent == 2
 
 
 def test_undefined_where_the_probe_knows_nothing():

@@ -95,7 +95,8 @@ def encode_batch(
 def keep_top(matrix: torch.Tensor, k: int) -> torch.Tensor:
     """See `plain.keep_top`."""
     kept = torch.empty_like(matrix, dtype=torch.bool)
-    share_out(searches.top_mask, len(matrix), _numpy(matrix), k, kept.numpy())
+    values = _numpy(matrix)
+    share_out(searches.top_mask, len(matrix), values, k, _unit(values), kept.numpy())
     return kept
 
 

@@ -233,14 +233,21 @@ def keep_above(counts, latents, values, keys, floor, spare):
 
 
 @compiled
-def top_mask(matrix, k, kept, lo, hi):
-    """Do rows lo:hi of `keep_top`; of equal entries the first are kept."""
+def top_mask(matrix, k, unit, kept, lo, hi):
+    """Do rows lo:hi of `keep_top`; of equal entries the first are kept. `unit` is that of `top_rows`."""
     m = matrix.shape[1]
     held = np.empty(m, matrix.dtype)
+    bits, trial = held.view(unit.dtype), unit.copy()
+    bound = trial.view(matrix.dtype)
     for i in range(lo, hi):
         row, mark = matrix[i], kept[i]
-        held[:] = row
-        floor = kth_largest(held, m, k)
+        for j in range(m):
+            held[j] = row[j] if row[j] > 0 else 0
+        kth_of_few(bits, m, k, trial)
+        floor = bound[0]
+        if floor == 0:  # fewer than k are positive
+            held[:] = row
+            floor = kth_largest(held, m, k)
         spare = k
         for j in range(m):
             mark[j] = row[j] > floor

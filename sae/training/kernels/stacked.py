@@ -18,6 +18,7 @@ from .loops import (
     group,
     lengths,
     minus,
+    product,
     square_sums,
     sum_outer,
 )
@@ -74,36 +75,45 @@ def largest_of_rows(pre, bias, scale, k, unit):
 
 
 @compiled
-def add_aux(dead, pre, scale, decoder, left, inputs, coefficient, to_encoder, to_bias, to_decoder):
+def add_aux(dead, pre, scale, decoder, left, inputs, coefficient, unit, gradients):
     """Add the gradients of AuxK (arXiv 2406.04093), and return its loss.
 
     `dead` (m,) latents with pre-activations pre (n, m) reconstruct −left (n, d), at most d / 2 in a row.
     """
+    to_encoder, to_bias, to_decoder = gradients
     n, d = left.shape
     most, m = d // 2, len(dead)
     factor = coefficient * min(m / most, 1.0) / n
-    code = pre
+    code, kept = pre, np.ones(pre.shape, np.bool_)
     if m > most:
-        keys, kept = pre * scale, np.empty(pre.shape, np.bool_)
-        top_mask(keys, most, kept, 0, n)
+        top_mask(pre * scale, most, unit, kept, 0, n)
         code = pre * kept
     weights = np.empty((m, d), pre.dtype)
     for j in range(m):
         weights[j] = decoder[dead[j]]
-    error = np.dot(code, weights) + left
-    loss = 0.0
+    error = np.dot(code, weights)
+    loss, twice = 0.0, pre.dtype.type(2 * factor)
     for i in range(n):
+        row, other = error[i], left[i]
         for j in range(d):
-            loss += error[i, j] * error[i, j]
-    error *= pre.dtype.type(2 * factor)
+            row[j] += other[j]
+        loss += product(row, row)
+        for j in range(d):
+            row[j] *= twice
     pull = np.dot(error, weights.T)
-    if m > most:
-        pull = pull * (code != 0)
+    bias_part = np.zeros(m, pre.dtype)
+    for i in range(n):
+        row, kept_of_row = pull[i], kept[i]
+        for j in range(m):
+            row[j] = row[j] if kept_of_row[j] else 0
+            bias_part[j] += row[j]
     encoder_part, decoder_part = np.dot(pull.T, inputs), np.dot(code.T, error)
     for j in range(m):
-        to_encoder[dead[j]] += encoder_part[j]
-        to_decoder[dead[j]] += decoder_part[j]
-        to_bias[dead[j]] += pull[:, j].sum()
+        one, two = to_encoder[dead[j]], to_decoder[dead[j]]
+        for i in range(d):
+            one[i] += encoder_part[j, i]
+            two[i] += decoder_part[j, i]
+        to_bias[dead[j]] += bias_part[j]
     return factor * loss
 
 
@@ -159,15 +169,14 @@ def step_of_one(x, weights, moments, counters, settings, shape, edges, unit):
     aux = 0.0
     dead = np.flatnonzero(silent > dead_window)
     if len(dead) > 0 and aux_coefficient > 0:
-        columns, scales = np.empty((n, len(dead)), x.dtype), np.empty(len(dead), x.dtype)
-        for j in range(len(dead)):
-            scales[j] = scale[dead[j]]
+        columns, biases = np.empty((n, len(dead)), x.dtype), b_enc[dead]
         for i in range(n):
+            row, column = pre[i], columns[i]
             for j in range(len(dead)):
-                columns[i, j] = pre[i, dead[j]] + b_enc[dead[j]]
+                column[j] = row[dead[j]] + biases[j]
         aux = add_aux(
-            dead, columns, scales, decoder, residuals[m - 1], inputs, aux_coefficient,
-            to_encoder, to_bias, to_decoder,
+            dead, columns, scale[dead], decoder, residuals[m - 1], inputs, aux_coefficient,
+            unit, (to_encoder, to_bias, to_decoder),
         )  # fmt: skip
     parts = np.empty((1, d), x.dtype)
     block_sums(np.full(n, factor, x.dtype), residuals[0], n, parts, 0, 1)
@@ -188,7 +197,7 @@ def step_of_one(x, weights, moments, counters, settings, shape, edges, unit):
     first, second = moments
     means = (first[0].ravel(), first[1], first[2].ravel(), first[3])
     spreads = (second[0].ravel(), second[1], second[2].ravel(), second[3])
-    for parameter, gradient, mean, spread in zip(flat, gradients, means, spreads):
+    for parameter, gradient, mean, spread in zip(flat, gradients, means, spreads):  # noqa: B905 - not in numba
         adam(
             parameter, gradient, mean, spread, number(scaled), number(0.9), number(0.999),
             number(rate), number(root), number(1e-8), len(parameter), 0, 1,

@@ -1,0 +1,1 @@
+"""Dictionaries that a trained SAE must be compared with."""

@@ -1,0 +1,154 @@
+"""A consensus dictionary: an SAE whose first latents are the directions that many fits agree on.
+
+They stay within the cosine WITHIN of the consensus, and encoder and thresholds are fitted to them. The other
+latents are a residual dictionary: they reconstruct the rest, another fit would have others, and nothing is named
+after them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dermaudit.errors import UserInputError
+
+from ..store.loader import RowSubset, read_all
+from .consensus import JOIN, KEEP, Consensus
+from .loop import FittedSAE
+from .recipe import SAERecipe
+from .site_rows import SiteRows
+
+FILE = "consensus.json"
+VERSION = 1  # of the method: a dictionary of an earlier one is made again
+WITHIN = 0.98
+#: Part of the training that a fit of a consensus has, at sites with one row for each image and with several: longer
+#: fits agree less (docs/labbook.md).
+SHORTER, SHORTER_TOKENS = 0.5, 0.25
+HELD_ROWS = 32_768  # val rows for early stopping
+#: Numbers of an SAE in training for each of its weights: itself, its gradient, two moments, the best so far.
+_COPIES = 5
+_MEMORY = 0.5  # of the free memory that the fits may take
+
+
+@dataclass(frozen=True)
+class FitRows:
+    """The rows that an SAE learns from, and those on which it is stopped early (m, d)."""
+
+    train: RowSubset
+    held: np.ndarray
+
+    @classmethod
+    def of(cls, data: SiteRows, half: dict[str, np.ndarray] | None = None) -> FitRows:
+        """Return the train and val rows of a site, or those of a half of its groups."""
+        index = half or data.index
+        held = RowSubset(data.rows, evenly(index["val"], HELD_ROWS))
+        return cls(RowSubset(data.rows, index["train"]), read_all(held))
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """An SAE that was fitted to a consensus of fits with `seeds`; `levels` are the numbers of directions that were
+    agreed on at each k.
+    """
+
+    fitted: FittedSAE
+    levels: dict[float, int]
+    agreed: Consensus
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, fitted: FittedSAE, levels: dict[float, int], agreed: Consensus, seeds: tuple[int, ...]
+    ) -> Dictionary:
+        """Return the dictionary; the file of its SAE says how many latents are of the consensus."""
+        fitted.sae.metadata["consensus_latents"] = len(agreed)
+        return cls(fitted, levels, agreed, seeds)
+
+    def report(self) -> dict[str, Any]:
+        """Return the content of consensus.json."""
+        return {
+            "format_version": VERSION,
+            "seeds": list(self.seeds),
+            "keep": KEEP,
+            "join": JOIN,
+            "within": WITHIN,
+            "kept": len(self.agreed),
+            "agreement": [round(float(value), 6) for value in self.agreed.agreement],
+            "share": [round(float(value), 6) for value in self.agreed.share],
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return what metrics.json says of the consensus."""
+        agreement = self.agreed.agreement
+        return {
+            "consensus": {
+                "fits": len(self.seeds),
+                "latents": len(self.agreed),
+                "agreement": round(float(agreement.mean()), 6) if len(agreement) else None,
+                "agreed_at_k": {f"{k:g}": count for k, count in self.levels.items()},
+            }
+        }
+
+
+def short_recipe(recipe: SAERecipe, tokens: int) -> SAERecipe:
+    """Return the recipe of the fits of a consensus at a site with `tokens` rows for each image."""
+    part = SHORTER if tokens == 1 else SHORTER_TOKENS
+    if recipe.epochs is not None:
+        return recipe.replaced({"epochs": recipe.epochs * part})
+    return recipe.replaced({"samples": max(1, round(recipe.samples * part))})
+
+
+def disjoint_halves(data: SiteRows, seed: int) -> list[FitRows]:
+    """Return the rows of two halves of the groups; images of one group are in the same half.
+
+    UserInputError where the train or val images are of one group.
+    """
+    groups = np.asarray(data.rows.image_groups).astype(str)
+    halves: list[dict[str, np.ndarray]] = [{}, {}]
+    for split in ("train", "val"):
+        index = data.index[split]
+        of_rows = groups[index // data.rows.tokens]
+        names = np.unique(of_rows)
+        if len(names) < 2:
+            raise UserInputError(
+                f"the {split} images are of one group, and cannot be divided into two halves of groups",
+                "give more groups, or leave stability unmeasured: --halves none",
+            )
+        np.random.default_rng([seed, 11]).shuffle(names)
+        first = np.isin(of_rows, names[: len(names) // 2])
+        halves[0][split], halves[1][split] = index[first], index[~first]
+    return [FitRows.of(data, half) for half in halves]
+
+
+def require_rows(recipe: SAERecipe, n_rows: int, site: str) -> None:
+    """Raise UserInputError unless there are at least as many rows as latents."""
+    if n_rows < recipe.d_sae:
+        raise UserInputError(
+            f"a consensus of {recipe.d_sae} latents at {site} needs as many rows at least, and has {n_rows}",
+            f"give --d-sae {max(2, n_rows // 4)} or fewer, or more images",
+        )
+
+
+def require_memory(recipe: SAERecipe, d_in: int, n_fits: int) -> None:
+    """Raise UserInputError where the fits do not fit in memory at once, with the number that does."""
+    one = _COPIES * 4 * (2 * d_in + 1) * recipe.d_sae
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf(
+        "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    )
+    most = int(_MEMORY * free // one)
+    if n_fits > most:
+        raise UserInputError(
+            f"{n_fits} fits of {recipe.d_sae} latents take {n_fits * one / 1e9:.1f} GB, and "
+            f"{_MEMORY * free / 1e9:.1f} GB are for them: {most} fit at once",
+            f"give --seeds {most}" if most > 1 else "give a smaller --d-sae",
+        )
+
+
+def evenly(index: np.ndarray, most: int) -> np.ndarray:
+    """Return at most `most` of some numbers, evenly spaced."""
+    if len(index) <= most:
+        return index
+    return index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
