@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from ..evaluation.stability import unit
 
+FROZEN = "frozen random decoder"
 _ROWS = 20_000  # at most: these methods do not improve with more
 _ATOM_STEPS = 1000  # of dictionary learning
 
@@ -27,7 +28,8 @@ def pca(x: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Return the directions of the largest variance."""
     from sklearn.decomposition import PCA
 
-    return _both_signs(PCA(_components(x, count), random_state=seed).fit(x).components_)
+    fitted = PCA(_components(x, count), random_state=seed).fit(x)
+    return _both_signs(np.asarray(fitted.components_))
 
 
 def ica(x: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -37,7 +39,7 @@ def ica(x: np.ndarray, count: int, seed: int) -> np.ndarray:
     fitted = FastICA(
         _components(x, count), random_state=seed, whiten="unit-variance", max_iter=400
     ).fit(x)
-    return _both_signs(fitted.mixing_.T)
+    return _both_signs(np.asarray(fitted.mixing_).T)
 
 
 def k_means(x: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -54,7 +56,7 @@ def dictionary_learning(x: np.ndarray, count: int, seed: int) -> np.ndarray:
 
     fitted = MiniBatchDictionaryLearning(
         count,
-        alpha=0.1 * float(np.sqrt((x**2).sum(1).mean())),
+        alpha=0.1 * float(np.sqrt((x**2).sum(1).mean())),  # pyright: ignore[reportArgumentType]  # stub: int
         batch_size=256,
         max_iter=max(1, _ATOM_STEPS * 256 // len(x)),
         positive_code=True,
@@ -66,7 +68,7 @@ def dictionary_learning(x: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 DICTIONARIES: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
-    "frozen random decoder": random_directions,
+    FROZEN: random_directions,
     "PCA": pca,
     "ICA": ica,
     "k-means": k_means,

@@ -38,7 +38,7 @@ from ..training.calibrate import calibrate
 from ..training.loop import fit_saes
 from ..training.recipe import SAERecipe
 from ..training.sae_in_training import DecoderStart
-from .dictionaries import DICTIONARIES, directions_of
+from .dictionaries import DICTIONARIES, FROZEN, directions_of
 from .table import SINGLE
 
 SOFT = 0.8
@@ -121,10 +121,13 @@ def _fitted_controls(
     recipe: SAERecipe, rows: ControlRows, seed: int
 ) -> dict[str, list[ThresholdSAE]]:
     """Return {control: an SAE at each of the levels of k}, fitted in one pass."""
+    directions = {
+        name: directions_of(name, rows.train, recipe.d_sae, seed) for name in DICTIONARIES
+    }
+    random = directions[FROZEN]
     starts: dict[str, DecoderStart | None] = {SINGLE: None}
-    for name in DICTIONARIES:
-        starts[name] = DecoderStart(directions_of(name, rows.train, recipe.d_sae, seed), 1.0)
-    starts[SOFT_FROZEN] = DecoderStart(starts["frozen random decoder"].directions, SOFT)
+    starts |= {name: DecoderStart(own, 1.0) for name, own in directions.items()}
+    starts[SOFT_FROZEN] = DecoderStart(random, SOFT)
     recipes, begins = [], []
     for start in starts.values():
         for level in _LEVELS:
@@ -135,10 +138,9 @@ def _fitted_controls(
     made = fit_saes(
         EmbeddingRows.of(rows.train), rows.val, recipes, site="", model_name="", starts=begins
     )
-    saes = [one.sae for one in made]
+    saes = [one.sae for one in made if isinstance(one.sae, ThresholdSAE)]
     n = len(_LEVELS)
     found = {name: saes[i * n : (i + 1) * n] for i, name in enumerate(starts)}
-    random = starts["frozen random decoder"].directions
     return {RANDOM: [_random_sae(random, rows.train, recipe, level) for level in _LEVELS]} | found
 
 
@@ -168,7 +170,7 @@ def _agreement_of_halves(recipe: SAERecipe, rows: ControlRows, seed: int) -> dic
         own = seed + 100 * (half + 1)
         for name in DICTIONARIES:
             sets.setdefault(name, []).append(directions_of(name, train, recipe.d_sae, own))
-        sets.setdefault(RANDOM, []).append(sets["frozen random decoder"][half])
+        sets.setdefault(RANDOM, []).append(sets[FROZEN][half])
         recipes = [recipe.replaced({"seed": own})] * 2
         starts = [None, DecoderStart(sets[RANDOM][half], SOFT)]
         made = fit_saes(

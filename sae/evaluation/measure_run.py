@@ -200,23 +200,23 @@ class SiteMeasurement:
         if not options.against and (report := data.stability(self.site)):
             measured["stability"] = report
         if options.controls and pooled_site and isinstance(self.sae, ThresholdSAE):
-            measured["controls"] = self._controls()
+            measured["controls"] = self._controls(self.sae)
         return measured
 
-    def _controls(self) -> dict[str, Any]:
+    def _controls(self, sae: ThresholdSAE) -> dict[str, Any]:
         """Return the figures of the controls, or the reason for none."""
         from ..controls.measure import ControlRows, controls_report
         from ..training.recipe import SAERecipe
 
         fitted = self.data.sae_metrics(self.site)
-        settings = {"d_sae": self.sae.d_sae, "k": float(fitted.get("k") or fitted["l0"])}
+        settings = {"d_sae": sae.d_sae, "k": float(fitted.get("k") or fitted["l0"])}
         if fitted.get("steps"):
             settings["epochs"] = fitted["steps"] / max(
                 1, fitted["n_train"] // SAERecipe().batch_of(fitted["n_train"])
             )
         try:
             return controls_report(
-                self.sae,
+                sae,
                 SAERecipe(**settings),
                 ControlRows.of(self.data, self.seed),
                 seed=self.seed,

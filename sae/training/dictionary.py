@@ -15,8 +15,9 @@ import numpy as np
 
 from dermaudit.errors import UserInputError
 
+from ..inference.model import ThresholdSAE
 from ..store.loader import RowSubset, read_all
-from .consensus import JOIN, KEEP, Consensus
+from .consensus import JOIN, KEEP, Consensus, consensus
 from .loop import FittedSAE
 from .recipe import SAERecipe
 from .site_rows import SiteRows
@@ -59,6 +60,12 @@ class Dictionary:
     agreed: Consensus
     seeds: tuple[int, ...]
 
+    @property
+    def sae(self) -> ThresholdSAE:
+        """The SAE, whose first latents are the consensus."""
+        assert isinstance(self.fitted.sae, ThresholdSAE)
+        return self.fitted.sae
+
     @classmethod
     def of(
         cls, fitted: FittedSAE, levels: dict[float, int], agreed: Consensus, seeds: tuple[int, ...]
@@ -93,6 +100,11 @@ class Dictionary:
         }
 
 
+def agreement_of(fits: list[FittedSAE]) -> Consensus:
+    """Return the consensus of the decoders of fits."""
+    return consensus([one.sae.W_dec.numpy() for one in fits])
+
+
 def short_recipe(recipe: SAERecipe, tokens: int) -> SAERecipe:
     """Return the recipe of the fits of a consensus at a site with `tokens` rows for each image."""
     part = SHORTER if tokens == 1 else SHORTER_TOKENS
@@ -124,7 +136,12 @@ def disjoint_halves(data: SiteRows, seed: int) -> list[FitRows]:
 
 
 def require_rows(recipe: SAERecipe, n_rows: int, site: str) -> None:
-    """Raise UserInputError unless there are at least as many rows as latents."""
+    """Raise UserInputError unless there are at least as many rows as latents, which have thresholds."""
+    if recipe.export == "topk" or not recipe.has_k:
+        raise UserInputError(
+            "a consensus dictionary needs an architecture with k, and latents with thresholds",
+            "choose --arch batchtopk, without export=topk",
+        )
     if n_rows < recipe.d_sae:
         raise UserInputError(
             f"a consensus of {recipe.d_sae} latents at {site} needs as many rows at least, and has {n_rows}",

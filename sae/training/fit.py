@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,15 @@ from ..evaluation.halves import halves_report
 from ..evaluation.reconstruction import accumulate
 from ..evaluation.stability import stability_report
 from ..inference.codes import write_codes
-from ..inference.model import load_sae
+from ..inference.model import ThresholdSAE, load_sae
 from ..run_data import POOLED
 from ..store.loader import MEMORY, read_all
 from . import dictionary
-from .consensus import consensus
 from .dictionary import (
     WITHIN,
     Dictionary,
     FitRows,
+    agreement_of,
     disjoint_halves,
     require_memory,
     require_rows,
@@ -45,7 +45,7 @@ from .sae_in_training import DecoderStart
 from .site_rows import OrderedActivations, SiteRows
 from .sweep import name_of
 
-ROWS_PER_LATENT = 16
+ROWS_PER_LATENT = 32
 STABILITY_ROWS = 32_768  # test rows on which seeds are compared
 REFIT = "refit"  # the folder of the checkpoints of the last fit of a dictionary
 _MEMORISES = 20  # rows for each latent, below which a warning says that the SAE memorises rows
@@ -60,10 +60,10 @@ class FitPlan:
     `overrides` are settings of the recipe; `preset` is "" or dermfm-zero. The first of `seeds` gives the
     SAE of the run; the others are fitted together as another record and show which of its latents other
     seeds find too. With `consensus` the SAE of the run is a consensus dictionary of all seeds
-    (`token_seeds` at sites with several rows for each image), and `halves`
-    says at which sites two more, of disjoint halves of the groups and other seeds, are compared. `grid` has the
-    settings of each recipe of a sweep, which is fitted with every seed in one pass and measured on val; it does
-    not change the SAE of the run.
+    (`token_seeds` at sites with several rows for each image), and `halves` (all, pooled or none) says
+    at which sites two more, of disjoint halves of the groups and other seeds, are compared. `grid` has
+    the settings of each recipe of a sweep, which is fitted with every seed in one pass and measured on
+    val; it does not change the SAE of the run.
     """
 
     seed: int = 0
@@ -72,7 +72,7 @@ class FitPlan:
     seeds: tuple[int, ...] = ()
     consensus: bool = False
     token_seeds: tuple[int, ...] = ()
-    halves: Literal["all", "pooled", "none"] = "none"
+    halves: str = "none"
     grid: tuple[dict[str, Any], ...] = ()
     drop_bad: bool = True
     memory: int = MEMORY
@@ -294,8 +294,8 @@ class _SiteFit:
         finite = np.isfinite(rows).all(1)
         try:
             report = halves_report(
-                load_sae(files.sae(self.site)),
-                [one.fitted.sae for one in made],
+                ThresholdSAE.load(files.sae(self.site)),
+                [one.sae for one in made],
                 rows[finite],
                 images[finite],
             )
@@ -324,21 +324,18 @@ class _SiteFit:
         require_memory(recipe, self.data.rows.d, len(seeds) * len(levels))
         shorter = short_recipe(recipe, self.data.rows.tokens)
 
-        def fit(levels: list[float], seeds: tuple[int, ...], part: str) -> list[np.ndarray]:
+        def fit(levels: list[float], seeds: tuple[int, ...], part: str) -> list[FittedSAE]:
             members = [shorter.replaced({"k": k, "seed": seed}) for k in levels for seed in seeds]
-            fits = self._fit(record, rows, members, part=part)
-            return [one.sae.W_dec.numpy() for one in fits]
+            return self._fit(record, rows, members, part=part)
 
         # Half of the seeds choose k, and the others are fitted at it alone.
         pilots = seeds if len(levels) == 1 else seeds[: max(2, len(seeds) // 2)]
-        decoders = fit(levels, pilots, f"{part}/levels")
-        of_level = {
-            k: decoders[i * len(pilots) : (i + 1) * len(pilots)] for i, k in enumerate(levels)
-        }
-        counts = {k: len(consensus(own)) for k, own in of_level.items()}
+        fits = fit(levels, pilots, f"{part}/levels")
+        of_level = {k: fits[i * len(pilots) : (i + 1) * len(pilots)] for i, k in enumerate(levels)}
+        counts = {k: len(agreement_of(own)) for k, own in of_level.items()}
         k = max(levels, key=lambda level: counts[level])
         rest = seeds[len(pilots) :]
-        agreed = consensus(of_level[k] + (fit([k], rest, f"{part}/rest") if rest else []))
+        agreed = agreement_of(of_level[k] + (fit([k], rest, f"{part}/rest") if rest else []))
         start = DecoderStart(agreed.directions, WITHIN) if len(agreed) else None
         once = recipe.replaced({"k": k, "seed": seeds[0]})
         fitted = self._fit(record, rows, [once], part=f"{part}/{REFIT}", starts=[start])[0]
@@ -432,9 +429,7 @@ class _SiteFit:
             and not part.endswith((REFIT, "rest"))
         ):
             say(f"  warning: at {self.site} {warning}")
-        begin = [
-            None if one is None else sha256_bytes(one.directions.tobytes()) for one in starts or []
-        ]
+        begin = [None if one is None else one.sha256() for one in starts or []]
         session = FitSession(
             folder=self.run.files.training(record, self.site) / part.lstrip("/"),
             resume=plan.resume,

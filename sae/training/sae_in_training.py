@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dermaudit.distributed import World, average_gradients, total
 from dermaudit.errors import UserInputError
+from dermaudit.files import sha256_bytes
 
 from ..store.loader import RowStatistics
 from .adam import Adam, clip_and_step
@@ -43,6 +44,10 @@ class DecoderStart:
 
     directions: np.ndarray
     within: float = -1.0
+
+    def sha256(self) -> str:
+        """Return a hash of the start, for checkpoints."""
+        return sha256_bytes(self.directions.tobytes() + np.float64(self.within).tobytes())
 
 
 class SAEInTraining:
@@ -141,7 +146,7 @@ class SAEInTraining:
 
     @torch.no_grad()
     def _begin_at(self, start: DecoderStart) -> None:
-        """Set the first latents to directions, encoder and decoder.
+        """Set encoder and decoder of the first latents to directions.
 
         Their length of 1 is far above that of random latents (.1 in sae-lens), so that they are selected first.
         """
