@@ -222,10 +222,10 @@ class _Judge:
         codes = {
             split: self._codes(sae, getattr(rows, split)) for split in ("train", "val", "test")
         }
-        curve = [
-            [round(float(found[name]), 6) for name in ("l0", "fvu")]
-            for found in (accumulate(one, rows.test, rows.groups["test"]).figures() for one in saes)
-        ]
+        curve = []
+        for one in saes:
+            figures = accumulate(one, rows.test, rows.groups["test"]).report(n_draws=0)
+            curve.append([round(float(figures[name]["value"]), 6) for name in ("l0", "fvu")])
         share, interval = self._lift_share(codes)
         embeddings = EvaluationImages(csr_matrix(codes["test"]), rows.groups["test"], x=rows.test)
         judged = monosemanticity_report(

@@ -208,19 +208,14 @@ class SiteMeasurement:
         from ..controls.measure import ControlRows, controls_report
         from ..training.recipe import SAERecipe
 
-        fitted = self.data.sae_metrics(self.site)
-        settings = {"d_sae": sae.d_sae, "k": float(fitted.get("k") or fitted["l0"])}
-        if fitted.get("steps"):
-            settings["epochs"] = fitted["steps"] / max(
-                1, fitted["n_train"] // SAERecipe().batch_of(fitted["n_train"])
-            )
         try:
-            return controls_report(
-                sae,
-                SAERecipe(**settings),
-                ControlRows.of(self.data, self.seed),
-                seed=self.seed,
-            )
+            fitted = self.data.sae_metrics(self.site)
+            settings = {"d_sae": sae.d_sae, "k": float(fitted.get("k") or fitted["l0"])}
+            if fitted.get("steps"):  # as long as the fit of the SAE
+                n = fitted["n_train"]
+                settings["epochs"] = fitted["steps"] / max(1, n // SAERecipe().batch_of(n))
+            rows = ControlRows.of(self.data, self.seed)
+            return controls_report(sae, SAERecipe(**settings), rows, seed=self.seed)
         except (EvidenceError, UserInputError) as error:
             return {"reason": error.message}
 

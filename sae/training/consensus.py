@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 JOIN = 0.7  # cosine from which a latent belongs to a cluster
-KEEP = 0.8  # agreement from which a cluster is kept
+#: Agreement from which a cluster is kept, at sites with one row for each image and with several (docs/labbook.md).
+KEEP, KEEP_TOKENS = 0.8, 0.7
 _SAME = 0.9  # cosine from which two clusters are one
 _ROUNDS = 10  # at most, in which a centre moves
 

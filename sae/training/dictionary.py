@@ -17,7 +17,7 @@ from dermaudit.errors import UserInputError
 
 from ..inference.model import ThresholdSAE
 from ..store.loader import RowSubset, read_all
-from .consensus import JOIN, KEEP, Consensus, consensus
+from .consensus import JOIN, KEEP, KEEP_TOKENS, Consensus, consensus
 from .loop import FittedSAE
 from .recipe import SAERecipe
 from .site_rows import SiteRows
@@ -59,6 +59,7 @@ class Dictionary:
     levels: dict[float, int]
     agreed: Consensus
     seeds: tuple[int, ...]
+    tokens: int
 
     @property
     def sae(self) -> ThresholdSAE:
@@ -68,18 +69,23 @@ class Dictionary:
 
     @classmethod
     def of(
-        cls, fitted: FittedSAE, levels: dict[float, int], agreed: Consensus, seeds: tuple[int, ...]
+        cls,
+        fitted: FittedSAE,
+        levels: dict[float, int],
+        agreed: Consensus,
+        seeds: tuple[int, ...],
+        tokens: int,
     ) -> Dictionary:
         """Return the dictionary; the file of its SAE says how many latents are of the consensus."""
         fitted.sae.metadata["consensus_latents"] = len(agreed)
-        return cls(fitted, levels, agreed, seeds)
+        return cls(fitted, levels, agreed, seeds, tokens)
 
     def report(self) -> dict[str, Any]:
         """Return the content of consensus.json."""
         return {
             "format_version": VERSION,
             "seeds": list(self.seeds),
-            "keep": KEEP,
+            "keep": keep_at(self.tokens),
             "join": JOIN,
             "within": WITHIN,
             "kept": len(self.agreed),
@@ -100,9 +106,14 @@ class Dictionary:
         }
 
 
-def agreement_of(fits: list[FittedSAE]) -> Consensus:
-    """Return the consensus of the decoders of fits."""
-    return consensus([one.sae.W_dec.numpy() for one in fits])
+def keep_at(tokens: int) -> float:
+    """Return the agreement from which a direction is kept at a site with `tokens` rows for each image."""
+    return KEEP if tokens == 1 else KEEP_TOKENS
+
+
+def agreement_of(fits: list[FittedSAE], tokens: int) -> Consensus:
+    """Return the consensus of the decoders of fits at a site with `tokens` rows for each image."""
+    return consensus([one.sae.W_dec.numpy() for one in fits], keep=keep_at(tokens))
 
 
 def short_recipe(recipe: SAERecipe, tokens: int) -> SAERecipe:

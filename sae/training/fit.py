@@ -45,7 +45,8 @@ from .sae_in_training import DecoderStart
 from .site_rows import OrderedActivations, SiteRows
 from .sweep import name_of
 
-ROWS_PER_LATENT = 32
+ROWS_PER_LATENT = 16
+CONSENSUS_ROWS = 32  # the same for a consensus: with fewer rows, fits agree on less
 STABILITY_ROWS = 32_768  # test rows on which seeds are compared
 REFIT = "refit"  # the folder of the checkpoints of the last fit of a dictionary
 _MEMORISES = 20  # rows for each latent, below which a warning says that the SAE memorises rows
@@ -127,12 +128,17 @@ class FitPlan:
 
 
 def site_recipe(
-    tokens: int, n_train: int, overrides: dict[str, Any], preset: dict[str, Any] | None = None
+    tokens: int,
+    n_train: int,
+    overrides: dict[str, Any],
+    preset: dict[str, Any] | None = None,
+    *,
+    rows_per_latent: int = ROWS_PER_LATENT,
 ) -> SAERecipe:
     """Return the recipe of a site with `tokens` rows for each image: its defaults and `overrides`.
 
     With few rows for each latent an SAE memorises its rows, so the default width is halved until every
-    latent has ROWS_PER_LATENT of them (not below 64).
+    latent has `rows_per_latent` of them (not below 64).
     """
     base: dict[str, Any] = (
         {"d_sae": 128, "k": 8.0, "samples": 1_000_000}
@@ -141,7 +147,7 @@ def site_recipe(
     )
     given = {**(preset or {}), **{name: v for name, v in overrides.items() if v is not None}}
     if "d_sae" not in given:
-        while base["d_sae"] > 64 and base["d_sae"] * ROWS_PER_LATENT > n_train * tokens:
+        while base["d_sae"] > 64 and base["d_sae"] * rows_per_latent > n_train * tokens:
             base["d_sae"] //= 2
     if "samples" in overrides and overrides["samples"] is not None:
         given["epochs"] = None
@@ -322,7 +328,8 @@ class _SiteFit:
         recipe = self._recipe()
         require_rows(recipe, rows.train.n, self.site)
         require_memory(recipe, self.data.rows.d, len(seeds) * len(levels))
-        shorter = short_recipe(recipe, self.data.rows.tokens)
+        tokens = self.data.rows.tokens
+        shorter = short_recipe(recipe, tokens)
 
         def fit(levels: list[float], seeds: tuple[int, ...], part: str) -> list[FittedSAE]:
             members = [shorter.replaced({"k": k, "seed": seed}) for k in levels for seed in seeds]
@@ -332,10 +339,11 @@ class _SiteFit:
         pilots = seeds if len(levels) == 1 else seeds[: max(2, len(seeds) // 2)]
         fits = fit(levels, pilots, f"{part}/levels")
         of_level = {k: fits[i * len(pilots) : (i + 1) * len(pilots)] for i, k in enumerate(levels)}
-        counts = {k: len(agreement_of(own)) for k, own in of_level.items()}
+        counts = {k: len(agreement_of(own, tokens)) for k, own in of_level.items()}
         k = max(levels, key=lambda level: counts[level])
         rest = seeds[len(pilots) :]
-        agreed = agreement_of(of_level[k] + (fit([k], rest, f"{part}/rest") if rest else []))
+        chosen = of_level[k] + (fit([k], rest, f"{part}/rest") if rest else [])
+        agreed = agreement_of(chosen, tokens)
         start = DecoderStart(agreed.directions, WITHIN) if len(agreed) else None
         once = recipe.replaced({"k": k, "seed": seeds[0]})
         fitted = self._fit(record, rows, [once], part=f"{part}/{REFIT}", starts=[start])[0]
@@ -346,7 +354,7 @@ class _SiteFit:
                 f"  warning: at {self.site} the {len(seeds)} fits agree on no direction: the SAE is that of one "
                 "fit; more images are needed"
             )
-        return Dictionary.of(fitted, counts, agreed, seeds)
+        return Dictionary.of(fitted, counts, agreed, seeds, tokens)
 
     def _levels(self) -> list[float]:
         """Return the values of k of which one is chosen: half of the default too, at a site with one row for each
@@ -407,7 +415,13 @@ class _SiteFit:
         """Return the recipe of the site."""
         plan, tokens = self.plan, self.data.rows.tokens
         preset = dermfm_zero(self.data.rows.d) if plan.preset else {}
-        recipe = site_recipe(tokens, self.data.n_train // tokens, plan.overrides, preset)
+        recipe = site_recipe(
+            tokens,
+            self.data.n_train // tokens,
+            plan.overrides,
+            preset,
+            rows_per_latent=CONSENSUS_ROWS if plan.consensus else ROWS_PER_LATENT,
+        )
         return dataclasses.replace(recipe, order_seed=plan.seed)
 
     def _fit(

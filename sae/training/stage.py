@@ -116,7 +116,8 @@ def print_halves(site: str, report: dict[str, Any]) -> None:
         entry = report[name]
         if entry["value"] is None:
             return "–"
-        return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+        interval = "" if entry["low"] is None else f" [{entry['low']:.2f}, {entry['high']:.2f}]"
+        return f"{entry['value']:.2f}{interval}"
 
     say(
         f"  {site}: two halves of the groups agree with a mean matched cosine of {shown('pw_mcc')} (by chance "
