@@ -108,11 +108,13 @@ def over_seeds(view: RunView, row: ConceptRow) -> str:
     """Return in a sentence whether another fit found this latent too."""
     report = view.other_seeds(row["site"])
     if report is None:
+        if row.get("agreement") is not None:
+            return f"The fits of the consensus agree on it with a mean cosine of {row['agreement']:.2f}."
         return "Over seeds: not measured (`dermaudit fit` on this run compares three)."
     others = ", ".join(report["against"])
     agreement = report["per_latent"]["agreement"][row["latent"]]
     if agreement is None:
-        return "Over seeds: not measured, it fires on no test row."
+        return "Over seeds: not measured, it is residual, or fires on no test row."
     word = "found again" if view.stable(row["site"], row["latent"]) else "**not found again**"
     return f"Over seeds: {word} by {others} (agreement {agreement:.2f}; .70 with each is wanted)."
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dictionary_tables import controls_figure, dictionary_page
 from result_figures import curve_figure, suppression_figure
 from result_text import interval, number, table
 from suppression_tables import benchmarks_body, suppression_body
@@ -70,11 +71,39 @@ def measure(folder: Path) -> None:
     else:
         sys.stderr.write("DERMAUDIT_DATA is not set: the figures of the real images are kept\n")
     results |= {f"suppression_{name}": text for name, text in compared.items()}
+    runs = {"phantoms": folder / "demo"} | ({"real": folder / "real"} if data else {})
+    kept = json.loads((DATA / "dictionary.json").read_text(encoding="utf-8"))
+    measured = {name: dictionary_figures(run) for name, run in runs.items()}
+    results["dictionary"] = json.dumps(kept | measured)
     for name, text in results.items():
         figures = {k: v for k, v in json.loads(text).items() if k not in NOT_FIGURES}
         DATA.mkdir(parents=True, exist_ok=True)
         text = json.dumps(figures, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         (DATA / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def dictionary_figures(run: Path) -> Figures:
+    """Return what docs/results/dictionary.md shows of a run, whose SAEs become consensus dictionaries."""
+
+    def dermaudit(*argv: str) -> Figures:
+        command = [sys.executable, "-m", "dermaudit", *argv, "--run", str(run), "--json"]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        return json.loads(done.stdout)
+
+    script = ROOT / "tests" / "benchmarks" / "bench_dictionary.py"
+    path = run / "bench_dictionary.json"
+    subprocess.run([sys.executable, str(script), str(run), "--json", str(path)], check=True)
+    fits = dermaudit("fit", "--consensus", "--no-metrics", "--force")["sae"]
+    sites = dermaudit("sae", "measure")["sites"]
+    shown = ("d_sae", "k", "l0", "fvu", "consensus")
+    return {
+        "dictionary": json.loads(path.read_text(encoding="utf-8")),
+        "fits": {site: {key: one[key] for key in shown} for site, one in fits.items()},
+        "sites": {
+            site: {key: one[key] for key in ("stability", "controls") if key in one}
+            for site, one in sites.items()
+        },
+    }
 
 
 def benchmarks(run: Path) -> dict[str, Figures]:
@@ -284,6 +313,8 @@ def pages(results: dict[str, Figures]) -> dict[Path, str]:
     written[ROOT / "docs" / "results" / "suppression.md"] += "\n" + benchmarks_body(further) + "\n"
     gpu = json.loads((DATA / "gpu.json").read_text(encoding="utf-8"))
     written[ROOT / "docs" / "results" / "gpu.md"] = gpu_page(gpu)
+    dictionaries = json.loads((DATA / "dictionary.json").read_text(encoding="utf-8"))
+    written[ROOT / "docs" / "results" / "dictionary.md"] = dictionary_page(dictionaries)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, body in (
@@ -297,6 +328,7 @@ def pages(results: dict[str, Figures]) -> dict[Path, str]:
     images = ROOT / "docs" / "images"
     written[images / "suppression.svg"] = suppression_figure(results)
     written[images / "trap_curves.svg"] = curve_figure(results)
+    written[images / "controls.svg"] = controls_figure(dictionaries)
     return written
 
 

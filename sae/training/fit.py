@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ from ..evaluation.reconstruction import accumulate
 from ..evaluation.stability import stability_report
 from ..inference.codes import write_codes
 from ..inference.model import ThresholdSAE, load_sae
-from ..run_data import POOLED
-from ..store.loader import MEMORY, read_all
+from ..store.loader import read_all
 from . import dictionary
 from .dictionary import (
     WITHIN,
@@ -40,134 +39,16 @@ from .dictionary import (
 )
 from .loop import LOG_FILE, FitSession, FittedSAE, fit_saes
 from .options import FIT, SEEDS, SWEEP
+from .plan import CONSENSUS_ROWS, ROWS_PER_LATENT, FitPlan, memorising, site_recipe
 from .recipe import SAERecipe, dermfm_zero
 from .sae_in_training import DecoderStart
 from .site_rows import OrderedActivations, SiteRows
 from .sweep import name_of
 
-ROWS_PER_LATENT = 16
-CONSENSUS_ROWS = 32  # the same for a consensus: with fewer rows, fits agree on less
 STABILITY_ROWS = 32_768  # test rows on which seeds are compared
 REFIT = "refit"  # the folder of the checkpoints of the last fit of a dictionary
-_MEMORISES = 20  # rows for each latent, below which a warning says that the SAE memorises rows
 
 _Result = tuple[list[Path], dict[str, Any]]  # files and summary of a record
-
-
-@dataclass(frozen=True)
-class FitPlan:
-    """What is fitted at every site.
-
-    `overrides` are settings of the recipe; `preset` is "" or dermfm-zero. The first of `seeds` gives the
-    SAE of the run; the others are fitted together as another record and show which of its latents other
-    seeds find too. With `consensus` the SAE of the run is a consensus dictionary of all seeds
-    (`token_seeds` at sites with several rows for each image), and `halves` (all, pooled or none) says
-    at which sites two more, of disjoint halves of the groups and other seeds, are compared. `grid` has
-    the settings of each recipe of a sweep, which is fitted with every seed in one pass and measured on
-    val; it does not change the SAE of the run.
-    """
-
-    seed: int = 0
-    overrides: dict[str, Any] = field(default_factory=dict)
-    preset: str = ""
-    seeds: tuple[int, ...] = ()
-    consensus: bool = False
-    token_seeds: tuple[int, ...] = ()
-    halves: str = "none"
-    grid: tuple[dict[str, Any], ...] = ()
-    drop_bad: bool = True
-    memory: int = MEMORY
-    resume: bool = False
-    world: World = field(default_factory=World)
-
-    def inputs(self, stage: str, site: str) -> dict[str, Any]:
-        """Return what a record depends on, besides the activations.
-
-        Options with their default are left out, so that records of earlier versions stay valid.
-        """
-        found: dict[str, Any] = {
-            "seed": self.seed,
-            "overrides": self.overrides,
-            "site": site,
-            "threads": torch.get_num_threads(),
-        }
-        seeds = list(self.seeds)
-        if stage == "fit" and not self.consensus:
-            seeds = [] if self.first == self.seed else [self.first]
-        more = {
-            "consensus": dictionary.VERSION if self.consensus else 0,
-            "preset": self.preset,
-            "seeds": seeds,
-            "grid": list(self.grid),
-            "fatal_bad_rows": not self.drop_bad,
-            "memory": 0 if self.memory == MEMORY else self.memory,
-            "processes": 0 if self.world.size == 1 else self.world.size,
-        }
-        return found | {name: value for name, value in more.items() if value}
-
-    def compares(self, run: Run, site: str) -> bool:
-        """Whether the SAE of a site is compared with others."""
-        if not self.consensus:
-            return len(self.seeds) > 1
-        return self.halves == "all" or (self.halves == "pooled" and site == POOLED)
-
-    @property
-    def first(self) -> int:
-        """The seed of the SAE of the run."""
-        return self.seeds[0] if self.seeds else self.seed
-
-    def members(self, stage: str) -> list[dict[str, Any]]:
-        """Return the settings of every SAE that a record (fit, seeds, sweep) fits at a site."""
-        if stage == "fit":
-            return [{"seed": self.first}]
-        if stage == "seeds":
-            return [{"seed": seed} for seed in self.seeds[1:]]
-        several = len(self.seeds) > 1
-        seeds = [{"seed": seed} for seed in self.seeds] or [{}]
-        return [{**one, **(seed if several else {})} for one in self.grid for seed in seeds]
-
-
-def site_recipe(
-    tokens: int,
-    n_train: int,
-    overrides: dict[str, Any],
-    preset: dict[str, Any] | None = None,
-    *,
-    rows_per_latent: int = ROWS_PER_LATENT,
-) -> SAERecipe:
-    """Return the recipe of a site with `tokens` rows for each image: its defaults and `overrides`.
-
-    With few rows for each latent an SAE memorises its rows, so the default width is halved until every
-    latent has `rows_per_latent` of them (not below 64).
-    """
-    base: dict[str, Any] = (
-        {"d_sae": 128, "k": 8.0, "samples": 1_000_000}
-        if tokens == 1
-        else {"d_sae": 512, "k": 12.0, "samples": 1_200_000}
-    )
-    given = {**(preset or {}), **{name: v for name, v in overrides.items() if v is not None}}
-    if "d_sae" not in given:
-        while base["d_sae"] > 64 and base["d_sae"] * rows_per_latent > n_train * tokens:
-            base["d_sae"] //= 2
-    if "samples" in overrides and overrides["samples"] is not None:
-        given["epochs"] = None
-    return SAERecipe(**{**base, **given})
-
-
-def memorising(n_rows: int, d_sae: int) -> str | None:
-    """Return a warning if there are too few rows for each latent, else None."""
-    if n_rows >= _MEMORISES * d_sae:
-        return None
-    ratio = (
-        "fewer rows than latents: each row can have its own latent"
-        if n_rows < d_sae
-        else f"{n_rows / d_sae:.1f} rows for each latent"
-    )
-    return (
-        f"{d_sae} latents are fitted on {n_rows} rows ({ratio}), so latents will represent single rows "
-        "instead of concepts, and reconstruct new images worse than the training rows; use "
-        f"--d-sae {max(2, n_rows // _MEMORISES)} or fewer, or embed more images or views of them"
-    )
 
 
 def fit_run(run: Run, splits: np.ndarray, plan: FitPlan, *, force: bool = False) -> dict[str, Any]:
@@ -403,7 +284,29 @@ class _SiteFit:
             paths += [*one.sae.save(folder), folder / "metrics.json"]
             members.append(metrics)
         _clear(self.run, "sweep", self.site)
-        return paths, {"members": members}
+        return paths, {"members": members, **self._agreement_of_sweep(fitted, members)}
+
+    def _agreement_of_sweep(
+        self, fitted: list[FittedSAE], members: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return {"agreement": a record for each recipe of the grid}: how many directions its seeds agree on, with
+        the mean of their figures on val; {} with fewer than two seeds.
+        """
+        n = len(self.plan.seeds)
+        if n < 2:
+            return {}
+        found = []
+        for i, settings in enumerate(self.plan.grid):
+            span = slice(i * n, (i + 1) * n)
+            agreed = agreement_of(fitted[span], self.data.rows.tokens)
+            means = {
+                key: float(np.mean([one[key] for one in members[span]])) for key in ("fvu", "l0")
+            }
+            own = float(agreed.agreement.mean()) if len(agreed) else None
+            found.append(
+                {"name": name_of(settings), "latents": len(agreed), "agreement": own, **means}
+            )
+        return {"agreement": found}
 
     def _fit_all(self, record: str) -> list[FittedSAE]:
         """Fit every SAE of a record in one pass."""

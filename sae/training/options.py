@@ -65,6 +65,11 @@ class FitOptions(StageOptions):
         "several recipes in one pass, measured on val: 'd_sae=256,512;k=8,16'",
         parse=lambda text: tuple(parse_grid(text)),
     )
+    by: str = option(
+        "order",
+        "stability: with --sweep, recipes by the directions that their seeds agree on (default ten seeds)",
+        choices=("order", "stability"),
+    )
     bad_rows: str = option(
         "drop", "rows with NaN or infinity", "--bad-rows", choices=("drop", "fatal")
     )
@@ -82,6 +87,10 @@ class FitOptions(StageOptions):
         super().__post_init__()
         if self.resume and self.force:
             raise UserInputError("--resume and --force contradict each other", "give one of them")
+        if self.by == "stability" and not self.sweep:
+            raise UserInputError(
+                "--by stability compares the recipes of a sweep", "give --sweep too"
+            )
         if self.consensus and self.sweep:
             raise UserInputError("--consensus and --sweep are given", "fit one after the other")
         if self.consensus and len(self.all_seeds(0)) < 2:
@@ -97,7 +106,8 @@ class FitOptions(StageOptions):
         consensus has by default.
         """
         if not self.consensus:
-            return self.seeds or (() if self.sweep else (seed, seed + 1, seed + 2))
+            fewest = 3 if not self.sweep else N_TOKEN_FITS if self.by == "stability" else 0
+            return self.seeds or tuple(range(seed, seed + fewest))
         if len(self.seeds) > 1:
             return self.seeds
         return tuple(range(seed, seed + (self.seeds[0] if self.seeds else most)))

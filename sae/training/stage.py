@@ -58,7 +58,7 @@ def fit(run: Run, options: FitOptions) -> dict[str, Any]:
         leads = world.leads
     result: dict[str, Any] = {"run": str(run.path), "sweep" if grid else "sae": found}
     if leads:  # the first process measures, the others may end
-        _print_sweep(found) if grid else _print_fits(found)
+        _print_sweep(found, options.by) if grid else _print_fits(found)
         if options.metrics and not grid:
             from ..evaluation.measure_run import measure_run
             from ..evaluation.options import MeasureOptions
@@ -72,7 +72,7 @@ def fit(run: Run, options: FitOptions) -> dict[str, Any]:
     return result
 
 
-def _print_sweep(found: dict[str, Any]) -> None:
+def _print_sweep(found: dict[str, Any], by: str) -> None:
     table(
         "a sweep, measured on val: fit what you choose, and it is measured on test",
         ("site", "recipe", *_COLUMNS),
@@ -82,6 +82,25 @@ def _print_sweep(found: dict[str, Any]) -> None:
             for member in sweep["members"]
         ],
     )
+    agreed = [(site, one) for site, sweep in found.items() for one in sweep.get("agreement", [])]
+    if by == "stability":
+        agreed.sort(key=lambda pair: (pair[0], -pair[1]["latents"], pair[1]["fvu"]))
+    if agreed:
+        table(
+            "directions on which the seeds of a recipe agree, and the mean of their figures on val",
+            ("site", "recipe", "directions", "mean cosine", "L0", "FVU"),
+            [
+                (
+                    site,
+                    one["name"],
+                    one["latents"],
+                    f"{one['agreement'] or 0:.2f}",
+                    f"{one['l0']:.2f}",
+                    f"{one['fvu']:.3f}",
+                )
+                for site, one in agreed
+            ],
+        )
 
 
 def _print_fits(found: dict[str, Any]) -> None:

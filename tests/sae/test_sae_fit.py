@@ -14,7 +14,7 @@ from dermaudit.files import sha256_file
 from dermaudit.run.directory import open_run
 from dermaudit.sae import Codes
 from dermaudit.sae.inference.model import WEIGHTS, load_sae
-from dermaudit.sae.training.fit import memorising
+from dermaudit.sae.training.plan import memorising
 
 SHORT = [
     "--d-sae",
@@ -110,6 +110,25 @@ def test_sweep_is_measured_on_val_and_does_not_change_the_run(main, run):
     assert main("fit", "--run", run, *SHORT, *ALONE).rc == 0
     same = [run / part / POOLED for part in ("sae", "sweep")]
     assert sha256_file(same[0] / WEIGHTS) == sha256_file(same[1] / names[3] / WEIGHTS)
+
+
+def test_sweep_by_stability_says_what_the_seeds_of_a_recipe_agree_on(main, run):
+    argv = ("--sweep", "k=2,3", "--by", "stability", "--seeds", "0,1,2,3", "--json")
+    done = main("fit", "--run", run, *(f for f in SHORT if f not in ("--k", "3")), *argv)
+    assert done.rc == 0, done.stderr
+    sweep = done.json()["sweep"][POOLED]
+    assert len(sweep["members"]) == 8 and [one["name"] for one in sweep["agreement"]] == [
+        "k=2",
+        "k=3",
+    ]
+    for one, first in zip(sweep["agreement"], (0, 4), strict=True):
+        own = [member["fvu"] for member in sweep["members"][first : first + 4]]
+        assert one["fvu"] == pytest.approx(np.mean(own))
+        assert 0 <= one["latents"] <= 16
+    # The recipe on which more directions agree is printed first.
+    best = max(sweep["agreement"], key=lambda one: (one["latents"], -one["fvu"]))["name"]
+    printed = done.stderr.split("directions on which the seeds")[1]
+    assert min(("k=2", "k=3"), key=printed.index) == best
 
 
 def test_first_seed_is_the_sae_of_the_run_and_the_others_give_stability(main, run):
@@ -219,6 +238,7 @@ def test_fit_killed_among_the_other_seeds_resumes_to_the_same_bytes(cli, main, r
         (["--preset", "dermfm"], "did you mean 'dermfm-zero'"),
         (["--bad-rows", "keep"], "unknown --bad-rows 'keep'"),
         (["--resume", "--force"], "contradict"),
+        (["--by", "stability"], "compares the recipes of a sweep"),
         (["--device", "gpu"], "--device gpu is no device"),
     ],
 )

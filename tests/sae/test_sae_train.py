@@ -13,7 +13,7 @@ from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import sha256_file
 from dermaudit.sae import ThresholdSAE, fit_sae
 from dermaudit.sae.training.calibrate import calibrate, fold
-from dermaudit.sae.training.fit import ROWS_PER_LATENT, site_recipe
+from dermaudit.sae.training.plan import ROWS_PER_LATENT, site_recipe
 from dermaudit.sae.training.recipe import SAERecipe
 from dermaudit.sae.training.sae_lens_model import build
 
