@@ -40,7 +40,7 @@ def dictionary_page(results: dict[str, Figures]) -> str:
             controls_table(controls),
             compared(controls, controls["this SAE"]["pw_mcc"]),
             "### Widths, clustering and number of fits (pooled site)",
-            "Mean of two halvings of the groups (lowest to highest). *Dictionary* is the SAE of the consensus, "
+            "Another halving of the groups than above. *Dictionary* is the SAE of the consensus, "
             "*single fits* are SAEs of one seed with the whole training; rank correlation of activations on test "
             "images, of pairs with a cosine of .7 or more. `python tests/benchmarks/bench_dictionary.py RUN`",
             widths_table(figures["dictionary"]["widths"]),
@@ -51,6 +51,15 @@ def dictionary_page(results: dict[str, Figures]) -> str:
             seconds_sentence(figures["dictionary"]["seconds"]),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def controls_list(results: dict[str, Figures]) -> str:
+    """Return for each data set where training is better than the controls and where it is not."""
+    lines = []
+    for name, figures in results.items():
+        controls = figures["sites"]["visual.pooled"]["controls"]
+        lines.append(f"- {TITLES[name]}: {compared(controls, controls['this SAE']['pw_mcc'])}")
+    return "\n".join(lines)
 
 
 def sites_table(sites: dict[str, Figures], fits: dict[str, Figures]) -> str:
@@ -88,7 +97,9 @@ def spread(values: list[float] | None, digits: int = 2) -> str:
     if values is None:
         return "–"
     mean, low, high = values
-    return f"{number(mean, digits)} ({number(low, digits)} to {number(high, digits)})"
+    return number(mean, digits) + (
+        f" ({number(low, digits)} to {number(high, digits)})" if low < high else ""
+    )
 
 
 def widths_table(widths: dict[str, Figures]) -> str:

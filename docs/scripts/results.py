@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dictionary_tables import controls_figure, dictionary_page
+from dictionary_tables import controls_figure, controls_list, dictionary_page
 from result_figures import curve_figure, suppression_figure
 from result_text import interval, number, table
 from suppression_tables import benchmarks_body, suppression_body
@@ -320,6 +320,7 @@ def pages(results: dict[str, Figures]) -> dict[Path, str]:
     for name, body in (
         ("demo", demo_output(results["phantoms"])),
         ("results", headline_table(results)),
+        ("controls", controls_list(dictionaries)),
     ):
         block = f"<!-- {name}: generated -->\n{body}\n<!-- {name}: end -->"
         pattern = f"<!-- {name}: generated -->.*?<!-- {name}: end -->"

@@ -99,8 +99,8 @@ def fit_saes(
 ) -> list[FittedSAE]:
     """Fit one SAE for each recipe on rows (n, d), with early stopping on `held` (m, d), m up to some 10⁴.
 
-    Recipes with the same batch and order seed share one pass over the rows; each SAE is the same as if
-    it were fitted alone.
+    Recipes with the same batch and order seed share one pass over the rows. Each SAE is the same as if it
+    were fitted alone: to the bit where a step has at most 2¹⁹ pre-activations, else up to rounding.
 
     Errors: UserInputError for rows that are not finite (with `drop_bad` only if none is), and for rows
     that are all equal; ForeignArtifactError for the checkpoint of another fit, with `resume`.

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _MOST = 1 << 22  # pre-activations of one SAE: with more, one SAE is enough work for all threads
 _ALONE = 1 << 19  # the same where there are fewer SAEs than threads
+#: What an architecture of one's own may do in a step, and the compiled call does not.
+_STEP = ("step", "constrain_gradient", "constrain_weights")
 _NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -40,9 +42,10 @@ def learners(models: list[SAEInTraining]) -> list[SAEStack | SAEInTraining]:
 
 def _shape(model: SAEInTraining) -> tuple[Any, ...] | None:
     """Return what SAEs of a stack have in common, batch and latents first; None if it cannot be stacked."""
-    recipe, cfg = model.recipe, model.sae.cfg
+    recipe, cfg, kind = model.recipe, model.sae.cfg, type(model.architecture)
     if (
-        not isinstance(model.architecture, TopKArchitecture)
+        not issubclass(kind, TopKArchitecture)
+        or any(getattr(kind, name) is not getattr(TopKArchitecture, name) for name in _STEP)
         or not isinstance(model.optimizer, Adam)
         or model.world.size > 1
         or recipe.resample_every

@@ -1,6 +1,6 @@
 """How stable consensus dictionaries are, what their clustering and their number of fits change, and what they cost.
 
-    python tests/benchmarks/bench_dictionary.py RUN [--halvings 2] [--widths 64 128] [--json FILE]
+    python tests/benchmarks/bench_dictionary.py RUN [--halvings 1] [--widths 64 128] [--json FILE]
 
 RUN is a run with stored embeddings. Nothing of it is changed. For each width the train and val rows of the pooled
 site are divided into two halves of groups, several times; each half is fitted with seeds that the other does not
@@ -158,12 +158,12 @@ def image_codes(sae, data: SiteRows, n: int) -> np.ndarray:
     return out
 
 
-def spread(run: RunData, sites: dict[str, SiteRows]) -> dict[str, list[float]]:
+def spread(run: RunData, sites: dict[str, SiteRows], k_pooled: float) -> dict[str, list[float]]:
     """{artifact: lift shares of the dictionaries of two halves, each the best latent of all its sites}."""
     codes: list[list[np.ndarray]] = [[], []]
     for site, data in sites.items():
         tokens = data.rows.tokens
-        k = chosen_k(data, 64) if tokens == 1 else site_recipe(tokens, 10**6, {}).k
+        k = k_pooled if tokens == 1 else site_recipe(tokens, 10**6, {}).k
         base = site_recipe(tokens, data.n_train // tokens, {"k": k}, rows_per_latent=32)
         for number, rows in enumerate(disjoint_halves(data, 1)):
             n = N_FITS if tokens == 1 else N_TOKEN_FITS
@@ -218,7 +218,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--halvings", type=int, default=2)
+    parser.add_argument("--halvings", type=int, default=1)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -233,7 +233,7 @@ def main() -> None:
     for h in args.widths:
         found["widths"][str(h)] = pooled(sites[POOLED], h, args.halvings)
         print(json.dumps(found["widths"][str(h)], indent=1), flush=True)
-    found["lift_shares_of_halves"] = spread(run, sites)
+    found["lift_shares_of_halves"] = spread(run, sites, found["widths"][str(args.widths[0])]["k"])
     print(
         json.dumps({name: found[name] for name in ("seconds", "lift_shares_of_halves")}, indent=1)
     )

@@ -85,6 +85,21 @@ def test_only_saes_of_one_shape_and_kind_are_stacked(monkeypatch):
     assert seen[1:] == [[0], [0]]
 
 
+def test_architecture_with_a_step_of_its_own_is_not_stacked(monkeypatch):
+    from dermaudit.sae.training.architectures.batchtopk import BatchTopK
+    from dermaudit.sae.training.architectures.registry import architectures
+
+    class Counted(BatchTopK):
+        name, steps = "batchtopk", 0
+
+        def constrain_weights(self, sae):
+            type(self).steps += 1
+
+    monkeypatch.setitem(architectures(), "batchtopk", Counted())
+    fitted([SAERecipe(d_sae=16, k=2.0, batch=128, samples=128 * 5)] * 2)
+    assert Counted.steps == 10
+
+
 @pytest.mark.parametrize("n_kept", [0, 1, 7, 100, 10_000])
 def test_selection_keeps_the_largest_positive_keys(n_kept):
     rng = np.random.default_rng(n_kept)
