@@ -196,6 +196,7 @@ def _concepts(run: Run, labels: bool) -> None:
                     "label_auprc": 0.613 if labels else None,
                     "wrong": None,
                     "reason": None if named else "no word beats its null",
+                    "agreement": None,
                 }
             )
     write_parquet(run.file("concepts.parquet"), pa.Table.from_pylist(rows))
