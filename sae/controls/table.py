@@ -46,19 +46,31 @@ def controls_table(controls: dict[str, dict[str, Any]], pw_mcc: float | None) ->
     say(f"  {compared(controls, pw_mcc)}")
 
 
+_TIE = 0.02  # of the larger figure: a smaller difference is none
+
+
 def compared(controls: dict[str, dict[str, Any]], pw_mcc: float | None) -> str:
-    """Return in a sentence where the SAE is better than its best control, and where it is not."""
+    """Return in a sentence where the SAE is better than its best control, where they tie, and where it is worse.
+
+    They tie if the interval of the lift share holds the figure of the control, and with a difference of at most
+    2 %.
+    """
     own = controls["this SAE"] | {"pw_mcc": pw_mcc}
     others = {name: one for name, one in controls.items() if name not in ("this SAE", SINGLE)}
-    better, not_better = [], []
+    found: dict[str, list[str]] = {
+        "Training helps in": [],
+        "A control ties in": [],
+        "It is worse in": [],
+    }
     for key, label, sign in FIGURES:
         known = {name: one[key] for name, one in others.items() if one[key] is not None}
         if own[key] is None or not known:
             continue
         best = max(known, key=lambda name: sign * known[name])
-        line = f"{label} {own[key]:.3f} against {known[best]:.3f} of {best}"
-        (better if sign * (own[key] - known[best]) > 0 else not_better).append(line)
-    return (
-        f"Training helps in: {'; '.join(better) or 'nothing'}. "
-        f"It does not in: {'; '.join(not_better) or 'nothing'}."
-    )
+        mine, theirs = own[key], known[best]
+        low, high = (own.get(f"{key}_ci") or (mine, mine))[:2]
+        tie = low <= theirs <= high or abs(mine - theirs) <= _TIE * max(abs(mine), abs(theirs))
+        better = sign * (mine - theirs) > 0
+        kind = 1 if tie else 0 if better else 2
+        list(found.values())[kind].append(f"{label} ({mine:.3f} against {theirs:.3f} of {best})")
+    return " ".join(f"{start}: {'; '.join(parts) or 'nothing'}." for start, parts in found.items())

@@ -97,22 +97,16 @@ def test_table_says_where_training_helps(report, capsys):
     assert "Training helps in: FVU" in said
 
 
-def test_sentence_counts_a_tie_as_no_help():
-    one = {
-        "fvu": 0.2,
-        "lift_share": 0.8,
-        "bottleneck_auroc": None,
-        "monosemanticity": 0.1,
-        "pw_mcc": 0.5,
-    }
-    other = {
-        "fvu": 0.3,
-        "lift_share": 0.8,
-        "bottleneck_auroc": None,
-        "monosemanticity": 0.2,
-        "pw_mcc": 0.4,
-    }
-    said = compared({"this SAE": one, "PCA": other}, 0.6)
-    helps, does_not = said.split("It does not in: ")
-    assert "FVU 0.200 against 0.300 of PCA" in helps and "agreement of two halves 0.600" in helps
-    assert "lift share" in does_not and "monosemanticity" in does_not and "bottleneck" not in said
+def test_sentence_says_where_training_helps_ties_and_is_worse():
+    one = {"fvu": 0.2, "lift_share": 0.8, "lift_share_ci": [0.7, 0.9], "bottleneck_auroc": 0.901}
+    one |= {"monosemanticity": 0.1, "pw_mcc": 0.5}
+    other = {"fvu": 0.3, "lift_share": 0.75, "bottleneck_auroc": 0.91, "monosemanticity": 0.2}
+    other |= {"pw_mcc": 0.4}
+    said = compared({"this SAE": one, "PCA": other, SINGLE: other | {"fvu": 0.1}}, 0.6)
+    helps, rest = said.split(" A control ties in: ")
+    ties, worse = rest.split(" It is worse in: ")
+    assert "FVU (0.200 against 0.300 of PCA)" in helps and "agreement of two halves (0.600" in helps
+    assert "lift share" in ties and "bottleneck AUROC" in ties  # in the interval; less than 2 %
+    assert worse == "monosemanticity (0.100 against 0.200 of PCA)."
+    none = {key: None for key in other}
+    assert "Training helps in: nothing." in compared({"this SAE": none, "PCA": none}, None)
