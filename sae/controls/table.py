@@ -55,7 +55,7 @@ def compared(controls: dict[str, dict[str, Any]], pw_mcc: float | None) -> str:
     They tie if the interval of the lift share holds the figure of the control, and with a difference of at most
     2 %.
     """
-    own = controls["this SAE"] | {"pw_mcc": pw_mcc}
+    own: dict[str, Any] = {**controls["this SAE"], "pw_mcc": pw_mcc}
     others = {name: one for name, one in controls.items() if name not in ("this SAE", SINGLE)}
     found: dict[str, list[str]] = {
         "Training helps in": [],
