@@ -104,7 +104,7 @@ def spread(values: list[float] | None, digits: int = 2) -> str:
 
 def widths_table(widths: dict[str, Figures]) -> str:
     lines = []
-    for h, found in widths.items():
+    for h, found in sorted(widths.items(), key=lambda pair: int(pair[0])):
         for name, one in found.items():
             if not isinstance(one, dict):
                 continue
@@ -121,7 +121,7 @@ def widths_table(widths: dict[str, Figures]) -> str:
 def fvu_sentence(widths: dict[str, Figures]) -> str:
     parts = [
         f"{one['dictionary']['fvu'][0] / one['single fits']['fvu'][0] - 1:+.0%} with {h} latents"
-        for h, one in widths.items()
+        for h, one in sorted(widths.items(), key=lambda pair: int(pair[0]))
     ]
     return f"FVU of the dictionary against a single fit at the same k: {', '.join(parts)}."
 

@@ -16,7 +16,7 @@ from . import dictionary
 from .recipe import SAERecipe
 
 ROWS_PER_LATENT = 16
-CONSENSUS_ROWS = 32  # the same for a consensus: with fewer rows, fits agree on less
+CONSENSUS_ROWS = 32  # the same for a consensus: more latents take twice the time and agree no more
 _MEMORISES = 20  # rows for each latent, below which a warning says that the SAE memorises rows
 
 
