@@ -61,16 +61,25 @@ def annotate_run(run: Run, options: StageOptions = StageOptions()) -> dict[str, 
             ),
             [_label_line(LabelEvidence(**row)) for row in rows],
         )
-        absent = [row["concept"] for row in rows if row["absent"]]
-        if absent:
-            say(
-                f"  a probe sees these concepts, and no latent does (lift share below {ABSENT}): "
-                f"{', '.join(absent)}; teach one: dermaudit concepts teach {absent[0]} --run "
-                f"{shlex.quote(str(run.path))}"
-            )
+        _say_absent(run, rows)
     else:
         say("  no labels: not measured")
     return {"run": str(run.path), **summary, "labels": {row["concept"]: row for row in rows}}
+
+
+def _say_absent(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Print the concepts that the dictionary lacks, and how one is taught; a diagnosis is not taught."""
+    absent = [row for row in rows if row["absent"]]
+    if not absent:
+        return
+    line = f"  a probe sees these concepts, and no latent does (lift share below {ABSENT}): "
+    line += ", ".join(row["concept"] for row in absent)
+    taught = [row["concept"] for row in absent if row["type"] != "diagnosis"]
+    if taught:
+        line += (
+            f"; teach one: dermaudit concepts teach {taught[0]} --run {shlex.quote(str(run.path))}"
+        )
+    say(line)
 
 
 def _label_line(found: LabelEvidence) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from concept_world import DEAD, RULER, SIGNAL, TextTower, basis, world, write_run
+from concept_world import DEAD, POOLED, RULER, SIGNAL, TextTower, basis, world, write_run
 
 from dermaudit.concepts.annotation.stage import annotate_run
 from dermaudit.concepts.bottlenecks import bottleneck
@@ -16,6 +16,7 @@ from dermaudit.concepts.heads import fit_heads
 from dermaudit.concepts.naming.stage import name_run
 from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
 from dermaudit.errors import StaleArtifactError, UserInputError
+from dermaudit.files import write_json
 from dermaudit.heads import LinearHead
 
 WORDS = Vocabulary(
@@ -151,3 +152,26 @@ def test_damaged_or_absent_sae_refused(w, tmp_path):
     del run.meta["stages"]["fit:visual.pooled"]
     with pytest.raises(UserInputError, match="has no fit stage yet"):
         annotate_run(run)
+
+
+def test_residual_latents_of_a_consensus_are_neither_named_nor_chosen(w, tmp_path, capsys):
+    """Latents 0 to 2 are of the consensus; latent 5, which is ink and would be named veil, is residual."""
+    run = write_run(tmp_path / "r", w, **{"artifact:ink": ink(w)})
+    written = run.files.consensus(POOLED)
+    write_json(written, {"agreement": [0.95, 0.9, 0.85]})
+    record = run.meta["stages"][f"fit:{POOLED}"]
+    files = [run.path / name for name in record["outputs"]]
+    run.record(f"fit:{POOLED}", {}, [*files, written], upstream=["embed"])
+    annotate_run(run)
+    name_run(run, WORDS, TOWER)
+    labels = {r["concept"]: r for r in rows(run, "labels.parquet")}
+    assert labels["ruler"]["latent"] == RULER and labels["ruler"]["absent"] is False
+    assert labels["ink"]["latent"] in (0, 1, 2) and labels["ink"]["absent"] is True
+    said = capsys.readouterr().err
+    assert "a probe sees these concepts" in said and "dermaudit concepts teach ink --run" in said
+    found = {r["latent"]: r for r in rows(run, "concepts.parquet")}
+    assert found[RULER]["name"] == "ruler" and found[RULER]["agreement"] == 0.95
+    for latent, row in found.items():
+        if latent > 2:
+            assert row["name"] is None and row["reason"].startswith("residual")
+            assert row["agreement"] is None and row["z"] is None
