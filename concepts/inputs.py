@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dermaudit.errors import UserInputError, unknown
+from dermaudit.files import sha256_file
 from dermaudit.run.directory import Run
 from dermaudit.sae.run_data import POOLED
 
@@ -26,9 +27,12 @@ def vocabulary_of(run: Run, given: str | Path | None = None) -> Vocabulary:
     """
     if given is not None:
         return Vocabulary.load(given)
-    if "name" in run.meta["stages"] and run.files.vocabulary.is_file():
-        run.require("name")
-        return Vocabulary.load(run.files.vocabulary)
+    path, record = run.files.vocabulary, run.meta["stages"].get("name")
+    if record is not None and path.is_file():
+        # It is made from nothing else, so it holds for a run whose SAEs are newer than its names too.
+        if sha256_file(path) != record["outputs"].get(path.name):
+            run.require("name")
+        return Vocabulary.load(path)
     return Vocabulary.load()
 
 

@@ -142,6 +142,22 @@ def test_damaged_sae_is_not_blamed_on_the_recipe(run):
     assert stale.value.hint == f"run: dermaudit fit --run {run.path} --force"
 
 
+def test_vocabulary_of_a_run_holds_when_its_names_are_stale(run):
+    """Otherwise `name --force` would be refused with the advice to call `name --force`."""
+    record = run.meta["stages"][f"fit:{POOLED}"]
+    metrics = run.file("sae", POOLED, "metrics.json")
+    metrics.write_text('{"site": "fitted anew"}')
+    files = [metrics, *(run.path / name for name in record["outputs"])]
+    run.record(f"fit:{POOLED}", {}, files, upstream=["embed"])
+    with pytest.raises(StaleArtifactError):
+        run.require("name")
+    assert vocabulary_of(run).sha256() == OWN.sha256()
+    # A vocabulary that was changed by hand is refused.
+    run.files.vocabulary.write_text(run.files.vocabulary.read_text() + " ")
+    with pytest.raises(StaleArtifactError):
+        vocabulary_of(run)
+
+
 def test_vocabulary_json_loads_to_the_same_vocabulary(tmp_path):
     for vocabulary in (OWN, Vocabulary.load()):
         path = tmp_path / "v.json"
