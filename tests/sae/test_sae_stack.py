@@ -100,6 +100,33 @@ def test_architecture_with_a_step_of_its_own_is_not_stacked(monkeypatch):
     assert Counted.steps == 10
 
 
+def test_products_of_a_stack_have_one_thread(run_python):
+    """In a process that has not loaded the BLAS of scipy before, with two threads by the environment."""
+    code = """
+import numpy as np
+from threadpoolctl import threadpool_info
+from dermaudit.sae.store.rows import EmbeddingRows
+from dermaudit.sae.training.loop import fit_saes
+from dermaudit.sae.training.recipe import SAERecipe
+from dermaudit.sae.training.stack import SAEStack
+
+learn, seen = SAEStack.learn, set()
+
+def spied(self, rows):
+    learn(self, rows)
+    seen.update(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")
+
+SAEStack.learn = spied
+x = np.random.default_rng(0).normal(size=(300, 8)).astype("f4")
+recipe = SAERecipe(d_sae=8, k=2.0, batch=100, samples=300)
+fit_saes(EmbeddingRows.of(x), x, [recipe], site="", model_name="")
+print("threads", seen)
+"""
+    done = run_python("-c", code, env={"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"})
+    assert done.rc == 0, done.stderr
+    assert "threads {1}" in done.stdout
+
+
 @pytest.mark.parametrize("n_kept", [0, 1, 7, 100, 10_000])
 def test_selection_keeps_the_largest_positive_keys(n_kept):
     rng = np.random.default_rng(n_kept)
