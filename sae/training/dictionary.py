@@ -20,9 +20,8 @@ from ..store.loader import RowSubset, read_all
 from .consensus import JOIN, KEEP, KEEP_TOKENS, Consensus, consensus
 from .loop import FittedSAE
 from .recipe import SAERecipe
-from .site_rows import SiteRows
+from .site_rows import SiteRows, evenly
 
-FILE = "consensus.json"
 VERSION = 1  # of the method: a dictionary of an earlier one is made again
 WITHIN = 0.98
 #: Part of the training that a fit of a consensus has at sites with several rows for each image: it takes less time,
@@ -173,10 +172,3 @@ def require_memory(recipe: SAERecipe, d_in: int, n_fits: int) -> None:
             f"{_MEMORY * free / 1e9:.1f} GB are for them: {most} fit at once",
             f"give --seeds {most}" if most > 1 else "give a smaller --d-sae",
         )
-
-
-def evenly(index: np.ndarray, most: int) -> np.ndarray:
-    """Return at most `most` of some numbers, evenly spaced."""
-    if len(index) <= most:
-        return index
-    return index[np.linspace(0, len(index) - 1, most).astype(np.int64)]

@@ -26,7 +26,6 @@ from ..evaluation.stability import stability_report
 from ..inference.codes import write_codes
 from ..inference.model import ThresholdSAE, load_sae
 from ..store.loader import read_all
-from . import dictionary
 from .dictionary import (
     WITHIN,
     Dictionary,
@@ -135,8 +134,8 @@ class _SiteFit:
                 return [], {}
             fitted = found.fitted
             metrics = self._metrics(fitted, "test") | found.summary()
-            write_json(folder / dictionary.FILE, found.report())
-            paths.append(folder / dictionary.FILE)
+            write_json(files.consensus(self.site), found.report())
+            paths.append(files.consensus(self.site))
         else:
             several = self._fit_all("fit")
             if not self.plan.world.leads:
@@ -188,12 +187,7 @@ class _SiteFit:
             )
         except EvidenceError as error:  # without a direction that several fits find
             report = {"reason": error.message}
-        path = files.stability(self.site)
-        write_json(path, report)
-        _clear(self.run, "seeds", self.site)
-        return [*paths, path], {
-            name: value for name, value in report.items() if name != "per_latent"
-        }
+        return self._with_stability(paths, report)
 
     @property
     def _seeds(self) -> tuple[int, ...]:
@@ -264,6 +258,10 @@ class _SiteFit:
             )
         except EvidenceError as error:  # an SAE without an active latent is a result, not a failure
             report = {"reason": error.message}
+        return self._with_stability(paths, report)
+
+    def _with_stability(self, paths: list[Path], report: dict[str, Any]) -> _Result:
+        """Write a comparison with other SAEs, whose files are `paths`."""
         path = self.run.files.stability(self.site)
         write_json(path, report)
         _clear(self.run, "seeds", self.site)

@@ -39,6 +39,13 @@ def require_enough_images(n: dict[str, int], images: int, what: str = "an SAE") 
         )
 
 
+def evenly(index: np.ndarray, most: int) -> np.ndarray:
+    """Return at most `most` of some numbers, evenly spaced."""
+    if len(index) <= most:
+        return index
+    return index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
+
+
 @dataclass(frozen=True)
 class SiteRows:
     """The stored rows of a site, and the row numbers of each split."""
@@ -65,9 +72,7 @@ class SiteRows:
     def split(self, name: str, most: int | None = None) -> RowSubset:
         """Return the rows of a split; at most `most`, evenly spaced."""
         index = self.index[name]
-        if most is not None and len(index) > most:
-            index = index[np.linspace(0, len(index) - 1, most).astype(np.int64)]
-        return RowSubset(self.rows, index)
+        return RowSubset(self.rows, index if most is None else evenly(index, most))
 
     def image_names(self, run: Run, numbers: np.ndarray) -> str:
         """Return the images to which some rows belong, as "2 images: a, b"."""

@@ -37,12 +37,6 @@ def learners(models: list[SAEInTraining]) -> list[SAEStack | SAEInTraining]:
             _MOST if len(members) >= torch.get_num_threads() else _ALONE
         )
         found += [SAEStack(members)] if small else members
-    if found:
-        # The BLAS of compiled code: loaded before its threads are limited, or the limit would miss it, and the sums
-        # would depend on what the process had imported before.
-        import scipy.linalg.cython_blas  # noqa: F401
-
-        pass
     return found + alone
 
 

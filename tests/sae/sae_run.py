@@ -14,6 +14,19 @@ from dermaudit.run.directory import Run
 
 POOLED, PATCHES = "visual.pooled", "visual.blocks.1.hook_resid_post"
 TOKENS = 4
+#: The flags of a fit that takes a second.
+SHORT = [
+    "--d-sae",
+    "16",
+    "--k",
+    "3",
+    "--samples",
+    "20000",
+    "--set",
+    "lr=5e-3",
+    "--set",
+    "batch=128",
+]
 
 
 def write_run(path: Path, n: int = 600, bad: tuple[int, ...] = (), sites=(POOLED,)) -> Run:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sae_rows import planted, random_sae
-from sae_run import PATCHES, POOLED, write_run
+from sae_run import PATCHES, POOLED, SHORT, write_run
 
 from dermaudit.errors import EvidenceError
 from dermaudit.files import sha256_file
@@ -26,18 +26,6 @@ from dermaudit.sae.training.sae_in_training import DecoderStart
 
 RNG = np.random.default_rng(0)
 SHARED = unit(RNG.normal(size=(5, 40)))
-SHORT = (
-    "--d-sae",
-    "16",
-    "--k",
-    "3",
-    "--samples",
-    "20000",
-    "--set",
-    "lr=5e-3",
-    "--set",
-    "batch=128",
-)
 GIVEN = (*SHORT, "--consensus", "--seeds", "4", "--no-metrics")
 
 

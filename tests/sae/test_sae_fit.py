@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from sae_run import PATCHES, POOLED, TOKENS, write_run
+from sae_run import PATCHES, POOLED, SHORT, TOKENS, write_run
 
 from dermaudit.files import sha256_file
 from dermaudit.run.directory import open_run
@@ -16,18 +16,6 @@ from dermaudit.sae import Codes
 from dermaudit.sae.inference.model import WEIGHTS, load_sae
 from dermaudit.sae.training.plan import memorising
 
-SHORT = [
-    "--d-sae",
-    "16",
-    "--k",
-    "3",
-    "--samples",
-    "20000",
-    "--set",
-    "lr=5e-3",
-    "--set",
-    "batch=128",
-]
 ALONE = ("--seeds", "0", "--no-metrics")
 
 

@@ -101,7 +101,7 @@ def test_architecture_with_a_step_of_its_own_is_not_stacked(monkeypatch):
 
 
 def test_products_of_a_stack_have_one_thread(run_python):
-    """In a process that has not loaded the BLAS of scipy before, with two threads by the environment."""
+    """Where the environment asks for two: their sums would depend on it."""
     code = """
 import numpy as np
 from threadpoolctl import threadpool_info
