@@ -11,18 +11,20 @@ import torch
 from sae_rows import planted, random_sae
 from sae_run import PATCHES, POOLED, SHORT, write_run
 
-from dermaudit.errors import EvidenceError
+from dermaudit.errors import EvidenceError, UserInputError
 from dermaudit.files import sha256_file
-from dermaudit.run.directory import open_run
 from dermaudit.sae import Codes
 from dermaudit.sae.evaluation.halves import between_halves, first_latents, halves_report
 from dermaudit.sae.evaluation.stability import unit
 from dermaudit.sae.inference.model import WEIGHTS, load_sae
+from dermaudit.sae.run_data import RunData
 from dermaudit.sae.store.rows import EmbeddingRows
 from dermaudit.sae.training.consensus import METHODS, consensus
+from dermaudit.sae.training.dictionary import disjoint_halves
 from dermaudit.sae.training.loop import fit_saes
 from dermaudit.sae.training.recipe import SAERecipe
 from dermaudit.sae.training.sae_in_training import DecoderStart
+from dermaudit.sae.training.site_rows import SiteRows
 
 RNG = np.random.default_rng(0)
 SHARED = unit(RNG.normal(size=(5, 40)))
@@ -249,27 +251,16 @@ def test_killed_between_the_fits_resumes_to_the_same_bytes(cli, main, run, tmp_p
             assert sha256_file(file) == sha256_file(other), file.name
 
 
-def test_run_of_one_group_is_not_halved(main, tmp_path):
-    path = write_run(tmp_path / "run").path
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path / "images.parquet")
-    assert table.num_rows == 600
-    run = open_run(path)
-    # Every train image is of one group in the store.
-    import dermaudit.sae.training.dictionary as dictionary
-    from dermaudit.errors import UserInputError
-    from dermaudit.sae.run_data import RunData
-    from dermaudit.sae.training.site_rows import SiteRows
-
+def test_halves_share_no_group_and_one_group_is_not_halved(tmp_path):
+    run = write_run(tmp_path / "run")
     data = SiteRows.open(run, POOLED, RunData(run).splits)
-    first, second = dictionary.disjoint_halves(data, 0)
+    first, second = disjoint_halves(data, 0)
     groups = data.rows.image_groups
     assert not set(groups[first.train.index]) & set(groups[second.train.index])
     assert abs(first.train.n - second.train.n) <= 3
     data.rows.image_groups[:] = 7
     with pytest.raises(UserInputError, match="are of one group, and cannot be divided"):
-        dictionary.disjoint_halves(data, 0)
+        disjoint_halves(data, 0)
 
 
 @pytest.mark.parametrize(
