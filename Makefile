@@ -21,17 +21,14 @@ demo: install
 	$(BIN)/dermaudit demo --force
 
 test: install lint
-	$(BIN)/python tests/compile_kernels.py
 	$(BIN)/python -m pytest $(PARALLEL)
 
 # Without the tests that take long or need a browser: for use while you work.
 test-fast: install
-	$(BIN)/python tests/compile_kernels.py
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser"
 
 # Branch coverage of everything, with a lower limit for the core.
 coverage: install
-	$(BIN)/python tests/compile_kernels.py
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=
 	$(BIN)/coverage report --sort=cover --skip-covered
 	$(BIN)/coverage report --include='sae/*,concepts/*,dermaudit/run/*,dermaudit/stats/*' --fail-under=90 | tail -1

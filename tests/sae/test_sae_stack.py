@@ -127,6 +127,42 @@ print("threads", seen)
     assert "threads {1}" in done.stdout
 
 
+@pytest.mark.slow
+def test_bits_do_not_depend_on_who_compiled(run_python, tmp_path):
+    """A process that compiles the step has the bits of one that reads it from the cache, and of one that called a part
+    of it alone before.
+    """
+    code = """
+import sys
+import numpy as np
+from dermaudit.files import sha256_bytes
+from dermaudit.sae.store.rows import EmbeddingRows
+from dermaudit.sae.training.kernels import loops
+from dermaudit.sae.training.loop import fit_saes
+from dermaudit.sae.training.recipe import SAERecipe
+
+if "parts" in sys.argv:
+    loops.lengths(np.ones((5, 8), "f4"), np.ones(5, "f4"), 0, 5)
+rng = np.random.default_rng(0)
+x = (rng.normal(size=(2000, 30)) @ rng.normal(size=(30, 8)) + 3).astype("f4")
+recipe = SAERecipe(d_sae=8, k=3.0, batch=200, samples=30_000, dead_window=2000)
+sae = fit_saes(EmbeddingRows.of(x), x, [recipe], site="", model_name="")[0].sae
+print(sha256_bytes(sae.W_enc.numpy().tobytes() + sae.W_dec.numpy().tobytes()))
+"""
+
+    def bits(cache: str, *argv: str) -> str:
+        done = run_python(
+            "-c", code, *argv, env={"NUMBA_CACHE_DIR": str(tmp_path / cache)}, timeout=300
+        )
+        assert done.rc == 0, done.stderr
+        return done.stdout
+
+    compiled = bits("one")
+    assert any((tmp_path / "one").rglob("*.nbi"))
+    assert bits("one") == compiled
+    assert bits("one", "parts") == compiled
+
+
 @pytest.mark.parametrize("n_kept", [0, 1, 7, 100, 10_000])
 def test_selection_keeps_the_largest_positive_keys(n_kept):
     rng = np.random.default_rng(n_kept)

@@ -14,8 +14,13 @@ _MATHS = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def compiled(function):
-    """Compile a function at the first call for a dtype; the code is cached on disk if possible."""
-    options = {"nogil": True, "fastmath": _MATHS, "error_model": "numpy"}
+    """Compile a function at the first call for a dtype; the code is cached on disk if possible.
+
+    It is inlined where compiled code calls it. Otherwise a process that has just compiled it would call the code of
+    the function alone, and a process that reads the caller from the cache a copy that was optimised with the caller,
+    whose reassociated sums are rounded differently.
+    """
+    options = {"nogil": True, "fastmath": _MATHS, "error_model": "numpy", "forceinline": True}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder that it may write to
