@@ -45,7 +45,7 @@ results: install
 	$(BIN)/python -m pip install --quiet --editable ".[trunk]"
 	$(BIN)/python docs/scripts/results.py
 
-# The head, the concept latents and the recipes that the bundled models ship. Needs $DERMAUDIT_DATA.
+# The head, the recipes, the concept latents and the dictionaries that the bundled models ship. Needs $DERMAUDIT_DATA.
 ARTIFACTS := ruler dark_corner gel_bubble hair ink gel_border patch
 reference: install
 	$(BIN)/dermaudit demo
@@ -54,7 +54,10 @@ reference: install
 	for run in runs/demo runs/dermoscopy; do \
 	  for concept in $(ARTIFACTS); do $(BIN)/dermaudit concepts teach $$concept --run $$run || exit 1; done; \
 	  $(BIN)/dermaudit recipe make --run $$run --keep-going && \
-	  $(BIN)/python docs/scripts/reference.py $$run || exit 1; \
+	  rm -rf $$run-dictionary && cp -r $$run $$run-dictionary && \
+	  $(BIN)/dermaudit fit --consensus --halves pooled --no-metrics --force --run $$run-dictionary && \
+	  $(BIN)/dermaudit annotate --run $$run-dictionary && $(BIN)/dermaudit name --run $$run-dictionary && \
+	  $(BIN)/python docs/scripts/reference.py $$run $$run-dictionary || exit 1; \
 	done
 
 # The documentation as a site, in the folder site.

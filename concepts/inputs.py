@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 from dermaudit.errors import UserInputError, unknown
 from dermaudit.files import sha256_file
 from dermaudit.run.directory import Run
-from dermaudit.sae.run_data import POOLED
+from dermaudit.sae.run_data import POOLED, RunData
 
+from .suppression.reference_recipe import concepts_of_reference
 from .vocabulary.vocabulary import Vocabulary
 
 VOCABULARY_HELP = (
@@ -84,16 +85,17 @@ def known_concept(run: Run, vocabulary: Vocabulary, word: str) -> str:
 
 def artifacts_of(run: Run, vocabulary: Vocabulary) -> list[str]:
     """Return the concepts that an audit suppresses: artifacts with labels in the run, concepts that were
-    taught to it, and artifacts that a latent of the pooled site is named after. Those of the vocabulary come
-    first, in its order.
+    taught to it, artifacts that a latent of the pooled site is named after, and those of the reference if its
+    dictionary is the SAE of the run. Those of the vocabulary come first, in its order.
     """
     in_vocabulary = [c.id for c in vocabulary.concepts if c.type == "artifact"]
     columns = pq.read_schema(run.files.images).names
     own = sorted(name.removeprefix("artifact:") for name in columns if name.startswith("artifact:"))
     taught = taught_concepts(run)
-    found = {*own, *taught, *(c for c in labelled_concepts(run) if c in in_vocabulary)}
+    reference = concepts_of_reference(RunData(run))
+    found = {*own, *taught, *reference, *(c for c in labelled_concepts(run) if c in in_vocabulary)}
     if run.files.concepts.is_file():
         rows = pq.read_table(run.files.concepts, columns=["name", "site"]).to_pylist()
         named = {row["name"] for row in rows if row["site"] == POOLED}
         found |= {concept for concept in in_vocabulary if concept in named}
-    return [c for c in dict.fromkeys([*in_vocabulary, *own, *taught]) if c in found]
+    return [c for c in dict.fromkeys([*in_vocabulary, *own, *taught, *reference]) if c in found]

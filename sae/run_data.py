@@ -22,6 +22,7 @@ from dermaudit.errors import EvidenceError, ForeignArtifactError, StaleArtifactE
 from dermaudit.files import read_json, sha256_json
 from dermaudit.heads import LinearHead
 from dermaudit.run.directory import Run, open_run
+from dermaudit.towers.loading.reference import ReferenceFiles
 
 from .inference.codes import Codes
 from .store.activation_store import ActivationStore
@@ -235,6 +236,25 @@ class RunData:
     def sae_metrics(self, site: str) -> dict[str, Any]:
         """Return the figures that the fit of a site wrote."""
         return self._json(self.run.files.sae_metrics(site), f"fit:{site}")
+
+    def reference(self, site: str) -> ReferenceFiles | None:
+        """Return the files of the reference of the model, if the SAE of a site is its dictionary; else None.
+
+        StaleArtifactError if the reference of this installation is another one.
+        """
+        path = self.run.files.sae_metrics(site)
+        facts = None
+        if self.stage_that_wrote(path) is not None:
+            facts = self._json(path, f"fit:{site}").get("reference")
+        if facts is None:
+            return None
+        files = ReferenceFiles.of_model(facts["model"])
+        if files is None or files.sha256 != facts["sha256"]:
+            raise StaleArtifactError(
+                f"the SAE at {site} is of a reference that this version of dermaudit does not ship",
+                f"run: {self.run.remake_command(f'fit:{site}')}",
+            )
+        return files
 
     def agreement(self, site: str) -> np.ndarray | None:
         """Return how well the fits of a consensus dictionary agree on each of its first latents (c,), as the mean

@@ -5,7 +5,8 @@ pooled embedding − prevalence). The best latent has the highest harmonic mean 
 and on val: val alone has too few positives for a rare concept, and on train alone a latent that
 memorised its images would win. It is scored on test; the probe is fitted on train. Interval:
 bootstrap over groups, jointly for latent, probe and prevalence. Undefined where the denominator is
-below 0.10. Residual latents of a consensus dictionary are no candidates.
+below 0.10. Residual latents of a consensus dictionary are no candidates. Where the SAE is the reference dictionary of
+the model, the latent is the one that was best on the images of the reference, and there is no probe.
 
 The best pair is the best latent with a second one, joined by a logistic regression, both chosen on train and val.
 A concept is absent from the dictionary if the probe sees it and the lift share of the best latent is below
@@ -31,6 +32,8 @@ from dermaudit.stats.intervals import (
     auroc_interval,
     percentile_interval,
 )
+
+from ..naming.reference_names import best_latents, judged_rows
 
 PARTNERS = 32  # latents at most that are tried beside the best one
 ABSENT = 0.5  # lift share
@@ -69,6 +72,8 @@ class LabelEvidence:
 def latents_by_label(data: RunData, *, seed: int = 0, n_draws: int = 1000) -> list[LabelEvidence]:
     """The evidence for every known concept of the run, artifacts first."""
     truths = sorted(data.truth.values(), key=lambda t: (t.type != "artifact", t.type, t.name))
+    if truths and (best := best_latents(data)):
+        return [_by_reference(data, truth, best.get(truth.name), seed=seed) for truth in truths]
     tables = _auprc_by_site(data, truths)
     return [
         _one(data, truth, i, tables, seed=seed, n_draws=n_draws) for i, truth in enumerate(truths)
@@ -120,6 +125,32 @@ def _best_partner(
         if best is None or value > best[0]:
             best = value, partner, score
     return None if best is None else best[1:]
+
+
+def _by_reference(
+    data: RunData, truth: Truth, best: tuple[str, int] | None, *, seed: int
+) -> LabelEvidence:
+    """Return the evidence for the latent that was the best one on the images of the reference. It is scored on all
+    images of the run, none of which had a part in the choice.
+    """
+    known = truth.known(judged_rows(data))
+    y, groups = truth.values[known], data.groups[known]
+    out = LabelEvidence(truth.name, truth.type, n=len(known), n_pos=int(y.sum()))
+    if best is None:
+        out.reason = "the reference has no label of this concept"
+        return out
+    out.site, out.latent = best
+    if len(known) < MIN_CELL or out.n_pos < 5 or out.n_pos == len(known):
+        out.reason = f"n too small: {out.n_pos} of {len(known)} labelled images"
+        return out
+    score = data.codes(out.site).column(out.latent)[known]
+    out.prevalence = float(y.mean())
+    out.auprc, out.auroc = auprc(y, score), auroc(y, score)
+    draws = auprc_draws(y, [score], GroupBootstrap(groups, 1000, seed))
+    out.auprc_lo, out.auprc_hi = percentile_interval(draws[:, 0])
+    out.auroc_lo, out.auroc_hi = auroc_interval(y, score, groups, seed=seed)
+    out.reason = "no lift share: with the reference dictionary no probe is fitted"
+    return out
 
 
 def _one(

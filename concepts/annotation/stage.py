@@ -92,7 +92,8 @@ def _label_line(found: LabelEvidence) -> tuple[object, ...]:
         lift = f"{found.lift_share:.2f} {interval}"
     site = found.site.removeprefix("visual.")
     pair = "" if found.pair_lift_share is None else f"{found.pair_lift_share:.2f}"
-    return *start, site, found.latent, f"{found.auprc:.3f}", f"{found.probe_auprc:.3f}", lift, pair
+    probe = "" if found.probe_auprc is None else f"{found.probe_auprc:.3f}"
+    return *start, site, found.latent, f"{found.auprc:.3f}", probe, lift, pair
 
 
 def _label_table(evidence: list[LabelEvidence]) -> pa.Table:

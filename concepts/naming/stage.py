@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
@@ -22,6 +24,7 @@ from ..results import rounded
 from ..vocabulary.vocabulary import Vocabulary
 from .concept_rows import ConceptRow, concept_table
 from .methods.registry import Names, naming_method
+from .reference_names import UNNAMED, judged_rows, name_fields, reference_names
 
 TOP_ROWS = 24
 RESIDUAL = "residual: several fits of the SAE do not agree on this latent"
@@ -80,11 +83,16 @@ def name_run(
         permuted = 0
         seen = data.rows("train", "val")
         for site in data.sites:
+            reference = data.reference(site)
+            if reference is not None:
+                known = reference_names(reference, site, vocabulary)
+                rows += _site_rows(data, site, partial(name_fields, known))
+                continue
             count = data.n_concepts(site)
             codes = data.codes(site).csr()[np.flatnonzero(seen), :count].toarray()
             names = method(codes, data.pooled[seen], vectors, distractors, vocabulary, seed=seed)
             permuted += names.named_under_permutation
-            rows += _site_rows(data, site, names, vocabulary)
+            rows += _site_rows(data, site, _NamesOfRun(data, site, names, vocabulary))
         n_judged, wrong = _judge(data, rows)
         alive, named = len(rows), sum(row["name"] is not None for row in rows)
         figures: NamingFigures = rounded(
@@ -118,56 +126,75 @@ def name_run(
     return {"run": str(run.path), **figures}
 
 
-def _site_rows(data: RunData, site: str, names: Names, vocabulary: Vocabulary) -> list[ConceptRow]:
-    """Return one row for each live latent of a site, not yet compared with labels."""
-    codes, agreement = data.codes(site), data.agreement(site)
-    count = data.n_concepts(site)
+def _site_rows(
+    data: RunData, site: str, name_of: Callable[[int], dict[str, Any]]
+) -> list[ConceptRow]:
+    """Return one row for each live latent of a site, not yet compared with labels; `name_of` gives its name and the
+    evidence for it.
+    """
+    codes = data.codes(site)
     rows = []
     active = codes.n_active()
-    for latent in np.flatnonzero(active):
-        column = codes.column(int(latent))
+    for latent in map(int, np.flatnonzero(active)):
+        column = codes.column(latent)
         top = np.argsort(-column, kind="stable")[: min(TOP_ROWS, int(active[latent]))]
-        residual = latent >= count
-        word = -1 if residual else int(names.word[latent])
-        concept = vocabulary.concepts[word] if word >= 0 else None
-        rows.append(
-            {
-                "site": site,
-                "latent": int(latent),
-                "name": concept.id if concept else None,
-                "type": concept.type if concept else None,
-                "z": None if residual else _finite(names.z[latent]),
-                "p_null": None if residual else _finite(names.p_null[latent]),
-                "q": None if residual else _finite(names.q[latent]),
-                "p_correct": None,
-                "rivals": "[]" if residual else names.rivals[latent],
-                "n_active": int(active[latent]),
-                "frequency": float(active[latent] / data.n),
-                "top_rows": [int(row) for row in top],
-                "label_concept": None,
-                "label_auprc": None,
-                "wrong": None,
-                "reason": RESIDUAL if residual else names.reason[latent],
-                "agreement": None if residual or agreement is None else float(agreement[latent]),
-            }
-        )
+        row: Any = {
+            "site": site,
+            "latent": latent,
+            "n_active": int(active[latent]),
+            "frequency": float(active[latent] / data.n),
+            "top_rows": [int(row) for row in top],
+            "label_concept": None,
+            **name_of(latent),
+            "label_auprc": None,
+            "wrong": None,
+        }
+        rows.append(row)
     return rows
 
 
+class _NamesOfRun:
+    """The names that were made on the images of the run, by latent; a residual latent has none."""
+
+    def __init__(self, data: RunData, site: str, names: Names, vocabulary: Vocabulary) -> None:
+        self.names, self.vocabulary = names, vocabulary
+        self.agreement, self.count = data.agreement(site), data.n_concepts(site)
+
+    def __call__(self, latent: int) -> dict[str, Any]:
+        if latent >= self.count:
+            return {**UNNAMED, "reason": RESIDUAL}
+        names, word = self.names, int(self.names.word[latent])
+        concept = self.vocabulary.concepts[word] if word >= 0 else None
+        return {
+            "name": concept.id if concept else None,
+            "type": concept.type if concept else None,
+            "z": _finite(names.z[latent]),
+            "p_null": _finite(names.p_null[latent]),
+            "q": _finite(names.q[latent]),
+            "p_correct": None,
+            "rivals": names.rivals[latent],
+            "reason": names.reason[latent],
+            "agreement": None if self.agreement is None else float(self.agreement[latent]),
+        }
+
+
 def _judge(data: RunData, rows: list[ConceptRow]) -> tuple[int, float | None]:
-    """Compare names with labels on test images and fill `label_concept`, `label_auprc` and `wrong`.
+    """Compare names with labels on the images that judge them (`judged_rows`), and fill `label_concept`,
+    `label_auprc` and `wrong`.
     Return the number of names with a label, and the share of them that is wrong.
 
     A name is wrong if its latent ranks another labelled concept better (by normalised lift
     (AUPRC − prevalence) / (1 − prevalence)), or its own concept no better than chance. The label
-    shown next to a latent (`label_concept`) is chosen on train and val and scored on test.
+    shown next to a latent (`label_concept`) is chosen on train and val and scored on test; with the reference
+    dictionary it was chosen on the images of the reference.
     """
     truths = list(data.truth.values())
-    test, seen = (np.flatnonzero(data.rows(*s)) for s in (("test",), ("train", "val")))
+    judges = judged_rows(data)
+    test, seen = np.flatnonzero(judges), np.flatnonzero(~judges & data.rows("train", "val"))
     if not truths or not len(test):
         return 0, None
     table, lift = _auprc_and_lift(data, test)
-    _, choice = _auprc_and_lift(data, seen)
+    choice = _auprc_and_lift(data, seen)[1] if len(seen) else None
     index = {truth.name: i for i, truth in enumerate(truths)}
     judged = wrong = 0
     for row in rows:
@@ -175,10 +202,12 @@ def _judge(data: RunData, rows: list[ConceptRow]) -> tuple[int, float | None]:
         if not np.isfinite(above).any():
             continue
         best = int(np.nanargmax(above))
-        known = np.where(np.isfinite(above), choice[row["site"]][:, row["latent"]], np.nan)
-        if np.isfinite(known).any():
-            label = int(np.nanargmax(known))
-            row["label_concept"] = truths[label].name
+        if choice is not None:
+            known = np.where(np.isfinite(above), choice[row["site"]][:, row["latent"]], np.nan)
+            best_label = int(np.nanargmax(known)) if np.isfinite(known).any() else -1
+            row["label_concept"] = truths[best_label].name if best_label >= 0 else None
+        label = index.get(row["label_concept"] or "")
+        if label is not None and np.isfinite(above[label]):
             row["label_auprc"] = float(table[row["site"]][label, row["latent"]])
         if row["name"] in index and np.isfinite(above[index[row["name"]]]):
             own = above[index[row["name"]]]

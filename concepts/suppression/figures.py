@@ -7,7 +7,7 @@ defined, or of too few images, is nan here and null in the file.
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict, final
+from typing import Any, NotRequired, TypedDict, final
 
 from ..evidence.effect_figures import EffectFigures
 
@@ -38,6 +38,7 @@ class MeasuredFigures(EffectFigures, InsertionFigures):
     random_changes: list[float]  # of the cross-group AUROC, by each set of random latents
     refused: list[str]
     accepted_limits: str | None
+    measured_on: NotRequired[dict[str, Any]]  # the reference, if not the images of the run
 
 
 @final

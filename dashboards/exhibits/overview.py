@@ -149,9 +149,11 @@ def sae(view: RunView) -> Exhibit:
         report = view.other_seeds(row["site"])
         return report["stable"]["value"] if report else None
 
+    borrowed = "".join(_of_reference(row) for row in rows if "reference" in row)
     return Exhibit(
         "Sparse autoencoders",
-        "On test images. L0 = active latents of an embedding; FVU = fraction of variance "
+        f"{borrowed}On test images (a reference dictionary: on all images). "
+        "L0 = active latents of an embedding; FVU = fraction of variance "
         "unexplained; dead = latents that are active in no test image; over seeds = live latents that "
         "every other seed found too (decoder and encoder cosine .7 and more), – = one seed was "
         "fitted; n = embeddings it was fitted on (train).",
@@ -166,6 +168,17 @@ def sae(view: RunView) -> Exhibit:
             ("n", "n_train"),
             shares=("dead", "over seeds"),
         ),
+    )
+
+
+def _of_reference(row: dict[str, Any]) -> str:
+    """Return in words why the reference dictionary is the SAE of a site, and how far the images lie from its own."""
+    known, far = row["reference"], row["reference"]["distance"]
+    return (
+        f"At {row['site']} it is the reference dictionary of {known['model']}, fitted and named on "
+        f"{known['made_from']['images']} other images: {known['why']}. The images of this run are reconstructed with "
+        f"{far['squared_error_ratio']:.2f} times the squared error of those, and {far['silent']:.0%} of its latents "
+        "are never active. "
     )
 
 
@@ -193,7 +206,8 @@ def found(view: RunView) -> Exhibit:
         "How well one latent detects each labelled concept",
         "Average precision (AUPRC) on test of the one latent that ranks the concept's images "
         "best; in brackets the images with the concept, of all labelled ones. The latent is "
-        "short-listed on train and chosen on val. Diamond: a supervised linear probe on the "
+        "chosen on train and val; with a reference dictionary it was chosen on the images of the "
+        "reference, and is scored on all images. Diamond: a supervised linear probe on the "
         "embedding. Bar: "
         "prevalence, what chance gives. Lift share = (latent − prevalence) / (probe − "
         "prevalence). Intervals: 95 %, "

@@ -35,6 +35,17 @@ def measured(view: RunView, concept: str) -> MeasuredFigures:
 def decision(view: RunView, concept: str) -> str:
     """Return in a sentence whether there is a recipe, and why not."""
     found = measured(view, concept)
+    borrowed = ""
+    if "measured_on" in found:
+        on = found["measured_on"]
+        borrowed = (
+            f"Recipe and figures are those of the reference of {on['reference']}, measured on {on['images']} other "
+            "images; the images of this run cannot show it. "
+        )
+    return borrowed + _decision(found)
+
+
+def _decision(found: MeasuredFigures) -> str:
     if found["accepted_limits"]:
         return (
             f"This recipe was written against the evidence, because: {found['accepted_limits']}. "

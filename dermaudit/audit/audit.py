@@ -31,7 +31,7 @@ class AuditConfig(Options):
     """What an audit does."""
 
     data: Path = required("a data set, a manifest, or a folder of images", positional=True)
-    model: str = required("model name (dermaudit models)")
+    model: str = required("model name (dermaudit models list)")
     run: Path | None = option(None, "folder of the run (default: runs/<name of the data>)", "--run")
     concept: tuple[str, ...] = option(
         (),
@@ -44,6 +44,12 @@ class AuditConfig(Options):
     strict: bool = option(False, "a bad image is fatal")
     seed: int = option(0, "of every random choice", minimum=0)
     seeds: tuple[int, ...] = option((), SEEDS_HELP, parse=lambda text: tuple(parse_seeds(text)))
+    sae: str = option(
+        "auto",
+        "own: fitted on the images; reference: the dictionary of a bundled model, with its names and recipes; auto: "
+        "the reference where fewer than 1024 train images lie near its own",
+        choices=("auto", "own", "reference"),
+    )
     threads: int = option(1, "torch threads", minimum=1)
     force: bool = option(False, "make every stage again")
     dry_run: bool = option(False, "print the stages, and which of them are done")
@@ -64,7 +70,12 @@ class AuditConfig(Options):
                 data=self.data, model=self.model, where=self.where, strict=self.strict, **threads
             ),
             # One SAE at each site unless more are asked for; its figures: `dermaudit sae measure`.
-            "fit": FitOptions(seeds=self.seeds or (self.seed,), metrics=False, **threads),
+            "fit": FitOptions(
+                seeds=self.seeds or (() if self.sae == "reference" else (self.seed,)),
+                sae=self.sae,
+                metrics=False,
+                **threads,
+            ),
             "name": NameOptions(**words),
             "compare": CompareOptions(task=self.target, **words),
             "recipe make": RecipeOptions(
@@ -105,14 +116,17 @@ def perform_audit(config: AuditConfig, seconds: dict[str, float] | None = None) 
 
 
 def require_enough_images(config: AuditConfig) -> None:
-    """Refuse a data set that is too small for an SAE before its images are embedded; an unknown model
-    is refused first.
+    """Refuse a data set that is too small for an SAE before its images are embedded, unless the model has a reference
+    dictionary; an unknown model is refused first.
     """
     from dermaudit.data import Manifest
     from dermaudit.sae.training.site_rows import require_enough_images
     from dermaudit.towers import resolve
+    from dermaudit.towers.loading.reference import ReferenceFiles
 
     resolve(config.model)
+    if config.sae != "own" and ReferenceFiles.of_model(config.model) is not None:
+        return
     manifest = Manifest.load(config.data)
     if config.where:
         manifest = manifest.where(config.where)

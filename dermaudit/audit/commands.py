@@ -56,6 +56,7 @@ def demo(options: DemoOptions) -> dict[str, Any]:
         run=run,
         seed=options.seed,
         seeds=options.seeds,
+        sae="own",
         threads=options.threads,
         force=options.force,
     )

@@ -32,7 +32,7 @@ SUPPRESSION_KEYS = (
     "n",
 )
 VERDICT_KEYS = ("concept", "seen", "relied_on", "helps", "cost", "badge", "reason")
-REASON_KEYS = ("reason", "insertion_residual_reason")
+OPTIONAL_KEYS = ("reason", "insertion_residual_reason", "measured_on")
 SAE_KEYS = ("d_in", "d_sae", "l0", "fvu", "dead")
 
 
@@ -52,7 +52,7 @@ def audit_result(
         "n_skipped": embedded["n_skipped"],
         "peak_rss_gb": peak_rss_gb(),
         "seconds": seconds,
-        "sae": {site: {key: figures[key] for key in SAE_KEYS} for site, figures in saes.items()},
+        "sae": {site: sae_summary(figures) for site, figures in saes.items()},
         "concepts": concept_summary(labels),
         "naming": naming_summary(results["name"]),
         "bottleneck": bottleneck_summary(results["compare"], target),
@@ -62,6 +62,12 @@ def audit_result(
     if not labels:
         result["concepts_reason"] = "no labels: not measured"
     return result
+
+
+def sae_summary(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `--json` has of one SAE; `reference` if it is the dictionary that the model ships."""
+    reference = {"reference": figures["reference"]} if "reference" in figures else {}
+    return {key: figures[key] for key in SAE_KEYS} | reference
 
 
 def bottleneck_summary(compared: Mapping[str, Any], target: str) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def suppression_summary(figures: Mapping[str, Any]) -> dict[str, Any]:
         "random_sets": len(figures["random_changes"]) if "random_changes" in figures else None,
         "random_sets_beaten": row["random_beaten"],
     }
-    return row | {key: figures[key] for key in REASON_KEYS if figures.get(key)}
+    return row | {key: figures[key] for key in OPTIONAL_KEYS if figures.get(key)}
 
 
 def concept_summary(labels: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,6 +165,8 @@ def found_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         worst = [figures[f"worst_group_{at}"] for at in ("before", "fixed", "prevalence")]
         beaten = f"{figures['random_beaten']}/{figures['random_sets']}"
         refused = "; ".join(figures["refused"] or [])
+        of_reference = "of the reference; " if "measured_on" in figures else ""
+        comment = figures.get("reason") or (f"refused: {refused}" if refused else "")
         rows.append(
             (
                 name,
@@ -168,7 +176,7 @@ def found_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
                 " → ".join(map(number, worst)) if measured else "",
                 beaten if measured else "",
                 number(figures["insertion_residual"]),
-                (figures.get("reason") or (f"refused: {refused}" if refused else ""))[:70],
+                (of_reference + comment).removesuffix("; ")[:70],
             )
         )
     return rows
@@ -185,4 +193,4 @@ def print_summary(result: dict[str, Any]) -> None:
         f"{result['seconds']['total']:.0f} s, {result['peak_rss_gb']:.1f} GB; report: {result['report']}"
     )
     if not result["concepts"]:
-        say("no labels: names and maps only, nothing else was measured")
+        say("no labels: names and maps only, nothing else was measured on these images")

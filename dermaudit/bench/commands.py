@@ -6,6 +6,7 @@ from typing import Any
 
 from .options import (
     AnnotateOptions,
+    CompareModelsOptions,
     ProbeOptions,
     RetrievalOptions,
     SuppressionOptions,
@@ -32,6 +33,13 @@ def bench_probe(options: ProbeOptions) -> dict[str, Any]:
     from .probe import run_probe
 
     return run_probe(options)
+
+
+def models_compare(options: CompareModelsOptions) -> dict[str, Any]:
+    """Compare the probes of two models or more on the test images of a data set, with paired intervals."""
+    from .compare_models import compare_models
+
+    return compare_models(options)
 
 
 def bench_annotate(options: AnnotateOptions) -> dict[str, Any]:

@@ -81,6 +81,13 @@ class ProbeOptions(BenchOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareModelsOptions(BenchOptions):
+    """The options of `models compare`, which always scores the test split."""
+
+    models: tuple[str, ...] = required("two model names or more", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnnotateOptions(SplitBenchOptions):
     """The options of `bench annotate`."""
 

@@ -52,7 +52,14 @@ FUNCTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "data render": ("dermaudit.phantom.commands:render", "draw an artifact onto any images"),
     },
     "Models": {
-        "models": ("dermaudit.towers.commands:models", "models that can be opened by name"),
+        "models list": (
+            "dermaudit.towers.commands:models",
+            "models that can be opened by name, and what each needs",
+        ),
+        "models compare": (
+            "dermaudit.bench.commands:models_compare",
+            "probes of several models on the same images",
+        ),
         "pretrain": (
             "dermaudit.pretrain.commands:pretrain",
             "train a foundation model by a recipe",

@@ -110,6 +110,8 @@ def _split(
     if args[0] in commands:
         return args[0], args[1:]
     members = [name.split()[1] for name in group]
+    if len(args) == 1 and "list" in members:
+        return f"{args[0]} list", []
     if members and len(args) > 1 and args[1] not in ("--help", "-h"):
         raise unknown(f"command of {args[0]}", args[1], members)
     if members:

@@ -1,4 +1,4 @@
-"""`dermaudit models`: which models can be opened by name, and under which licence."""
+"""`dermaudit models list`: which models can be opened by name, and under which licence."""
 
 from __future__ import annotations
 

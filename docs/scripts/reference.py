@@ -1,9 +1,10 @@
-"""Make the reference that a bundled model ships, from a run of that model (`make reference`).
+"""Make the reference that a bundled model ships, from two runs of that model on the same images (`make reference`).
 
-    python docs/scripts/reference.py RUN
+    python docs/scripts/reference.py RUN DICTIONARY
 
-It copies the head, the concept latents, the recipes, and the figures of what was refused. The hashes of the images that
-a concept was taught with are replaced by one hash of their list.
+From RUN it copies the head, the concept latents, the recipes, and the figures of what was refused; the hashes of the
+images that a concept was taught with are replaced by one hash of their list. From DICTIONARY, whose SAEs are consensus
+dictionaries, it copies the SAEs, their names, and the best latent of each labelled concept.
 """
 
 from __future__ import annotations
@@ -12,13 +13,34 @@ import shutil
 import sys
 from pathlib import Path
 
-from dermaudit.concepts.inference.reference import FORMAT_VERSION
 from dermaudit.files import read_json, sha256_file, sha256_json, write_json
+from dermaudit.sae.evaluation.reconstruction import accumulate
 from dermaudit.sae.run_data import RunData
+from dermaudit.sae.training.reference import FACTS, distance_facts
+from dermaudit.sae.training.site_rows import SiteRows
 from dermaudit.towers.loading.names import bundled_folder
+from dermaudit.towers.loading.reference import FORMAT_VERSION
+
+#: What the reference keeps of a row of concepts.parquet: what does not depend on the images at hand.
+NAME_COLUMNS = (
+    *(
+        "site",
+        "latent",
+        "name",
+        "type",
+        "z",
+        "p_null",
+        "q",
+        "p_correct",
+        "rivals",
+        "reason",
+        "agreement",
+    ),
+    *("frequency", "label_concept", "label_auprc", "wrong"),
+)
 
 
-def main(run: str) -> None:
+def main(run: str, dictionary: str) -> None:
     data = RunData.open(run)
     model = data.run.meta["model"]
     out = bundled_folder() / model["name"] / "reference"
@@ -38,6 +60,7 @@ def main(run: str) -> None:
         copy_concept_latent(files.concept_latent(concept), out / "concept_latents" / concept)
     for name in data.heads:
         copy(files.head(name), out / "heads" / files.head(name).name)
+    copy_dictionary(RunData.open(dictionary), model, out)
     facts = data.data_facts
     body = {
         "format_version": FORMAT_VERSION,
@@ -58,6 +81,35 @@ def main(run: str) -> None:
     print(f"{out}: {len(body['files'])} files, {size / 1e3:.0f} kB")
 
 
+def copy_dictionary(data: RunData, model: dict, out: Path) -> None:
+    """Copy the SAEs of a run, with what their names and their distance from other images are made from."""
+    if data.run.meta["model"]["fingerprint"] != model["fingerprint"]:
+        sys.exit("the two runs are of different models")
+    for site in data.sites:
+        if data.agreement(site) is None:
+            sys.exit(f"the SAE at {site} is no consensus dictionary: dermaudit fit --consensus")
+        folder = out / "sae" / site
+        for name in ("cfg.json", "sae_weights.safetensors", "consensus.json"):
+            copy(data.run.files.sae(site) / name, folder / name)
+        rows = SiteRows.open(data.run, site, data.splits)
+        sums = accumulate(data.sae(site), rows.split("test"))
+        metrics = {k: v for k, v in data.sae_metrics(site).items() if k != "held_out"}
+        stability = data.stability(site) or {}
+        write_json(
+            folder / FACTS,
+            {
+                "metrics": metrics,
+                "stability": {k: v for k, v in stability.items() if k != "per_latent"},
+                "distance_from": distance_facts(sums),
+            },
+        )
+    names = [{key: row[key] for key in NAME_COLUMNS} for row in data.concepts]
+    write_json(
+        out / "names.json", {"vocabulary": data.naming["vocabulary_sha256"], "latents": names}
+    )
+    write_json(out / "labels.json", data.label_rows)
+
+
 def copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
@@ -76,4 +128,4 @@ def copy_concept_latent(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2])

@@ -6,6 +6,7 @@ wordings that affirm a fact minus the mean of those that deny it. Intervals by b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,59 @@ def embed_splits(tower: HookedTower, manifest: Manifest) -> np.ndarray:
     return x
 
 
+@dataclass(frozen=True)
+class ScoredFact:
+    """A label with the scores of some test rows: `truth` (n,) 1, 0, or nan where it is not known; `probe` and `prompt`
+    (n,) are higher where the label is present.
+    """
+
+    name: str
+    truth: np.ndarray
+    probe: np.ndarray
+    prompt: np.ndarray
+
+
 @torch.no_grad()
+def score_facts(
+    tower: HookedTower,
+    manifest: Manifest,
+    x: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    *,
+    seed: int = 0,
+) -> list[ScoredFact]:
+    """Return the scores of test rows for every label with enough test images, by probe and by prompt.
+
+    `x` (n, d) are embeddings of the rows of the manifest, of which `train` and `test` are indices.
+    """
+    groups = np.asarray(manifest.groups, dtype=str)
+    found = []
+    for fact in facts_of(manifest):
+        truth = fact.values[test]
+        n, n_pos = int(np.isfinite(truth).sum()), int(np.nansum(truth))
+        fit = train[np.isfinite(fact.values[train])]
+        if n < MIN_CELL or n_pos < 5 or n_pos == n:
+            continue
+        try:
+            probe = fit_probe(x[fit], fact.values[fit], groups[fit], seed=seed)
+        except EvidenceError:
+            continue
+        affirmed = tower.encode_text(list(fact.wordings)).mean(0)
+        denied = tower.encode_text(list(fact.denials) or ["a lesion"]).mean(0)
+        prompt = x[test] @ (affirmed - denied).cpu().numpy()
+        found.append(ScoredFact(fact.name, truth, probe_score(probe, x[test]), prompt))
+    return found
+
+
+def split_rows(manifest: Manifest, *embedded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the train and test rows whose image could be read in every embedding (n, d)."""
+    splits = np.asarray(manifest.splits)
+    readable = np.all([np.isfinite(x).all(1) for x in embedded], axis=0)
+    train, test = (np.flatnonzero((splits == s) & readable) for s in ("train", "test"))
+    return train, test
+
+
 def measure(
     tower: HookedTower, manifest: Manifest, *, seed: int = 0, x: np.ndarray | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -50,33 +103,17 @@ def measure(
     `x`: what `embed_splits` gave, where it is there already.
     """
     x = embed_splits(tower, manifest) if x is None else x
-    splits = np.asarray(manifest.splits)
-    readable = np.isfinite(x).all(1)
-    test, train = (np.flatnonzero((splits == s) & readable) for s in ("test", "train"))
-    groups = np.asarray(manifest.groups, dtype=str)
+    train, test = split_rows(manifest, x)
+    groups = np.asarray(manifest.groups, dtype=str)[test]
     found = {}
-    for fact in facts_of(manifest):
-        y = fact.values
-        seen = test[np.isfinite(y[test])]
-        fit = train[np.isfinite(y[train])]
-        n_pos = int(y[seen].sum())
-        if len(seen) < MIN_CELL or n_pos < 5 or n_pos == len(seen):
-            continue
-        try:
-            probe = fit_probe(x[fit], y[fit], groups[fit], seed=seed)
-        except EvidenceError:
-            continue
-        score = probe_score(probe, x[seen])
-        affirmed = tower.encode_text(list(fact.wordings)).mean(0)
-        denied = tower.encode_text(list(fact.denials) or ["a lesion"]).mean(0)
-        test_groups = groups[seen].tolist()
-        prompt = x[seen] @ (affirmed - denied).cpu().numpy()
-        found[fact.name] = {
-            "n": len(seen),
-            "n_pos": n_pos,
-            "probe": auroc(y[seen], score),
-            "probe_ci": auroc_interval(y[seen], score, test_groups, seed=seed),
-            "prompt": auroc(y[seen], prompt),
-            "prompt_ci": auroc_interval(y[seen], prompt, test_groups, seed=seed),
-        }
+    for fact in score_facts(tower, manifest, x, train, test, seed=seed):
+        seen = np.isfinite(fact.truth)
+        y, own = fact.truth[seen], groups[seen].tolist()
+        found[fact.name] = {"n": len(y), "n_pos": int(y.sum())}
+        for name in ("probe", "prompt"):
+            score = getattr(fact, name)[seen]
+            found[fact.name] |= {
+                name: auroc(y, score),
+                f"{name}_ci": auroc_interval(y, score, own, seed=seed),
+            }
     return found

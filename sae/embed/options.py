@@ -17,7 +17,7 @@ class EmbedOptions(StageOptions):
     """Which images are embedded by which model, where the activations go, and who computes them."""
 
     data: Path = required("a data set, a manifest, or a folder of images", positional=True)
-    model: str = required("model name (dermaudit models)")
+    model: str = required("model name (dermaudit models list)")
     store: Path | None = option(
         None, "instead of a run: a folder for stores named by what they were made from"
     )

@@ -42,6 +42,7 @@ class Reconstruction:
         self.n_not_finite = 0
         self.fired = np.zeros(d_sae, dtype=np.int64)
         self.mass = np.zeros(d_sae)
+        self._norms = 0.0
         self.l0_counts = np.zeros(d_sae + 1, dtype=np.int64)
         self._origin: np.ndarray | None = None  # near the mean: the two sums of FVU do not cancel
         self._total = np.zeros((n_groups, d_in))
@@ -87,6 +88,7 @@ class Reconstruction:
         np.add.at(self._sums, group, columns)
         np.add.at(self._total, group, centred)
         self.n += len(rows)
+        self._norms += float(norm.sum())
         self.fired += active.sum(0).numpy()
         self.mass += z.double().sum(0).numpy()
         self.l0_counts += np.bincount(l0, minlength=len(self.l0_counts))
@@ -105,6 +107,16 @@ class Reconstruction:
                 "cosine": cosine / with_norm,
                 "shrinkage": shrinkage / with_norm,
             }
+
+    @property
+    def squared_error(self) -> float:
+        """The mean squared error of a row, summed over its numbers."""
+        return float(self._sums[:, 2].sum() / self.n)
+
+    @property
+    def norm(self) -> float:
+        """The mean length of a row."""
+        return self._norms / self.n
 
     def l0_median(self) -> float:
         """Return the median number of active latents of a row."""

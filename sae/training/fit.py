@@ -40,6 +40,14 @@ from .loop import LOG_FILE, FitSession, FittedSAE, fit_saes
 from .options import FIT, SEEDS, SWEEP
 from .plan import CONSENSUS_ROWS, ROWS_PER_LATENT, FitPlan, memorising, site_recipe
 from .recipe import SAERecipe, dermfm_zero
+from .reference import (
+    Candidate,
+    ReferenceDictionary,
+    candidate,
+    if_better,
+    use_reference,
+    without_a_fit,
+)
 from .sae_in_training import DecoderStart
 from .site_rows import OrderedActivations, SiteRows
 from .sweep import name_of
@@ -61,11 +69,14 @@ def fit_run(run: Run, splits: np.ndarray, plan: FitPlan, *, force: bool = False)
     def perform(record: Record, site: str, fit: Callable[[_SiteFit], _Result]) -> dict[str, Any]:
         if force:
             _clear(run, record.name, site)
+        reference = candidate(run, site, splits, "own" if plan.grid else plan.sae)
         inputs = plan.inputs(record.name, site)
+        if reference is not None and record is FIT:
+            inputs |= reference.inputs()
         return _with_all_processes(
             plan.world,
             lambda make: run.perform(record, inputs, make, key=site, force=force),
-            lambda: fit(_SiteFit(run, site, SiteRows.open(run, site, splits), plan)),
+            lambda: fit(_SiteFit(run, site, SiteRows.open(run, site, splits), plan, reference)),
         )
 
     found = {}
@@ -74,7 +85,7 @@ def fit_run(run: Run, splits: np.ndarray, plan: FitPlan, *, force: bool = False)
             found[site] = perform(SWEEP, site, _SiteFit.sweep)
             continue
         found[site] = perform(FIT, site, _SiteFit.fit)
-        if plan.compares(run, site):
+        if plan.compares(run, site) and "reference" not in found[site]:
             stability = perform(SEEDS, site, _SiteFit.compare)
             found[site] = {**found[site], "stability": stability}
     return found
@@ -122,9 +133,13 @@ class _SiteFit:
     site: str
     data: SiteRows
     plan: FitPlan
+    reference: Candidate | None
 
     def fit(self) -> _Result:
-        """Fit the SAE of the run, measure it on test rows, and write its codes."""
+        """Fit the SAE of the run, measure it on test rows, and write its codes; or take the reference dictionary."""
+        reference = self.reference
+        if reference is not None and (why := without_a_fit(reference, self.data)):
+            return self._use(reference.dictionary, why)
         files = self.run.files
         folder = files.sae(self.site)
         paths = []
@@ -132,16 +147,19 @@ class _SiteFit:
             found = self._dictionary("fit", "", FitRows.of(self.data), self._seeds, self._levels())
             if found is None:
                 return [], {}
-            fitted = found.fitted
-            metrics = self._metrics(fitted, "test") | found.summary()
-            write_json(files.consensus(self.site), found.report())
-            paths.append(files.consensus(self.site))
+            fitted, more = found.fitted, found.summary()
         else:
+            found, more = None, {}
             several = self._fit_all("fit")
             if not self.plan.world.leads:
                 return [], {}
             fitted = several[0]
-            metrics = self._metrics(fitted, "test")
+        if reference is not None and (why := if_better(reference, fitted, self.data)):
+            return self._use(reference.dictionary, why)
+        metrics = self._metrics(fitted, "test") | more
+        if found is not None:
+            write_json(files.consensus(self.site), found.report())
+            paths.append(files.consensus(self.site))
         sae = fitted.sae
         paths += sae.save(folder)
         write_json(folder / "metrics.json", metrics)
@@ -152,6 +170,13 @@ class _SiteFit:
         paths += write_codes(files.codes(self.site), sae, activations, self.site)
         _clear(self.run, "fit", self.site)
         return paths, metrics
+
+    def _use(self, reference: ReferenceDictionary, why: str) -> _Result:
+        """Take the reference dictionary instead of an SAE of the images."""
+        if not self.plan.world.leads:
+            return [], {}
+        _clear(self.run, "fit", self.site)
+        return use_reference(self.run, self.data, reference, why, seed=self.plan.seed)
 
     def compare(self) -> _Result:
         """Compare the SAE of the run with those of other seeds, or its dictionary with those of two halves."""

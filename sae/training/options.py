@@ -59,6 +59,12 @@ class FitOptions(StageOptions):
         "with --consensus: sites at which two dictionaries of disjoint halves of the groups are compared",
         choices=("all", "pooled", "none"),
     )
+    sae: str = option(
+        "own",
+        "own: fit one. reference: the dictionary that a bundled model ships. auto: the reference where fewer than "
+        "1024 train images lie near its own",
+        choices=("own", "reference", "auto"),
+    )
     metrics: bool = option(True, "print every held-out figure (as sae measure does)")
     sweep: tuple[dict[str, Any], ...] = option(
         (),
@@ -87,6 +93,11 @@ class FitOptions(StageOptions):
         super().__post_init__()
         if self.resume and self.force:
             raise UserInputError("--resume and --force contradict each other", "give one of them")
+        if self.sae == "reference" and (self.consensus or self.sweep or self.seeds):
+            raise UserInputError(
+                "--sae reference fits nothing, so that --consensus, --sweep and --seeds have no effect",
+                "leave them out, or give --sae own",
+            )
         if self.by == "stability" and not self.sweep:
             raise UserInputError(
                 "--by stability compares the recipes of a sweep", "give --sweep too"

@@ -28,7 +28,8 @@ class FitPlan:
     SAE of the run; the others are fitted together as another record and show which of its latents other
     seeds find too. With `consensus` the SAE of the run is a consensus dictionary of all seeds
     (`token_seeds` at sites with several rows for each image), and `halves` (all, pooled or none) says
-    at which sites two more, of disjoint halves of the groups and other seeds, are compared. `grid` has
+    at which sites two more, of disjoint halves of the groups and other seeds, are compared. `sae` says whether
+    the reference dictionary of the model may take the place of an SAE of the images (own, reference, auto). `grid` has
     the settings of each recipe of a sweep, which is fitted with every seed in one pass and measured on
     val; it does not change the SAE of the run.
     """
@@ -40,6 +41,7 @@ class FitPlan:
     consensus: bool = False
     token_seeds: tuple[int, ...] = ()
     halves: str = "none"
+    sae: str = "own"
     grid: tuple[dict[str, Any], ...] = ()
     drop_bad: bool = True
     memory: int = MEMORY

@@ -56,12 +56,10 @@ class SiteRows:
 
     @classmethod
     def open(cls, run: Run, site: str, splits: np.ndarray) -> SiteRows:
-        """Open the store of a site. EvidenceError if a split has too few images."""
+        """Open the store of a site."""
         store = ActivationStore.open(run.files.embeddings(site), check=True)
         rows = store.rows()
         index = {name: rows.of_images(splits == name) for name in ("train", "val", "test")}
-        n = {name: len(numbers) // rows.tokens for name, numbers in index.items()}
-        require_enough_images(n, len(rows.image_rows), f"an SAE at {site}")
         return cls(store, rows, index)
 
     @property

@@ -48,6 +48,7 @@ def fit(run: Run, options: FitOptions) -> dict[str, Any]:
             consensus=options.consensus,
             token_seeds=options.all_seeds(seed, N_TOKEN_FITS),
             halves=options.halves,
+            sae=options.sae,
             grid=grid,
             drop_bad=options.bad_rows == "drop",
             memory=round(options.memory * _GB),
@@ -59,7 +60,7 @@ def fit(run: Run, options: FitOptions) -> dict[str, Any]:
     result: dict[str, Any] = {"run": str(run.path), "sweep" if grid else "sae": found}
     if leads:  # the first process measures, the others may end
         _print_sweep(found, options.by) if grid else _print_fits(found)
-        if options.metrics and not grid:
+        if options.metrics and not grid and not any("reference" in m for m in found.values()):
             from ..evaluation.measure_run import measure_run
             from ..evaluation.options import MeasureOptions
 
@@ -104,13 +105,17 @@ def _print_sweep(found: dict[str, Any], by: str) -> None:
 
 
 def _print_fits(found: dict[str, Any]) -> None:
+    from .reference import print_reference
+
     table(
-        "sparse autoencoders (held-out test rows)",
+        "sparse autoencoders (test rows; a reference dictionary: all rows)",
         ("site", *_COLUMNS),
         [(site, *_cells(metrics)) for site, metrics in found.items()],
     )
     for site, metrics in found.items():
-        if agreed := metrics.get("consensus"):
+        if "reference" in metrics:
+            print_reference(site, metrics)
+        elif agreed := metrics.get("consensus"):
             say(
                 f"  {site}: {agreed['fits']} fits agree on {agreed['latents']} directions (mean cosine "
                 f"{agreed['agreement'] or 0:.2f}); the other {metrics['d_sae'] - agreed['latents']} latents are "

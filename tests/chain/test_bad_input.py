@@ -54,7 +54,8 @@ def test_a_wrong_model_name_offers_the_nearest(cli, image_folder, tmp_path):
 
 def test_too_few_images_is_a_lack_of_evidence(cli, image_folder, tmp_path):
     folder = image_folder(*(f"{i}.png" for i in range(6)))
-    done = cli("audit", folder, "--model", "phantom-vit", "--run", tmp_path / "run", timeout=300)
+    argv = ("audit", folder, "--model", "phantom-vit", "--run", tmp_path / "run", "--sae", "own")
+    done = cli(*argv, timeout=300)
     assert done.rc == 3
     assert "6 images are too few" in done.stderr and "dermaudit bench zeroshot" in done.stderr
     assert not (tmp_path / "run").exists(), "the check comes before the embedding"

@@ -98,6 +98,9 @@ class Data:
     def codes(self, site: str) -> DenseCodes:
         return self._codes[site]
 
+    def reference(self, site: str) -> None:
+        return None
+
     def n_concepts(self, site: str) -> int:
         return self.consensus or self._codes[site].shape[1]
 

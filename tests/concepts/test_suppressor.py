@@ -159,9 +159,9 @@ def test_the_reference_says_why_there_is_no_recipe():
     "name", ["reference.json", "recipes/ruler.recipe.json", "heads/label.safetensors"]
 )
 def test_an_altered_reference_is_refused(name, tmp_path, monkeypatch):
-    from dermaudit.concepts.inference import reference as module
+    from dermaudit.towers.loading import reference as module
 
-    source = module._file("dermoscopy-small").parent
+    source = Reference.load("dermoscopy-small").folder
     shutil.copytree(source, tmp_path / "dermoscopy-small" / "reference")
     monkeypatch.setattr(module, "bundled_folder", lambda: tmp_path)
     path = tmp_path / "dermoscopy-small" / "reference" / name

@@ -133,7 +133,7 @@ def _open_clip(name: str) -> ModelSource:
         if name in known:
             raise UserInputError(
                 f"the architecture '{name}' needs a tag of trained weights",
-                f"for example {name}/openai; `dermaudit models` lists more",
+                f"for example {name}/openai; `dermaudit models list` lists more",
             )
         near = closest(name, [*BUNDLED, *bundled_names(), *known])
         tail = f": did you mean '{near}'?" if near else ""
