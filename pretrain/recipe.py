@@ -17,6 +17,8 @@ from pydantic import (
 
 from dermaudit.errors import UserInputError, closest, unknown
 
+from .starts import split_start
+
 _BUNDLED = Path(__file__).parent / "recipes"
 
 
@@ -30,10 +32,12 @@ class ModelSection(_Section):
     `init`: a model that load_model opens, with its tokenizer and preprocessing; or fresh towers in
     open_clip's words (`embed_dim`, `vision_cfg`, `text_cfg` without the vocabulary). `vision_cfg` may
     hold `panderm = "base" | "large"`, `text_cfg` may name a Hugging Face text tower (`hf_model_name`: a
-    folder or a hub id). `vision_init`: weights of the image tower alone.
+    folder or a hub id). `vision_init`: weights of the image tower alone. `start`: a pretrained image trunk
+    (`timm:<name>`, `open_clip:<arch>/<tag>`, `package:<name>`), which decides architecture and normalisation.
     """
 
     init: str = ""
+    start: str = ""
     vision_init: str = ""
     embed_dim: int = Field(default=512, gt=0)
     vision_cfg: dict[str, Any] = {}
@@ -45,11 +49,17 @@ class ModelSection(_Section):
     @model_validator(mode="after")
     def _whole(self) -> ModelSection:
         if self.init:
-            if self.vision_cfg or self.text_cfg or self.vision_init:
+            if self.vision_cfg or self.text_cfg or self.vision_init or self.start:
                 raise ValueError(
-                    "init names a whole model: leave out vision_cfg, text_cfg, vision_init"
+                    "init names a whole model: leave out vision_cfg, text_cfg, vision_init, start"
                 )
             return self
+        if self.start:
+            kind, _ = split_start(self.start)
+            if "timm_model_name" in self.vision_cfg or "panderm" in self.vision_cfg:
+                raise ValueError("start names the architecture: leave it out of vision_cfg")
+            if self.vision_init and kind != "timm":
+                raise ValueError(f"vision_init is the file of a timm trunk; {self.start} has one")
         for cfg, key in ((self.vision_cfg, "image_size"), (self.text_cfg, "context_length")):
             if not isinstance(cfg.get(key), int) or cfg[key] < 1:
                 raise ValueError(f"{key} must be a whole number above 0")
@@ -57,6 +67,30 @@ class ModelSection(_Section):
             raise ValueError("vision_cfg.panderm must be base or large")
         if min(self.std) <= 0:
             raise ValueError("std must be above 0")
+        return self
+
+
+class FinetuneSection(_Section):
+    """How stage 2 trains the image tower of a start.
+
+    `layer_decay`: the learning rate of a layer is that of the next one times this number (BEiT, arXiv 2106.08254).
+    `frozen`: epochs in which the trunk stays as it is, so that the new layers do not spoil it. `keep_norm`: batch
+    norm keeps its statistics. `sizes`: [[share of the stage, side in pixels], …], the input grows at these places up
+    to the image size (for towers that take any size).
+    """
+
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    frozen: float = Field(default=0.0, ge=0)
+    keep_norm: bool = False
+    sizes: tuple[tuple[float, int], ...] = ()
+
+    @model_validator(mode="after")
+    def _ascending(self) -> FinetuneSection:
+        places = [place for place, _ in self.sizes]
+        if places and (places[0] != 0 or places != sorted(set(places)) or places[-1] >= 1):
+            raise ValueError("sizes must begin at 0 and ascend below 1: [[0, 160], [0.5, 224]]")
+        if any(side < 32 for _, side in self.sizes):
+            raise ValueError("sizes below 32 pixels show nothing")
         return self
 
 
@@ -200,6 +234,7 @@ class TrainingRecipe(_Section):
     augment: AugmentSection = AugmentSection()
     masked: MaskedSection = MaskedSection()
     contrastive: ContrastiveSection = ContrastiveSection()
+    finetune: FinetuneSection = FinetuneSection()
 
     @model_validator(mode="after")
     def _parts(self) -> TrainingRecipe:
@@ -209,6 +244,9 @@ class TrainingRecipe(_Section):
             raise ValueError(
                 "masked.epochs and contrastive.epochs are both 0: nothing would be done"
             )
+        sizes = self.finetune.sizes
+        if sizes and (self.model.init or sizes[-1][1] != self.image_size):
+            raise ValueError("the last of finetune.sizes must be vision_cfg.image_size")
         if self.masked.epochs and self.model.vision_cfg.get("patch_dropout"):
             raise ValueError("stage 1 takes cells out itself: leave out vision_cfg.patch_dropout")
         return self
@@ -217,6 +255,11 @@ class TrainingRecipe(_Section):
     def image_size(self) -> int:
         """Side of the square input in pixels; known once the model is, where it has `init`."""
         return int(self.model.vision_cfg["image_size"])
+
+    def side_at(self, progress: float) -> int:
+        """Return the side of the input at a place of stage 2, 0 … 1."""
+        sides = [side for place, side in self.finetune.sizes if place <= progress]
+        return sides[-1] if sides else self.image_size
 
     @property
     def decode_size(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dermaudit.errors import ForeignArtifactError
 from dermaudit.towers.open_clip_model import ImageTower, OpenClipModel
-from dermaudit.towers.taps import visual_taps
+from dermaudit.towers.taps import final_map, visual_taps
 
 
 class Tokens(NamedTuple):
@@ -101,7 +101,7 @@ class TokenReader:
         trunk = visual.trunk
         if self.family == "timm":
             return trunk.norm
-        return trunk.get_submodule(trunk.feature_info[-1]["module"])
+        return final_map(trunk)
 
     def _norm(self, visual: ImageTower, tokens: Tensor) -> Tensor:
         if self.family == "open_clip ViT":

@@ -151,7 +151,10 @@ def suppression_of(data: RunData, concept: str) -> tuple[str | None, float | Non
         after = found[f"worst_group_{key}"]
         if before is not None and after is not None and after > before:
             points.append(f"{name} threshold")
-    return ", ".join(points) or "no", found["clean_auroc_delta"], why
+    helps = ", ".join(points) or "no"
+    if "measured_on" in found:
+        helps += " (measured on the reference)"
+    return helps, found["clean_auroc_delta"], why
 
 
 def leaning_text(row: dict[str, Any]) -> str:

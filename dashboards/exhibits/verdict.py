@@ -14,9 +14,11 @@ from .tables import Exhibit, Table, span
 def verdict(view: RunView) -> Exhibit:
     """Return one line for each artifact. EvidenceError where the run has no artifact, or no verdict."""
     rows, target = _rows(view)
+    borrowed = view.stages.get("heads", {}).get("summary", {}).get("reference")
+    owner = f"that of the reference of {borrowed}" if borrowed else "the run's own"
     return Exhibit(
         "Which artifacts the model leans on",
-        f"The head is the run's own, and the target is {target}. Seen: AUROC of a concept latent for the artifact. "
+        f"The head is {owner}, and the target is {target}. Seen: AUROC of a concept latent for the artifact. "
         "Suppression helps: of a head that was fitted where the artifact predicts the target. Cost: change of the "
         "AUROC of images without the artifact, by suppression. Badges: act = leaned on, and there is a recipe; "
         "watch = leaned on, no recipe; clear = not leaned on.",

@@ -4,7 +4,8 @@ A tap is (site, module, in or out, layout). The names are those of transformer-l
 and `text.`; what a family does not have as a module has no tap (a native open_clip block keeps its
 attention heads inside `nn.MultiheadAttention`, whose parts never fire a hook).
 
-A convolutional timm trunk has `blocks.i.hook_resid_post` alone, one block a stage.
+A convolutional timm trunk has `blocks.i.hook_resid_post` alone, one block a stage, and `ln_final` where a last
+convolution follows the stages (EfficientNet): the map that is averaged into the embedding.
 
 | site | native open_clip | timm trunk | PanDerm | HF text |
 |---|---|---|---|---|
@@ -204,25 +205,40 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _convolutional(trunk: Any) -> TowerTaps:
-    """Return the taps of a timm trunk of stages (RegNet, ResNet): each stage of `feature_info` after the stem is a
-    block, its map presented as one token a cell, row by row.
+    """Return the taps of a timm trunk of stages (RegNet, ResNet, EfficientNet): each stage of `feature_info` after the
+    stem is a block, its map presented as one token a cell, row by row; so is the final map, if it is another one.
     """
     stages = [
         (trunk.get_submodule(info["module"]), info["num_chs"], info["reduction"])
         for info in getattr(trunk, "feature_info", [])
-        if info.get("module", "").startswith(("s", "layer", "stages"))
+        if info.get("module", "").startswith(("s", "layer", "stages", "blocks"))
         and "stem" not in info["module"]
     ]
     if not stages:
         return TowerTaps("opaque")
     names = [f"visual.blocks.{i}.hook_resid_post" for i in range(len(stages))]
+    maps = dict(zip(names, stages, strict=True))
+    if _has_last_convolution(trunk):
+        maps["visual.ln_final"] = final_map(trunk), trunk.num_features, stages[-1][2]
     return TowerTaps(
         "timm convolutional",
-        [Tap(name, module, cells=True) for name, (module, _, _) in zip(names, stages, strict=True)],
+        [Tap(name, module, cells=True) for name, (module, _, _) in maps.items()],
         len(stages),
         stages[-1][1],
-        stages={name: (d, step) for name, (_, d, step) in zip(names, stages, strict=True)},
+        stages={name: (d, step) for name, (_, d, step) in maps.items()},
     )
+
+
+def final_map(trunk: Any) -> nn.Module:
+    """Return the module of a convolutional timm trunk whose output is averaged into the embedding."""
+    if _has_last_convolution(trunk):
+        return trunk.bn2
+    return trunk.get_submodule(trunk.feature_info[-1]["module"])
+
+
+def _has_last_convolution(trunk: Any) -> bool:
+    """Whether a convolution follows the stages, before the average (EfficientNet; MobileNetV3 has one behind it)."""
+    return hasattr(trunk, "conv_head") and hasattr(trunk, "bn2")
 
 
 def _panderm(visual: ImageTower) -> TowerTaps:

@@ -118,7 +118,7 @@ def build_and_train(job: TrainingJob) -> dict[str, Any]:
         licences = sorted({str(w) for w in texts.data.column("licence", "unknown")})
 
         def write(figures: dict[str, Any] | None) -> None:
-            text = card(recipe, summary, licences, figures)
+            text = card(recipe, summary, licences, figures, start.licence)
             _write_checkpoint(job, start, text, used)
 
         write(None)
@@ -167,7 +167,7 @@ def _training_texts(recipe: TrainingRecipe, manifest: Manifest) -> TrainingTexts
 
 def _with_input_of(recipe: TrainingRecipe, start: InitialModel) -> TrainingRecipe:
     """Return the recipe with the image size and normalisation of the model that it starts from."""
-    if not recipe.model.init:
+    if not (recipe.model.init or recipe.model.start):
         return recipe
     side = start.preprocess_cfg["size"]
     side = side if isinstance(side, int) else side[0]

@@ -41,13 +41,17 @@ def card(
     summary: dict[str, Any],
     licences: Sequence[str],
     figures: dict[str, Any] | None,
+    start_licence: str | None = None,
 ) -> str:
     """Return the card: Markdown with a YAML header.
+
+    `start_licence` is that of the weights that it started from: "" if not known, None if there were none.
 
     `summary` is that of build_and_train, `figures` those of probe.measure: None if nothing was measured,
     empty if no label has enough test images.
     """
-    licence = "other" if recipe.model.init else licence_of(licences)
+    licence = licence_of([*licences, *([] if start_licence is None else [start_licence or "?"])])
+    start = recipe.model.init or recipe.model.start
     command = ["dermaudit", "pretrain", *(summary["given"] or [recipe.name])]
     lines = [
         "---",
@@ -66,7 +70,7 @@ def card(
         if licence != "other"
         else "- Weights in float16; load as float32. Their licence follows from those of the images and of "
         "what they started from, which are not all known here.",
-        *([f"- Started from {recipe.model.init}."] if recipe.model.init else []),
+        *([f"- Started from {start} ({start_licence or 'licence not known'})."] if start else []),
         f"- Recipe `{recipe.name}`, seed {recipe.seed}, {recipe.masked.epochs:g} epochs masked latent "
         f"modelling, {recipe.contrastive.epochs:g} epochs contrastive ({recipe.contrastive.loss}); "
         f"{summary['minutes']:.1f} minutes, {summary['processes']} process, {summary['threads']} threads."

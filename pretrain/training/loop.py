@@ -88,7 +88,7 @@ def train(
         for module in stage.modules.values():
             module.to(plan.world.device).train()
         optimizer = make_optimizer(
-            recipe.optimizer, stage.trained, stage.lr, stage.weight_decay, recipe.eps
+            recipe.optimizer, stage.trained, stage.lr, stage.weight_decay, recipe.eps, stage.rates
         )
         state = TrainingState(stage.modules, optimizer, Position(stage.name, 0, position.seconds))
         if recipe.weight_ema and stage is stages[-1]:
@@ -126,7 +126,7 @@ def _run(plan: TrainingPlan, stage: TrainingStage, state: TrainingState) -> None
     with Meter(stage.name, last * recipe.batch, first * recipe.batch, shown=world.leads) as meter:
         for step, parts, bad in _parts(plan, stage, first, last):
             for group in state.optimizer.param_groups:
-                group["lr"] = stage.lr * _schedule(step, last, stage.warmup)
+                group["lr"] = stage.lr * group["rate"] * _schedule(step, last, stage.warmup)
             losses = take_step(stage, state.optimizer, parts, recipe)
             _average(state, recipe.weight_ema)
             for name, value in _means(losses, stage.name, step).items():

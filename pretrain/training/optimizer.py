@@ -9,6 +9,8 @@ but it iterates in bfloat16, which this toolkit never does on a CPU, and takes n
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -17,26 +19,34 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def make_optimizer(
-    kind: str, modules: list[nn.Module], lr: float, decay: float, eps: float = 1e-6
+    kind: str,
+    modules: list[nn.Module],
+    lr: float,
+    decay: float,
+    eps: float = 1e-6,
+    rates: Mapping[int, float] = MappingProxyType({}),
 ) -> torch.optim.Optimizer:
     """`kind` is "adamw" or "muon"; weight decay on everything that is not a vector. `eps` is as open_clip
-    trains ViTs: with less, gradients that are zero but for rounding (a key's bias) move weights.
+    trains ViTs: with less, gradients that are zero but for rounding (a key's bias) move weights. `rates`
+    {id of a parameter: factor of its learning rate}; the factor of a group is its entry "rate".
     """
     named = [
         (name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad
     ]
-    matrices = [p for name, p in named if kind == "muon" and _is_matrix(name, p)]
-    taken = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in taken]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    muon, adam = [], []
+    for rate in sorted({rates.get(id(p), 1.0) for _, p in named}, reverse=True):
+        own = [(name, p) for name, p in named if rates.get(id(p), 1.0) == rate]
+        matrices = [p for name, p in own if kind == "muon" and _is_matrix(name, p)]
+        taken = {id(p) for p in matrices}
+        rest = [p for _, p in own if id(p) not in taken]
+        muon.append({"params": matrices, "weight_decay": decay, "matrices": True, "rate": rate})
+        adam += [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": decay, "rate": rate},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "rate": rate},
+        ]
     if kind == "muon":
-        return Muon(
-            [{"params": matrices, "weight_decay": decay, "matrices": True}, *groups], lr=lr, eps=eps
-        )
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=eps, fused=True)
+        return Muon([*muon, *adam], lr=lr, eps=eps)
+    return torch.optim.AdamW(adam, lr=lr, betas=(0.9, 0.98), eps=eps, fused=True)
 
 
 def _is_matrix(name: str, p: torch.Tensor) -> bool:

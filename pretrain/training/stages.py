@@ -32,6 +32,7 @@ from ..losses.masked import MaskedLatent
 from ..losses.masking import block_masks
 from ..recipe import TrainingRecipe
 from ..tokens import TokenReader, encode_texts
+from .finetune import TrunkState, layer_rates
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class TrainingStage(Protocol):
     """One stage of a training; `modules` is saved, `trained` is optimised, `source` is set before training.
 
     `separable`: the loss of a batch is the mean of the losses of its parts. `constant`: names of the
-    encoded tensors that take no gradient.
+    encoded tensors that take no gradient. `rates`: factors of the learning rate, by id of the parameter.
     """
 
     name: str
@@ -67,6 +68,7 @@ class TrainingStage(Protocol):
     trained: list[nn.Module]
     epochs: float
     lr: float
+    rates: dict[int, float]
     warmup: int
     weight_decay: float
     clip_norm: float
@@ -105,6 +107,7 @@ class MaskedStage:
         self.clip_norm = recipe.clip_norm if part.clip_norm is None else part.clip_norm
         self.weight_decay = recipe.weight_decay if part.weight_decay is None else part.weight_decay
         self.epochs, self.lr, self.ema, self.mask = part.epochs, part.lr, part.ema, part.mask
+        self.rates: dict[int, float] = {}
         self.recipe, self.model, self.objective = recipe, model, objective
         self.normal = make_normaliser(recipe, model.logit_scale.dtype)
         self.modules: dict[str, nn.Module] = {"model": model, "objective": objective}
@@ -112,7 +115,7 @@ class MaskedStage:
 
     def encode(self, part: BatchPart) -> Encoded:
         """See TrainingStage."""
-        x = self.normal(_viewed(self.recipe, part))
+        x = self.normal(_viewed(self.recipe, part, self.recipe.image_size))
         mask = block_masks(part.seeds, self.objective.reader.grid, self.mask).to(x.device)
         return {"distance": self.objective(self.model.visual, x, mask)}
 
@@ -155,6 +158,8 @@ class ContrastiveStage:
         if source is not None:
             self.source = source
         self.epochs, self.lr = part.epochs, part.lr
+        self.rates = layer_rates(model, recipe.finetune.layer_decay)
+        self.trunk = TrunkState(model, recipe.finetune, part.epochs)
         self.warmup, self.clip_norm = recipe.warmup, recipe.clip_norm
         self.weight_decay = recipe.weight_decay
         self.recipe, self.model, self.tokenize, self.texts = recipe, model, tokenize, texts
@@ -186,7 +191,8 @@ class ContrastiveStage:
 
     def encode(self, part: BatchPart) -> Encoded:
         """See TrainingStage."""
-        x = self.normal(_viewed(self.recipe, part))
+        self.trunk.set_to(part.progress)
+        x = self.normal(_viewed(self.recipe, part, self.recipe.side_at(part.progress)))
         visual = self.model.visual
         found: Encoded = {}
         cells = None
@@ -307,8 +313,8 @@ class ContrastiveStage:
             self.model.logit_scale.clamp_(0, math.log(100))
 
 
-def _viewed(recipe: TrainingRecipe, part: BatchPart) -> Tensor:
-    return apply_views(part.images, recipe.augment, part.views, recipe.image_size)
+def _viewed(recipe: TrainingRecipe, part: BatchPart, side: int) -> Tensor:
+    return apply_views(part.images, recipe.augment, part.views, side)
 
 
 def _full(x: Tensor) -> Tensor:

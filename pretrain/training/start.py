@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from dermaudit.towers import build_word_tokenizer, load_model
 from dermaudit.towers.open_clip_model import OpenClipModel, as_open_clip
 
 from ..recipe import TrainingRecipe
+from ..starts import split_start
+from .finetune import trunk_of
+from .trunk import timm_trunk
 
 # These words occur in no caption but in prompts of users: they must be one token each.
 _KEPT_WORDS = ("skin", "lesion", "dermoscopic", "image", "no")
@@ -30,7 +33,8 @@ _KEPT_WORDS = ("skin", "lesion", "dermoscopic", "image", "no")
 @dataclass(frozen=True)
 class InitialModel:
     """An open_clip `model`, `tokenize` (list of str -> ids), and how it is written down: open_clip's
-    `model_cfg` and `preprocess_cfg`, and the tokenizer's files (None: open_clip's own BPE).
+    `model_cfg` and `preprocess_cfg`, and the tokenizer's files (None: open_clip's own BPE). `licence` is that of
+    the weights that it starts from, "" if not known, None if there are none.
     """
 
     model: OpenClipModel
@@ -38,6 +42,7 @@ class InitialModel:
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any]
     tokenizer: Any
+    licence: str | None = None
 
 
 def make_initial_model(recipe: TrainingRecipe, corpus: Sequence[str], work: Path) -> InitialModel:
@@ -49,6 +54,8 @@ def make_initial_model(recipe: TrainingRecipe, corpus: Sequence[str], work: Path
     torch.manual_seed(recipe.seed)
     if recipe.model.init:
         start = _from_model(recipe)
+    elif recipe.model.start:
+        start = _with_trunk(recipe, corpus, work)
     elif "hf_model_name" in recipe.model.text_cfg:
         start = _with_hf_text(recipe)
     else:
@@ -166,7 +173,70 @@ def _from_model(recipe: TrainingRecipe) -> InitialModel:
     # Training squashes, whatever the start did: rulers and ink at the border stay in the picture.
     preprocess = {**tower.preprocess_config, "resize_mode": "squash", "interpolation": "bicubic"}
     assert tower.tokenizer is not None, "a tower that is opened by name has a tokenizer"
-    return InitialModel(model, tower.tokenizer, model_cfg, preprocess, tokens)
+    return InitialModel(model, tower.tokenizer, model_cfg, preprocess, tokens, "")
+
+
+def _with_trunk(recipe: TrainingRecipe, corpus: Sequence[str], work: Path) -> InitialModel:
+    """Put a pretrained image trunk into the place of a fresh one; text tower and projection are fresh."""
+    part = recipe.model
+    kind, name = split_start(part.start)
+    if kind == "open_clip":
+        return _with_tower(recipe, name, corpus, work)
+    trunk = timm_trunk(part.start, Path(part.vision_init) if part.vision_init else None)
+    vision_cfg = {
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        **part.vision_cfg,
+        "timm_model_name": trunk.timm_name,
+        "timm_model_pretrained": False,
+    }
+    fresh = _fresh(_with_vision(recipe, vision_cfg), corpus, work)
+    own = trunk_of(fresh.model).state_dict()
+    # With a pooling of open_clip timm's own last layers are not built.
+    used = {key: value for key, value in trunk.weights.items() if key in own}
+    trunk_of(fresh.model).load_state_dict(used)
+    preprocess = {**fresh.preprocess_cfg, "mean": list(trunk.mean), "std": list(trunk.std)}
+    say(f"  the image trunk is {part.start} ({trunk.licence or 'licence not known'})")
+    return replace(fresh, preprocess_cfg=preprocess, licence=trunk.licence)
+
+
+def _with_tower(
+    recipe: TrainingRecipe, name: str, corpus: Sequence[str], work: Path
+) -> InitialModel:
+    """Put the image tower of a model of open_clip into the place of a fresh one; its width is that of the space."""
+    import open_clip
+
+    tower = load_model(name)
+    stock_cfg = open_clip.get_model_config(name.rpartition("/")[0].replace("/", "-"))
+    assert stock_cfg is not None, "load_model has opened this architecture"
+    if recipe.model.embed_dim != stock_cfg["embed_dim"]:
+        raise UserInputError(
+            f"model.embed_dim is {recipe.model.embed_dim}, the image tower of {name} has "
+            f"{stock_cfg['embed_dim']}",
+            f"--set model.embed_dim={stock_cfg['embed_dim']}",
+        )
+    side = recipe.image_size
+    if side != stock_cfg["vision_cfg"]["image_size"]:
+        raise UserInputError(
+            f"vision_cfg.image_size is {side}, the image tower of {name} takes "
+            f"{stock_cfg['vision_cfg']['image_size']}",
+            f"--set model.vision_cfg.image_size={stock_cfg['vision_cfg']['image_size']}",
+        )
+    model = tower.release()
+    fresh = _fresh(_with_vision(recipe, stock_cfg["vision_cfg"]), corpus, work)
+    fresh.model.visual.load_state_dict(model.visual.state_dict())
+    known = tower.preprocess_config
+    preprocess = {**fresh.preprocess_cfg, "mean": list(known["mean"]), "std": list(known["std"])}
+    say(f"  the image tower is that of {name}")
+    return replace(fresh, preprocess_cfg=preprocess, licence="")
+
+
+def _with_vision(recipe: TrainingRecipe, vision_cfg: dict[str, Any]) -> TrainingRecipe:
+    """Return the recipe with another image tower, and fresh weights."""
+    part = recipe.model.model_copy(
+        update={"vision_cfg": vision_cfg, "vision_init": "", "start": ""}
+    )
+    return recipe.model_copy(update={"model": part})
 
 
 def _stock(vision_cfg: dict[str, Any]) -> dict[str, Any]:

@@ -126,6 +126,34 @@ def test_a_convolutional_tower_still_opens_without_block_sites(wrap):
         _ = tower.patch_grid
 
 
+def test_a_convolution_behind_the_stages_has_a_site_of_its_own(wrap):
+    model = open_clip.CLIP(
+        embed_dim=16,
+        vision_cfg={
+            "timm_model_name": "test_efficientnet",
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": 96,
+        },
+        text_cfg=TEXT,
+    )
+    tower = wrap(model, 96)
+    x = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        embedding, cache = tower.run_with_cache(x)
+        stages = model.visual.trunk.forward_intermediates(x, intermediates_only=True)
+        cells = cache["visual.ln_final"]
+        again = torch.nn.functional.normalize(model.visual.head(cells.mean(1)), dim=1)
+    assert tower.family == "timm convolutional" and tower.n_blocks == len(stages) == 5
+    for i, stage in enumerate(stages):
+        site = f"visual.blocks.{i}.hook_resid_post"
+        assert torch.equal(cache[site], stage.flatten(2).transpose(1, 2))
+        assert cache[site].shape[2] == tower.site_width(site)
+    assert cells.shape == (2, 9, tower.site_width("visual.ln_final"))
+    assert tower.site_grid("visual.ln_final") == (3, 3)
+    torch.testing.assert_close(again, embedding)
+
+
 def bert_clip(width=64):
     """CLIP with PanDerm's image tower and a BERT text tower, as the published ones are built."""
     from open_clip.hf_model import HFTextEncoder
