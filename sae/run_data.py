@@ -361,4 +361,6 @@ class RunData:
     def suppressed_rows(self, concept: str) -> list[dict[str, Any]]:
         """Return a row for each image that the figures are of. EvidenceError if nothing was measured."""
         path = self.run.files.suppressed_images(concept)
+        if self.stage_that_wrote(path) is None and "measured_on" in self.suppression(concept):
+            raise EvidenceError("the images that it was measured on are those of the reference")
         return self._table(path, f"recipe:{concept}").to_pylist()

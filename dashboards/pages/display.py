@@ -130,7 +130,8 @@ def present(
             config={"displaylogo": False, "displayModeBar": False},
         )
     if made.notes:
-        st.markdown("**Note.** " + plain("; ".join(made.notes)) + ".")
+        notes = "; ".join(note.removesuffix(".") for note in made.notes)
+        st.markdown(f"**Note.** {plain(notes)}.")
     caption(made.caption)
     if made.figure is None or open_table:
         small_table(made.table)

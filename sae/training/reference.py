@@ -21,6 +21,7 @@ from dermaudit.files import read_json, write_json
 from dermaudit.run.directory import Run
 from dermaudit.towers.loading.reference import ReferenceFiles
 
+from ..evaluation.figure import json_number
 from ..evaluation.reconstruction import Reconstruction, accumulate
 from ..inference.codes import write_codes
 from ..inference.model import ThresholdSAE
@@ -209,7 +210,7 @@ def distance(sums: Reconstruction, reference: dict[str, Any]) -> dict[str, Any]:
     """
     live = np.setdiff1d(np.arange(len(sums.fired)), reference["silent"])
     return {
-        "fvu": round(float(sums.figures()["fvu"][0]), 6),
+        "fvu": json_number(round(float(sums.figures()["fvu"][0]), 6)),  # of one image: none
         "fvu_reference": round(reference["fvu"], 6),
         "squared_error_ratio": round(sums.squared_error / reference["squared_error"], 6),
         "norm_ratio": round(sums.norm / reference["norm"], 6),
@@ -225,9 +226,10 @@ def print_reference(site: str, metrics: dict[str, Any]) -> None:
         f"  {site}: the reference dictionary of {found['model']} ({metrics['consensus']['latents']} named directions "
         f"of {made['images']} images) is used: {found['why']}"
     )
+    fvu = "–" if far["fvu"] is None else f"{far['fvu']:.2f}"
     say(
         f"    distance from the images of the reference: squared error {far['squared_error_ratio']:.2f} times, length "
-        f"{far['norm_ratio']:.2f} times, FVU {far['fvu']:.2f} ({far['fvu_reference']:.2f}), {far['silent']:.0%} of its "
+        f"{far['norm_ratio']:.2f} times, FVU {fvu} ({far['fvu_reference']:.2f}), {far['silent']:.0%} of its "
         "latents never active"
     )
     if far["squared_error_ratio"] > _FAR:

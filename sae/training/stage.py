@@ -158,7 +158,7 @@ def _cells(metrics: dict[str, Any]) -> tuple[object, ...]:
         metrics["d_sae"],
         metrics["architecture"],
         f"{metrics['l0']:.2f}",
-        f"{metrics['fvu']:.3f}{interval}",
+        "–" if metrics["fvu"] is None else f"{metrics['fvu']:.3f}{interval}",
         f"{cosine['value'] or 0:.3f}",
         f"{metrics['dead']:.1%}",
         fvu["n"],

@@ -94,6 +94,26 @@ def test_a_recipe_of_the_reference_suppresses_in_the_run(small, files, cli):
     assert len(out.read_text().splitlines()) == 21
 
 
+def test_one_image_is_enough(cli, small, tmp_path):
+    """FVU needs a variance, and is left open; the rest is there."""
+    data, _ = small
+    (tmp_path / "images").mkdir()
+    first = sorted((data.run.path.parent / "images").iterdir())[0]
+    shutil.copy(first, tmp_path / "images")
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"no image")
+    run = tmp_path / "run"
+    done = cli(
+        *("audit", tmp_path / "images", "--model", "phantom-vit", "--run", run, "--json"),
+        timeout=300,
+    )
+    assert done.rc == 0, done.stderr[-2000:]
+    found = done.json()
+    assert (found["n_images"], found["n_skipped"]) == (1, 1)
+    assert found["sae"][POOLED]["fvu"] is None and found["naming"]["named"] > 0
+    with pytest.raises(EvidenceError, match="are those of the reference"):
+        RunData.open(run).suppressed_rows("ruler")
+
+
 def test_it_is_made_once(small, cli):
     data, _ = small
     before = data.run.meta["stages"]
