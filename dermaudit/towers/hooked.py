@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ class HookedTower(HookedRootModule):
         self.tokenizer = tokenizer
         self.preprocess = Preprocess(preprocess_cfg)
         self._visual_taps = visual_taps(self.model.visual)
+        if self.family == "timm convolutional":  # twice as fast on a CPU, with another rounding
+            cast(nn.Module, self.model.visual).to(memory_format=torch.channels_last)
         self._text_taps = text_taps(model)
         self._points: dict[str, HookPoint] = {}
         self._handles: list[Any] = []

@@ -52,6 +52,8 @@ def card(
     """
     licence = licence_of([*licences, *([] if start_licence is None else [start_licence or "?"])])
     start = recipe.model.init or recipe.model.start
+    teacher = recipe.contrastive.knowledge.encoder
+    teacher = Path(teacher).name if Path(teacher).is_dir() else teacher  # no path of this machine
     command = ["dermaudit", "pretrain", *(summary["given"] or [recipe.name])]
     lines = [
         "---",
@@ -71,6 +73,7 @@ def card(
         else "- Weights in float16; load as float32. Their licence follows from those of the images and of "
         "what they started from, which are not all known here.",
         *([f"- Started from {start} ({start_licence or 'licence not known'})."] if start else []),
+        *([f"- Its text tower was taught by {teacher}."] if teacher else []),
         f"- Recipe `{recipe.name}`, seed {recipe.seed}, {recipe.masked.epochs:g} epochs masked latent "
         f"modelling, {recipe.contrastive.epochs:g} epochs contrastive ({recipe.contrastive.loss}); "
         f"{summary['minutes']:.1f} minutes, {summary['processes']} process, {summary['threads']} threads."

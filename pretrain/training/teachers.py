@@ -20,6 +20,7 @@ from dermaudit.towers.open_clip_model import ImageTower
 from ..losses.masked import Teacher
 from ..recipe import TrainingRecipe
 from ..tokens import TokenReader
+from .sentences import SentenceEncoder, sentence_folder
 
 
 def make_teacher(recipe: TrainingRecipe, visual: ImageTower) -> Teacher:
@@ -75,21 +76,27 @@ def resize_grid(visual: ImageTower, grid: tuple[int, int], name: str) -> int:
 def knowledge_encoder(
     recipe: TrainingRecipe, width: int, device: torch.device
 ) -> Callable[[list[str]], Tensor] | None:
-    """KEP's frozen encoder on `device`: list of str -> unit rows (n, width); None without one.
+    """KEP's frozen encoder on `device`: list of str -> unit rows (n, width); None without one. It is the text tower
+    of a model, or a sentence encoder (sentences.py).
 
     Errors: UserInputError when it has another width than the joint embedding.
     """
     name = recipe.contrastive.knowledge.encoder
     if not name:
         return None
-    tower = load_model(name, str(device))
-    if tower.d_pooled != width:
+    folder = sentence_folder(name)
+    if folder is not None:
+        sentences = SentenceEncoder(folder, device)
+        encode, own = sentences, sentences.width
+    else:
+        tower = load_model(name, str(device))
+        encode, own = tower.encode_text, tower.d_pooled
+    if own != width:
         raise UserInputError(
-            f"the knowledge encoder {name} has {tower.d_pooled} dimensions, the recipe's embedding "
-            f"{width}",
-            "choose an encoder of the same width, or set model.embed_dim",
+            f"the knowledge encoder {name} has {own} dimensions, the recipe's embedding {width}",
+            f"choose an encoder of the same width, or --set model.embed_dim={own}",
         )
-    return tower.encode_text
+    return encode
 
 
 def disease_similarity(

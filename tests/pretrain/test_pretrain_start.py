@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sys
 import types
 
@@ -22,6 +23,7 @@ from dermaudit.pretrain.training import stages
 from dermaudit.pretrain.training.build import TrainingJob, build_and_train
 from dermaudit.pretrain.training.finetune import layer_rates, trunk_of
 from dermaudit.pretrain.training.optimizer import make_optimizer
+from dermaudit.pretrain.training.sentences import SentenceEncoder, sentence_folder
 from dermaudit.pretrain.training.start import make_initial_model
 from dermaudit.pretrain.training.trunk import timm_trunk
 from dermaudit.towers import load_model
@@ -97,6 +99,18 @@ def test_the_checkpoint_opens_alone_and_its_card_says_what_it_started_from(
     tower = load_model(f"local-dir:{tmp_path / 'out'}")
     assert tower.preprocess_config["mean"] == list(timm.get_pretrained_cfg(NAME).mean)
     assert tower.family == "timm convolutional" and tower.d_pooled == 16
+
+
+def test_a_model_with_such_a_trunk_can_be_trained_further(recipe_file, sound, tmp_path):
+    first = train(recipe_file, sound, tmp_path / "one")
+    plain = tmp_path / "further.toml"
+    plain.write_text(
+        f'name = "further"\nbatch = 16\nwarmup = 1\n[model]\ninit = "local-dir:{tmp_path / "one"}"\n'
+        "[contrastive]\nepochs = 1\nlr = 1e-3\n"
+    )
+    second = train(plain, sound, tmp_path / "two")
+    assert first.keys() == second.keys()
+    assert not all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_frozen_epochs_leave_the_trunk_as_it_was(recipe_file, trunk_file, sound, tmp_path):
@@ -290,6 +304,67 @@ def test_the_image_tower_of_open_clip(tmp_path, monkeypatch, recipe_file):
         UserInputError, match="image_size is 32, the image tower of tiny/some takes 64"
     ):
         started(recipe_file, tmp_path, *one, "model.vision_cfg.image_size=32")
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    """A small sentence encoder as sentence-transformers writes it."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("sentences")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "brown", "nevus", "red", "plaque"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(2)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    BertModel(config).save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()
+    pooling = {
+        "word_embedding_dimension": 16,
+        "pooling_mode_mean_tokens": True,
+        "pooling_mode_cls_token": False,
+    }
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+def test_a_sentence_is_the_mean_of_its_tokens_whatever_the_padding(sentences):
+    encode = SentenceEncoder(sentences, torch.device("cpu"))
+    both = encode(["a brown nevus", "a red"])
+    alone = torch.cat([encode(["a brown nevus"]), encode(["a red"])])
+    torch.testing.assert_close(both, alone)
+    tokens = encode.tokenizer(["a red"], return_tensors="pt")
+    states = encode.model(**tokens).last_hidden_state[0]  # [CLS] a red [SEP]
+    want = torch.nn.functional.normalize(states.mean(0), dim=0)
+    torch.testing.assert_close(both[1], want)
+    assert states.shape == (4, 16) and encode.width == 16
+
+
+def test_a_sentence_encoder_teaches_the_texts(recipe_file, sentences, sound, tmp_path):
+    teacher = f"contrastive.knowledge.encoder='{sentences}'"
+    taught = train(recipe_file, sound, tmp_path / "taught", teacher)
+    plain = train(recipe_file, sound, tmp_path / "plain")
+    assert not all(torch.equal(taught[key], plain[key]) for key in plain)
+    assert f"taught by {sentences.name}." in (tmp_path / "taught" / "README.md").read_text()
+    with pytest.raises(UserInputError, match="has 16 dimensions, the recipe's embedding 8"):
+        train(recipe_file, sound, tmp_path / "narrow", teacher, "model.embed_dim=8")
+
+
+def test_other_pooling_and_unknown_packages_are_refused(sentences, tmp_path):
+    shutil.copytree(sentences, tmp_path / "cls")
+    pooling = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (tmp_path / "cls" / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    with pytest.raises(ForeignArtifactError, match="by pooling_mode_cls_token, not by their mean"):
+        SentenceEncoder(tmp_path / "cls", torch.device("cpu"))
+    with pytest.raises(UserInputError, match="no package is known for the sentence encoder 'e5'"):
+        sentence_folder("package:e5")
+    assert sentence_folder("phantom-vit") is None
 
 
 def test_settings_that_change_nothing_are_the_default():

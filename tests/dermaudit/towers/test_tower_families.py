@@ -145,6 +145,8 @@ def test_a_convolution_behind_the_stages_has_a_site_of_its_own(wrap):
         cells = cache["visual.ln_final"]
         again = torch.nn.functional.normalize(model.visual.head(cells.mean(1)), dim=1)
     assert tower.family == "timm convolutional" and tower.n_blocks == len(stages) == 5
+    kernel = model.visual.trunk.conv_stem.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
     for i, stage in enumerate(stages):
         site = f"visual.blocks.{i}.hook_resid_post"
         assert torch.equal(cache[site], stage.flatten(2).transpose(1, 2))
