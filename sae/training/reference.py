@@ -32,13 +32,11 @@ if TYPE_CHECKING:
     from .loop import FittedSAE
 
 FACTS = "facts.json"
-ENOUGH_IMAGES = (
-    16 * MIN_IMAGES
-)  # train images: with as many, the SAE of the data set itself is used
+#: With as many train images the SAE of the data set itself is used.
+ENOUGH_IMAGES = 16 * MIN_IMAGES
 ASKED = "it was asked for"
-_FAR = (
-    1.5  # times the squared error of the reference on its own images: other images are unlike those
-)
+#: Images with more squared error than this, times that of the images of the reference, are unlike those.
+_FAR = 1.5
 
 
 @dataclass(frozen=True)
