@@ -39,7 +39,7 @@ def fit_heads(run: Run, options: StageOptions = StageOptions()) -> dict[str, Any
     seed = run.seed(options.seed)
     data = RunData(run)
     path = run.files.head()
-    reference = data.reference(POOLED) if POOLED in data.sites else None
+    reference = data.reference(POOLED)
 
     def fit() -> Made[dict[str, Any]]:
         if not set(data.labels) - {""}:

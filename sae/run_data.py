@@ -242,10 +242,9 @@ class RunData:
 
         StaleArtifactError if the reference of this installation is another one.
         """
-        path = self.run.files.sae_metrics(site)
-        facts = None
-        if self.stage_that_wrote(path) is not None:
-            facts = self._json(path, f"fit:{site}").get("reference")
+        if self.stage_that_wrote(self.run.files.sae_metrics(site)) is None:
+            return None
+        facts = self.sae_metrics(site).get("reference")
         if facts is None:
             return None
         files = ReferenceFiles.of_model(facts["model"])

@@ -43,15 +43,21 @@ def name_fields(names: dict[int, dict[str, Any]], latent: int) -> dict[str, Any]
     return names.get(latent, {**UNNAMED, "reason": NEVER})
 
 
+def only_reference(data: RunData) -> bool:
+    """Whether every SAE of a run is the reference dictionary, so that nothing was made from its images."""
+    return all(data.reference(site) is not None for site in data.sites)
+
+
 def best_latents(data: RunData) -> dict[str, tuple[str, int]]:
-    """Return {concept: (site, latent)} of the labelled concepts of the reference, at sites with its dictionary; {} for
-    a run whose SAEs are its own.
+    """Return {concept: (site, latent)} of the labelled concepts of the reference; {} for a run with an SAE of its own,
+    whose latents are compared with the labels of its images.
     """
     found: dict[str, tuple[str, int]] = {}
+    if not only_reference(data):
+        return found
     for site in data.sites:
         files = data.reference(site)
-        if files is None:
-            continue
+        assert files is not None, "every SAE is the reference"
         for row in read_json(files.file("labels.json")):
             if row["site"] == site and row["latent"] is not None:
                 found[row["concept"]] = site, int(row["latent"])
@@ -60,8 +66,6 @@ def best_latents(data: RunData) -> dict[str, tuple[str, int]]:
 
 def judged_rows(data: RunData) -> np.ndarray:
     """Return the mask (n,) of the images whose labels judge names and latents: test; and all images where nothing was
-    made from any of them, because every SAE is the reference.
+    made from any of them.
     """
-    if all(data.reference(site) is not None for site in data.sites):
-        return np.ones(data.n, dtype=bool)
-    return data.rows("test")
+    return np.ones(data.n, dtype=bool) if only_reference(data) else data.rows("test")

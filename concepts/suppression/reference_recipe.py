@@ -15,14 +15,9 @@ from dermaudit.sae.run_data import POOLED, RunData
 from dermaudit.towers.loading.reference import ReferenceFiles
 
 
-def reference_of(data: RunData) -> ReferenceFiles | None:
-    """Return the reference of the model, if the pooled site of the run has its dictionary."""
-    return data.reference(POOLED) if POOLED in data.sites else None
-
-
 def concepts_of_reference(data: RunData) -> list[str]:
     """Return the concepts whose suppression the reference has figures of; [] for a run with an SAE of its own."""
-    files = reference_of(data)
+    files = data.reference(POOLED)
     return [] if files is None else suppressed_concepts(files)
 
 
@@ -45,7 +40,7 @@ def copy_suppression(data: RunData, concept: str) -> Made[Any] | None:
 
     EvidenceError where the reference could not measure the suppression either.
     """
-    files = reference_of(data)
+    files = data.reference(POOLED)
     if files is None or concept not in suppressed_concepts(files):
         return None
     run, written = data.run, []

@@ -98,14 +98,10 @@ def _by_label(figures: Figures) -> dict[str, dict[str, dict[str, float | None]]]
     for k, metric in enumerate(figures.metrics):
         if metric == COUNT:
             continue
-        found["mean" if metric == MEAN else metric] = {
-            model: dict(
-                zip(
-                    ("auroc", "low", "high"),
-                    map(plain, (figures.points[m, k], *figures.interval(m, k))),
-                    strict=True,
-                )
-            )
-            for m, model in enumerate(figures.models)
-        }
+        of_models = {}
+        for m, model in enumerate(figures.models):
+            low, high = figures.interval(m, k)
+            value = {"auroc": figures.points[m, k], "low": low, "high": high}
+            of_models[model] = {name: plain(number) for name, number in value.items()}
+        found["mean" if metric == MEAN else metric] = of_models
     return found

@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from dermaudit.concepts.naming.reference_names import UNNAMED
 from dermaudit.files import read_json, sha256_file, sha256_json, write_json
 from dermaudit.sae.evaluation.reconstruction import accumulate
 from dermaudit.sae.run_data import RunData
@@ -21,23 +22,9 @@ from dermaudit.sae.training.site_rows import SiteRows
 from dermaudit.towers.loading.names import bundled_folder
 from dermaudit.towers.loading.reference import FORMAT_VERSION
 
-#: What the reference keeps of a row of concepts.parquet: what does not depend on the images at hand.
-NAME_COLUMNS = (
-    *(
-        "site",
-        "latent",
-        "name",
-        "type",
-        "z",
-        "p_null",
-        "q",
-        "p_correct",
-        "rivals",
-        "reason",
-        "agreement",
-    ),
-    *("frequency", "label_concept", "label_auprc", "wrong"),
-)
+#: What the reference keeps of a row of concepts.parquet: the name, the evidence for it, and how often the latent is
+#: active and how its label fits on the images of the reference.
+NAME_COLUMNS = ("site", "latent", *UNNAMED, "label_concept", "frequency", "label_auprc", "wrong")
 
 
 def main(run: str, dictionary: str) -> None:

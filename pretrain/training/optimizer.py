@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ def make_optimizer(
     lr: float,
     decay: float,
     eps: float = 1e-6,
-    rates: Mapping[int, float] = MappingProxyType({}),
+    rates: Mapping[int, float] | None = None,
 ) -> torch.optim.Optimizer:
     """`kind` is "adamw" or "muon"; weight decay on everything that is not a vector. `eps` is as open_clip
     trains ViTs: with less, gradients that are zero but for rounding (a key's bias) move weights. `rates`
@@ -33,6 +32,7 @@ def make_optimizer(
     named = [
         (name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad
     ]
+    rates = rates or {}
     muon, adam = [], []
     for rate in sorted({rates.get(id(p), 1.0) for _, p in named}, reverse=True):
         own = [(name, p) for name, p in named if rates.get(id(p), 1.0) == rate]

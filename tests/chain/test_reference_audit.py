@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score
 
+from dermaudit.concepts.naming.reference_names import best_latents, judged_rows
 from dermaudit.errors import (
     AlteredArtifactError,
     EvidenceError,
@@ -184,6 +185,15 @@ def test_labels_of_the_images_measure_the_latents_of_the_reference(labelled, fil
         score = data.codes(row["site"]).column(row["latent"])
         assert row["n"] == rows.sum() and row["lift_share"] is None
         assert row["auprc"] == pytest.approx(average_precision_score(truth[rows], score[rows]))
+
+
+def test_with_one_sae_of_its_own_the_labels_choose_the_latents(labelled, files, monkeypatch):
+    """Images of the run had a part in one of its SAEs, so that test images alone may judge."""
+    data = RunData.open(labelled[0].run.path)
+    assert best_latents(data) and judged_rows(data).all()
+    monkeypatch.setattr(RunData, "reference", lambda self, site: None if site == POOLED else files)
+    assert best_latents(data) == {}
+    np.testing.assert_array_equal(judged_rows(data), data.rows("test"))
 
 
 def test_an_sae_of_its_own_if_it_is_asked_for(cli, labelled, tmp_path):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from dermaudit.data import Manifest
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.pretrain import starts
-from dermaudit.pretrain.recipe import FinetuneSection, load_recipe
+from dermaudit.pretrain.recipe import load_recipe
 from dermaudit.pretrain.starts import PackagedTrunk
 from dermaudit.pretrain.training import stages
 from dermaudit.pretrain.training.build import TrainingJob, build_and_train
@@ -365,9 +365,3 @@ def test_other_pooling_and_unknown_packages_are_refused(sentences, tmp_path):
     with pytest.raises(UserInputError, match="no package is known for the sentence encoder 'e5'"):
         sentence_folder("package:e5")
     assert sentence_folder("phantom-vit") is None
-
-
-def test_settings_that_change_nothing_are_the_default():
-    assert FinetuneSection() == FinetuneSection(
-        layer_decay=1.0, frozen=0, keep_norm=False, sizes=()
-    )
