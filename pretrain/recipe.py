@@ -175,7 +175,8 @@ class ContrastiveSection(_Section):
     aspect loss on the embedding, and the aspect loss on single cells (`local_weight`).
 
     `gather`: each process its own rows against all (`local`), or all rows everywhere (`full`; clip only).
-    `captions`: generated from facts, or the text `columns` of the manifest.
+    `captions`: generated from facts, or the text `columns` of the manifest. `balance`: 0, each image counts alike
+    in the aspect losses; 1, the images with a word and those without it count alike in sum, for each word.
     """
 
     epochs: float = Field(default=10.0, ge=0)
@@ -187,6 +188,7 @@ class ContrastiveSection(_Section):
     clip_weight: float = Field(default=0.5, ge=0)
     aspect_weight: float = Field(default=1.0, ge=0)
     local_weight: float = Field(default=0.0, ge=0)
+    balance: float = Field(default=0.0, ge=0, le=1)
     keep: float = Field(default=0.7, ge=0, le=1)
     deny: float = Field(default=0.15, ge=0, le=1)
     lr: float = Field(default=1e-3, gt=0)

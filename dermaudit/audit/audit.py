@@ -23,7 +23,10 @@ from dermaudit.sae.training.sweep import parse_seeds
 
 from .summary import audit_result, print_summary
 
-SEEDS_HELP = "of the SAEs, e.g. 0,1,2: also how stable each latent is (default: --seed alone)"
+SEEDS_HELP = (
+    "of single SAEs, e.g. 0, or 0,1,2 and how stable each latent is (default: at the pooled site the consensus of "
+    "many fits, elsewhere one SAE)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,12 @@ class AuditConfig(Options):
             "embed": EmbedOptions(
                 data=self.data, model=self.model, where=self.where, strict=self.strict, **threads
             ),
-            # One SAE at each site unless more are asked for; its figures: `dermaudit sae measure`.
+            # Its figures, and how well two halves of the groups agree: `dermaudit fit --consensus`, `sae measure`.
             "fit": FitOptions(
-                seeds=self.seeds or (() if self.sae == "reference" else (self.seed,)),
+                seeds=self.seeds,
+                consensus=not self.seeds and self.sae != "reference",
+                consensus_at="pooled",
+                halves="none",
                 sae=self.sae,
                 metrics=False,
                 **threads,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,14 +15,19 @@ from .options import CompareModelsOptions
 from .output.render import Sheet, cell, comparison_sheet
 from .session import BenchSession
 
-KINDS = {"probes": "probe", "prompts": "prompt"}  # key of the result: attribute of a ScoredFact
+if TYPE_CHECKING:
+    from dermaudit.pretrain.training.probe import ScoredFact
+
+#: key of the result: attribute of a ScoredFact
+KINDS = {"probes": "probe", "prompts": "prompt", "synonyms": "synonym"}
 
 
 def compare_models(options: CompareModelsOptions) -> dict[str, Any]:
-    """Probe AUROC of every label, and that of its words alone, of several models on the test images of a data set.
+    """AUROC of every label by probe, by its words alone, and by synonyms, of several models on the test images.
 
-    The probe is fitted on train images. Every pair of models (or each with --reference) is compared on the same
-    images: paired bootstrap over groups, Holm over the labels.
+    The probe is fitted on train images. The synonyms are words that no training of the toolkit uses. Every pair of
+    models (or each with --reference) is compared on the same images: paired bootstrap over groups, Holm over the
+    labels.
     """
     from dermaudit.pretrain.training.probe import embed_splits, score_facts, split_rows
 
@@ -44,14 +49,12 @@ def compare_models(options: CompareModelsOptions) -> dict[str, Any]:
             "a label needs 30 test images, 5 of them with it",
             {"n_test": len(test)},
         )
-    concepts = [BenchConcept(fact.name, fact.truth, ()) for fact in first]
     groups = np.asarray(manifest.groups, dtype=str)[test].tolist()
     sheets, answer = [], {}
     for key, kind in KINDS.items():
-        scores = {
-            name: np.stack([getattr(fact, kind) for fact in found], axis=1)
-            for name, found in facts.items()
-        }
+        scores, concepts = scores_of(facts, kind)
+        if not concepts:
+            continue
         figures = annotation_figures(scores, concepts, groups, session.resampling)
         metrics = [*(concept.name for concept in concepts), MEAN]
         compared = figures.compare(metrics, session.resampling.reference)
@@ -68,6 +71,20 @@ def compare_models(options: CompareModelsOptions) -> dict[str, Any]:
         **answer,
         **session.finish(sheets),
     }
+
+
+def scores_of(
+    facts: dict[str, list[ScoredFact]], kind: str
+) -> tuple[dict[str, np.ndarray], list[BenchConcept]]:
+    """Return {model: scores (n, labels)} of a kind of ScoredFact, and the labels that have such scores."""
+    labels = [fact for fact in next(iter(facts.values())) if getattr(fact, kind) is not None]
+    names = {fact.name for fact in labels}
+    scores = {
+        model: np.stack([getattr(f, kind) for f in found if f.name in names], axis=1)
+        for model, found in facts.items()
+        if names
+    }
+    return scores, [BenchConcept(fact.name, fact.truth, ()) for fact in labels]
 
 
 def _sheet(dataset: str, kind: str, concepts: list[BenchConcept], figures: Figures) -> Sheet:

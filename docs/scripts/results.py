@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dictionary_tables import controls_figure, controls_list, dictionary_page
+from model_tables import model_figures, models_page
 from result_figures import curve_figure, suppression_figure
 from result_text import interval, number, table
 from suppression_tables import benchmarks_body, suppression_body
@@ -67,6 +68,7 @@ def measure(folder: Path) -> None:
         results["real"] = dermaudit("audit", images, *model, "--run", folder / "real", "--json")
         pairs = Path(data) / "dermoscopy" / "extras" / "pairs.csv"
         compared["real"] = dermaudit(*compare, folder / "real", "--pairs", pairs)
+        results["models"] = json.dumps(model_figures(images))
         results["suppression_benchmarks"] = json.dumps(benchmarks(folder / "real"))
     else:
         sys.stderr.write("DERMAUDIT_DATA is not set: the figures of the real images are kept\n")
@@ -313,6 +315,8 @@ def pages(results: dict[str, Figures]) -> dict[Path, str]:
     written[ROOT / "docs" / "results" / "suppression.md"] += "\n" + benchmarks_body(further) + "\n"
     gpu = json.loads((DATA / "gpu.json").read_text(encoding="utf-8"))
     written[ROOT / "docs" / "results" / "gpu.md"] = gpu_page(gpu)
+    models = json.loads((DATA / "models.json").read_text(encoding="utf-8"))
+    written[ROOT / "docs" / "results" / "models.md"] = models_page(models)
     dictionaries = json.loads((DATA / "dictionary.json").read_text(encoding="utf-8"))
     written[ROOT / "docs" / "results" / "dictionary.md"] = dictionary_page(dictionaries)
     readme = ROOT / "README.md"

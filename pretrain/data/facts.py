@@ -25,7 +25,8 @@ _FRAMES = ("dermoscopic image of {}", "dermoscopy of {}", "a lesion: {}", "{}")
 @dataclass(frozen=True)
 class Fact:
     """`values` (n,) 1, 0 or nan; `wordings` of presence, `denials` of absence (may be empty:
-    then absence is not put into captions); `kind` concept, artifact, label or the column's name.
+    then absence is not put into captions); `kind` concept, artifact, label or the column's name; `synonyms` are
+    further wordings, kept out of every training.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Fact:
     denials: tuple[str, ...]
     kind: str = ""
     of: str = ""  # what the diagnosis is a kind of
+    synonyms: tuple[str, ...] = ()
 
 
 def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
@@ -43,7 +45,8 @@ def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
     for name, (kind, values) in manifest.truth().items():
         names = tuple(wordings["present"].get(name, [name.replace("_", " ")]))
         values = np.asarray(values, dtype=np.float32)
-        facts.append(Fact(name, values, names, _denied(names), kind))
+        synonyms = tuple(wordings["synonyms"].get(name, ()))
+        facts.append(Fact(name, values, names, _denied(names), kind, synonyms=synonyms))
     for column, kind in (("label", "label"), *((name, name) for name in columns)):
         raw = manifest.column(column, None)
         if raw is None:
@@ -54,7 +57,9 @@ def facts_of(manifest: Manifest, columns: tuple[str, ...] = ()) -> list[Fact]:
             table = wordings["diagnosis"] if kind == "label" else {}
             names = tuple(table.get(value, [value.replace("_", " ")]))
             of = wordings["lineage"].get(value, "") if kind == "label" else ""
-            facts.append(Fact(f"{kind}={value}", values.astype(np.float32), names, (), kind, of))
+            synonyms = tuple(wordings["synonyms"].get(value, ())) if kind == "label" else ()
+            values = values.astype(np.float32)
+            facts.append(Fact(f"{kind}={value}", values, names, (), kind, of, synonyms))
     return facts
 
 

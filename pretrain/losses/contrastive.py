@@ -37,10 +37,11 @@ class AspectLoss(nn.Module):
         affirmed: torch.Tensor,
         denied: torch.Tensor,
         truth: torch.Tensor,
+        weights: torch.Tensor,
     ) -> torch.Tensor:
         """Return the loss. Unit rows: images (n, d), or tokens (n, cells, d); affirmed and denied (f, d).
 
-        truth (n, f) is 1, 0, or nan where it is not known.
+        truth (n, f) is 1, 0, or nan where it is not known; `weights` (2, f) those of absent and of present facts.
         """
         known = torch.isfinite(truth)
         scale = self.log_scale.clamp(max=4.6).exp()
@@ -50,7 +51,19 @@ class AspectLoss(nn.Module):
         loss = F.binary_cross_entropy_with_logits(
             scale * aspects, torch.nan_to_num(truth), reduction="none"
         )
+        loss = loss * torch.where(truth > 0.5, weights[1], weights[0])
         return (loss * known).sum() * n_processes() / total(known.sum()).clamp(min=1)
+
+
+def fact_weights(truth: torch.Tensor, balance: float) -> torch.Tensor:
+    """Return weights (2, f) of absent and of present facts in truth (n, f): (1 / twice their share of the known
+    values) to the power of `balance`, scaled so that the mean weight of a known value of each fact is 1.
+    """
+    known = torch.isfinite(truth).sum(0).clamp(min=1)
+    present = torch.nansum(truth, 0) / known
+    shares = torch.stack([1 - present, present])
+    weights = torch.where(shares > 0, (2 * shares.clamp(min=1e-6)) ** -balance, 0.0)
+    return weights / (shares * weights).sum(0).clamp(min=1e-6)
 
 
 def soft_maximum(x: torch.Tensor, dim: int, sharpness: float = 8.0) -> torch.Tensor:

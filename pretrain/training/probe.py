@@ -44,14 +44,16 @@ def embed_splits(tower: HookedTower, manifest: Manifest) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ScoredFact:
-    """A label with the scores of some test rows: `truth` (n,) 1, 0, or nan where it is not known; `probe` and `prompt`
-    (n,) are higher where the label is present.
+    """A label with the scores of some test rows: `truth` (n,) 1, 0, or nan where it is not known; `probe`, `prompt` and
+    `synonym` (n,) are higher where the label is present. `synonym` is the prompt of wordings that no training of the
+    toolkit uses; None where there are none.
     """
 
     name: str
     truth: np.ndarray
     probe: np.ndarray
     prompt: np.ndarray
+    synonym: np.ndarray | None
 
 
 @torch.no_grad()
@@ -80,10 +82,21 @@ def score_facts(
             probe = fit_probe(x[fit], fact.values[fit], groups[fit], seed=seed)
         except EvidenceError:
             continue
-        affirmed = tower.encode_text(list(fact.wordings)).mean(0)
         denied = tower.encode_text(list(fact.denials) or ["a lesion"]).mean(0)
-        prompt = x[test] @ (affirmed - denied).cpu().numpy()
-        found.append(ScoredFact(fact.name, truth, probe_score(probe, x[test]), prompt))
+
+        def prompted(wordings: tuple[str, ...], denied: torch.Tensor = denied) -> np.ndarray:
+            affirmed = tower.encode_text(list(wordings)).mean(0)
+            return x[test] @ (affirmed - denied).cpu().numpy()
+
+        found.append(
+            ScoredFact(
+                fact.name,
+                truth,
+                probe_score(probe, x[test]),
+                prompted(fact.wordings),
+                prompted(fact.synonyms) if fact.synonyms else None,
+            )
+        )
     return found
 
 

@@ -26,7 +26,7 @@ from ..data.augment import apply_views
 from ..data.facts import Fact
 from ..data.source import ImageSource
 from ..data.text_views import TextSource
-from ..losses.contrastive import AspectLoss, aspect_sentences, caption_loss
+from ..losses.contrastive import AspectLoss, aspect_sentences, caption_loss, fact_weights
 from ..losses.make import MakeSwitches, info_nce, make_loss, pool_patches, soft_targets
 from ..losses.masked import MaskedLatent
 from ..losses.masking import block_masks
@@ -175,6 +175,7 @@ class ContrastiveStage:
         self.trained: list[nn.Module] = list(self.modules.values())
         if facts:
             self.truth = torch.from_numpy(np.stack([fact.values for fact in facts], 1))
+            self.weights = fact_weights(self.truth, part.balance)
         elif part.aspect_weight or part.local_weight:
             raise UserInputError(
                 "the aspect losses need columns of truth (artifact:, concept:, label), there are none",
@@ -272,11 +273,11 @@ class ContrastiveStage:
             present, absent = aspect_sentences(self.facts, random.Random(part.step_seed))
             # Apart from the captions: these are short, and would be padded to the longest caption.
             sides = self._encode([*present, *absent]).to(images.dtype).split(len(present))
-            truth = self.truth[torch.from_numpy(part.rows)].to(images)
+            truth = (self.truth[torch.from_numpy(part.rows)].to(images), self.weights.to(images))
             if parts.aspect_weight:
-                found["aspect"] = parts.aspect_weight * self.aspect(images, *sides, truth)
+                found["aspect"] = parts.aspect_weight * self.aspect(images, *sides, *truth)
             if parts.local_weight:
-                found["local"] = parts.local_weight * self.local(encoded["cells"], *sides, truth)
+                found["local"] = parts.local_weight * self.local(encoded["cells"], *sides, *truth)
         return {"loss": sum(found.values(), scale.new_zeros(())), **found}
 
     def _make(self, encoded: Encoded, part: BatchPart, scale: Tensor) -> Losses:

@@ -4,6 +4,8 @@ Frozen decoders reach the headline figures of trained ones (arXiv 2602.14111), s
 without them. Every control is an SAE whose decoder comes from elsewhere and stays: the encoder and the
 thresholds are fitted to it with the settings of the SAE, at the same L0. In the soft-frozen one each direction may
 turn to a cosine of SOFT with its random start; in the random SAE nothing is fitted but one scale.
+
+Beside them stand other ways to train an SAE (`trained.py`).
 """
 
 from __future__ import annotations
@@ -35,14 +37,12 @@ from ..inference.model import ThresholdSAE
 from ..run_data import RunData
 from ..store.rows import EmbeddingRows
 from ..training.calibrate import calibrate
-from ..training.loop import fit_saes
 from ..training.recipe import SAERecipe
 from ..training.sae_in_training import DecoderStart
 from .dictionaries import DICTIONARIES, FROZEN, directions_of
-from .table import SINGLE
+from .trained import fit_members, trained_members
 
-SOFT = 0.8
-RANDOM, SOFT_FROZEN = "random SAE", "soft-frozen random decoder"
+RANDOM = "random SAE"
 _LEVELS = (0.5, 1.0, 2.0)  # of k, for the curve of FVU over L0
 _DRAWS = 200
 _KINDS = ("artifact", "clinical", "diagnosis")
@@ -124,24 +124,16 @@ def _fitted_controls(
     directions = {
         name: directions_of(name, rows.train, recipe.d_sae, seed) for name in DICTIONARIES
     }
+    members = trained_members(recipe, directions, seed + 1)
+    for name, own in directions.items():
+        k = min(recipe.k, len(own) / max(_LEVELS))
+        one = recipe.replaced({"d_sae": len(own), "k": k, "seed": seed + 1})
+        members[name] = [(one, DecoderStart(own, 1.0))]
     random = directions[FROZEN]
-    starts: dict[str, DecoderStart | None] = {SINGLE: None}
-    starts |= {name: DecoderStart(own, 1.0) for name, own in directions.items()}
-    starts[SOFT_FROZEN] = DecoderStart(random, SOFT)
-    recipes, begins = [], []
-    for start in starts.values():
-        for level in _LEVELS:
-            width = recipe.d_sae if start is None else len(start.directions)
-            k = min(recipe.k * level, width)
-            recipes.append(recipe.replaced({"k": k, "d_sae": width, "seed": seed + 1}))
-            begins.append(start)
-    made = fit_saes(
-        EmbeddingRows.of(rows.train), rows.val, recipes, site="", model_name="", starts=begins
-    )
-    saes = [one.sae for one in made if isinstance(one.sae, ThresholdSAE)]
-    n = len(_LEVELS)
-    found = {name: saes[i * n : (i + 1) * n] for i, name in enumerate(starts)}
-    return {RANDOM: [_random_sae(random, rows.train, recipe, level) for level in _LEVELS]} | found
+    return {
+        RANDOM: [_random_sae(random, rows.train, recipe, level) for level in _LEVELS],
+        **fit_members(members, rows.train, rows.val, _LEVELS),
+    }
 
 
 def _random_sae(
@@ -171,13 +163,10 @@ def _agreement_of_halves(recipe: SAERecipe, rows: ControlRows, seed: int) -> dic
         for name in DICTIONARIES:
             sets.setdefault(name, []).append(directions_of(name, train, recipe.d_sae, own))
         sets.setdefault(RANDOM, []).append(sets[FROZEN][half])
-        recipes = [recipe.replaced({"seed": own})] * 2
-        starts = [None, DecoderStart(sets[RANDOM][half], SOFT)]
-        made = fit_saes(
-            EmbeddingRows.of(train), rows.val, recipes, site="", model_name="", starts=starts
-        )
-        for name, one in zip((SINGLE, SOFT_FROZEN), made, strict=True):
-            sets.setdefault(name, []).append(one.sae.W_dec.numpy())
+        directions = {name: found[half] for name, found in sets.items() if name in DICTIONARIES}
+        members = trained_members(recipe, directions, own)
+        for name, saes in fit_members(members, train, rows.val, (1.0,)).items():
+            sets.setdefault(name, []).append(saes[0].W_dec.numpy())
     found = {}
     for name, (a, b) in sets.items():
         cosine = unit(a) @ unit(b).T

@@ -7,6 +7,10 @@ from typing import Any
 from dermaudit.console import say, table
 
 SINGLE = "SAE, one fit"
+ALIGNED, ORTHO = "decoder-aligned SAE", "OrtSAE"
+NEAR, ENSEMBLE = "SAE near k-means centres", "ensemble of 5 fits"
+#: Other ways to train an SAE: they are compared with it, and are no controls of it.
+TRAINED = (SINGLE, ALIGNED, ORTHO, NEAR, ENSEMBLE)
 #: Figure, its name, and whether more is better (1) or less (−1).
 FIGURES = (
     ("fvu", "FVU", -1),
@@ -56,7 +60,7 @@ def compared(controls: dict[str, dict[str, Any]], pw_mcc: float | None) -> str:
     2 %.
     """
     own: dict[str, Any] = {**controls["this SAE"], "pw_mcc": pw_mcc}
-    others = {name: one for name, one in controls.items() if name not in ("this SAE", SINGLE)}
+    others = {name: one for name, one in controls.items() if name not in ("this SAE", *TRAINED)}
     found: dict[str, list[str]] = {
         "Training helps in": [],
         "A control ties in": [],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -38,8 +37,8 @@ from .dictionary import (
 )
 from .loop import LOG_FILE, FitSession, FittedSAE, fit_saes
 from .options import FIT, SEEDS, SWEEP
-from .plan import CONSENSUS_ROWS, ROWS_PER_LATENT, FitPlan, memorising, site_recipe
-from .recipe import SAERecipe, dermfm_zero
+from .plan import FitPlan, memorising
+from .recipe import SAERecipe
 from .reference import (
     Candidate,
     ReferenceDictionary,
@@ -58,17 +57,19 @@ REFIT = "refit"  # the folder of the checkpoints of the last fit of a dictionary
 _Result = tuple[list[Path], dict[str, Any]]  # files and summary of a record
 
 
-def fit_run(run: Run, splits: np.ndarray, plan: FitPlan, *, force: bool = False) -> dict[str, Any]:
+def fit_run(run: Run, splits: np.ndarray, whole: FitPlan, *, force: bool = False) -> dict[str, Any]:
     """Fit, calibrate, measure and write `sae/<site>` and `codes/<site>` for every stored site.
 
     Several seeds add the other SAEs and `stability`; a grid writes `sweep/<site>` only. Returns
     {site: metrics}, or {site: {"members": [metrics]}}.
     """
     sites = run.require("embed")["summary"]["sites"]
+    n_train = int((splits == "train").sum())
 
     def perform(record: Record, site: str, fit: Callable[[_SiteFit], _Result]) -> dict[str, Any]:
         if force:
             _clear(run, record.name, site)
+        plan = whole.at(site, n_train)
         reference = candidate(run, site, splits, "own" if plan.grid else plan.sae)
         inputs = plan.inputs(record.name, site)
         if reference is not None and record is FIT:
@@ -81,11 +82,11 @@ def fit_run(run: Run, splits: np.ndarray, plan: FitPlan, *, force: bool = False)
 
     found = {}
     for site in sites:
-        if plan.grid:
+        if whole.grid:
             found[site] = perform(SWEEP, site, _SiteFit.sweep)
             continue
         found[site] = perform(FIT, site, _SiteFit.fit)
-        if plan.compares(run, site) and "reference" not in found[site]:
+        if whole.at(site, n_train).compares(site) and "reference" not in found[site]:
             stability = perform(SEEDS, site, _SiteFit.compare)
             found[site] = {**found[site], "stability": stability}
     return found
@@ -339,16 +340,8 @@ class _SiteFit:
 
     def _recipe(self) -> SAERecipe:
         """Return the recipe of the site."""
-        plan, tokens = self.plan, self.data.rows.tokens
-        preset = dermfm_zero(self.data.rows.d) if plan.preset else {}
-        recipe = site_recipe(
-            tokens,
-            self.data.n_train // tokens,
-            plan.overrides,
-            preset,
-            rows_per_latent=CONSENSUS_ROWS if plan.consensus else ROWS_PER_LATENT,
-        )
-        return dataclasses.replace(recipe, order_seed=plan.seed)
+        tokens = self.data.rows.tokens
+        return self.plan.recipe(tokens, self.data.n_train // tokens, self.data.rows.d)
 
     def _fit(
         self,

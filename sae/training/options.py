@@ -54,6 +54,11 @@ class FitOptions(StageOptions):
         "the SAE is a dictionary of the directions that --seeds fits agree on (a number: how many; default "
         f"{N_FITS}, and {N_TOKEN_FITS} for patch tokens)",
     )
+    consensus_at: str = option(
+        "all",
+        "with --consensus: all sites, or the pooled one, if it has a train image for each latent (else one SAE)",
+        choices=("all", "pooled"),
+    )
     halves: str = option(
         "all",
         "with --consensus: sites at which two dictionaries of disjoint halves of the groups are compared",

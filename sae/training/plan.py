@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from dermaudit.distributed import World
-from dermaudit.run.directory import Run
 
 from ..run_data import POOLED
 from ..store.loader import MEMORY
 from . import dictionary
-from .recipe import SAERecipe
+from .recipe import SAERecipe, dermfm_zero
 
 ROWS_PER_LATENT = 16
 CONSENSUS_ROWS = 32  # the same for a consensus: more latents take twice the time and agree no more
@@ -27,7 +27,8 @@ class FitPlan:
     `overrides` are settings of the recipe; `preset` is "" or dermfm-zero. The first of `seeds` gives the
     SAE of the run; the others are fitted together as another record and show which of its latents other
     seeds find too. With `consensus` the SAE of the run is a consensus dictionary of all seeds
-    (`token_seeds` at sites with several rows for each image), and `halves` (all, pooled or none) says
+    (`token_seeds` at sites with several rows for each image), at all sites or (`consensus_at`) at the pooled one
+    alone, if it has a row for each latent; elsewhere it is one SAE. `halves` (all, pooled or none) says
     at which sites two more, of disjoint halves of the groups and other seeds, are compared. `sae` says whether
     the reference dictionary of the model may take the place of an SAE of the images (own, reference, auto). `grid` has
     the settings of each recipe of a sweep, which is fitted with every seed in one pass and measured on
@@ -39,6 +40,7 @@ class FitPlan:
     preset: str = ""
     seeds: tuple[int, ...] = ()
     consensus: bool = False
+    consensus_at: str = "all"
     token_seeds: tuple[int, ...] = ()
     halves: str = "none"
     sae: str = "own"
@@ -47,6 +49,25 @@ class FitPlan:
     memory: int = MEMORY
     resume: bool = False
     world: World = field(default_factory=World)
+
+    def at(self, site: str, n_train: int) -> FitPlan:
+        """Return the plan of a site of a run with `n_train` train images."""
+        if not self.consensus or self.consensus_at == "all":
+            return self
+        if site == POOLED and self.recipe(1, n_train, 0).d_sae <= n_train:
+            return self
+        return dataclasses.replace(self, consensus=False, seeds=(self.first,))
+
+    def recipe(self, tokens: int, n_train: int, d_in: int) -> SAERecipe:
+        """Return the recipe of a site of width d_in with `tokens` rows for each of n_train images."""
+        recipe = site_recipe(
+            tokens,
+            n_train,
+            self.overrides,
+            dermfm_zero(d_in) if self.preset else {},
+            rows_per_latent=CONSENSUS_ROWS if self.consensus else ROWS_PER_LATENT,
+        )
+        return dataclasses.replace(recipe, order_seed=self.seed)
 
     def inputs(self, stage: str, site: str) -> dict[str, Any]:
         """Return what a record depends on, besides the activations.
@@ -73,7 +94,7 @@ class FitPlan:
         }
         return found | {name: value for name, value in more.items() if value}
 
-    def compares(self, run: Run, site: str) -> bool:
+    def compares(self, site: str) -> bool:
         """Whether the SAE of a site is compared with others."""
         if not self.consensus:
             return len(self.seeds) > 1

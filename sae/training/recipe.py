@@ -40,6 +40,7 @@ class SAERecipe:
     l0_penalty: Literal["quadratic", "step", "tanh"] = "quadratic"
     l0_bandwidth: float = 1.0
     l0_threshold: float = 0.1  # at the start
+    ortho_coefficient: float = 0.25
     penalty_warmup: float = 0.1  # fraction of the steps in which a penalty grows to its coefficient
     samples: int = 400_000
     epochs: float | None = None
@@ -236,6 +237,7 @@ _NOT_NEGATIVE = (
     "l1_coefficient",
     "l0_coefficient",
     "l0_threshold",
+    "ortho_coefficient",
     "clip",
     "aux_coefficient",
     "resample_every",

@@ -46,6 +46,7 @@ def fit(run: Run, options: FitOptions) -> dict[str, Any]:
             preset=options.preset or "",
             seeds=options.all_seeds(seed),
             consensus=options.consensus,
+            consensus_at=options.consensus_at,
             token_seeds=options.all_seeds(seed, N_TOKEN_FITS),
             halves=options.halves,
             sae=options.sae,

@@ -6,8 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from dermaudit.data import Manifest
+from dermaudit.pretrain.data.facts import corpus, facts_of
 from dermaudit.pretrain.training.probe import embed_splits, measure
 from dermaudit.towers import load_model
 
@@ -50,6 +52,25 @@ def test_differences_are_paired(compared):
         assert row["value"] == pytest.approx(one - two)
         assert row["low"] <= row["value"] <= row["high"] and row["p"] <= row["p_holm"] <= 1
     assert "Holm over this table" in compared.stderr
+
+
+def test_synonyms_are_prompts_of_words_that_no_training_uses(compared, two_models, scored):
+    found, manifest = compared.json(), Manifest.load(scored)
+    facts = {fact.name: fact for fact in facts_of(manifest)}
+    trained = set(corpus(list(facts.values())))
+    assert found["synonyms"].keys() == found["prompts"].keys() and "ruler" in found["synonyms"]
+    for fact in facts.values():
+        assert fact.synonyms and not trained & set(fact.synonyms)
+    # By hand for one label of one model.
+    ruler, tower = facts["ruler"], load_model(two_models / "plain")
+    x = embed_splits(tower, manifest)
+    rows = [i for i, s in enumerate(manifest.splits) if s == "test" and np.isfinite(x[i]).all()]
+    rows = [i for i in rows if np.isfinite(ruler.values[i])]
+    said, denied = (
+        tower.encode_text(list(words)).mean(0).numpy() for words in (ruler.synonyms, ruler.denials)
+    )
+    expected = roc_auc_score(ruler.values[rows], x[rows] @ (said - denied))
+    assert found["synonyms"]["ruler"]["plain"]["auroc"] == pytest.approx(expected)
 
 
 def test_a_copy_of_a_model_does_not_differ_at_all(two_models, scored, main, tmp_path):

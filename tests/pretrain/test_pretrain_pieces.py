@@ -22,6 +22,7 @@ from dermaudit.pretrain.losses.contrastive import (
     AspectLoss,
     aspect_sentences,
     caption_loss,
+    fact_weights,
     soft_maximum,
 )
 from dermaudit.pretrain.recipe import AugmentSection
@@ -202,8 +203,20 @@ def test_aspect_by_hand():
     image, said, denied = (torch.eye(3)[i : i + 1] for i in (0, 0, 1))
     for truth, logit in ((1.0, 10.0), (0.0, 10.0)):
         expected = math.log1p(math.exp(-logit)) if truth else math.log1p(math.exp(logit))
-        got = loss(image, said, denied, torch.tensor([[truth]]))
+        got = loss(image, said, denied, torch.tensor([[truth]]), torch.ones(2, 1))
         assert float(got.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_rare_fact_counts_more_when_facts_are_balanced():
+    # One of four known values is present: 1 / (2 * 1/4) = 2 and 1 / (2 * 3/4) = 2/3, whose mean is 1.
+    truth = torch.tensor([[1.0], [0], [0], [0], [math.nan]])
+    torch.testing.assert_close(fact_weights(truth, 1.0), torch.tensor([[2 / 3], [2.0]]))
+    torch.testing.assert_close(fact_weights(truth, 0.0), torch.ones(2, 1))
+    torch.testing.assert_close(fact_weights(torch.ones(3, 1), 1.0), torch.tensor([[0.0], [1.0]]))
+    loss = AspectLoss()
+    images, said, denied = torch.eye(3)[[2, 2]], torch.eye(3)[:1], torch.eye(3)[1:2]
+    got = loss(images, said, denied, torch.tensor([[1.0], [0.0]]), torch.tensor([[0.5], [1.5]]))
+    assert float(got.detach()) == pytest.approx(math.log(2), rel=1e-6)
 
 
 def test_aspect_unknown_facts_are_left_out():
@@ -216,11 +229,11 @@ def test_aspect_unknown_facts_are_left_out():
     hidden = truth.clone()
     hidden[:, 1] = math.nan
     torch.testing.assert_close(
-        loss(images, said, denied, hidden),
-        loss(images, said[[0, 2]], denied[[0, 2]], truth[:, [0, 2]]),
+        loss(images, said, denied, hidden, torch.ones(2, 3)),
+        loss(images, said[[0, 2]], denied[[0, 2]], truth[:, [0, 2]], torch.ones(2, 2)),
     )
     images.requires_grad_(True)
-    nothing = loss(images, said, denied, torch.full((4, 3), math.nan))
+    nothing = loss(images, said, denied, torch.full((4, 3), math.nan), torch.ones(2, 3))
     nothing.backward()
     assert float(nothing.detach()) == 0 and not images.grad.any()
 
@@ -230,7 +243,7 @@ def test_aspect_temperature_is_capped():
     with torch.no_grad():
         loss.log_scale.fill_(50.0)
     x = torch.eye(2)
-    assert torch.isfinite(loss(x, x, x.flip(0), torch.eye(2)))
+    assert torch.isfinite(loss(x, x, x.flip(0), torch.eye(2), torch.ones(2, 2)))
 
 
 def test_aspect_of_cells_by_hand():
@@ -239,10 +252,11 @@ def test_aspect_of_cells_by_hand():
     said, denied = torch.eye(3)[:1], torch.eye(3)[1:2]
     cells = torch.stack([said[0], denied[0]])[None]
     best = math.log((math.exp(8) + math.exp(-8)) / 2) / 8
-    got = float(loss(cells, said, denied, torch.tensor([[1.0]])).detach())
+    ones = torch.ones(2, 1)
+    got = float(loss(cells, said, denied, torch.tensor([[1.0]]), ones).detach())
     assert got == pytest.approx(math.log1p(math.exp(-10 * best)), rel=1e-5)
     cells.requires_grad_(True)
-    loss(cells, said, denied, torch.tensor([[0.0]])).backward()
+    loss(cells, said, denied, torch.tensor([[0.0]]), ones).backward()
     assert (cells.grad[0].abs().sum(1) > 0).all()  # every cell learns, the silent one too
 
 

@@ -49,6 +49,6 @@ def test_new_file_adds_an_architecture(example, rows, tmp_path):
 def test_architectures_are_listed_without_torch():
     code = (
         "import sys; from dermaudit.sae.training.recipe import ARCHITECTURES; "
-        "assert len(ARCHITECTURES) == 5; assert not {'torch', 'sae_lens'} & sys.modules.keys()"
+        "assert len(ARCHITECTURES) == 7; assert not {'torch', 'sae_lens'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,6 +12,7 @@ from sae_rows import held_out, planted
 from dermaudit.errors import UserInputError
 from dermaudit.sae.inference.model import ThresholdSAE, load_sae
 from dermaudit.sae.store.rows import EmbeddingRows
+from dermaudit.sae.training.architectures.ortho import likeness
 from dermaudit.sae.training.architectures.registry import architecture
 from dermaudit.sae.training.calibrate import fold
 from dermaudit.sae.training.loop import fit_sae, fit_saes
@@ -131,7 +132,9 @@ def test_first_latents_of_matryoshka_reconstruct_alone(fits, rows):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_step_equals_that_of_sae_lens(name):
     """Loss, gradients and active latents are compared, with dead latents for AuxK."""
-    recipe = dataclasses.replace(BASE, architecture=name, penalty_warmup=0.0)
+    # sae-lens has no penalty on like decoder rows: without it ortho is its BatchTopK.
+    settings = {"ortho_coefficient": 0.0} if name == "ortho" else {}
+    recipe = dataclasses.replace(BASE, architecture=name, penalty_warmup=0.0, **settings)
     x = torch.from_numpy(planted(64)) * 5
     dead = torch.zeros(48, dtype=torch.bool)
     dead[::3] = True
@@ -153,6 +156,35 @@ def test_step_equals_that_of_sae_lens(name):
         torch.testing.assert_close(
             grads[name], grad, atol=1e-5 * float(grad.abs().max()), rtol=1e-4
         )
+
+
+def test_aligned_latents_read_their_own_direction_with_a_gain_of_one(fits):
+    sae = fits["aligned"].sae
+    torch.testing.assert_close((sae.W_enc * sae.W_dec.t()).sum(0), torch.ones(48))
+    plain = (fits["batchtopk"].sae.W_enc * fits["batchtopk"].sae.W_dec.t()).sum(0)
+    assert (plain - 1).abs().max() > 0.05
+
+
+def test_likeness_of_decoder_rows_by_hand():
+    # Cosines: rows 0 and 1 have .6, row 2 has -1 with row 0 and 0 at most: (.36 + .36 + 0) / 3.
+    decoder = torch.tensor([[2.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
+    decoder.requires_grad_(True)
+    found = likeness(decoder, 0)
+    assert float(found.detach()) == pytest.approx(0.24)
+    found.backward()
+    step = decoder.detach() - 0.1 * decoder.grad
+    assert float(likeness(step, 0)) < 0.24
+    # In chunks of 2 a row is compared with at most one other.
+    assert float(likeness(decoder.detach(), 1, chunk=2)) <= 0.24
+    assert likeness(decoder.detach(), 1, chunk=2) == likeness(decoder.detach(), 1, chunk=2)
+
+
+def test_ortho_makes_decoder_rows_less_alike(fits, rows):
+    plain, ortho = (likeness(fits[name].sae.W_dec, 0) for name in ("batchtopk", "ortho"))
+    assert ortho < 0.9 * plain
+    recipe = dataclasses.replace(KINDS["ortho"], ortho_coefficient=0.0)
+    without, _ = fit_sae(rows["train"], rows["val"], recipe, site="", model_name="")
+    torch.testing.assert_close(without.W_dec, fits["batchtopk"].sae.W_dec, atol=1e-3, rtol=1e-2)
 
 
 def test_build_depends_on_the_seed_and_keeps_the_state_of_torch():

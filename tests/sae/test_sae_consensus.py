@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from dermaudit.sae.store.rows import EmbeddingRows
 from dermaudit.sae.training.consensus import METHODS, consensus
 from dermaudit.sae.training.dictionary import disjoint_halves
 from dermaudit.sae.training.loop import fit_saes
+from dermaudit.sae.training.plan import FitPlan
 from dermaudit.sae.training.recipe import SAERecipe
 from dermaudit.sae.training.sae_in_training import DecoderStart
 from dermaudit.sae.training.site_rows import SiteRows
@@ -279,3 +281,14 @@ def test_what_cannot_be_a_consensus_is_refused(main, made, flags, said):
     assert done.rc == 2, done.stderr
     error = done.json()["error"]
     assert said in error["message"] + (error["hint"] or ""), error
+
+
+def test_consensus_at_the_pooled_site_alone_where_it_has_rows_enough():
+    plan = FitPlan(seed=3, seeds=(3, 4, 5), consensus=True, consensus_at="pooled", halves="none")
+    assert plan.at(POOLED, 64) is plan
+    for site, n_train in ((POOLED, 63), ("visual.blocks.0.hook_resid_post", 1000)):
+        one = plan.at(site, n_train)
+        assert not one.consensus and one.seeds == (3,) and not one.compares(site)
+        assert one.inputs("fit", site) == FitPlan(seed=3, seeds=(3,)).inputs("fit", site)
+    everywhere = replace(plan, consensus_at="all")
+    assert everywhere.at("visual.blocks.0.hook_resid_post", 8) is everywhere

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sae_rows import planted
 from synthetic import synthetic_rows
 
 from dermaudit.sae.controls.dictionaries import DICTIONARIES, directions_of
 from dermaudit.sae.controls.measure import ControlRows, controls_report
-from dermaudit.sae.controls.table import SINGLE, compared, controls_table
+from dermaudit.sae.controls.table import ENSEMBLE, SINGLE, TRAINED, compared, controls_table
+from dermaudit.sae.controls.trained import ensemble
+from dermaudit.sae.inference.model import ThresholdSAE
 from dermaudit.sae.training.loop import fit_sae
 from dermaudit.sae.training.recipe import SAERecipe
 
@@ -64,11 +67,12 @@ def report():
 
 
 def test_report_has_every_control_with_every_figure(report):
-    wanted = {"this SAE", SINGLE, "random SAE", "soft-frozen random decoder", *DICTIONARIES}
+    wanted = {"this SAE", *TRAINED, "random SAE", "soft-frozen random decoder", *DICTIONARIES}
     assert set(report) == wanted
     for name, one in report.items():
         assert one["n_concepts"] == 4
-        assert one["fvu"] > 0 and one["l0"] == pytest.approx(2.0, rel=0.35), name
+        l0 = 10.0 if name == ENSEMBLE else 2.0  # that of five fits
+        assert one["fvu"] > 0 and one["l0"] == pytest.approx(l0, rel=0.35), name
         assert 0 < one["bottleneck_auroc"] <= 1 and one["monosemanticity"] is not None
         low, high = one["lift_share_ci"]
         assert low <= one["lift_share"] <= high
@@ -78,6 +82,21 @@ def test_report_has_every_control_with_every_figure(report):
             assert [point[0] for point in one["curve"]] == sorted(
                 point[0] for point in one["curve"]
             )
+
+
+def test_ensemble_reconstructs_with_the_mean_of_its_members():
+    g = torch.Generator().manual_seed(0)
+
+    def sae(h: int) -> ThresholdSAE:
+        shapes = {"W_enc": (6, h), "W_dec": (h, 6), "b_enc": (h,), "b_dec": (6,), "threshold": (h,)}
+        return ThresholdSAE(**{n: torch.randn(s, generator=g) for n, s in shapes.items()})
+
+    members, x = [sae(4), sae(5), sae(4)], torch.randn(50, 6, generator=g)
+    whole = ensemble(members)
+    codes = [one.encode(x) for one in members]
+    torch.testing.assert_close(whole.encode(x), torch.cat(codes, 1))
+    means = torch.stack([one.decode(z) for one, z in zip(members, codes, strict=True)]).mean(0)
+    torch.testing.assert_close(whole.decode(whole.encode(x)), means)
 
 
 def test_trained_sae_is_better_than_random_directions_where_factors_are_planted(report):
