@@ -1,6 +1,6 @@
 """Does each part of pretraining earn its place? CLIP alone, + stage 1, + MAKE, several seeds, on one data set.
 
-    python tests/benchmarks/bench_parts.py DATA --recipe dermoscopy-small --epochs 6 --stage1 2 --out DIR
+    python tests/benchmarks/bench_parts.py DATA --recipe dermoscopy-from-scratch --epochs 6 --stage1 2 --out DIR
 
 Trains what is missing in DIR (`<part>-<seed>`, by `dermaudit pretrain`), then scores all of it on the test split of
 --test (default DATA): zero-shot accuracy, retrieval, mean probe AUROC, mean AUROC by words alone. Figures are means

@@ -26,6 +26,7 @@ BUNDLED = (
     "dermfm-zero",
     "dermlip-panderm",
     "dermlip-vit-b-16",
+    "dermoscopy-from-scratch",
     "dermoscopy-small",
     "make",
     "phantom",
