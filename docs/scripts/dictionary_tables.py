@@ -6,7 +6,7 @@ from typing import Any
 
 from result_text import interval, number, table
 
-from dermaudit.sae.controls.table import FIGURES, compared
+from dermaudit.sae.controls.table import ENSEMBLE, FIGURES, compared
 
 Figures = dict[str, Any]
 TITLES = {"phantoms": "Phantoms", "real": "Real dermoscopic images"}
@@ -36,7 +36,10 @@ def dictionary_page(results: dict[str, Figures]) -> str:
             "An encoder is fitted to the directions of each method, at the same L0 and with the same rows. Lift share: "
             f"mean over {controls['this SAE']['n_concepts']} labelled artifacts, 95 % interval over groups. "
             "Monosemanticity: above chance, by the model's own embeddings. Bottleneck: a logistic head on all codes. "
-            "*This SAE* is the consensus dictionary; residual latents are left out of its lift share and bottleneck.",
+            "*This SAE* is the consensus dictionary; residual latents are left out of its lift share and bottleneck. "
+            "Other ways to train one stand beside it: one fit; decoder-aligned (w_enc · w_dec = 1, arXiv 2605.18629); "
+            "OrtSAE (arXiv 2509.22033); near the centres of k-means, as archetypal SAEs (arXiv 2502.12892) stay near "
+            "points of the data; an ensemble (arXiv 2505.16077), whose L0 is the sum of five.",
             controls_table(controls),
             compared(controls, controls["this SAE"]["pw_mcc"]),
             "### Widths, clustering and number of fits (pooled site)",
@@ -156,12 +159,16 @@ def controls_figure(results: dict[str, Figures]) -> str:
         "#009E73",
         "#CC79A7",
         "#F0E442",
+        "#882255",
+        "#44AA99",
+        "#661100",
         "#000000",
     ]
     body: list[str] = []
     names: list[str] = []
     for panel, (data, figures) in enumerate(results.items()):
-        controls = figures["sites"]["visual.pooled"]["controls"]
+        controls = dict(figures["sites"]["visual.pooled"]["controls"])
+        controls.pop(ENSEMBLE, None)  # its L0 is that of five fits
         names = list(controls)
         x0 = left + panel * (side + 60)
         most = max(point[0] for one in controls.values() for point in one["curve"])
@@ -194,7 +201,7 @@ def controls_figure(results: dict[str, Figures]) -> str:
         body.append(
             f'<circle cx="{x}" cy="{y - 4}" r="4" fill="{colour}"/><text x="{x + 10}" y="{y}">{name}</text>'
         )
-    width, height = left + 2 * (side + 60), top + side + 40 + 18 * 3 + 6
+    width, height = left + 2 * (side + 60), top + side + 40 + 18 * -(-len(names) // 3) + 6
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n'

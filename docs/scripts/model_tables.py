@@ -119,13 +119,19 @@ def models_page(figures: Figures) -> str:
 
 def _table(figures: Figures, kind: str) -> str:
     kinds = {"probes": "probe", "prompts": "prompt", "synonyms": "synonym"}
+    # They are those of the others to the model.
     changes = {
-        (f["metric"], f["other"]): f
+        (f["metric"], f["model"]): {
+            "value": -f["value"],
+            "low": -f["high"],
+            "high": -f["low"],
+        }
         for f in figures["differences"]
-        if f["kind"] == kinds[kind] and f["model"] == MODEL
+        if f["kind"] == kinds[kind]
     }
     lines = []
-    for label, row in figures[kind].items():
+    rows = sorted(figures[kind].items(), key=lambda item: item[0] == "mean")
+    for label, row in rows:
         metric = "mean AUROC" if label == "mean" else label
         cells = [_cell(row[name]["auroc"], row[name]) for name in (MODEL, FROZEN, BEFORE)]
         cells += [

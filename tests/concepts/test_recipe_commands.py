@@ -194,14 +194,21 @@ def test_diff_names_what_differs(main, ruler, tmp_path):
     assert said in found["weights"]["second"]
 
 
+def rows_along(suppressor, n):
+    """Unit rows (n, d) that have ever more of the suppressed latents: they fire in some of them."""
+    module = suppressor.module
+    x = np.random.default_rng(2).normal(size=(n, module.d_in)).astype(np.float32)
+    x += np.linspace(-8, 8, n, dtype=np.float32)[:, None] * module.W_dec.numpy().sum(0)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
 def test_a_merged_recipe_does_what_the_two_do_together(main, ruler, ink, tmp_path):
     out = tmp_path / "both.recipe.json"
     done = main("recipe", "merge", ruler, ink, "--out", out, "--json")
     assert done.rc == 0, done.stderr
     both, pair = Suppressor.load(out), Suppressor.load(ruler, ink)
     assert both.latent_names == ["ruler", "ink"] and "not measured" in done.stderr
-    x = np.random.default_rng(0).normal(size=(200, 192)).astype(np.float32)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x = rows_along(both, 200)
     assert (pair(x) != x).any() and (pair(x) == x).all(1).any()
     np.testing.assert_allclose(both(x), pair(x), atol=1e-6)
     body = both.recipes[0].body
@@ -239,12 +246,7 @@ def edited_by(recipe, x):
 
 @pytest.fixture(scope="module")
 def rows():
-    recipe = Reference.load("dermoscopy-small").recipe("ruler")
-    sae = recipe.sae()
-    x = np.random.default_rng(2).normal(size=(300, 192)).astype(np.float32)
-    x += np.linspace(-3, 3, 300, dtype=np.float32)[:, None] * sae.W_dec[0].numpy()
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    return x
+    return rows_along(Suppressor.bundled("ruler"), 300)
 
 
 def in_mode(recipe, mode):

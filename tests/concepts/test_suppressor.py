@@ -29,11 +29,11 @@ def suppressor():
 
 @pytest.fixture(scope="module")
 def rows(suppressor):
-    """Unit embeddings (64, 192) around the mean of the recipe; the latent fires in some of them."""
+    """Unit embeddings (64, d) around the mean of the recipe; the latent fires in some of them."""
     generator = np.random.default_rng(0)
     mean = Gaussian(suppressor.recipes[0].body["distribution"]).mean
-    x = mean + 0.08 * generator.normal(size=(64, 192))
-    x += 0.4 * np.arange(64)[:, None] / 64 * suppressor.module.W_dec[0].numpy()
+    x = mean + 1.1 * generator.normal(size=(64, len(mean))) / len(mean) ** 0.5
+    x += np.linspace(-1, 1, 64)[:, None] * suppressor.module.W_dec[0].numpy()
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     fired = suppressor.module.apply_to(torch.from_numpy(x)).fired.numpy()
     assert 5 < fired.sum() < 60
@@ -82,7 +82,7 @@ def test_a_function_is_wrapped(suppressor, rows):
 
 
 def test_another_width_is_refused(suppressor):
-    with pytest.raises(ForeignArtifactError, match="of width 192, not 100"):
+    with pytest.raises(ForeignArtifactError, match=f"of width {suppressor.module.d_in}, not 100"):
         suppressor(np.zeros((2, 100), np.float32))
 
 
