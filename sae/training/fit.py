@@ -57,7 +57,7 @@ REFIT = "refit"  # the folder of the checkpoints of the last fit of a dictionary
 _Result = tuple[list[Path], dict[str, Any]]  # files and summary of a record
 
 
-def fit_run(run: Run, splits: np.ndarray, whole: FitPlan, *, force: bool = False) -> dict[str, Any]:
+def fit_run(run: Run, splits: np.ndarray, plan: FitPlan, *, force: bool = False) -> dict[str, Any]:
     """Fit, calibrate, measure and write `sae/<site>` and `codes/<site>` for every stored site.
 
     Several seeds add the other SAEs and `stability`; a grid writes `sweep/<site>` only. Returns
@@ -69,24 +69,24 @@ def fit_run(run: Run, splits: np.ndarray, whole: FitPlan, *, force: bool = False
     def perform(record: Record, site: str, fit: Callable[[_SiteFit], _Result]) -> dict[str, Any]:
         if force:
             _clear(run, record.name, site)
-        plan = whole.at(site, n_train)
-        reference = candidate(run, site, splits, "own" if plan.grid else plan.sae)
-        inputs = plan.inputs(record.name, site)
+        own = plan.at(site, n_train)
+        reference = candidate(run, site, splits, "own" if own.grid else own.sae)
+        inputs = own.inputs(record.name, site)
         if reference is not None and record is FIT:
             inputs |= reference.inputs()
         return _with_all_processes(
             plan.world,
             lambda make: run.perform(record, inputs, make, key=site, force=force),
-            lambda: fit(_SiteFit(run, site, SiteRows.open(run, site, splits), plan, reference)),
+            lambda: fit(_SiteFit(run, site, SiteRows.open(run, site, splits), own, reference)),
         )
 
     found = {}
     for site in sites:
-        if whole.grid:
+        if plan.grid:
             found[site] = perform(SWEEP, site, _SiteFit.sweep)
             continue
         found[site] = perform(FIT, site, _SiteFit.fit)
-        if whole.at(site, n_train).compares(site) and "reference" not in found[site]:
+        if plan.at(site, n_train).compares(site) and "reference" not in found[site]:
             stability = perform(SEEDS, site, _SiteFit.compare)
             found[site] = {**found[site], "stability": stability}
     return found

@@ -118,8 +118,8 @@ class SAEInTraining:
             clip_and_step(self.optimizer, recipe.clip)
         else:
             self.optimizer.step()
-        self.architecture.constrain_weights(self.sae)
         self.stay_within()
+        self.architecture.constrain_weights(self.sae)
         fired = total(result.fired.to(torch.int64)) > 0
         self.silent = torch.where(fired, 0, self.silent + self.batch)
         self._add(loss=result.loss, l0=result.l0, **result.losses)

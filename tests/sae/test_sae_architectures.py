@@ -163,6 +163,8 @@ def test_aligned_latents_read_their_own_direction_with_a_gain_of_one(fits):
     torch.testing.assert_close((sae.W_enc * sae.W_dec.t()).sum(0), torch.ones(48))
     plain = (fits["batchtopk"].sae.W_enc * fits["batchtopk"].sae.W_dec.t()).sum(0)
     assert (plain - 1).abs().max() > 0.05
+    checks = [line["held_fvu"] for line in fits["aligned"].log if "held_fvu" in line]
+    assert checks[-1] < 1.1 * min(checks) < 0.75 * checks[0]  # it goes on learning
 
 
 def test_likeness_of_decoder_rows_by_hand():

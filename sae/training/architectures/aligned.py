@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class Aligned(BatchTopK):
-    """After each step the encoder goes the shortest way to where w_enc · w_dec = 1."""
+    """Decoder rows have unit length, and the encoder goes the shortest way to where w_enc · w_dec = 1.
+
+    The parts of the gradients against which this works are taken out: with them Adam diverges.
+    """
 
     name = "aligned"
 
@@ -27,14 +30,23 @@ class Aligned(BatchTopK):
             sae.W_enc.copy_(sae.W_dec.t())
         return sae
 
+    def constrain_gradient(self, sae: TrainingSAE) -> None:
+        """Make the gradients of encoder and decoder orthogonal to the decoder."""
+        import torch
+
+        encoder, decoder = sae.W_enc.grad, sae.W_dec.grad
+        assert encoder is not None and decoder is not None
+        with torch.no_grad():
+            encoder.sub_(sae.W_dec.t() * (encoder * sae.W_dec.t()).sum(0))
+            decoder.sub_(sae.W_dec * (decoder * sae.W_dec).sum(1, keepdim=True))
+
     def constrain_weights(self, sae: TrainingSAE) -> None:
-        """Move the encoder along the decoder, to a product of 1."""
+        """Give decoder rows unit length, and move the encoder along them to a product of 1."""
         import torch
 
         with torch.no_grad():
-            product = (sae.W_enc * sae.W_dec.t()).sum(0)
-            square = (sae.W_dec**2).sum(1).clamp_min(1e-12)
-            sae.W_enc.add_(sae.W_dec.t() * ((1 - product) / square))
+            sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+            sae.W_enc.add_(sae.W_dec.t() * (1 - (sae.W_enc * sae.W_dec.t()).sum(0)))
 
 
 ARCHITECTURE = Aligned()
