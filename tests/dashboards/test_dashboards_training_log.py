@@ -111,7 +111,8 @@ def test_seconds_parts_of_a_resumed_training_are_added(tmp_path, second) -> None
 def test_seconds_of_a_real_log_shipped_with_a_model() -> None:
     for path in sorted(bundled_folder().glob("*/training_log.jsonl")):
         log = read_log(path)
-        assert [stage.name for stage in log.stages] == ["masked", "contrastive"]
+        names = [stage.name for stage in log.stages]
+        assert names in (["masked", "contrastive"], ["contrastive"])
         assert all(stage.seconds > 0 and stage.knows("loss") for stage in log.stages)
 
 

@@ -18,8 +18,8 @@ NOT_IN_THE_TOY_RUN = {
         "batch", "key", "not_finite", "preprocess_sha256", "skipped", "threads", "token_kind",
     },
     "metrics.json": {
-        "architecture", "best_step", "dense", "held_fvu_training", "held_out", "n_not_finite",
-        "n_test_rows", "scale", "site", "steps",
+        "architecture", "best_step", "consensus", "dense", "held_fvu_training", "held_out",
+        "n_not_finite", "n_test_rows", "scale", "site", "steps",
     },
 }  # fmt: skip
 
