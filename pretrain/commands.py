@@ -22,8 +22,8 @@ class PretrainOptions(Options):
     """What is trained, on what, and how."""
 
     recipe: str = required(
-        "a bundled recipe (phantom, dermoscopy-small, dermfm-zero, make, dermlip-vit-b-16, "
-        "dermlip-panderm) or a TOML file",
+        "a bundled recipe (phantom, dermoscopy-small, dermoscopy-from-scratch, dermfm-zero, make, "
+        "dermlip-vit-b-16, dermlip-panderm) or a TOML file",
         positional=True,
     )
     data: Path = required("data set with a split (data convert | phantom), or its shards")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from command import dermaudit
 from result_text import interval, number, table
+
+from dermaudit.bench.compare_models import KINDS
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,23 +42,18 @@ def model_figures(images: Path) -> Figures:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = [part for text in KEPT_FROZEN for part in ("--set", text)]
-        _dermaudit("pretrain", MODEL, "--data", images, "--out", folder / FROZEN, *settings)
+        dermaudit("pretrain", MODEL, "--data", images, "--out", folder / FROZEN, *settings)
         _before(folder)
         models = [MODEL, str(folder / FROZEN), str(folder / BEFORE)]
         command = ["models", "compare", *models, "--reference", MODEL, "--data", images, "--json"]
-        found = json.loads(_dermaudit(*command))
-        speed = seconds_per_image(images, [models[0], models[2]])
+        found = json.loads(dermaudit(*command))
+        milliseconds = milliseconds_per_image(images, [MODEL, models[2]])
     return {
         "n_test": found["n_test"],
         **{key: found[key] for key in TITLES},
         "differences": [f for f in found["figures"] if f["table"] == "difference"],
-        "milliseconds": {MODEL: speed[models[0]], BEFORE: speed[models[2]]},
+        "milliseconds": {MODEL: milliseconds[MODEL], BEFORE: milliseconds[models[2]]},
     }
-
-
-def _dermaudit(*argv: str | Path) -> str:
-    command = [sys.executable, "-m", "dermaudit", *map(str, argv)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def _before(folder: Path) -> None:
@@ -69,7 +66,7 @@ def _before(folder: Path) -> None:
     (folder / inside).rename(folder / BEFORE)
 
 
-def seconds_per_image(
+def milliseconds_per_image(
     images: Path, models: list[str], n: int = 256, rounds: int = 3
 ) -> dict[str, float]:
     """Return the milliseconds for one image, with decoding, on one thread; the models take turns, the fastest of
@@ -118,7 +115,6 @@ def models_page(figures: Figures) -> str:
 
 
 def _table(figures: Figures, kind: str) -> str:
-    kinds = {"probes": "probe", "prompts": "prompt", "synonyms": "synonym"}
     # They are those of the others to the model.
     changes = {
         (f["metric"], f["model"]): {
@@ -127,7 +123,7 @@ def _table(figures: Figures, kind: str) -> str:
             "high": -f["low"],
         }
         for f in figures["differences"]
-        if f["kind"] == kinds[kind]
+        if f["kind"] == KINDS[kind]
     }
     lines = []
     rows = sorted(figures[kind].items(), key=lambda item: item[0] == "mean")

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from command import dermaudit
 from dictionary_tables import controls_figure, controls_list, dictionary_page
 from model_tables import model_figures, models_page
 from result_figures import curve_figure, suppression_figure
@@ -53,10 +54,6 @@ BENCHMARKS = {
 def measure(folder: Path) -> None:
     """Run both audits below `folder` and keep their figures."""
 
-    def dermaudit(*argv: str | Path) -> str:
-        command = [sys.executable, "-m", "dermaudit", *map(str, argv)]
-        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
     results = {"phantoms": dermaudit("demo", "--run", folder / "demo", "--force", "--json")}
     compare = ("bench", "suppress", "--sweeps", "--json", "--run")
     compared = {"phantoms": dermaudit(*compare, folder / "demo")}
@@ -87,16 +84,12 @@ def measure(folder: Path) -> None:
 def dictionary_figures(run: Path) -> Figures:
     """Return what docs/results/dictionary.md shows of a run, whose SAEs become consensus dictionaries."""
 
-    def dermaudit(*argv: str) -> Figures:
-        command = [sys.executable, "-m", "dermaudit", *argv, "--run", str(run), "--json"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        return json.loads(done.stdout)
-
     script = ROOT / "tests" / "benchmarks" / "bench_dictionary.py"
     path = run / "bench_dictionary.json"
+    of_run = ("--run", run, "--json")
     subprocess.run([sys.executable, str(script), str(run), "--json", str(path)], check=True)
-    fits = dermaudit("fit", "--consensus", "--no-metrics", "--force")["sae"]
-    sites = dermaudit("sae", "measure")["sites"]
+    fits = json.loads(dermaudit("fit", "--consensus", "--no-metrics", "--force", *of_run))["sae"]
+    sites = json.loads(dermaudit("sae", "measure", *of_run))["sites"]
     shown = ("d_sae", "k", "l0", "fvu", "consensus")
     return {
         "dictionary": json.loads(path.read_text(encoding="utf-8")),

@@ -8,7 +8,8 @@ from dermaudit.console import say, table
 
 SINGLE = "SAE, one fit"
 ALIGNED, ORTHO = "decoder-aligned SAE", "OrtSAE"
-NEAR, ENSEMBLE = "SAE near k-means centres", "ensemble of 5 fits"
+N_ENSEMBLE = 5
+NEAR, ENSEMBLE = "SAE near k-means centres", f"ensemble of {N_ENSEMBLE} fits"
 #: Other ways to train an SAE: they are compared with it, and are no controls of it.
 TRAINED = (SINGLE, ALIGNED, ORTHO, NEAR, ENSEMBLE)
 #: Figure, its name, and whether more is better (1) or less (−1).

@@ -17,11 +17,10 @@ from ..training.loop import fit_saes
 from ..training.recipe import SAERecipe
 from ..training.sae_in_training import DecoderStart
 from .dictionaries import FROZEN
-from .table import ALIGNED, ENSEMBLE, NEAR, ORTHO, SINGLE
+from .table import ALIGNED, ENSEMBLE, N_ENSEMBLE, NEAR, ORTHO, SINGLE
 
 SOFT = 0.8
 SOFT_FROZEN = "soft-frozen random decoder"
-_FITS = 5  # of an ensemble
 #: Recipes and starts of the SAEs of an entry of the table, by its name.
 Members = dict[str, list[tuple[SAERecipe, DecoderStart | None]]]
 
@@ -35,7 +34,7 @@ def trained_members(recipe: SAERecipe, directions: dict[str, np.ndarray], seed: 
     found: Members = {
         SINGLE: [(one, None)],
         NEAR: [(one, DecoderStart(directions["k-means"], SOFT))],
-        ENSEMBLE: [(one.replaced({"seed": seed + i}), None) for i in range(1, _FITS + 1)],
+        ENSEMBLE: [(one.replaced({"seed": seed + i}), None) for i in range(1, N_ENSEMBLE + 1)],
         SOFT_FROZEN: [(one, DecoderStart(directions[FROZEN], SOFT))],
     }
     if recipe.architecture == "batchtopk":
