@@ -1,4 +1,5 @@
-"""HookedTower: an open_clip model with hook points, whose output stays bit for bit the same.
+"""HookedTower: an open_clip model with hook points, whose output stays bit for bit the same (that of a convolutional
+tower to the last digits: its batch norms are folded, folded_norms.py).
 
 The points do not replace modules but tap them with forward hooks (taps.py), so that the state
 dict of `tower.model` keeps its keys. Always in eval mode; parameters are frozen, gradients still
@@ -23,6 +24,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from dermaudit.errors import UserInputError, unknown
 
+from .folded_norms import fold_norms, unfold_norms
 from .loading.cards import ModelCard, read_card, read_training_hashes
 from .loading.fingerprint import tower_fingerprint
 from .open_clip_model import OpenClipModel, as_open_clip
@@ -58,8 +60,13 @@ class HookedTower(HookedRootModule):
         self.tokenizer = tokenizer
         self.preprocess = Preprocess(preprocess_cfg)
         self._visual_taps = visual_taps(self.model.visual)
-        if self.family == "timm convolutional":  # twice as fast on a CPU, with another rounding
-            cast(nn.Module, self.model.visual).to(memory_format=torch.channels_last)
+        self._folded: list[nn.Module] = []
+        if (
+            self.family == "timm convolutional"
+        ):  # three times as fast on a CPU, with another rounding
+            visual = cast(nn.Module, self.model.visual)
+            self._folded = fold_norms(visual, self._blank_images().to(self.dtype))
+            visual.to(memory_format=torch.channels_last)
         self._text_taps = text_taps(model)
         self._points: dict[str, HookPoint] = {}
         self._handles: list[Any] = []
@@ -365,6 +372,7 @@ class HookedTower(HookedRootModule):
         """Return the open_clip model without its taps, to be trained or copied; the tower ends here."""
         for handle in self._handles:
             handle.remove()
+        unfold_norms(self._folded)
         return self.model
 
     def __deepcopy__(self, memo: dict) -> NoReturn:

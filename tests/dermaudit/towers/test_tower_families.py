@@ -296,3 +296,55 @@ def test_a_foreign_visual_state_dict_is_named():
         panderm_from_state({k: v for k, v in state.items() if k != "pos_embed"})
     with pytest.raises(ForeignArtifactError, match="cls_token"):
         panderm_from_state({k: v for k, v in state.items() if k != "cls_token"})
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "regnetx_002"])
+def test_batch_norms_are_folded_and_come_back(wrap, name):
+    import copy
+
+    torch.manual_seed(0)
+    model = open_clip.CLIP(
+        embed_dim=16,
+        vision_cfg={"timm_model_name": name, "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
+        text_cfg=TEXT,
+    ).eval()  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.1)
+    bare = copy.deepcopy(model)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    tower = wrap(model, 64)
+    norms = [m for m in tower.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and all("forward" in vars(m) for m in norms)  # none is left out
+    with torch.no_grad():
+        expected = bare.encode_image(x)
+        found = tower.model.encode_image(x)
+        assert not torch.equal(found, expected)  # it does compute otherwise
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        state = tower.model.state_dict()
+        assert state.keys() == bare.state_dict().keys()
+        assert all(torch.equal(value, bare.state_dict()[key]) for key, value in state.items())
+        released = tower.release()
+        assert not any("folded" in key for m in released.modules() for key in m._buffers)
+        released.visual.to(memory_format=torch.contiguous_format)
+        assert torch.equal(released.encode_image(x), expected)
+
+
+def test_a_norm_that_is_used_twice_is_not_folded():
+    from dermaudit.towers.folded_norms import fold_norms
+
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+            self.other = torch.nn.Conv2d(3, 4, 3)
+            self.norm = torch.nn.BatchNorm2d(4)
+            self.alone = torch.nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.alone(self.norm(self.conv(x)) + self.norm(self.other(x)))
+
+    assert fold_norms(Twice().eval(), torch.zeros(1, 3, 8, 8)) == []
