@@ -38,8 +38,8 @@ def dictionary_page(results: dict[str, Figures]) -> str:
             "Monosemanticity: above chance, by the model's own embeddings. Bottleneck: a logistic head on all codes. "
             "*This SAE* is the consensus dictionary; residual latents are left out of its lift share and bottleneck. "
             "Other ways to train one stand beside it: one fit; decoder-aligned (w_enc · w_dec = 1, arXiv 2605.18629); "
-            "OrtSAE (arXiv 2509.22033); near the centres of k-means, as archetypal SAEs (arXiv 2502.12892) stay near "
-            "points of the data; an ensemble (arXiv 2505.16077), whose L0 is the sum of five.",
+            "OrtSAE (arXiv 2509.22033); archetypal, whose directions stay near positive sums "
+            "of centres of k-means (arXiv 2502.12892); an ensemble (arXiv 2505.16077), whose L0 is the sum of five.",
             controls_table(controls),
             compared(controls, controls["this SAE"]["pw_mcc"]),
             "### Widths, clustering and number of fits (pooled site)",

@@ -37,8 +37,8 @@ from ..inference.model import ThresholdSAE
 from ..run_data import RunData
 from ..store.rows import EmbeddingRows
 from ..training.calibrate import calibrate
+from ..training.decoder_start import DecoderStart
 from ..training.recipe import SAERecipe
-from ..training.sae_in_training import DecoderStart
 from .dictionaries import DICTIONARIES, FROZEN, directions_of
 from .trained import fit_members, trained_members
 
@@ -124,7 +124,7 @@ def _fitted_controls(
     directions = {
         name: directions_of(name, rows.train, recipe.d_sae, seed) for name in DICTIONARIES
     }
-    members = trained_members(recipe, directions, seed + 1)
+    members = trained_members(recipe, rows.train, directions, seed + 1)
     for name, own in directions.items():
         k = min(recipe.k, len(own) / max(_LEVELS))
         one = recipe.replaced({"d_sae": len(own), "k": k, "seed": seed + 1})
@@ -164,7 +164,7 @@ def _agreement_of_halves(recipe: SAERecipe, rows: ControlRows, seed: int) -> dic
             sets.setdefault(name, []).append(directions_of(name, train, recipe.d_sae, own))
         sets.setdefault(RANDOM, []).append(sets[FROZEN][half])
         directions = {name: found[half] for name, found in sets.items() if name in DICTIONARIES}
-        members = trained_members(recipe, directions, own)
+        members = trained_members(recipe, train, directions, own)
         for name, saes in fit_members(members, train, rows.val, (1.0,)).items():
             sets.setdefault(name, []).append(saes[0].W_dec.numpy())
     found = {}

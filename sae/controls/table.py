@@ -9,9 +9,9 @@ from dermaudit.console import say, table
 SINGLE = "SAE, one fit"
 ALIGNED, ORTHO = "decoder-aligned SAE", "OrtSAE"
 N_ENSEMBLE = 5
-NEAR, ENSEMBLE = "SAE near k-means centres", f"ensemble of {N_ENSEMBLE} fits"
+ARCHETYPAL, ENSEMBLE = "archetypal SAE", f"ensemble of {N_ENSEMBLE} fits"
 #: Other ways to train an SAE: they are compared with it, and are no controls of it.
-TRAINED = (SINGLE, ALIGNED, ORTHO, NEAR, ENSEMBLE)
+TRAINED = (SINGLE, ALIGNED, ORTHO, ARCHETYPAL, ENSEMBLE)
 #: Figure, its name, and whether more is better (1) or less (−1).
 FIGURES = (
     ("fvu", "FVU", -1),

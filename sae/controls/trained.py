@@ -1,7 +1,7 @@
 """Other ways to train an SAE, which are compared with the SAE of a run.
 
-One fit; with w_enc · w_dec = 1; with a penalty on decoder rows that are alike; near the centres of k-means, as
-archetypal SAEs stay near points of the data (arXiv 2502.12892); and an ensemble, whose reconstruction is the mean of
+One fit; with w_enc · w_dec = 1; with a penalty on decoder rows that are alike; archetypal, whose directions stay
+near positive sums of the centres of k-means (arXiv 2502.12892); and an ensemble, whose reconstruction is the mean of
 those of its members (arXiv 2505.16077): its L0 is their sum. The soft-frozen one is a control (arXiv 2602.14111):
 each direction stays within a cosine of SOFT of a random start.
 """
@@ -13,27 +13,32 @@ import torch
 
 from ..inference.model import ThresholdSAE
 from ..store.rows import EmbeddingRows
+from ..training.decoder_start import DecoderStart
 from ..training.loop import fit_saes
 from ..training.recipe import SAERecipe
-from ..training.sae_in_training import DecoderStart
-from .dictionaries import FROZEN
-from .table import ALIGNED, ENSEMBLE, N_ENSEMBLE, NEAR, ORTHO, SINGLE
+from .dictionaries import FROZEN, directions_of
+from .table import ALIGNED, ARCHETYPAL, ENSEMBLE, N_ENSEMBLE, ORTHO, SINGLE
 
 SOFT = 0.8
+ARCHETYPES_WITHIN = 0.95  # the cosine with the nearest sum of centres
+CENTRES = 4  # for each latent, of which archetypes are sums
 SOFT_FROZEN = "soft-frozen random decoder"
 #: Recipes and starts of the SAEs of an entry of the table, by its name.
 Members = dict[str, list[tuple[SAERecipe, DecoderStart | None]]]
 
 
-def trained_members(recipe: SAERecipe, directions: dict[str, np.ndarray], seed: int) -> Members:
-    """Return what is fitted for each way of training; `directions` are those of k-means and of a random decoder.
+def trained_members(
+    recipe: SAERecipe, rows: np.ndarray, directions: dict[str, np.ndarray], seed: int
+) -> Members:
+    """Return what is fitted on rows (n, d) for each way of training; `directions` are those of `DICTIONARIES`.
 
     Alignment and orthogonality are variants of BatchTopK, and are left out beside another architecture.
     """
     one = recipe.replaced({"seed": seed})
+    centres = directions_of("k-means", rows, CENTRES * recipe.d_sae, seed)
     found: Members = {
         SINGLE: [(one, None)],
-        NEAR: [(one, DecoderStart(directions["k-means"], SOFT))],
+        ARCHETYPAL: [(one, DecoderStart(directions["k-means"], ARCHETYPES_WITHIN, centres))],
         ENSEMBLE: [(one.replaced({"seed": seed + i}), None) for i in range(1, N_ENSEMBLE + 1)],
         SOFT_FROZEN: [(one, DecoderStart(directions[FROZEN], SOFT))],
     }

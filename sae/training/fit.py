@@ -25,6 +25,7 @@ from ..evaluation.stability import stability_report
 from ..inference.codes import write_codes
 from ..inference.model import ThresholdSAE, load_sae
 from ..store.loader import read_all
+from .decoder_start import DecoderStart
 from .dictionary import (
     WITHIN,
     Dictionary,
@@ -47,7 +48,6 @@ from .reference import (
     use_reference,
     without_a_fit,
 )
-from .sae_in_training import DecoderStart
 from .site_rows import OrderedActivations, SiteRows
 from .sweep import name_of
 

@@ -28,8 +28,9 @@ from ..inference.model import ThresholdSAE, TopKSAE
 from ..store.loader import MEMORY, Loader, RowStatistics, RowSubset, row_statistics
 from ..store.rows import EmbeddingRows
 from .calibrate import calibrate, fold
+from .decoder_start import DecoderStart
 from .recipe import SAERecipe
-from .sae_in_training import DecoderStart, SAEInTraining
+from .sae_in_training import SAEInTraining
 from .stack import learners
 from .state import restore_state, save_state
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from dermaudit.distributed import World, average_gradients, total
 from dermaudit.errors import UserInputError
-from dermaudit.files import sha256_bytes
 
 from ..store.loader import RowStatistics
 from .adam import Adam, clip_and_step
 from .architectures.registry import architecture
+from .decoder_start import DecoderBounds, DecoderStart
 from .recipe import SAERecipe
 from .resample import ROWS, UNTIL, resample
 from .sae_lens_model import build, held_out_sums
@@ -33,21 +33,6 @@ class BestWeights:
     fvu: float = math.inf
     step: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class DecoderStart:
-    """Directions (c, d) of unit length from which the first c latents start, each of which stays within the
-    cosine `within` of its own: 1 keeps it as it is, −1 lets it go anywhere (arXiv 2602.14111: frozen and
-    soft-frozen decoders).
-    """
-
-    directions: np.ndarray
-    within: float = -1.0
-
-    def sha256(self) -> str:
-        """Return a hash of the start, for checkpoints."""
-        return sha256_bytes(self.directions.tobytes() + np.float64(self.within).tobytes())
 
 
 class SAEInTraining:
@@ -76,9 +61,9 @@ class SAEInTraining:
         self.scale = math.sqrt(rows.d) / statistics.spread if recipe.scale == "sqrt_d" else 1.0
         mean = torch.from_numpy(statistics.mean * self.scale).to(dtype)
         self.sae = build(recipe, mean, dtype=dtype, device=world.device)
-        self.start, self.directions = start, torch.empty(0)
-        if start is not None:
-            self._begin_at(start)
+        self.bounds = None if start is None else DecoderBounds(start, self.sae.W_dec)
+        if self.bounds is not None:
+            self._begin_at(self.bounds.directions)
         self.optimizer = _adam(self.sae, recipe.lr, world.device)
         self.batch = recipe.batch_of(rows.n)
         self.steps = recipe.steps(rows.n)
@@ -145,28 +130,18 @@ class SAEInTraining:
         return entry
 
     @torch.no_grad()
-    def _begin_at(self, start: DecoderStart) -> None:
-        """Set encoder and decoder of the first latents to directions.
+    def _begin_at(self, directions: Tensor) -> None:
+        """Set encoder and decoder of the first latents to directions (c, d).
 
         Their length of 1 is far above that of random latents (.1 in sae-lens), so that they are selected first.
         """
-        self.directions = directions = torch.from_numpy(start.directions).to(self.sae.W_dec)
         self.sae.W_dec[: len(directions)] = directions
         self.sae.W_enc[:, : len(directions)] = directions.t()
 
-    @torch.no_grad()
     def stay_within(self) -> None:
-        """Turn decoder rows that have left their cone around `start` back to its edge; lengths stay."""
-        if self.start is None or self.start.within <= -1:
-            return
-        own, within = self.directions, min(self.start.within, 1.0)
-        rows = self.sae.W_dec[: len(own)]
-        length = rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        cosine = (rows * own).sum(1, keepdim=True) / length
-        away = rows / length - cosine * own
-        away /= away.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        edge = (within * own + (1 - within**2) ** 0.5 * away) * length
-        rows.copy_(torch.where(cosine < within, edge, rows))
+        """Keep the decoder rows where their start allows them."""
+        if self.bounds is not None:
+            self.bounds.keep(self.sae.W_dec)
 
     @property
     def checked(self) -> bool:

@@ -31,6 +31,7 @@ from dermaudit.sae.evaluation.reconstruction import accumulate
 from dermaudit.sae.evaluation.stability import match, unit
 from dermaudit.sae.run_data import POOLED, RunData
 from dermaudit.sae.training.consensus import METHODS, consensus
+from dermaudit.sae.training.decoder_start import DecoderStart
 from dermaudit.sae.training.dictionary import (
     WITHIN,
     FitRows,
@@ -41,7 +42,6 @@ from dermaudit.sae.training.dictionary import (
 from dermaudit.sae.training.loop import fit_saes
 from dermaudit.sae.training.plan import site_recipe
 from dermaudit.sae.training.recipe import SAERecipe
-from dermaudit.sae.training.sae_in_training import DecoderStart
 from dermaudit.sae.training.site_rows import SiteRows
 from dermaudit.stats.intervals import auprc
 

@@ -21,11 +21,11 @@ from dermaudit.sae.inference.model import WEIGHTS, load_sae
 from dermaudit.sae.run_data import RunData
 from dermaudit.sae.store.rows import EmbeddingRows
 from dermaudit.sae.training.consensus import METHODS, consensus
+from dermaudit.sae.training.decoder_start import DecoderStart
 from dermaudit.sae.training.dictionary import disjoint_halves
 from dermaudit.sae.training.loop import fit_saes
 from dermaudit.sae.training.plan import FitPlan
 from dermaudit.sae.training.recipe import SAERecipe
-from dermaudit.sae.training.sae_in_training import DecoderStart
 from dermaudit.sae.training.site_rows import SiteRows
 
 RNG = np.random.default_rng(0)
@@ -97,6 +97,31 @@ def test_latents_stay_within_the_cone_of_their_start(within):
     assert cosine.min() >= within - 1e-5
     # Random directions are pulled away as far as they may go.
     assert cosine.min() < within + 0.01 if within > -1 else cosine.min() < 0.8
+
+
+def test_archetypal_directions_stay_near_positive_sums_of_points():
+    from scipy.optimize import nnls
+
+    x = planted(3000)
+    rng = np.random.default_rng(6)
+    points = unit(np.abs(rng.normal(size=(12, x.shape[1])))).astype(np.float32)
+    recipe = SAERecipe(d_sae=16, k=3.0, samples=30_000, batch=128, lr=5e-3)
+    free, held = fit_saes(
+        EmbeddingRows.of(x), planted(200, 1), [recipe, recipe], site="", model_name="",
+        starts=[DecoderStart(points[:10]), DecoderStart(points[:10], 0.95, points)],
+    )  # fmt: skip
+
+    def cosines(sae):
+        rows = unit(sae.W_dec.numpy()[:10].astype(float))
+        sums = [points.T @ nnls(points.T.astype(float), row)[0] for row in rows]
+        return np.array(
+            [row @ s / max(np.linalg.norm(s), 1e-9) for row, s in zip(rows, sums, strict=True)]
+        )
+
+    # The sums follow the rows step by step, and are a little behind the nearest ones.
+    assert cosines(held.sae).min() > 0.94
+    assert cosines(free.sae).min() < 0.9
+    assert (cosines(held.sae) < 0.97).any()  # they use the freedom that they have
 
 
 # ---- two halves
