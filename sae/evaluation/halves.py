@@ -85,7 +85,7 @@ def between_halves(
     draws = rng.integers(0, len(matched), (_DRAWS, len(matched)))
     chance = _matched_by_chance(a, len(b), rng)
     near = matched >= SHARED
-    correlations = _rank_correlations(
+    correlations = rank_correlations(
         [_by_image(one, rows, images), _by_image(other, rows, images)],
         (pairs[0][near], pairs[1][near]),
     )
@@ -147,7 +147,7 @@ def _by_image(sae: ThresholdSAE, rows: np.ndarray, images: np.ndarray) -> np.nda
     return np.maximum.reduceat(codes.numpy(), starts, axis=0)
 
 
-def _rank_correlations(codes: list[np.ndarray], pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def rank_correlations(codes: list[np.ndarray], pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Return Spearman's correlation over images of each pair of latents; nan for one that is constant."""
     from scipy.stats import rankdata
 

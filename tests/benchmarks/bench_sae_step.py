@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_sae_step.py [--sizes 768,6144,32,2048 512,4096,32,512 1024,32768,64,2048]
         [--threads 1 2] [--pairs 5] [--only NAME ...] [--clock wall|cpu] [--device cpu|cuda] [--peers .peers]
+        [--together 10]
 
 A step is select, forward, backward, clip at norm 1 and Adam, on the same rows, float32, no dead latents. Each
 contender takes turns with ours in one run; the figure is the median over the pairs of its time through ours. The
@@ -9,7 +10,8 @@ limit is max-speed arithmetic plus memory traffic, `FLOP / peak + bytes / bandwi
 matrix product and the bandwidth from a copy as large as the weights, both measured here between the steps. FLOP
 are 2Bdh + 8Bkd; bytes are Adam's 28 to a parameter, 4 for the clip's norm, 8 for the weights read and the gradients
 written, and 8 to a pre-activation. `--clock cpu` counts this process's processor seconds instead of the wall's: on a
-machine that others use, with one thread, it is what the wall would say on a quiet one.
+machine that others use, with one thread, it is what the wall would say on a quiet one. The last line of each size is
+a step of `--together` SAEs in one call, as `fit --seeds` takes it: its time for one of them.
 
 sae-lens is required by dermaudit; the other peers are looked for where it is, then in the folder `--peers`, which
 `make bench-peers` fills: without what they require, whose pins would change ours. What they import only to draw, or
@@ -280,6 +282,41 @@ def measure(
     )
 
 
+def measure_together(sizes: Sizes, count: int, pairs: int, timer: Timer) -> str:
+    """Line of a step of `count` SAEs in one call, beside ours of one of them; its time is that for one."""
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    from dermaudit.distributed import World
+    from dermaudit.sae.store.loader import row_statistics
+    from dermaudit.sae.store.rows import EmbeddingRows
+    from dermaudit.sae.training.recipe import SAERecipe
+    from dermaudit.sae.training.sae_in_training import SAEInTraining
+    from dermaudit.sae.training.stack import SAEStack
+
+    d, h, k, n = sizes
+    x = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+    rows, alone = EmbeddingRows.of(x), our_step("TopK", sizes, "cpu")
+    given = rows, torch.from_numpy(x), row_statistics(rows), World()
+    recipe = SAERecipe(architecture="topk", d_sae=h, k=float(k), batch=n, samples=n * 10_000)
+    stack = SAEStack([SAEInTraining(recipe.replaced({"seed": i}), *given) for i in range(count)])
+    taken = []
+    with threadpool_limits(1, "blas"):  # as in a fit; torch has its own
+        for step in (lambda: stack.learn(x), lambda: alone(given[1])):
+            step()
+        for _ in range(pairs):
+            least, *_ = limit(sizes, "cpu", timer)
+            taken.append(
+                (timer(lambda: alone(given[1])), timer(lambda: stack.learn(x)) / count, least)
+            )
+    one, together = (statistics.median(pair[i] for pair in taken) for i in (0, 1))
+    share = statistics.median(least / b for _, b, least in taken)
+    return (
+        f"  {f'{count} of ours in one call':<36} {1e3 * one:8.0f} ms   our TopK       {1e3 * together:7.0f} ms   "
+        f"{one / together:5.2f}x   {share:.2f} of the limit"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument(
@@ -289,6 +326,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="contenders whose name contains one of these")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--together", type=int, default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peers", default=".peers", help="a folder with packages of peers")
     options = parser.parse_args()
@@ -318,6 +356,9 @@ def main() -> None:
                         ),
                         flush=True,
                     )
+            if options.device == "cpu" and options.together > 1:
+                line = measure_together(sizes, options.together, options.pairs, timer)
+                print(line, flush=True)
 
 
 if __name__ == "__main__":
