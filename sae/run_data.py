@@ -275,6 +275,16 @@ class RunData:
             else self.codes(site).shape[1]
         )
 
+    def is_current(self, stage: str) -> bool:
+        """Whether the run has a record, and it is of what the run contains now."""
+        if stage not in self.stages:
+            return False
+        try:
+            self.run.require(stage)
+        except StaleArtifactError:
+            return False
+        return True
+
     def stability(self, site: str) -> dict[str, Any] | None:
         """Return how the SAE of a site compares with other seeds, or {"reason": …}; None where this was
         never measured.
@@ -286,6 +296,18 @@ class RunData:
             return self._json(self.run.files.stability(site), stage)
         except StaleArtifactError:
             return {"reason": "the other seeds are of an earlier fit: give fit --seeds again"}
+
+    def halves(self, site: str) -> list[ThresholdSAE]:
+        """Return the consensus dictionaries of the two halves of the groups; [] where `fit` made none, or
+        of an earlier SAE (this imports torch).
+        """
+        from .inference.model import ThresholdSAE
+
+        folders = [self.run.files.half(site, number) for number in (1, 2)]
+        wrote = [self.stage_that_wrote(folder / "cfg.json") for folder in folders]
+        if None in wrote or not self.is_current(f"seeds:{site}"):
+            return []
+        return [ThresholdSAE.load(folder) for folder in folders]
 
     # ---- concepts
 

@@ -27,6 +27,7 @@ _SCHEMA = pa.schema(
         ("wrong", pa.bool_()),
         ("reason", pa.string()),
         ("agreement", pa.float64()),
+        ("half_names", pa.list_(pa.string())),
     ]
 )
 
@@ -53,6 +54,9 @@ class ConceptRow(TypedDict):
     agreement: (
         float | None
     )  # mean cosine of the fits of a consensus with this latent; None: one fit, or residual
+    half_names: (
+        list[str] | None
+    )  # names in the dictionaries of two halves, "unnamed" or "not found"; None: no halves
 
 
 def concept_table(rows: list[ConceptRow]) -> pa.Table:

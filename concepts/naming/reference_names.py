@@ -16,7 +16,9 @@ from ..vocabulary.vocabulary import Vocabulary
 NEVER = "never active on the images of the reference"
 #: What a row of concepts.parquet has of the name of a latent without one; its reason is added.
 UNNAMED: dict[str, Any] = {
-    **dict.fromkeys(("name", "type", "z", "p_null", "q", "p_correct", "agreement", "reason")),
+    **dict.fromkeys(
+        ("name", "type", "z", "p_null", "q", "p_correct", "agreement", "half_names", "reason")
+    ),
     "rivals": "[]",
 }
 
@@ -32,7 +34,7 @@ def reference_names(
             "leave out --vocabulary, or fit an SAE of the images of the run: give fit --sae own",
         )
     return {
-        row["latent"]: {key: row[key] for key in (*UNNAMED, "label_concept")}
+        row["latent"]: {key: row.get(key) for key in (*UNNAMED, "label_concept")}
         for row in known["latents"]
         if row["site"] == site
     }

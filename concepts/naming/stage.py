@@ -25,6 +25,14 @@ from ..vocabulary.vocabulary import Vocabulary
 from .concept_rows import ConceptRow, concept_table
 from .methods.registry import Names, naming_method
 from .reference_names import UNNAMED, judged_rows, name_fields, reference_names
+from .two_halves import (
+    NOT_FOUND,
+    UNNAMED_WORD,
+    HalfNames,
+    NamesOfHalves,
+    compared,
+    names_of_halves,
+)
 
 TOP_ROWS = 24
 RESIDUAL = "residual: several fits of the SAE do not agree on this latent"
@@ -32,7 +40,7 @@ RESIDUAL = "residual: several fits of the SAE do not agree on this latent"
 
 NAME = Record(
     "name",
-    reads=("images", "embed", "fit:*"),
+    reads=("images", "embed", "fit:*", "seeds:*?"),
     writes=("concepts.parquet", "naming.json", "vocabulary.json"),
 )
 
@@ -55,6 +63,7 @@ class NamingFigures(TypedDict):
     named_under_permutation: int  # latents that would be named with permuted activations
     n_judged: int  # names that labels of test images can confirm or refute
     wrong_among_named: float | None  # share of n_judged; None if it is 0
+    two_halves: dict[str, NamesOfHalves]  # by site; {} where no dictionaries of halves were fitted
 
 
 @stage("name", NameOptions, NAME)
@@ -80,8 +89,13 @@ def name_run(
         data = RunData(run)
         vectors, distractors = vocabulary.text_vectors(tower)
         rows: list[ConceptRow] = []
-        permuted = 0
-        seen = data.rows("train", "val")
+        permuted, two_halves = 0, {}
+        seen = np.flatnonzero(data.rows("train", "val"))
+
+        def names_of(codes: np.ndarray, images: np.ndarray) -> Names:
+            embeddings = data.pooled[images]
+            return method(codes, embeddings, vectors, distractors, vocabulary, seed=seed)
+
         for site in data.sites:
             reference = data.reference(site)
             if reference is not None:
@@ -89,10 +103,12 @@ def name_run(
                 rows += _site_rows(data, site, partial(name_fields, known))
                 continue
             count = data.n_concepts(site)
-            codes = data.codes(site).csr()[np.flatnonzero(seen), :count].toarray()
-            names = method(codes, data.pooled[seen], vectors, distractors, vocabulary, seed=seed)
+            names = names_of(data.codes(site).csr()[seen, :count].toarray(), seen)
             permuted += names.named_under_permutation
-            rows += _site_rows(data, site, _NamesOfRun(data, site, names, vocabulary))
+            halves = names_of_halves(data, site, names_of)
+            if halves:
+                two_halves[site] = compared(*halves, seed=seed)
+            rows += _site_rows(data, site, _NamesOfRun(data, site, names, vocabulary, halves))
         n_judged, wrong = _judge(data, rows)
         alive, named = len(rows), sum(row["name"] is not None for row in rows)
         figures: NamingFigures = rounded(
@@ -103,6 +119,7 @@ def name_run(
                 "named_under_permutation": permuted,
                 "n_judged": n_judged,
                 "wrong_among_named": wrong,
+                "two_halves": two_halves,
             }
         )
         described = {"vocabulary": vocabulary.name, "vocabulary_sha256": vocabulary.sha256()}
@@ -116,14 +133,28 @@ def name_run(
     inputs = {"seed": seed, "vocabulary": vocabulary.sha256()}
     if options.method != "permutation":  # runs of earlier versions did not record the method
         inputs["method"] = options.method
-    figures = run.perform(NAME, inputs, make, force=options.force)
+    figures = run.perform(NAME, inputs, make, force=options.force, reads=_reads(run))
     wrong = figures["wrong_among_named"]
     say(
         f"  {figures['named']} latents named, {figures['unnamed']} unnamed; with permuted activations "
         f"{figures['named_under_permutation']} would be named; {figures['n_judged']} names have labels"
         + (f", {wrong:.0%} of them are wrong" if wrong is not None else "")
     )
+    for site, halves in figures["two_halves"].items():
+        if halves["same"] is not None:
+            say(
+                f"  {site}: of {halves['n_pairs']} latents that the dictionaries of two halves share, "
+                f"{halves['n_named_in_both']} are named in both, {halves['same']:.0%} of them alike "
+                f"(by chance {halves['by_chance']:.0%})"
+            )
     return {"run": str(run.path), **figures}
+
+
+def _reads(run: Run) -> list[str]:
+    """Return what the names are made from; dictionaries of halves of an earlier SAE are not read."""
+    data = RunData(run)
+    reads = run.reads_of(NAME)
+    return [one for one in reads if not one.startswith("seeds:") or data.is_current(one)]
 
 
 def _site_rows(
@@ -156,9 +187,20 @@ def _site_rows(
 class _NamesOfRun:
     """The names that were made on the images of the run, by latent; a residual latent has none."""
 
-    def __init__(self, data: RunData, site: str, names: Names, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        data: RunData,
+        site: str,
+        names: Names,
+        vocabulary: Vocabulary,
+        halves: list[HalfNames],
+    ) -> None:
         self.names, self.vocabulary = names, vocabulary
         self.agreement, self.count = data.agreement(site), data.n_concepts(site)
+        self.of_halves: list[np.ndarray] = []
+        if halves:
+            directions = data.sae(site).W_dec.numpy()[: self.count]
+            self.of_halves = [half.names_of(directions) for half in halves]
 
     def __call__(self, latent: int) -> dict[str, Any]:
         if latent >= self.count:
@@ -175,7 +217,13 @@ class _NamesOfRun:
             "rivals": names.rivals[latent],
             "reason": names.reason[latent],
             "agreement": None if self.agreement is None else float(self.agreement[latent]),
+            "half_names": [self._half_name(int(words[latent])) for words in self.of_halves] or None,
         }
+
+    def _half_name(self, word: int) -> str:
+        if word == NOT_FOUND:
+            return "not found"
+        return "unnamed" if word == UNNAMED_WORD else self.vocabulary.concepts[word].id
 
 
 def _judge(data: RunData, rows: list[ConceptRow]) -> tuple[int, float | None]:

@@ -121,7 +121,11 @@ def over_seeds(view: RunView, row: ConceptRow) -> str:
 
 def summary(view: RunView, row: ConceptRow) -> str:
     """Return what is known of a latent, in a few sentences of Markdown."""
-    return f"{describe(row, _chosen_for(view, row), view.n)} {over_seeds(view, row)}"
+    found = f"{describe(row, _chosen_for(view, row), view.n)} {over_seeds(view, row)}"
+    names = row.get("half_names")
+    if not names:
+        return found
+    return f"{found} In the dictionaries of two halves of the groups: {' and '.join(names)}."
 
 
 def _chosen_for(view: RunView, row: ConceptRow) -> list[str]:

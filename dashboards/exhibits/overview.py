@@ -247,6 +247,10 @@ def naming(view: RunView) -> Exhibit:
         ("names that labels can judge", judged),
         ("wrong among those", m.get("wrong_among_named")),
         ("latents that would be named with activations permuted", m.get("named_under_permutation")),
+        *(
+            (f"{site}: named alike by two halves, of {halves['n_named_in_both']}", halves["same"])
+            for site, halves in m.get("two_halves", {}).items()
+        ),
         ("vocabulary", m.get("vocabulary")),
     ]
     return Exhibit(

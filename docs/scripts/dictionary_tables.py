@@ -32,6 +32,9 @@ def dictionary_page(results: dict[str, Figures]) -> str:
             "`dermaudit fit --consensus --run RUN; dermaudit sae measure --run RUN`",
             "### The dictionaries of the run",
             sites_table(figures["sites"], figures["fits"]),
+            "Names (`dermaudit name --run RUN`), each half named on its own images: latents of the two halves with a "
+            "cosine of .7 or more, those that are named in both, and how many of these have the same name.",
+            names_table(figures["names"]),
             "### Controls (pooled site)",
             "An encoder is fitted to the directions of each method, at the same L0 and with the same rows. Lift share: "
             f"mean over {controls['this SAE']['n_concepts']} labelled artifacts, 95 % interval over groups. "
@@ -81,6 +84,17 @@ def sites_table(sites: dict[str, Figures], fits: dict[str, Figures]) -> str:
         "| site | latents | k | fits | kept | FVU | PW-MCC of two halves | share above .9 | kept by the halves "
         "| rank correlation |",
         lines,
+    )
+
+
+def names_table(names: dict[str, Figures]) -> str:
+    return table(
+        "| site | pairs | named in one at least | named in both | same name | by chance |",
+        [
+            f"| {site} | {one['n_pairs']} | {one['n_named_in_one']} | {one['n_named_in_both']} "
+            f"| {number(one['same'])}{interval(one['interval'])} | {number(one['by_chance'])} |"
+            for site, one in names.items()
+        ],
     )
 
 

@@ -90,10 +90,12 @@ def dictionary_figures(run: Path) -> Figures:
     subprocess.run([sys.executable, str(script), str(run), "--json", str(path)], check=True)
     fits = json.loads(dermaudit("fit", "--consensus", "--no-metrics", "--force", *of_run))["sae"]
     sites = json.loads(dermaudit("sae", "measure", *of_run))["sites"]
+    names = json.loads(dermaudit("name", *of_run))["two_halves"]
     shown = ("d_sae", "k", "l0", "fvu", "consensus")
     return {
         "dictionary": json.loads(path.read_text(encoding="utf-8")),
         "fits": {site: {key: one[key] for key in shown} for site, one in fits.items()},
+        "names": names,
         "sites": {
             site: {key: one[key] for key in ("stability", "controls") if key in one}
             for site, one in sites.items()

@@ -17,7 +17,6 @@ from dermaudit.console import say
 from dermaudit.errors import (
     EvidenceError,
     ForeignArtifactError,
-    StaleArtifactError,
     UserInputError,
     unknown,
 )
@@ -86,7 +85,7 @@ def measure_run(run: Run, options: MeasureOptions) -> dict[str, Any]:
             {"site": site, **inputs},
             make,
             key=site,
-            reads=["embed", f"fit:{site}", *_current_seeds(run, site)],
+            reads=["embed", f"fit:{site}", *filter(data.is_current, [f"seeds:{site}"])],
             force=options.force,
         )
         measured = read_json(path, "measured figures")
@@ -259,18 +258,6 @@ class SiteMeasurement:
             )
         except EvidenceError as error:
             return {"reason": error.message}
-
-
-def _current_seeds(run: Run, site: str) -> list[str]:
-    """Return the record of the other seeds, if the run has it and it belongs to the present SAE."""
-    record = f"seeds:{site}"
-    if record not in run.meta["stages"]:
-        return []
-    try:
-        run.require(record)
-    except StaleArtifactError:
-        return []
-    return [record]
 
 
 def _pooled_of(data: RunData, images: np.ndarray) -> np.ndarray | None:

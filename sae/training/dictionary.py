@@ -123,8 +123,8 @@ def short_recipe(recipe: SAERecipe, tokens: int) -> SAERecipe:
     return recipe.replaced({"samples": max(1, round(recipe.samples * part))})
 
 
-def disjoint_halves(data: SiteRows, seed: int) -> list[FitRows]:
-    """Return the rows of two halves of the groups; images of one group are in the same half.
+def half_indices(data: SiteRows, seed: int) -> list[dict[str, np.ndarray]]:
+    """Return the train and val rows of two halves of the groups; images of one group are in the same half.
 
     UserInputError where the train or val images are of one group.
     """
@@ -142,7 +142,12 @@ def disjoint_halves(data: SiteRows, seed: int) -> list[FitRows]:
         np.random.default_rng([seed, 11]).shuffle(names)
         first = np.isin(of_rows, names[: len(names) // 2])
         halves[0][split], halves[1][split] = index[first], index[~first]
-    return [FitRows.of(data, half) for half in halves]
+    return halves
+
+
+def disjoint_halves(data: SiteRows, seed: int) -> list[FitRows]:
+    """Return the rows of the two halves of `half_indices`, to fit an SAE on each."""
+    return [FitRows.of(data, half) for half in half_indices(data, seed)]
 
 
 def require_rows(recipe: SAERecipe, n_rows: int, site: str) -> None:

@@ -197,6 +197,7 @@ class _SiteFit:
             found = self._dictionary("seeds", f"half-{number}", rows, others, [own_k])
             if found is not None:
                 made.append(found)
+                found.sae.metadata["halves_of_seed"] = self.plan.seed
                 paths += found.fitted.sae.save(files.half(self.site, number))
         if not self.plan.world.leads:
             return [], {}

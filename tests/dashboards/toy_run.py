@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from dermaudit.concepts.naming.concept_rows import concept_table
 from dermaudit.files import write_json, write_parquet
 from dermaudit.run.directory import Run
 
@@ -197,9 +198,10 @@ def _concepts(run: Run, labels: bool) -> None:
                     "wrong": None,
                     "reason": None if named else "no word beats its null",
                     "agreement": None,
+                    "half_names": None,
                 }
             )
-    write_parquet(run.file("concepts.parquet"), pa.Table.from_pylist(rows))
+    write_parquet(run.file("concepts.parquet"), concept_table(rows))
     named = sum(row["name"] is not None for row in rows)
     write_json(
         run.file("naming.json"),
@@ -210,6 +212,7 @@ def _concepts(run: Run, labels: bool) -> None:
             "n_judged": 4 if labels else 0,
             "wrong_among_named": 0.25 if labels else None,
             "named_under_permutation": 1,
+            "two_halves": {},
             "vocabulary": "toy",
             "vocabulary_sha256": "v",
         },
