@@ -267,6 +267,19 @@ def effect_lines(effects: dict[str, Any], target: str) -> list[str]:
         f"{text(effects['worst_group_prevalence'])} at the prevalence-matched one",
         f"{effects['random_beaten']} of {len(effects.get('random_changes') or range(100))} random "
         f"latents beaten; {effects['identity_share']:.0%} of the images stay as they are",
+        *_stability_line(effects),
+    ]
+
+
+def _stability_line(effects: dict[str, Any]) -> list[str]:
+    if "stability" not in effects:
+        return []
+    found = effects["stability"]
+    if found is None:
+        return ["stability: not measured, half of the images is too few"]
+    return [
+        "stability: made from two halves of the groups, it takes off directions with a cosine of "
+        f"{found['cosine']:.2f} ({found['low']:.2f} to {found['high']:.2f} in {found['halvings']} halvings)"
     ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NotRequired, TypedDict, final
 
 from ..evidence.effect_figures import EffectFigures
+from .stability import Stability
 
 
 class InsertionFigures(TypedDict):
@@ -38,6 +39,9 @@ class MeasuredFigures(EffectFigures, InsertionFigures):
     random_changes: list[float]  # of the cross-group AUROC, by each set of random latents
     refused: list[str]
     accepted_limits: str | None
+    # None: a half of the images is too small; absent: latents that are chosen by their name, or were taught with
+    # other images
+    stability: NotRequired[Stability | None]
     measured_on: NotRequired[dict[str, Any]]  # the reference, if not the images of the run
 
 

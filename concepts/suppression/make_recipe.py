@@ -43,6 +43,7 @@ from .methods.concept_latent import TaughtLatents
 from .methods.ranked import RankedLatentMethod
 from .methods.registry import ChosenLatents, SuppressionMethod, suppression_method
 from .options import RecipeOptions
+from .stability import stability_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,6 +102,8 @@ def make_recipe(request: RecipeRequest) -> MadeRecipe:
     if isinstance(evidence, Evidence):
         accepted = options.accept_limits if evidence.figures["refused"] else None
         figures: Figures = {**evidence.figures, "latents": latents, "accepted_limits": accepted}
+        if method.needs_labels or isinstance(method, RankedLatentMethod):
+            figures["stability"] = stability_of(method, rows, request.edit)
         images = evidence.images
     else:
         figures = UnmeasuredFigures(

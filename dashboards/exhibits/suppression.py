@@ -99,6 +99,15 @@ def effect(view: RunView, concept: str) -> Exhibit:
         ),
         ("share of images left bit for bit unchanged", None, found["identity_share"], None),
     ]
+    if stability := found.get("stability"):
+        rows.append(
+            (
+                "cosine of what it takes off, made from two halves of the groups",
+                None,
+                stability["cosine"],
+                span(stability["low"], stability["high"]),
+            )
+        )
     return Exhibit(
         "The effect at its three operating points",
         f"The classifier of this test is a head for {target} that is fitted where {concept} predicts "

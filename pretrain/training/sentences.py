@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from dermaudit.errors import ForeignArtifactError, UserInputError
 from dermaudit.files import read_json
-
-from ..starts import SENTENCE_PACKAGES, import_package
+from dermaudit.towers.loading.packaged import SENTENCE_PACKAGES, import_package
 
 POOLING = "1_Pooling/config.json"
 

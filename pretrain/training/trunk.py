@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from dermaudit.errors import ForeignArtifactError, UserInputError, unknown
+from dermaudit.towers.loading.packaged import PACKAGES, PackagedTrunk, import_package
 from dermaudit.towers.loading.weights import few, read_state
 
-from ..starts import PACKAGES, PackagedTrunk, import_package, split_start
+from ..starts import split_start
 
 
 @dataclass(frozen=True)

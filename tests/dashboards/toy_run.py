@@ -399,6 +399,7 @@ def _suppression(run: Run) -> None:
         },
         "flips": {"edit": 3, "threshold": 3, "both": 2},
         "identity_share": 0.7969,
+        "stability": {"cosine": 0.9712, "low": 0.9611, "high": 0.9804, "halvings": 5},
         "random_beaten": 98,
         "random_changes": [round(-0.05 + 0.002 * i, 4) for i in range(100)],
         "n": {"y=1 a=1": 2},

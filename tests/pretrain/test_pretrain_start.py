@@ -16,9 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dermaudit.data import Manifest
 from dermaudit.errors import ForeignArtifactError, UserInputError
-from dermaudit.pretrain import starts
 from dermaudit.pretrain.recipe import load_recipe
-from dermaudit.pretrain.starts import PackagedTrunk
 from dermaudit.pretrain.training import stages
 from dermaudit.pretrain.training.build import TrainingJob, build_and_train
 from dermaudit.pretrain.training.finetune import layer_rates, trunk_of
@@ -27,6 +25,8 @@ from dermaudit.pretrain.training.sentences import SentenceEncoder, sentence_fold
 from dermaudit.pretrain.training.start import make_initial_model
 from dermaudit.pretrain.training.trunk import timm_trunk
 from dermaudit.towers import load_model
+from dermaudit.towers.loading import packaged
+from dermaudit.towers.loading.packaged import PackagedTrunk
 
 NAME = "test_efficientnet"  # a small convolutional trunk of timm
 RECIPE = """
@@ -193,7 +193,7 @@ def package(monkeypatch, tmp_path, trunk_file):
     )
     monkeypatch.setitem(sys.modules, "shipped_trunk", module)
     known = PackagedTrunk("shipped-trunk", "shipped_trunk", "Owner", NAME, "mit")
-    monkeypatch.setitem(starts.PACKAGES, "shipped", known)
+    monkeypatch.setitem(packaged.PACKAGES, "shipped", known)
     return tmp_path / "weights.pth"
 
 
@@ -254,7 +254,7 @@ def test_an_unknown_name_of_timm_offers_the_nearest(recipe_file, tmp_path):
 
 def test_a_package_that_is_missing_names_the_extra(monkeypatch):
     missing = PackagedTrunk("gone", "no_such_module_here", "Owner", NAME, "mit")
-    monkeypatch.setitem(starts.PACKAGES, "gone", missing)
+    monkeypatch.setitem(packaged.PACKAGES, "gone", missing)
     with pytest.raises(UserInputError) as caught:
         timm_trunk("package:gone")
     assert "gone, which ships the weights, is not installed" in caught.value.message
