@@ -22,6 +22,8 @@ def fold_norms(model: nn.Module, blank: Tensor) -> list[nn.Module]:
     `blank`: images (n, 3, s, s) for the forward pass that shows which norm follows which convolution. Returns the
     modules that compute otherwise now, for `unfold_norms`.
     """
+    from timm.layers.conv2d_same import Conv2dSame
+
     changed: list[nn.Module] = []
     for conv, norm in _pairs(model, blank):
         folded = fuse_conv_bn_weights(
@@ -29,7 +31,7 @@ def fold_norms(model: nn.Module, blank: Tensor) -> list[nn.Module]:
         )  # fmt: skip
         for name, tensor in zip(_BUFFERS, folded, strict=True):
             conv.register_buffer(name, tensor.data, persistent=False)
-        conv.forward = partial(_convolve, conv)
+        conv.forward = partial(_convolve, conv, type(conv) is Conv2dSame)
         # timm's norms contain their activation. A module itself would become a part of the norm.
         norm.forward = partial(nn.Module.__call__, getattr(norm, "act", nn.Identity()))
         changed += [conv, norm]
@@ -50,14 +52,15 @@ def _pairs(model: nn.Module, blank: Tensor) -> list[tuple[Any, Any]]:
     """Return each convolution with the norm that reads its output; without those that are used more than once, and
     those of a class of their own, which may compute anything.
     """
-    from timm.layers import BatchNormAct2d, Conv2dSame
+    from timm.layers.conv2d_same import Conv2dSame
+    from timm.layers.norm_act import BatchNormAct2d
 
     outputs: list[tuple[nn.Module, Tensor]] = []
     inputs: list[tuple[nn.Module, Tensor]] = []
     handles = []
     for module in model.modules():
         if type(module) in (nn.Conv2d, Conv2dSame):
-            handles.append(module.register_forward_hook(lambda m, _, out: outputs.append((m, out))))
+            handles.append(module.register_forward_hook(lambda m, x, out: outputs.append((m, out))))  # pyright: ignore[reportArgumentType]  # its stub: out is a dict
         elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(lambda m, x: inputs.append((m, x[0]))))
     try:
@@ -71,9 +74,10 @@ def _pairs(model: nn.Module, blank: Tensor) -> list[tuple[Any, Any]]:
     return [pair for pair in found if all(calls.count(id(module)) == 1 for module in pair)]
 
 
-def _convolve(conv: Any, x: Tensor) -> Tensor:
-    from timm.layers import Conv2dSame, pad_same
+def _convolve(conv: Any, same: bool, x: Tensor) -> Tensor:
+    """Return what `conv` does with the folded kernel; `same`: it pads as TensorFlow does."""
+    from timm.layers.padding import pad_same
 
-    if isinstance(conv, Conv2dSame):
+    if same:
         x = pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
     return conv._conv_forward(x, conv.folded_weight, conv.folded_bias)
