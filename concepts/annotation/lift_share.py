@@ -146,7 +146,7 @@ def _by_reference(
     score = data.codes(out.site).column(out.latent)[known]
     out.prevalence = float(y.mean())
     out.auprc, out.auroc = auprc(y, score), auroc(y, score)
-    draws = auprc_draws(y, [score], GroupBootstrap(groups, 1000, seed))
+    draws = auprc_draws(y, [score], GroupBootstrap(groups, 1000, seed).matrix())
     out.auprc_lo, out.auprc_hi = percentile_interval(draws[:, 0])
     out.auroc_lo, out.auroc_hi = auroc_interval(y, score, groups, seed=seed)
     out.reason = "no lift share: with the reference dictionary no probe is fitted"
@@ -176,7 +176,7 @@ def _one(
         return out
     ceiling = probe_score(probe, data.pooled[test])
     bootstrap = GroupBootstrap(data.groups[test], n_draws, seed)
-    draws = auprc_draws(y, [score, ceiling], bootstrap)
+    draws = auprc_draws(y, [score, ceiling], bootstrap.matrix())
     out.auprc, out.probe_auprc = auprc(y, score), auprc(y, ceiling)
     out.auprc_lo, out.auprc_hi = percentile_interval(draws[:, 0])
     out.auroc = auroc(y, score)

@@ -12,6 +12,7 @@ _SCHEMA = pa.schema(
     [
         ("site", pa.string()),
         ("latent", pa.int64()),
+        ("verdict", pa.string()),
         ("name", pa.string()),
         ("type", pa.string()),
         ("z", pa.float64()),
@@ -26,6 +27,7 @@ _SCHEMA = pa.schema(
         ("label_auprc", pa.float64()),
         ("wrong", pa.bool_()),
         ("reason", pa.string()),
+        ("one_of", pa.list_(pa.string())),
         ("agreement", pa.float64()),
         ("half_names", pa.list_(pa.string())),
     ]
@@ -37,12 +39,15 @@ class ConceptRow(TypedDict):
 
     site: str
     latent: int
+    verdict: str  # of methods.registry.VERDICTS
     name: str | None  # a concept of the vocabulary; None: unnamed, see `reason`
     type: str | None  # artifact, clinical or diagnosis
     z: float | None  # score of the best word, in standard deviations of the null
     p_null: float | None  # p value of that score
     q: float | None  # the p value corrected over latents (false discovery rate)
-    p_correct: float | None  # filled by naming methods that estimate it
+    p_correct: (
+        float | None
+    )  # that the name is right, of a set that it contains the right one; None: not estimated
     rivals: str  # JSON: the best words with their scores, [[word, score], …]
     n_active: int  # images
     frequency: float  # n_active / images
@@ -51,6 +56,7 @@ class ConceptRow(TypedDict):
     label_auprc: float | None  # AUPRC of that label on test
     wrong: bool | None  # whether labels of test images refute the name; None: not judged
     reason: str | None  # why the latent is unnamed
+    one_of: list[str] | None  # concepts of which it is one; None unless the verdict is a set
     agreement: (
         float | None
     )  # mean cosine of the fits of a consensus with this latent; None: one fit, or residual

@@ -16,8 +16,20 @@ from ..vocabulary.vocabulary import Vocabulary
 NEVER = "never active on the images of the reference"
 #: What a row of concepts.parquet has of the name of a latent without one; its reason is added.
 UNNAMED: dict[str, Any] = {
+    "verdict": "unnamed",
     **dict.fromkeys(
-        ("name", "type", "z", "p_null", "q", "p_correct", "agreement", "half_names", "reason")
+        (
+            "name",
+            "type",
+            "z",
+            "p_null",
+            "q",
+            "p_correct",
+            "agreement",
+            "half_names",
+            "one_of",
+            "reason",
+        )
     ),
     "rivals": "[]",
 }
@@ -34,7 +46,7 @@ def reference_names(
             "leave out --vocabulary, or fit an SAE of the images of the run: give fit --sae own",
         )
     return {
-        row["latent"]: {key: row.get(key) for key in (*UNNAMED, "label_concept")}
+        row["latent"]: {key: row[key] for key in (*UNNAMED, "label_concept")}
         for row in known["latents"]
         if row["site"] == site
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,19 +12,20 @@ import numpy as np
 
 from dermaudit.console import say
 from dermaudit.failpoints import hit
-from dermaudit.files import write_json, write_parquet, write_text
+from dermaudit.files import sha256_file, write_json, write_parquet, write_text
 from dermaudit.options import option
 from dermaudit.run.directory import Run
 from dermaudit.run.records import Made
 from dermaudit.run.stages import Record, StageOptions, stage
 from dermaudit.sae.run_data import RunData
-from dermaudit.stats.intervals import auprc_table
 
 from ..inputs import THREADS_HELP, VOCABULARY_HELP, tower_of, vocabulary_of
 from ..results import rounded
 from ..vocabulary.vocabulary import Vocabulary
+from .calibration import FILE as CALIBRATION
 from .concept_rows import ConceptRow, concept_table
-from .methods.registry import Names, naming_method
+from .methods.registry import VERDICTS, Names, naming_method
+from .naming import RunNamer, judge_of
 from .reference_names import UNNAMED, judged_rows, name_fields, reference_names
 from .two_halves import (
     NOT_FOUND,
@@ -50,7 +52,10 @@ class NameOptions(StageOptions):
     """The options of `name`."""
 
     vocabulary: str | None = option(None, VOCABULARY_HELP)
-    method: str = option("permutation", "naming method")
+    method: str = option("fused", "naming method")
+    risk: float = option(
+        0.1, "largest share of wrong names that you accept (from 0 to 1)", minimum=0.0, maximum=1.0
+    )
     threads: int = option(1, THREADS_HELP, minimum=1)
 
 
@@ -60,9 +65,13 @@ class NamingFigures(TypedDict):
     named: int
     unnamed: int
     coverage: float | None  # named / live latents; None without live latents
+    verdicts: dict[str, int]
     named_under_permutation: int  # latents that would be named with permuted activations
     n_judged: int  # names that labels of test images can confirm or refute
     wrong_among_named: float | None  # share of n_judged; None if it is 0
+    wrong_tolerant: (
+        float | None
+    )  # of these; a concept that is easily mistaken for another counts as it
     two_halves: dict[str, NamesOfHalves]  # by site; {} where no dictionaries of halves were fitted
 
 
@@ -87,41 +96,24 @@ def name_run(
 
     def make() -> Made[NamingFigures]:
         data = RunData(run)
-        vectors, distractors = vocabulary.text_vectors(tower)
+        namer = RunNamer(
+            data, method, vocabulary, *vocabulary.text_vectors(tower), options.risk, seed
+        )
         rows: list[ConceptRow] = []
         permuted, two_halves = 0, {}
-        seen = np.flatnonzero(data.rows("train", "val"))
-
-        def names_of(codes: np.ndarray, images: np.ndarray) -> Names:
-            embeddings = data.pooled[images]
-            return method(codes, embeddings, vectors, distractors, vocabulary, seed=seed)
-
         for site in data.sites:
             reference = data.reference(site)
             if reference is not None:
                 known = reference_names(reference, site, vocabulary)
                 rows += _site_rows(data, site, partial(name_fields, known))
                 continue
-            count = data.n_concepts(site)
-            names = names_of(data.codes(site).csr()[seen, :count].toarray(), seen)
+            names = namer.of_run(site)
             permuted += names.named_under_permutation
-            halves = names_of_halves(data, site, names_of)
+            halves = names_of_halves(namer, site)
             if halves:
                 two_halves[site] = compared(*halves, seed=seed)
             rows += _site_rows(data, site, _NamesOfRun(data, site, names, vocabulary, halves))
-        n_judged, wrong = _judge(data, rows)
-        alive, named = len(rows), sum(row["name"] is not None for row in rows)
-        figures: NamingFigures = rounded(
-            {
-                "named": named,
-                "unnamed": alive - named,
-                "coverage": named / alive if alive else None,
-                "named_under_permutation": permuted,
-                "n_judged": n_judged,
-                "wrong_among_named": wrong,
-                "two_halves": two_halves,
-            }
-        )
+        figures: NamingFigures = rounded(_figures(data, vocabulary, rows, permuted, two_halves))
         described = {"vocabulary": vocabulary.name, "vocabulary_sha256": vocabulary.sha256()}
         files = [run.files.concepts, run.files.naming, run.files.vocabulary]
         write_parquet(files[0], concept_table(rows))
@@ -130,16 +122,15 @@ def name_run(
         hit("name")
         return files, figures
 
-    inputs = {"seed": seed, "vocabulary": vocabulary.sha256()}
-    if options.method != "permutation":  # runs of earlier versions did not record the method
-        inputs["method"] = options.method
+    inputs = {
+        "seed": seed,
+        "vocabulary": vocabulary.sha256(),
+        "method": options.method,
+        "risk": options.risk,
+        "calibration": sha256_file(CALIBRATION),
+    }
     figures = run.perform(NAME, inputs, make, force=options.force, reads=_reads(run))
-    wrong = figures["wrong_among_named"]
-    say(
-        f"  {figures['named']} latents named, {figures['unnamed']} unnamed; with permuted activations "
-        f"{figures['named_under_permutation']} would be named; {figures['n_judged']} names have labels"
-        + (f", {wrong:.0%} of them are wrong" if wrong is not None else "")
-    )
+    _say(figures)
     for site, halves in figures["two_halves"].items():
         if halves["same"] is not None:
             say(
@@ -148,6 +139,43 @@ def name_run(
                 f"(by chance {halves['by_chance']:.0%})"
             )
     return {"run": str(run.path), **figures}
+
+
+def _figures(
+    data: RunData,
+    vocabulary: Vocabulary,
+    rows: list[ConceptRow],
+    permuted: int,
+    two_halves: dict[str, NamesOfHalves],
+) -> NamingFigures:
+    """Judge the names in `rows`, which fills their figures of labels, and count the verdicts."""
+    judged = _judge(data, vocabulary, rows)
+    n, wrong, tolerant = len(judged), sum(w for w, _ in judged), sum(t for _, t in judged)
+    named = sum(row["name"] is not None for row in rows)
+    verdicts = Counter(row["verdict"] for row in rows)
+    return {
+        "named": named,
+        "unnamed": len(rows) - named,
+        "coverage": named / len(rows) if rows else None,
+        "verdicts": {verdict: verdicts[verdict] for verdict in VERDICTS},
+        "named_under_permutation": permuted,
+        "n_judged": n,
+        "wrong_among_named": wrong / n if n else None,
+        "wrong_tolerant": tolerant / n if n else None,
+        "two_halves": two_halves,
+    }
+
+
+def _say(figures: NamingFigures) -> None:
+    verdicts, wrong = figures["verdicts"], figures["wrong_among_named"]
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+    judged = f"; {figures['n_judged']} names have labels"
+    if wrong is not None:
+        judged += f", {wrong:.0%} of them are wrong"
+    say(
+        f"  latents: {counted}; with permuted activations {figures['named_under_permutation']} would be "
+        f"named{judged}"
+    )
 
 
 def _reads(run: Run) -> list[str]:
@@ -208,14 +236,16 @@ class _NamesOfRun:
         names, word = self.names, int(self.names.word[latent])
         concept = self.vocabulary.concepts[word] if word >= 0 else None
         return {
+            "verdict": names.verdict[latent],
             "name": concept.id if concept else None,
             "type": concept.type if concept else None,
             "z": _finite(names.z[latent]),
             "p_null": _finite(names.p_null[latent]),
             "q": _finite(names.q[latent]),
-            "p_correct": None,
+            "p_correct": None if names.p_correct is None else _finite(names.p_correct[latent]),
             "rivals": names.rivals[latent],
             "reason": names.reason[latent],
+            "one_of": [self.vocabulary.concepts[w].id for w in names.sets[latent]] or None,
             "agreement": None if self.agreement is None else float(self.agreement[latent]),
             "half_names": [self._half_name(int(words[latent])) for words in self.of_halves] or None,
         }
@@ -226,60 +256,35 @@ class _NamesOfRun:
         return "unnamed" if word == UNNAMED_WORD else self.vocabulary.concepts[word].id
 
 
-def _judge(data: RunData, rows: list[ConceptRow]) -> tuple[int, float | None]:
-    """Compare names with labels on the images that judge them (`judged_rows`), and fill `label_concept`,
-    `label_auprc` and `wrong`.
-    Return the number of names with a label, and the share of them that is wrong.
+def _judge(
+    data: RunData, vocabulary: Vocabulary, rows: list[ConceptRow]
+) -> list[tuple[bool, bool]]:
+    """Compare names with labels on the images that judge them (`judged_rows`, judging.py), and fill `label_concept`,
+    `label_auprc` and `wrong`. Return for each name with a label whether it is wrong, strictly and tolerantly.
 
-    A name is wrong if its latent ranks another labelled concept better (by normalised lift
-    (AUPRC − prevalence) / (1 − prevalence)), or its own concept no better than chance. The label
-    shown next to a latent (`label_concept`) is chosen on train and val and scored on test; with the reference
-    dictionary it was chosen on the images of the reference.
+    The label shown next to a latent (`label_concept`) is chosen on train and val and scored on test; with the
+    reference dictionary it was chosen on the images of the reference.
     """
-    truths = list(data.truth.values())
     judges = judged_rows(data)
     test, seen = np.flatnonzero(judges), np.flatnonzero(~judges & data.rows("train", "val"))
-    if not truths or not len(test):
-        return 0, None
-    table, lift = _auprc_and_lift(data, test)
-    choice = _auprc_and_lift(data, seen)[1] if len(seen) else None
-    index = {truth.name: i for i, truth in enumerate(truths)}
-    judged = wrong = 0
-    for row in rows:
-        above = lift[row["site"]][:, row["latent"]]
-        if not np.isfinite(above).any():
-            continue
-        best = int(np.nanargmax(above))
-        if choice is not None:
-            known = np.where(np.isfinite(above), choice[row["site"]][:, row["latent"]], np.nan)
-            best_label = int(np.nanargmax(known)) if np.isfinite(known).any() else -1
-            row["label_concept"] = truths[best_label].name if best_label >= 0 else None
-        label = index.get(row["label_concept"] or "")
-        if label is not None and np.isfinite(above[label]):
-            row["label_auprc"] = float(table[row["site"]][label, row["latent"]])
-        if row["name"] in index and np.isfinite(above[index[row["name"]]]):
-            own = above[index[row["name"]]]
-            row["wrong"] = bool(own <= 0 or own < above[best] - 1e-12)
-            judged += 1
-            wrong += row["wrong"]
-    return judged, wrong / judged if judged else None
-
-
-def _auprc_and_lift(data: RunData, rows: np.ndarray) -> tuple[dict, dict]:
-    """Return, per site, the AUPRC on `rows` and the normalised lift, each (truths, d_sae); the lift is
-    nan for a truth with fewer than 5 positives.
-    """
-    values = np.stack([truth.values[rows] for truth in data.truth.values()], 1)
-    known, positives = np.isfinite(values).sum(0), np.nansum(values, 0)
-    prevalence = np.where(positives >= 5, positives / np.maximum(known, 1), np.nan)
-    table = {
-        site: auprc_table(data.codes(site).csr()[rows].toarray(), values) for site in data.sites
-    }
-    with np.errstate(invalid="ignore", divide="ignore"):
-        lift = {
-            s: (ap - prevalence[:, None]) / (1 - prevalence[:, None]) for s, ap in table.items()
-        }
-    return table, lift
+    if not data.truth or not len(test):
+        return []
+    found = []
+    for site in dict.fromkeys(row["site"] for row in rows):
+        judge = judge_of(data, site, test, vocabulary)
+        choice = judge_of(data, site, seen, vocabulary) if len(seen) else None
+        for row in (row for row in rows if row["site"] == site):
+            latent = row["latent"]
+            if choice is not None and judge.best(latent) is not None:
+                row["label_concept"] = choice.best(latent, judge.judged)
+            label = row["label_concept"]
+            if label is not None and judge.can_judge(label):
+                row["label_auprc"] = float(judge.auprc[judge.concepts.index(label), latent])
+            judgement = None if row["name"] is None else judge.of(latent, row["name"])
+            if judgement is not None:
+                row["wrong"] = judgement.wrong
+                found.append((judgement.wrong, judgement.wrong_tolerant))
+    return found
 
 
 def _finite(value: float) -> float | None:

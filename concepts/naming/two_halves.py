@@ -6,7 +6,6 @@ of the run on all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -15,15 +14,12 @@ import numpy as np
 from dermaudit.sae.evaluation.halves import first_latents
 from dermaudit.sae.evaluation.stability import SHARED, match, unit
 from dermaudit.sae.inference.codes import encode_images
-from dermaudit.sae.run_data import RunData
 from dermaudit.sae.training.dictionary import half_indices
 from dermaudit.sae.training.site_rows import SiteRows
 from dermaudit.stats.intervals import percentile_interval
 
-from .methods.registry import Names
+from .naming import RunNamer
 
-#: Names the latents of a dictionary from their codes (n, h) in the images of these rows (n,).
-NameDictionary = Callable[[np.ndarray, np.ndarray], Names]
 UNNAMED_WORD, NOT_FOUND = -1, -2  # a latent without a name; no latent that is near
 _DRAWS = 1000
 
@@ -54,8 +50,9 @@ class HalfNames:
         return np.where(cosine.max(1) >= SHARED, self.word[cosine.argmax(1)], NOT_FOUND)
 
 
-def names_of_halves(data: RunData, site: str, name: NameDictionary) -> list[HalfNames]:
+def names_of_halves(namer: RunNamer, site: str) -> list[HalfNames]:
     """Name the dictionaries of the two halves at a site; [] where the run has none."""
+    data = namer.data
     saes = data.halves(site)
     if not saes:
         return []
@@ -69,9 +66,10 @@ def names_of_halves(data: RunData, site: str, name: NameDictionary) -> list[Half
         if rows.rows.tokens > 1:
             values = values.reshape(len(places), rows.rows.tokens, -1)
         codes = np.concatenate([codes for codes, _ in encode_images(own, values)])
-        found.append(
-            HalfNames(unit(own.W_dec.numpy()), name(codes, rows.rows.image_rows[places]).word)
-        )
+        directions = own.W_dec.numpy()
+        images = rows.rows.image_rows[places]
+        names = namer.of(site, codes, images, directions)
+        found.append(HalfNames(unit(directions), names.word))
     return found
 
 

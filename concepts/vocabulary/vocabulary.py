@@ -23,12 +23,15 @@ _BUNDLED = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Concept:
-    """One entry: `id` (the column name in manifests), `type`, its terms, its opposites."""
+    """One entry: `id` (the column name in manifests), `type`, its terms, its opposites, and the ids of what it is
+    easily mistaken for.
+    """
 
     id: str
     type: str
     terms: tuple[str, ...]
     opposites: tuple[str, ...] = ()
+    mistaken_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,18 +77,27 @@ class Vocabulary:
             terms, kind = entry.get("terms"), entry.get("type")
             if not _is_words(terms) or not terms:
                 raise UserInputError(f"{path}: concept '{key}' has no terms", 'add terms = ["…"]')
-            if not _is_words(entry.get("opposites", [])):
-                raise UserInputError(
-                    f"{path}: the opposites of concept '{key}' are not a list of words",
-                    'write opposites = ["…"]',
-                )
+            for name in ("opposites", "mistaken_for"):
+                if not _is_words(entry.get(name, [])):
+                    raise UserInputError(
+                        f"{path}: {name} of concept '{key}' is not a list of words",
+                        f'write {name} = ["…"]',
+                    )
             if kind not in TYPES:
                 raise UserInputError(
                     f"{path}: concept '{key}' has type '{kind}'", f"one of: {', '.join(TYPES)}"
                 )
-            concepts.append(Concept(key, kind, tuple(terms), tuple(entry.get("opposites", ()))))
+            more = (tuple(entry.get(name, ())) for name in ("opposites", "mistaken_for"))
+            concepts.append(Concept(key, kind, tuple(terms), *more))
         if not concepts:
             raise UserInputError(f"{path} has no concepts", "add a [concepts.<name>] table")
+        ids = [concept.id for concept in concepts]
+        for concept in concepts:
+            if lost := sorted(set(concept.mistaken_for) - set(ids)):
+                raise UserInputError(
+                    f"{path}: concept '{concept.id}' is mistaken for '{lost[0]}', which is no concept of it",
+                    f"add a [concepts.{lost[0]}] table",
+                )
         templates, distractors = raw.get("templates", ["{}"]), raw.get("distractors", {})
         words = distractors.get("words", []) if isinstance(distractors, dict) else None
         if not _is_words(templates) or not templates or words is None or not _is_words(words):
@@ -101,12 +113,23 @@ class Vocabulary:
                 return concept
         raise unknown("concept", word, [concept.id for concept in self.concepts])
 
+    @property
+    def mistaken_for(self) -> dict[str, set[str]]:
+        """{concept: those that it is easily mistaken for}, in both directions."""
+        found: dict[str, set[str]] = {concept.id: set() for concept in self.concepts}
+        for concept in self.concepts:
+            for other in concept.mistaken_for:
+                found[concept.id].add(other)
+                found[other].add(concept.id)
+        return found
+
     def sha256(self) -> str:
         """Return the hash of everything in the vocabulary."""
         return sha256_json(
             {
                 "concepts": {
-                    c.id: [c.type, list(c.terms), list(c.opposites)] for c in self.concepts
+                    c.id: [c.type, list(c.terms), list(c.opposites), list(c.mistaken_for)]
+                    for c in self.concepts
                 },
                 "templates": list(self.templates),
                 "distractors": list(self.distractors),
@@ -116,7 +139,12 @@ class Vocabulary:
     def as_json(self) -> str:
         """Return the vocabulary as JSON that `load` reads; the concepts keep their order."""
         concepts = {
-            c.id: {"type": c.type, "terms": c.terms, "opposites": c.opposites}
+            c.id: {
+                "type": c.type,
+                "terms": c.terms,
+                "opposites": c.opposites,
+                "mistaken_for": c.mistaken_for,
+            }
             for c in self.concepts
         }
         value = {

@@ -7,6 +7,7 @@ from typing import Any
 from .options import (
     AnnotateOptions,
     CompareModelsOptions,
+    NamesOptions,
     ProbeOptions,
     RetrievalOptions,
     SuppressionOptions,
@@ -47,6 +48,13 @@ def bench_annotate(options: AnnotateOptions) -> dict[str, Any]:
     from .annotation import run_annotation
 
     return run_annotation(options)
+
+
+def bench_names(options: NamesOptions) -> dict[str, Any]:
+    """Naming methods side by side on the latents of a run, judged by labels of its test images."""
+    from .names import compare_namers
+
+    return compare_namers(options)
 
 
 def bench_suppress(options: SuppressionOptions) -> dict[str, Any]:

@@ -113,6 +113,23 @@ class TableOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NamesOptions(Options):
+    """The options of `bench names`."""
+
+    run: Path | None = option(None, "folder of the run (default: the newest)", "--run")
+    method: tuple[str, ...] = option(
+        (), "methods instead of all; repeat it for several", "--method"
+    )
+    vocabulary: str | None = option(
+        None, "a bundled vocabulary, or a TOML / JSON file (default: that of the names of the run)"
+    )
+    risk: float = option(
+        0.1, "largest share of wrong names that you accept (from 0 to 1)", minimum=0.0, maximum=1.0
+    )
+    threads: int = option(1, "torch threads", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SuppressionOptions(Options):
     """The options of `bench suppress`."""
 

@@ -80,6 +80,10 @@ FUNCTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "dermaudit.bench.commands:bench_annotate",
             "concepts by their words alone",
         ),
+        "bench names": (
+            "dermaudit.bench.commands:bench_names",
+            "naming methods side by side",
+        ),
         "bench suppress": (
             "dermaudit.bench.commands:bench_suppress",
             "methods of suppression side by side",

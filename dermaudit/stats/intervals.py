@@ -148,15 +148,12 @@ def percentile_interval(
     return float(low), float(high)
 
 
-def auprc_draws(
-    truth: np.ndarray, scores: Sequence[np.ndarray], bootstrap: GroupBootstrap
-) -> np.ndarray:
-    """Return the average precision of several scores in every draw: (n_draws, len(scores) + 1).
+def auprc_draws(truth: np.ndarray, scores: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """Return the average precision of several scores for each row of `weights` (draws, n): (draws, len(scores) + 1).
 
     The last column is the prevalence of the draw. Orders are computed once.
     """
     truth = np.asarray(truth, dtype=np.float64)
-    weights = bootstrap.matrix()
     plans = [_descending(np.asarray(score, dtype=np.float64)) for score in scores]
     columns = [_ap_ordered(truth, order, last, weights) for order, last in plans]
     return np.stack([*columns, (weights @ truth) / weights.sum(1)], axis=1)

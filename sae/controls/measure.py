@@ -252,7 +252,7 @@ class _Judge:
             y, score = truths["test"][test, index], codes["test"][test, latent]
             shares.append(lift_share(auprc(y, score), auprc(y, ceiling), float(y.mean())))
             bootstrap = GroupBootstrap(self.rows.groups["test"][test], _DRAWS, self.seed)
-            drawn = auprc_draws(y, [score, ceiling], bootstrap)
+            drawn = auprc_draws(y, [score, ceiling], bootstrap.matrix())
             spans = drawn[:, 1] - drawn[:, 2]
             draws.append(
                 np.divide(

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
-from dermaudit.concepts.naming.methods.permutation import benjamini_hochberg, name_latents
+from dermaudit.concepts.naming.methods.permutation import NAMER
+from dermaudit.concepts.naming.methods.registry import Names, NamingEvidence
+from dermaudit.concepts.naming.scores import benjamini_hochberg
 from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
 from dermaudit.errors import UserInputError
 
@@ -25,6 +27,11 @@ def words(n_distractors: int = 20) -> Vocabulary:
         ("{}",),
         tuple(f"d{i}" for i in range(n_distractors)),
     )
+
+
+def name_latents(*given, seed: int = 0) -> Names:
+    """Names by permutation from codes, embeddings, vectors, distractors and the vocabulary."""
+    return NAMER.run(NamingEvidence(*given, seed=seed))
 
 
 def planted(n: int = 800, seed: int = 0):
@@ -175,7 +182,8 @@ GOOD = '[concepts.ruler]\ntype = "artifact"\nterms = ["ruler"]\n'
         ('[concepts.ruler]\ntype = "artifact"', "concept 'ruler' has no terms"),
         ('[concepts.ruler]\ntype = "artifact"\nterms = [1]', "concept 'ruler' has no terms"),
         ('[concepts.ruler]\ntype = "artefact"\nterms = ["ruler"]', "has type 'artefact'"),
-        (GOOD + 'opposites = "no ruler"', "the opposites of concept 'ruler' are not a list"),
+        (GOOD + 'mistaken_for = ["ink"]', "'ruler' is mistaken for 'ink', which is no concept"),
+        (GOOD + 'opposites = "no ruler"', "opposites of concept 'ruler' is not a list"),
         ('templates = ["an image"]\n' + GOOD, "every template needs {}"),
         ("templates = []\n" + GOOD, "templates and distractors.words are lists"),
         (GOOD + '[distractors]\nwords = "banana"', "templates and distractors.words are lists"),

@@ -11,7 +11,11 @@ import pytest
 from concept_world import D, H, basis
 
 from dermaudit.concepts.naming import methods
-from dermaudit.concepts.naming.methods.registry import naming_method, naming_methods
+from dermaudit.concepts.naming.methods.registry import (
+    NamingEvidence,
+    naming_method,
+    naming_methods,
+)
 from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
 from dermaudit.errors import UserInputError
 
@@ -31,7 +35,7 @@ def test_new_file_adds_a_naming_method(tmp_path, monkeypatch):
     pooled = codes @ basis()[:6] + basis()[H]
     words = tuple(Concept(f"w{i}", "artifact", (f"w{i}",)) for i in range(6))
     vocabulary = Vocabulary("toy", words, ("{}",), ())
-    names = method(codes, pooled, basis()[:6], np.zeros((0, D)), vocabulary)
+    names = method(NamingEvidence(codes, pooled, basis()[:6], np.zeros((0, D)), vocabulary))
     assert names.word.tolist() == [0, 1, 2, 3, 4, -1]
     naming_methods.cache_clear()
 

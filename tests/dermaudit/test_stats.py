@@ -126,7 +126,7 @@ def test_draws_are_joint_over_scores():
     rng = np.random.default_rng(0)
     truth, score = rng.integers(0, 2, 40).astype(float), rng.normal(size=40)
     bootstrap = GroupBootstrap(np.arange(40) // 2, 50, 3)
-    draws = auprc_draws(truth, [score, score, -score], bootstrap)
+    draws = auprc_draws(truth, [score, score, -score], bootstrap.matrix())
     np.testing.assert_array_equal(draws[:, 0], draws[:, 1])
     for row, weight in zip(draws, bootstrap.weights(), strict=True):
         assert row[2] == pytest.approx(average_precision_score(truth, -score, sample_weight=weight))

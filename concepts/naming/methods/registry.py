@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -13,10 +14,46 @@ from dermaudit.plugins import discover
 
 from ...vocabulary.vocabulary import Vocabulary
 
+NAMED, ONE_OF, UNNAMED = "named", "one of a set", "unnamed"
+DIAGNOSIS, OTHER = "diagnosis-like", "not in the vocabulary"
+VERDICTS = (NAMED, ONE_OF, UNNAMED, DIAGNOSIS, OTHER)
+
+
+@dataclass(frozen=True)
+class NamingEvidence:
+    """What a method names the latents of one site from: train and val images, and the words.
+
+    `codes` (n, h) and the unit embeddings `pooled` (n, d) are of the same images; `vectors` (c, d) of the concepts
+    of `vocabulary` and `distractors` (r, d) are text vectors of the same model. `decoder` (h, d) are the decoder
+    rows where the site is the pooled one, so that they lie in the space of the words; else None. `labels` are what is
+    known of the concepts in these images.
+    """
+
+    codes: np.ndarray
+    pooled: np.ndarray
+    vectors: np.ndarray
+    distractors: np.ndarray
+    vocabulary: Vocabulary
+    decoder: np.ndarray | None = None
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # {concept: (n,) of 1, 0 or nan}
+    risk: float = 0.1  # largest share of wrong names
+    seed: int = 0
+
+    @property
+    def words(self) -> np.ndarray:
+        """The vectors (c + r, d) of the concepts and of the distractors."""
+        return np.vstack([self.vectors, self.distractors])
+
+    @property
+    def types(self) -> np.ndarray:
+        """The type of each of `words`; of distractors "distractor"."""
+        kinds = [concept.type for concept in self.vocabulary.concepts]
+        return np.array([*kinds, *["distractor"] * len(self.distractors)])
+
 
 @dataclass
 class Names:
-    """The names of one site: arrays over all its latents (d_sae,)."""
+    """The names of one site: arrays over all its latents (h,)."""
 
     word: np.ndarray  # index into the vocabulary's concepts, −1 = unnamed
     z: np.ndarray  # score of the best word (nan for latents that are active on too few images)
@@ -25,25 +62,23 @@ class Names:
     rivals: list[str]  # JSON: [[word, score], …]
     reason: list[str | None]  # why a latent is unnamed; None for a named one
     named_under_permutation: int
+    verdict: list[str] = field(default_factory=list)  # of VERDICTS; by default from `word`
+    p_correct: np.ndarray | None = (
+        None  # that the name is right; of a set: that it contains the right one
+    )
+    sets: list[tuple[int, ...]] = field(
+        default_factory=list
+    )  # concepts of which the latent may be one
+
+    def __post_init__(self) -> None:
+        self.verdict = self.verdict or [NAMED if w >= 0 else UNNAMED for w in self.word]
+        self.sets = self.sets or [()] * len(self.word)
 
 
 class Namer(Protocol):
-    """A naming method.
+    """A naming method."""
 
-    `codes` (n, d_sae) and the unit embeddings `pooled` (n, d) are those of the train and val images;
-    `vectors` (c, d) and `distractors` (r, d) are text vectors of the same model.
-    """
-
-    def __call__(
-        self,
-        codes: np.ndarray,
-        pooled: np.ndarray,
-        vectors: np.ndarray,
-        distractors: np.ndarray,
-        vocabulary: Vocabulary,
-        *,
-        seed: int = 0,
-    ) -> Names:
+    def __call__(self, evidence: NamingEvidence) -> Names:
         """Return the names of one site."""
         ...
 
