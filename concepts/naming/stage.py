@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -27,14 +27,9 @@ from .concept_rows import ConceptRow, concept_table
 from .methods.registry import VERDICTS, Names, naming_method
 from .naming import RunNamer, judge_of
 from .reference_names import UNNAMED, judged_rows, name_fields, reference_names
-from .two_halves import (
-    NOT_FOUND,
-    UNNAMED_WORD,
-    HalfNames,
-    NamesOfHalves,
-    compared,
-    names_of_halves,
-)
+
+if TYPE_CHECKING:
+    from .two_halves import HalfNames, NamesOfHalves
 
 TOP_ROWS = 24
 RESIDUAL = "residual: several fits of the SAE do not agree on this latent"
@@ -95,6 +90,8 @@ def name_run(
     seed, method = run.seed(options.seed), naming_method(options.method)
 
     def make() -> Made[NamingFigures]:
+        from .two_halves import compared, names_of_halves  # with torch
+
         data = RunData(run)
         namer = RunNamer(
             data, method, vocabulary, *vocabulary.text_vectors(tower), options.risk, seed
@@ -251,6 +248,8 @@ class _NamesOfRun:
         }
 
     def _half_name(self, word: int) -> str:
+        from .two_halves import NOT_FOUND, UNNAMED_WORD
+
         if word == NOT_FOUND:
             return "not found"
         return "unnamed" if word == UNNAMED_WORD else self.vocabulary.concepts[word].id

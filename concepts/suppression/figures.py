@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any, NotRequired, TypedDict, final
 
 from ..evidence.effect_figures import EffectFigures
-from .stability import Stability
 
 
 class InsertionFigures(TypedDict):
@@ -21,6 +20,17 @@ class InsertionFigures(TypedDict):
     insertion_after: NotRequired[float]  # mean |Δp| with suppression
     insertion_residual: float | None  # after / before; 0: the drawn artifact moves nothing
     insertion_residual_reason: NotRequired[str]
+
+
+class Stability(TypedDict):
+    """Cosine of the directions that a method makes from two disjoint halves of the groups: the mean of
+    `halvings`, the lowest and the highest. Several latents are matched one to one.
+    """
+
+    cosine: float
+    low: float
+    high: float
+    halvings: int
 
 
 @final

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypedDict
 
 import numpy as np
 
@@ -12,20 +11,10 @@ from dermaudit.sae.evaluation.stability import match, unit
 
 from ..evidence.cross_fit import TrainingRows
 from .editor import Edit
+from .figures import Stability
 from .methods.registry import SuppressionMethod
 
 HALVINGS = 5
-
-
-class Stability(TypedDict):
-    """Cosine of the directions that a method makes from two disjoint halves of the groups: the mean of
-    `halvings`, the lowest and the highest. Several latents are matched one to one.
-    """
-
-    cosine: float
-    low: float
-    high: float
-    halvings: int
 
 
 def stability_of(method: SuppressionMethod, rows: TrainingRows, edit: Edit) -> Stability | None:

@@ -81,6 +81,7 @@ def concept_table(rows: list[LatentRow]) -> Table:
         ("type", "type"),
         ("reads", lambda r: site_title(r["site"])),
         ("latent", "latent"),
+        ("p", "p_correct"),
         ("z", "z"),
         ("q", "q"),
         ("frequency", "frequency"),
@@ -96,7 +97,8 @@ def concept_table(rows: list[LatentRow]) -> Table:
 
 CONCEPTS_CAPTION = (
     "One row for each latent that is active in an image. reads = the embedding of the whole image, or "
-    "of each patch after a block of the model; z = text score of the name; q = its false-discovery "
+    "of each patch after a block of the model; p = probability that the name is right, or that the set contains "
+    "the right one; z = text score of the name; q = its false-discovery "
     "rate against the permutation null; frequency = share of images in which the latent is active; "
     "over seeds = every other seed that was fitted found it too (– = only one was: dermaudit fit); "
     "best labelled = the labelled concept that it ranks best on test, with its average precision; "
@@ -134,16 +136,25 @@ def _chosen_for(view: RunView, row: ConceptRow) -> list[str]:
     return [r.concept for r in label_choices(view) if (r.site, r.latent) == mine]
 
 
+def _probability(row: ConceptRow, what: str) -> str:
+    p = row["p_correct"]
+    return "not calibrated" if p is None else f"{what} with a probability of {p:.0%}"
+
+
 def describe(row: ConceptRow, chosen: list[str], n: int) -> str:
     """Return how often a latent of `n` images is active, its name, and whether labels contradict it."""
     parts = [f"Active in {row['n_active']} of {n} images ({row['frequency']:.1%})."]
     if row["name"]:
         parts.append(
-            f"Name: **{row['name']}** ({row['type']}), score z {row['z']:.2f}, false-discovery rate "
-            f"q {row['q']:.3f}; not calibrated."
+            f"Name: **{row['name']}** ({row['type']}), {_probability(row, 'right')}; score z {row['z']:.2f}, "
+            f"false-discovery rate q {row['q']:.3f}."
+        )
+    elif row["one_of"]:
+        parts.append(
+            f"One of a set: **{' or '.join(row['one_of'])}**, {_probability(row, 'among them')}."
         )
     else:
-        parts.append(f"Unnamed: {row['reason']}.")
+        parts.append(f"{row['verdict'].capitalize()}: {row['reason']}.")
     if chosen:
         parts.append(
             f"On validation images, the best latent of the run for: **{', '.join(chosen)}**."

@@ -46,9 +46,10 @@ def unmeasured(view: RunView) -> list[tuple[str, str]]:
         if make is overview.naming:
             if view.naming.get("wrong_among_named") is None:
                 missing.append(("wrong names", "no name has a label to be judged by"))
-            missing.append(
-                ("probability that a name is correct", "names are not calibrated in this version")
-            )
+            if all(row["p_correct"] is None for row in view.concepts if row["name"]):
+                missing.append(
+                    ("probability that a name is correct", "the naming method does not give one")
+                )
     if not view.suppressions:
         missing.append(("suppression", "no recipe was made in this run (dermaudit recipe make)"))
     for concept in view.suppressions:

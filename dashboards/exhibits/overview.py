@@ -241,11 +241,11 @@ def naming(view: RunView) -> Exhibit:
     m = view.naming
     judged = m.get("n_judged")
     rows = [
-        ("named latents", m.get("named")),
-        ("unnamed latents", m.get("unnamed")),
+        *((f"latents: {verdict}", count) for verdict, count in m.get("verdicts", {}).items()),
         ("coverage (named / alive)", m.get("coverage")),
         ("names that labels can judge", judged),
         ("wrong among those", m.get("wrong_among_named")),
+        ("wrong, confusions that the vocabulary declares aside", m.get("wrong_tolerant")),
         ("latents that would be named with activations permuted", m.get("named_under_permutation")),
         *(
             (f"{site}: named alike by two halves, of {halves['n_named_in_both']}", halves["same"])
@@ -255,11 +255,10 @@ def naming(view: RunView) -> Exhibit:
     ]
     return Exhibit(
         "How many latents have a name",
-        "A latent is named when its text score beats a permutation null (Benjamini–Hochberg "
-        "over latents, q ≤ .05); "
-        "otherwise it stays unnamed. A name is wrong when, on test, its latent ranks another "
-        "labelled concept "
-        "better. Names are not calibrated yet: read z and q, not the word alone.",
+        "A latent is named when its text score beats a permutation null (Benjamini–Hochberg over latents, "
+        "q ≤ .05), and its best word is right with a probability that keeps wrong names below the accepted share "
+        "(calibrated on rendered images). Otherwise the answer is a small set of words, or none. Diagnoses do not "
+        "name latents. A name is wrong when, on test, its latent ranks another labelled concept clearly better.",
         Table(("figure", "value"), rows),
     )
 

@@ -55,9 +55,13 @@ class RunView(RunData):
 
 
 def latent_title(row: Mapping[str, Any]) -> str:
-    """Return the name of a latent, marked where it is wrong on test images, or "unnamed"."""
+    """Return the name of a latent, marked where it is wrong on test images, the set that it is one of, or the verdict
+    why it has no name.
+    """
+    if row.get("one_of"):
+        return " or ".join(row["one_of"])
     if not row.get("name"):
-        return "unnamed"
+        return str(row.get("verdict") or "unnamed")
     return f"{row['name']} ⚠ wrong on test" if row.get("wrong") else str(row["name"])
 
 

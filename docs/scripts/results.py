@@ -24,6 +24,7 @@ from typing import Any
 from command import dermaudit
 from dictionary_tables import controls_figure, controls_list, dictionary_page
 from model_tables import model_figures, models_page
+from names_tables import names_figures, names_page
 from result_figures import curve_figure, suppression_figure
 from result_text import interval, number, table
 from suppression_tables import benchmarks_body, suppression_body
@@ -71,6 +72,9 @@ def measure(folder: Path) -> None:
         sys.stderr.write("DERMAUDIT_DATA is not set: the figures of the real images are kept\n")
     results |= {f"suppression_{name}": text for name, text in compared.items()}
     runs = {"phantoms": folder / "demo"} | ({"real": folder / "real"} if data else {})
+    names = {name: names_figures(run) for name, run in runs.items()}
+    known = json.loads((DATA / "names.json").read_text(encoding="utf-8"))
+    results["names"] = json.dumps(known | names)
     kept = json.loads((DATA / "dictionary.json").read_text(encoding="utf-8"))
     measured = {name: dictionary_figures(run) for name, run in runs.items()}
     results["dictionary"] = json.dumps(kept | measured)
@@ -314,6 +318,8 @@ def pages(results: dict[str, Figures]) -> dict[Path, str]:
     written[ROOT / "docs" / "results" / "models.md"] = models_page(models)
     dictionaries = json.loads((DATA / "dictionary.json").read_text(encoding="utf-8"))
     written[ROOT / "docs" / "results" / "dictionary.md"] = dictionary_page(dictionaries)
+    names = json.loads((DATA / "names.json").read_text(encoding="utf-8"))
+    written[ROOT / "docs" / "results" / "names.md"] = names_page(names)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, body in (

@@ -316,6 +316,8 @@ def test_a_wrong_name_is_marked_and_never_contradicted(label, named) -> None:
         "type": "artifact",
         "z": 5.0,
         "q": 0.01,
+        "p_correct": 0.93,
+        "one_of": None,
         "n_active": 3,
         "frequency": 0.1,
         "wrong": True,
@@ -328,3 +330,27 @@ def test_a_wrong_name_is_marked_and_never_contradicted(label, named) -> None:
     assert latent_title(row) == "ruler ⚠ wrong on test"
     assert latent_title({**row, "wrong": False}) == "ruler"
     assert latent_title({**row, "wrong": None}) == "ruler"
+    assert "right with a probability of 93%" in text
+
+
+def test_a_set_and_a_verdict_are_shown_instead_of_a_name() -> None:
+    from dermaudit.dashboards.exhibits.run_view import latent_title
+
+    row = {"name": None, "p_correct": 0.91, "n_active": 3, "frequency": 0.1, "wrong": None}
+    pair = {
+        **row,
+        "verdict": "one of a set",
+        "one_of": ["ink", "hair"],
+        "reason": "one of: ink, hair",
+    }
+    assert latent_title(pair) == "ink or hair"
+    text = latents.describe(pair, [], 30)
+    assert "One of a set: **ink or hair**, among them with a probability of 91%." in text
+    other = {
+        **row,
+        "verdict": "diagnosis-like",
+        "one_of": None,
+        "reason": "the diagnosis mel explains it best",
+    }
+    assert latent_title(other) == "diagnosis-like"
+    assert "Diagnosis-like: the diagnosis mel explains it best." in latents.describe(other, [], 30)

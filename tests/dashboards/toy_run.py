@@ -199,6 +199,8 @@ def _concepts(run: Run, labels: bool) -> None:
                     "reason": None if named else "no word beats its null",
                     "agreement": None,
                     "half_names": None,
+                    "verdict": "named" if named else "unnamed",
+                    "one_of": None,
                 }
             )
     write_parquet(run.file("concepts.parquet"), concept_table(rows))
@@ -213,6 +215,8 @@ def _concepts(run: Run, labels: bool) -> None:
             "wrong_among_named": 0.25 if labels else None,
             "named_under_permutation": 1,
             "two_halves": {},
+            "verdicts": {"named": named, "unnamed": len(rows) - named},
+            "wrong_tolerant": 0.25 if labels else None,
             "vocabulary": "toy",
             "vocabulary_sha256": "v",
         },
