@@ -40,6 +40,15 @@ def figures_of(scores: np.ndarray) -> np.ndarray:
     )
 
 
+def label_figures(lift: np.ndarray) -> np.ndarray:
+    """Return three figures (h, 3) of the lifts of the labelled concepts (concepts, h): the best one, how far it is
+    above the second, and the second as a share of it.
+    """
+    top = -np.partition(-lift, 1, axis=0)[:2]
+    best, second = top
+    return np.stack([best, best - second, second / np.maximum(best, 1e-6)], 1)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Names whose truth is known: concept, figures (n, 3), and whether each was right (n,)."""
@@ -86,7 +95,7 @@ def _logistic(figures: np.ndarray, right: np.ndarray, wanted: np.ndarray) -> np.
 
 @functools.cache
 def calibrations(path: Path = FILE) -> dict[str, Calibration]:
-    """Return the calibration of single names ("name") and of sets ("set")."""
+    """Return the calibration of single names ("name"), of sets ("set"), and of the best labelled concept ("label")."""
     read = read_json(path, "calibration of names")
     if read.get("format_version") != 1:
         raise ForeignArtifactError(f"{path} is not a calibration of names of format 1")
@@ -96,5 +105,5 @@ def calibrations(path: Path = FILE) -> dict[str, Calibration]:
             np.array([row[1:4] for row in read[kind]], dtype=float),
             np.array([row[4] for row in read[kind]], dtype=bool),
         )
-        for kind in ("name", "set")
+        for kind in ("name", "set", "label")
     }

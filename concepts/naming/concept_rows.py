@@ -15,6 +15,7 @@ _SCHEMA = pa.schema(
         ("verdict", pa.string()),
         ("name", pa.string()),
         ("type", pa.string()),
+        ("named_by", pa.string()),
         ("z", pa.float64()),
         ("p_null", pa.float64()),
         ("q", pa.float64()),
@@ -41,6 +42,7 @@ class ConceptRow(TypedDict):
     latent: int
     verdict: str  # of methods.registry.VERDICTS
     name: str | None  # a concept of the vocabulary; None: unnamed, see `reason`
+    named_by: str | None  # labels or words
     type: str | None  # artifact, clinical or diagnosis
     z: float | None  # score of the best word, in standard deviations of the null
     p_null: float | None  # p value of that score

@@ -10,7 +10,7 @@ from dermaudit.sae.run_data import RunData
 
 from .concept_rows import ConceptRow
 
-HEADER = ("site", "latent", "name", "type", "z", "q", "active on", "label AUPRC")
+HEADER = ("site", "latent", "name", "by", "p", "type", "z", "q", "active on", "label AUPRC")
 
 
 def list_concepts(run: Run, unnamed: bool) -> dict[str, Any]:
@@ -19,9 +19,11 @@ def list_concepts(run: Run, unnamed: bool) -> dict[str, Any]:
     Raises StaleArtifactError if the names, or anything that they were made from, changed.
     """
     rows = cast(list[ConceptRow], RunData(run).concepts)
-    shown = [row for row in rows if unnamed or row["name"]]
-    n_named = sum(bool(row["name"]) for row in rows)
-    title = f"{run.path}: {n_named} of {len(rows)} live latents are named"
+    shown = [row for row in rows if unnamed or row["name"] or row["one_of"]]
+    n_named, n_sets = (sum(bool(row[key]) for row in rows) for key in ("name", "one_of"))
+    title = (
+        f"{run.path}: {n_named} of {len(rows)} live latents are named, {n_sets} are one of a set"
+    )
     table(title, HEADER, [_line(row) for row in shown])
     listed = [{key: row[key] for key in row if key != "top_rows"} for row in shown]
     return {"run": str(run.path), "concepts": listed}
@@ -31,11 +33,12 @@ def _line(row: ConceptRow) -> tuple[object, ...]:
     def number(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
-    name = row["name"] or f"unnamed ({row['reason']})"
+    answer = " or ".join(row["one_of"] or ()) or row["name"] or f"{row['verdict']} ({row['reason']})"
     figures = (
         number(row["z"], 2),
         number(row["q"], 3),
         row["n_active"],
         number(row["label_auprc"], 2),
     )
-    return row["site"], row["latent"], name, row["type"] or "", *figures
+    by, p = row["named_by"] or "", number(row["p_correct"], 2)
+    return row["site"], row["latent"], answer, by, p, row["type"] or "", *figures

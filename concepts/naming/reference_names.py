@@ -20,6 +20,7 @@ UNNAMED: dict[str, Any] = {
     **dict.fromkeys(
         (
             "name",
+            "named_by",
             "type",
             "z",
             "p_null",

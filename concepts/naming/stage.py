@@ -236,6 +236,7 @@ class _NamesOfRun:
             "verdict": names.verdict[latent],
             "name": concept.id if concept else None,
             "type": concept.type if concept else None,
+            "named_by": names.named_by[latent],
             "z": _finite(names.z[latent]),
             "p_null": _finite(names.p_null[latent]),
             "q": _finite(names.q[latent]),

@@ -13,6 +13,7 @@ from test_concepts_stages import TOWER, WORDS
 from dermaudit.concepts.naming.calibration import Calibration, calibrations, figures_of
 from dermaudit.concepts.naming.judging import Judge
 from dermaudit.concepts.naming.methods import fused
+from dermaudit.concepts.naming.methods import words as by_words
 from dermaudit.concepts.naming.methods.registry import (
     DIAGNOSIS,
     NAMED,
@@ -86,8 +87,8 @@ def test_no_threshold_where_names_are_never_right():
 
 def test_the_bundled_calibration():
     found = calibrations()
-    for kind in ("name", "set"):
-        assert len(found[kind].right) > 300 and len(set(found[kind].concepts)) > 15
+    for kind, least in (("name", 400), ("set", 400), ("label", 200)):
+        assert len(found[kind].right) > least and len(set(found[kind].concepts)) > 15
         assert 0 < found[kind].threshold(0.1) < 1
     assert found["set"].right.mean() >= found["name"].right.mean()
 
@@ -101,7 +102,7 @@ def evidence(**given) -> NamingEvidence:
 
 
 def test_planted_latents_are_named_and_no_other_is():
-    names = fused.name_latents(evidence())
+    names = by_words.name_latents(evidence())
     assert names.word[:6].tolist() == list(range(6)) and names.verdict[:6] == [NAMED] * 6
     assert (names.word[6:] == -1).all() and NAMED not in names.verdict[6:]
     assert names.p_correct is not None and (names.p_correct[:6] > 0.8).all()
@@ -119,7 +120,7 @@ def test_a_diagnosis_and_a_distractor_do_not_name_a_latent():
         ("{}",),
         tuple(f"d{i}" for i in range(20)),
     )
-    names = fused.name_latents(NamingEvidence(codes, pooled, concepts, distractors, vocabulary))
+    names = by_words.name_latents(NamingEvidence(codes, pooled, concepts, distractors, vocabulary))
     assert names.verdict[:3] == [NAMED, DIAGNOSIS, OTHER]
     assert names.word[1] == names.word[2] == -1 and "the diagnosis w1" in names.reason[1]
 
@@ -138,8 +139,8 @@ def test_two_words_that_cannot_be_told_apart_are_a_set(monkeypatch):
     bundled = {
         kind: Known(one.concepts, one.figures, one.right) for kind, one in calibrations().items()
     }
-    monkeypatch.setattr(fused, "calibrations", lambda: bundled)
-    names = fused.name_latents(NamingEvidence(codes, pooled, concepts, distractors, words()))
+    monkeypatch.setattr(by_words, "calibrations", lambda: bundled)
+    names = by_words.name_latents(NamingEvidence(codes, pooled, concepts, distractors, words()))
     assert names.verdict[0] == ONE_OF and set(names.sets[0]) == {0, 1}
     assert names.word[0] == -1 and names.reason[0].startswith("one of: ")
     assert names.p_correct[0] > 0.5
@@ -151,14 +152,88 @@ def test_permuted_activations_are_not_named():
     codes = np.concatenate([given.codes[:, :6]] * 6, axis=1)
     for column in range(36):
         codes[:, column] = codes[rng.permutation(len(codes)), column]
-    names = fused.name_latents(NamingEvidence(codes, given.pooled, *vectors(), words()))
+    names = by_words.name_latents(NamingEvidence(codes, given.pooled, *vectors(), words()))
     assert names.verdict.count(NAMED) + names.verdict.count(ONE_OF) == 0
 
 
 def test_candidates_are_near_the_best_and_neither_diagnoses_nor_distractors():
     types = np.array(["artifact", "diagnosis", "colour", "distractor", "clinical"])
     scores = np.array([1.0, 0.95, 0.9, 0.99, 0.7])
-    assert fused.candidates(scores, types) == (0, 2)
+    assert by_words.candidates(scores, types) == (0, 2)
+
+
+# ---- labels
+
+
+def with_labels(**labels) -> NamingEvidence:
+    given = evidence()
+    known = {word: (given.codes[:, i] > 0).astype(float) for i, word in enumerate(WORD_IDS)}
+    return NamingEvidence(
+        given.codes, given.pooled, given.vectors, given.distractors, given.vocabulary,
+        labels=known | labels,
+    )  # fmt: skip
+
+
+WORD_IDS = [concept.id for concept in words().concepts]
+
+
+def test_labels_name_latents_first_and_words_the_others():
+    given = with_labels()
+    del given.labels["veil"]
+    names = fused.name_latents(given)
+    assert names.word[:6].tolist() == list(range(6))
+    by = dict(zip(WORD_IDS, names.named_by, strict=False))
+    assert by.pop("veil") == "words" and set(by.values()) == {"labels"}
+    assert (names.p_correct[:6] > 0.8).all() and names.named_by[6] is None
+
+
+def test_a_word_that_labels_contradict_is_taken_back():
+    given = evidence()
+    codes = given.codes
+    # By its words latent 0 is a ruler; by its labels it is ink, and not clearly so.
+    rng = np.random.default_rng(2)
+    labels = {
+        "ruler": (rng.random(len(codes)) < 0.3).astype(float),
+        "ink": np.where(rng.random(len(codes)) < 0.6, codes[:, 0] > 0, rng.random(len(codes)) < 0.15).astype(float),
+    }  # fmt: skip
+    known = NamingEvidence(
+        codes, given.pooled, given.vectors, given.distractors, given.vocabulary, labels=labels, risk=0.001
+    )  # fmt: skip
+    unsure = {kind: one for kind, one in calibrations().items()}
+    assert by_words.name_latents(evidence()).word[0] == 0
+    names = names_without_sure_labels(known, unsure)
+    assert names.word[0] == -1 and "labels say that ink explains it better" in names.reason[0]
+
+
+def names_without_sure_labels(known: NamingEvidence, bundled) -> object:
+    """Names where no label is sure enough, and every word is."""
+
+    class Sure(Calibration):
+        def threshold(self, risk):
+            return 2.0 if self is sure["label"] else 0.0
+
+    sure = {kind: Sure(one.concepts, one.figures, one.right) for kind, one in bundled.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (fused, by_words):
+            patch.setattr(module, "calibrations", lambda: sure)
+        return fused.name_latents(known)
+
+
+def test_a_latent_that_a_labelled_diagnosis_explains_is_diagnosis_like():
+    given = with_labels()
+    kinds = ["diagnosis", *["artifact"] * 5]
+    vocabulary = Vocabulary(
+        "toy",
+        tuple(Concept(w, kind, (w,)) for w, kind in zip(WORD_IDS, kinds, strict=True)),
+        ("{}",),
+        tuple(f"d{i}" for i in range(20)),
+    )
+    names = fused.name_latents(
+        NamingEvidence(
+            given.codes, given.pooled, given.vectors, given.distractors, vocabulary, labels=given.labels
+        )
+    )  # fmt: skip
+    assert names.verdict[:2] == [DIAGNOSIS, NAMED] and names.word[0] == -1
 
 
 # ---- published methods

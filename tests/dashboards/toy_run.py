@@ -201,6 +201,7 @@ def _concepts(run: Run, labels: bool) -> None:
                     "half_names": None,
                     "verdict": "named" if named else "unnamed",
                     "one_of": None,
+                    "named_by": "words" if named else None,
                 }
             )
     write_parquet(run.file("concepts.parquet"), concept_table(rows))

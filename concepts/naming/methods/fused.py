@@ -1,93 +1,80 @@
-"""Names with a probability: one concept, a set of concepts, or none (the default method).
+"""Names from labels where there are any, else from words (the default method).
 
-Words are scored as by `permutation`. Diagnoses and words that name nothing in these images compete for a latent, but
-do not name it: a latent that one of them wins is diagnosis-like, or not in the vocabulary. Otherwise the words whose
-score is at least SHARE of the best are what it may be. The best is its name if the calibration is sure enough of it
-at the risk that is asked for; else the set is the answer, if it is small and sure enough; else there is none.
+A latent that a labelled concept explains is named by it: by the concept whose lift on the images of the naming is the
+best, if the calibration is sure enough of it at the risk that is asked for. Where that concept is a diagnosis, the
+latent is diagnosis-like. All other latents get the answer of the method `words`, unless the labels contradict it. The
+labels that judge a name are those of other images.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..calibration import calibrations, figures_of
-from ..scores import WordScores, rivals, word_scores
-from .registry import (
-    DIAGNOSIS,
-    NAMED,
-    ONE_OF,
-    OTHER,
-    UNNAMED,
-    Names,
-    NamingEvidence,
-    NamingMethod,
-)
+from ..calibration import calibrations, label_figures
+from ..judging import CLEAR, Judge
+from ..scores import enough_images
+from .registry import DIAGNOSIS, LABELS, NAMED, UNNAMED, Names, NamingEvidence, NamingMethod
+from .words import name_latents as names_from_words
 
-SHARE = 0.8  # of the best score: words above it are what a latent may be
-MOST = 4  # words in a set
-NOT_NAMES = ("diagnosis", "distractor")
+EXPLAINS = (
+    0.25  # the least lift with which a labelled concept explains a latent; 1 is a perfect ranking
+)
 
 
 def name_latents(evidence: NamingEvidence) -> Names:
-    """Name the latents with a word, or a set of words, that is right with the probability that is asked for."""
-    found = word_scores(evidence)
-    h = len(found.scores)
-    best = found.scores.argmax(1)
-    kinds = evidence.types[best]
-    names = Names(
-        np.full(h, -1),
-        np.where(found.alive, found.scores.max(1), np.nan),
-        np.where(found.alive, found.p, np.nan),
-        found.q,
-        [rivals(found.scores[j], evidence) if found.alive[j] else "[]" for j in range(h)],
-        [found.without_evidence(j) for j in range(h)],
-        found.named_under_permutation,
-        verdict=[UNNAMED] * h,
-        p_correct=np.full(h, np.nan),
-        sets=[()] * h,
-    )
-    for j in range(h):
-        if names.reason[j] is not None:
-            continue
-        if kinds[j] == "diagnosis":
-            word = evidence.vocabulary.concepts[best[j]].id
-            names.verdict[j], names.reason[j] = DIAGNOSIS, f"the diagnosis {word} explains it best"
-        elif kinds[j] == "distractor":
-            names.verdict[j] = OTHER
-            names.reason[j] = "a word that names nothing in these images scores best"
-    open_ones = np.array([j for j in range(h) if names.reason[j] is None], dtype=int)
-    if len(open_ones):
-        _decide(names, found, open_ones, evidence)
+    """Name the latents with labels and words."""
+    names = names_from_words(evidence)
+    ids = [concept.id for concept in evidence.vocabulary.concepts]
+    known, lift = label_lifts(evidence)
+    if len(known) < 2:
+        return names
+    best = [known[i] for i in lift.argmax(0)]
+    calibration = calibrations()["label"]
+    p = calibration.p_correct(best, label_figures(lift))
+    least = calibration.threshold(evidence.risk)
+    _, alive = enough_images(evidence.codes)
+    for j in map(int, np.flatnonzero(alive)):
+        if p[j] >= least and lift[:, j].max() >= EXPLAINS:
+            _enter(names, j, ids.index(best[j]), float(p[j]), evidence)
+        else:
+            _drop_contradicted(names, j, lift[:, j], known, ids)
     return names
 
 
-def candidates(scores: np.ndarray, types: np.ndarray) -> tuple[int, ...]:
-    """Return the words (words,) that a latent may be, the best first; neither diagnoses nor distractors."""
-    order = np.argsort(-scores, kind="stable")
-    near = order[scores[order] >= SHARE * scores[order[0]]]
-    return tuple(int(word) for word in near if types[word] not in NOT_NAMES)
+def label_lifts(evidence: NamingEvidence) -> tuple[list[str], np.ndarray]:
+    """Return the concepts of the vocabulary with enough labels, and their lifts (concepts, h) in the latents."""
+    ids = {concept.id for concept in evidence.vocabulary.concepts}
+    labels = {name: values for name, values in evidence.labels.items() if name in ids}
+    judge = Judge(evidence.codes, labels, np.arange(len(evidence.codes)))
+    known = judge.judged
+    return known, judge.lift[[judge.concepts.index(name) for name in known]]
 
 
-def _decide(names: Names, found: WordScores, latents: np.ndarray, evidence: NamingEvidence) -> None:
-    """Enter name, set or reason of the latents that a concept explains best."""
-    concepts = [evidence.vocabulary.concepts[word].id for word in found.scores[latents].argmax(1)]
-    figures = figures_of(found.scores[latents])
-    known = calibrations()
-    p_name, p_set = (known[kind].p_correct(concepts, figures) for kind in ("name", "set"))
-    least = {kind: known[kind].threshold(evidence.risk) for kind in ("name", "set")}
+def _enter(names: Names, j: int, word: int, p: float, evidence: NamingEvidence) -> None:
+    """Name a latent by a labelled concept."""
     assert names.p_correct is not None
-    for i, j in enumerate(latents):
-        words = candidates(found.scores[j], evidence.types)
-        names.p_correct[j] = p_name[i]
-        if p_name[i] >= least["name"]:
-            names.verdict[j], names.word[j] = NAMED, words[0]
-        elif 1 < len(words) <= MOST and p_set[i] >= least["set"]:
-            names.verdict[j], names.sets[j], names.p_correct[j] = ONE_OF, words, p_set[i]
-            names.reason[j] = "one of: " + ", ".join(
-                evidence.vocabulary.concepts[word].id for word in words
-            )
-        else:
-            names.reason[j] = f"its best word is right with a probability of {p_name[i]:.0%} only"
+    concept = evidence.vocabulary.concepts[word]
+    names.sets[j], names.p_correct[j] = (), p
+    if concept.type == "diagnosis":
+        names.word[j], names.verdict[j], names.named_by[j] = -1, DIAGNOSIS, None
+        names.reason[j] = f"the diagnosis {concept.id} explains it best"
+    else:
+        names.word[j], names.verdict[j], names.named_by[j] = word, NAMED, LABELS
+        names.reason[j] = None
+
+
+def _drop_contradicted(
+    names: Names, j: int, lift: np.ndarray, known: list[str], ids: list[str]
+) -> None:
+    """Take a name of words back where labels say that another concept explains the latent clearly better."""
+    if names.verdict[j] != NAMED or ids[names.word[j]] not in known:
+        return
+    word = ids[names.word[j]]
+    if lift.max() > lift[known.index(word)] + CLEAR:
+        names.word[j], names.verdict[j], names.named_by[j] = -1, UNNAMED, None
+        names.reason[j] = (
+            f"its best word is {word}, but labels say that {known[int(lift.argmax())]} explains it better"
+        )
 
 
 NAMER = NamingMethod("fused", name_latents)

@@ -16,6 +16,7 @@ from ...vocabulary.vocabulary import Vocabulary
 
 NAMED, ONE_OF, UNNAMED = "named", "one of a set", "unnamed"
 DIAGNOSIS, OTHER = "diagnosis-like", "not in the vocabulary"
+LABELS, WORDS = "labels", "words"
 VERDICTS = (NAMED, ONE_OF, UNNAMED, DIAGNOSIS, OTHER)
 
 
@@ -63,16 +64,16 @@ class Names:
     reason: list[str | None]  # why a latent is unnamed; None for a named one
     named_under_permutation: int
     verdict: list[str] = field(default_factory=list)  # of VERDICTS; by default from `word`
-    p_correct: np.ndarray | None = (
-        None  # that the name is right; of a set: that it contains the right one
-    )
-    sets: list[tuple[int, ...]] = field(
-        default_factory=list
-    )  # concepts of which the latent may be one
+    # That the name is right; of a set: that it contains the right one.
+    p_correct: np.ndarray | None = None
+    # Concepts of which the latent may be one.
+    sets: list[tuple[int, ...]] = field(default_factory=list)
+    named_by: list[str | None] = field(default_factory=list)  # LABELS or WORDS; by default words
 
     def __post_init__(self) -> None:
         self.verdict = self.verdict or [NAMED if w >= 0 else UNNAMED for w in self.word]
         self.sets = self.sets or [()] * len(self.word)
+        self.named_by = self.named_by or [WORDS if w >= 0 else None for w in self.word]
 
 
 class Namer(Protocol):
