@@ -33,7 +33,9 @@ def _line(row: ConceptRow) -> tuple[object, ...]:
     def number(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
-    answer = " or ".join(row["one_of"] or ()) or row["name"] or f"{row['verdict']} ({row['reason']})"
+    answer = (
+        " or ".join(row["one_of"] or ()) or row["name"] or f"{row['verdict']} ({row['reason']})"
+    )
     figures = (
         number(row["z"], 2),
         number(row["q"], 3),

@@ -20,9 +20,12 @@ better, by more than .05 of its lift or beyond the interval, or its own no bette
 concepts. *Tolerant*: a confusion that the vocabulary declares is not wrong. *Surest 40 %*: wrong among the judged
 names with the highest probability (published methods: the highest score). *Sets*: how many latents were answered with
 a set of words, and how often the right one is among them. *When permuted*: how many latents are named when their
-activations are shuffled over the images. `fused` takes its probabilities from rendered images of other seeds, without
-the rows of the concept itself; no label of these runs is used, by any method but `supervised`, which names each
-latent after the label that it ranks best on train and val.
+activations are shuffled over the images.
+
+`fused` (the default) names a latent by a labelled concept of train and val where one explains it, else by `words`,
+which knows no label. Both take their probabilities from rendered images of other seeds, without the rows of the
+concept itself. `supervised` names every latent after the label that it ranks best on train and val, and the others
+use no label.
 
 Written by `make results`: `dermaudit bench names --run RUN`."""
 

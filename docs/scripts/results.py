@@ -176,20 +176,6 @@ def bottleneck_table(figures: Figures) -> str:
     )
 
 
-def naming_sentence(figures: Figures) -> str:
-    n = figures["naming"]
-    wrong = n["wrong_among_named"]
-    judged = (
-        ""
-        if wrong is None
-        else f" Of {n['n_judged']} names that labels can judge, {wrong:.0%} are wrong."
-    )
-    return (
-        f"{n['named']} of {n['named'] + n['unnamed']} live latents are named; with permuted activations "
-        f"{n['named_under_permutation']} would be named.{judged}"
-    )
-
-
 def headline_table(results: dict[str, Figures]) -> str:
     lines = []
     for name in results["phantoms"]["suppression"]:
@@ -234,11 +220,6 @@ PAGES: dict[str, tuple[str, str, Callable[[Figures], str]]] = {
         "The lift share is the AUPRC of the best single latent above the prevalence, as a share of what "
         "a supervised linear probe reaches.",
         lift_table,
-    ),
-    "naming": (
-        "Names",
-        "Names are made on train and validation images and judged on test images.",
-        naming_sentence,
     ),
     "bottlenecks": (
         "Concept bottlenecks",
