@@ -48,6 +48,10 @@ results: install
 # The head, the recipes, the concept latents and the dictionaries that the bundled models ship. Needs $DERMAUDIT_DATA.
 ARTIFACTS := ruler dark_corner gel_bubble hair ink gel_border patch
 reference: install
+	for seed in 2000 3000; do \
+	  $(BIN)/dermaudit demo --run runs/calibration-$$seed --seed $$seed --seeds 0 || exit 1; \
+	done
+	$(BIN)/python docs/scripts/calibrate_names.py runs/calibration-2000 runs/calibration-3000
 	$(BIN)/dermaudit demo
 	$(BIN)/dermaudit data convert $(DERMAUDIT_DATA)/dermoscopy --out data/dermoscopy --force
 	$(BIN)/dermaudit audit data/dermoscopy --model dermoscopy-small --run runs/dermoscopy

@@ -187,6 +187,18 @@ def test_labels_name_latents_first_and_words_the_others():
     assert (names.p_correct[:6] > 0.8).all() and names.named_by[6] is None
 
 
+def test_permuted_activations_are_not_named_by_labels_either():
+    rng = np.random.default_rng(4)
+    given = with_labels()
+    codes = given.codes[rng.permutation(len(given.codes))]
+    names = fused.name_latents(
+        NamingEvidence(
+            codes, given.pooled, given.vectors, given.distractors, given.vocabulary, labels=given.labels
+        )
+    )  # fmt: skip
+    assert set(names.named_by) == {None} and ONE_OF not in names.verdict
+
+
 def test_a_word_that_labels_contradict_is_taken_back():
     given = evidence()
     codes = given.codes
