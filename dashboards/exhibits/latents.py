@@ -81,6 +81,7 @@ def concept_table(rows: list[LatentRow]) -> Table:
         ("type", "type"),
         ("reads", lambda r: site_title(r["site"])),
         ("latent", "latent"),
+        ("named by", "named_by"),
         ("p", "p_correct"),
         ("z", "z"),
         ("q", "q"),
@@ -97,7 +98,8 @@ def concept_table(rows: list[LatentRow]) -> Table:
 
 CONCEPTS_CAPTION = (
     "One row for each latent that is active in an image. reads = the embedding of the whole image, or "
-    "of each patch after a block of the model; p = probability that the name is right, or that the set contains "
+    "of each patch after a block of the model; named by = labels of train and val images, or the words of the "
+    "vocabulary alone; p = probability that the name is right, or that the set contains "
     "the right one; z = text score of the name; q = its false-discovery "
     "rate against the permutation null; frequency = share of images in which the latent is active; "
     "over seeds = every other seed that was fitted found it too (– = only one was: dermaudit fit); "
@@ -136,9 +138,15 @@ def _chosen_for(view: RunView, row: ConceptRow) -> list[str]:
     return [r.concept for r in label_choices(view) if (r.site, r.latent) == mine]
 
 
+_SOURCES = {"labels": "labels of train and validation images", "words": "words alone"}
+
+
 def _probability(row: ConceptRow, what: str) -> str:
     p = row["p_correct"]
-    return "not calibrated" if p is None else f"{what} with a probability of {p:.0%}"
+    if p is None:
+        return "not calibrated"
+    shown = "more than 99%" if p > 0.99 else f"{p:.0%}"
+    return f"{what} with a probability of {shown}"
 
 
 def describe(row: ConceptRow, chosen: list[str], n: int) -> str:
@@ -146,7 +154,8 @@ def describe(row: ConceptRow, chosen: list[str], n: int) -> str:
     parts = [f"Active in {row['n_active']} of {n} images ({row['frequency']:.1%})."]
     if row["name"]:
         parts.append(
-            f"Name: **{row['name']}** ({row['type']}), {_probability(row, 'right')}; score z {row['z']:.2f}, "
+            f"Name, by {_SOURCES[row['named_by'] or 'words']}: **{row['name']}** ({row['type']}), "
+            f"{_probability(row, 'right')}; score z {row['z']:.2f}, "
             f"false-discovery rate q {row['q']:.3f}."
         )
     elif row["one_of"]:

@@ -317,6 +317,7 @@ def test_a_wrong_name_is_marked_and_never_contradicted(label, named) -> None:
         "z": 5.0,
         "q": 0.01,
         "p_correct": 0.93,
+        "named_by": "words",
         "one_of": None,
         "n_active": 3,
         "frequency": 0.1,
