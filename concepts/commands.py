@@ -26,6 +26,17 @@ def concepts(
     return list_concepts(open_run(run or newest_run()), unnamed)
 
 
+def vocabulary_check(
+    file: Annotated[
+        str, typer.Argument(help="a vocabulary: a TOML or JSON file, or a bundled one by name")
+    ],
+) -> dict[str, Any]:
+    """Look for terms of two concepts, diagnoses among other concepts, missing opposites, and markup."""
+    from .vocabulary.check import check_vocabulary
+
+    return check_vocabulary(file)
+
+
 def suppress(options: SuppressOptions) -> dict[str, Any]:
     """Predict with a concept suppressed, and list what changed."""
     if options.run is not None:

@@ -98,6 +98,10 @@ FUNCTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "dermaudit.concepts.commands:concepts",
             "list the named and labelled concepts",
         ),
+        "vocabulary check": (
+            "dermaudit.concepts.commands:vocabulary_check",
+            "what in a vocabulary would mislead",
+        ),
         "recipe show": (
             "dermaudit.concepts.suppression.recipe_commands:show",
             "what a recipe does, and its effect",

@@ -17,7 +17,7 @@ from dermaudit.cli.commands import all_commands, function_of
 
 PACKAGE = Path(dermaudit.__file__).parent
 COMMON = {"--json", "--quiet", "--help"}
-GROUPS = {"data", "bench", "sae", "recipe"}
+GROUPS = {"data", "bench", "sae", "recipe", "vocabulary"}
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
