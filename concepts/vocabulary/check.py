@@ -93,8 +93,9 @@ def check_vocabulary(file: str) -> dict[str, Any]:
         table("findings", ("kind", "concept", "what"), [(f.kind, f.concept, f.what) for f in found])
     faults = [one for one in found if one.kind == "fault"]
     if faults:
+        first, more = faults[0], "s" if len(faults) > 1 else ""
         raise UserInputError(
-            f"{file} has {len(faults)} fault{'s' * (len(faults) > 1)}; the first: concept '{faults[0].concept}': {faults[0].what}",
+            f"{file} has {len(faults)} fault{more}; the first: concept '{first.concept}': {first.what}",
             "correct them, and check again",
         )
     return {
