@@ -3,6 +3,8 @@
 s(n, t) = Σ_i w_in z_it, w_in = a_in / Σ_i a_in, z_it = the text score of word t on image i, centred and scaled over
 images (the centring takes off the frequency bias of hub words). The null permutes a latent's activations over images,
 which keeps its frequency; the p-value is of the maximum over words (max-T), then Benjamini–Hochberg over latents.
+Permuted scores of a latent have the standard deviation (Σ_i w_in²)^½, so that in units of it latents with a like one
+share a null: where there are many latents, each has fewer permutations of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import numpy as np
 from .methods.registry import NamingEvidence
 
 N_PERMUTATIONS = 200
+#: With more latents than this a few permutations do: each latent is compared with those of its neighbours too.
+MANY = 1024
+NEIGHBOURS = 2  # on each side, in the order of the spread of their scores
 MIN_ACTIVE = 10
 ALPHA = 0.05
 RIVALS = 5
@@ -65,16 +70,37 @@ def word_scores(evidence: NamingEvidence) -> WordScores:
     active, alive = enough_images(codes)
     observed = weights @ z
     generator = np.random.default_rng(evidence.seed)
-    exceed, shuffled = np.zeros(h), np.zeros((N_PERMUTATIONS, h))
-    best = observed.max(1)
-    for draw in range(N_PERMUTATIONS):
-        top = (weights @ z[generator.permutation(n)]).max(1)
-        shuffled[draw] = top
-        exceed += top >= best
-    p = (1 + exceed) / (1 + N_PERMUTATIONS)
-    q = np.full(h, np.nan)
+    around = NEIGHBOURS if alive.sum() > MANY else 0
+    null = np.stack(
+        [
+            (weights @ z[generator.permutation(n)]).max(1)
+            for _ in range(N_PERMUTATIONS // (2 * around + 1))
+        ]
+    )
+    spread = np.sqrt(np.asarray(weights.multiply(weights).sum(1)).ravel())
+    p, q = np.ones(h), np.full(h, np.nan)
+    p[alive] = p_values(observed.max(1)[alive], null[:, alive], spread[alive], around)
     q[alive] = benjamini_hochberg(p[alive])
-    return WordScores(observed, active, alive, p, q, _named_under_permutation(shuffled, alive))
+    # The same rule for permuted activations: the first permutation is the data, the others are its null.
+    permuted = p_values(null[0, alive], null[1:, alive], spread[alive], around)
+    named = int((benjamini_hochberg(permuted) <= ALPHA).sum())
+    return WordScores(observed, active, alive, p, q, named)
+
+
+def p_values(best: np.ndarray, null: np.ndarray, spread: np.ndarray, around: int) -> np.ndarray:
+    """Return the p-value (h,) of each score `best` (h,) among its permuted ones `null` (k, h), and those of `around`
+    latents on each side in the order of `spread` (h,), in units of it.
+    """
+    order = np.argsort(spread, kind="stable")
+    units = np.maximum(spread[order], 1e-12)
+    ordered = null[:, order] / units if around else null[:, order]
+    data = best[order] / units if around else best[order]
+    h, width = len(best), min(2 * around + 1, len(best))
+    first = np.clip(np.arange(h) - around, 0, h - width)
+    exceed = sum((ordered[:, first + step] >= data).sum(0) for step in range(width))
+    found = np.empty(h)
+    found[order] = (1 + exceed) / (1 + len(null) * width)
+    return found
 
 
 def rivals(scores: np.ndarray, evidence: NamingEvidence) -> str:
@@ -95,11 +121,3 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     q = np.empty(m)
     q[order] = np.minimum(np.minimum.accumulate(ranked[::-1])[::-1], 1.0)
     return q
-
-
-def _named_under_permutation(shuffled: np.ndarray, alive: np.ndarray) -> int:
-    """Return how many latents the same rule names for permuted activations: the first permutation is
-    used as the data, the others as its null distribution.
-    """
-    p = (1 + (shuffled[1:] >= shuffled[0]).sum(0)) / len(shuffled)
-    return int((benjamini_hochberg(p[alive]) <= ALPHA).sum()) if alive.any() else 0

@@ -10,6 +10,7 @@ from concept_world import RULER, basis, world, write_run
 from test_concepts_naming import planted, vectors, words
 from test_concepts_stages import TOWER, WORDS
 
+from dermaudit.concepts.naming import scores
 from dermaudit.concepts.naming.calibration import Calibration, calibrations, figures_of
 from dermaudit.concepts.naming.judging import Judge
 from dermaudit.concepts.naming.methods import fused
@@ -23,6 +24,7 @@ from dermaudit.concepts.naming.methods.registry import (
     naming_methods,
 )
 from dermaudit.concepts.naming.risk import Answers, calibration_error, risk_figures
+from dermaudit.concepts.naming.scores import p_values
 from dermaudit.concepts.naming.stage import NameOptions, name_run
 from dermaudit.concepts.vocabulary.vocabulary import Concept, Vocabulary
 
@@ -160,6 +162,34 @@ def test_candidates_are_near_the_best_and_neither_diagnoses_nor_distractors():
     types = np.array(["artifact", "diagnosis", "colour", "distractor", "clinical"])
     scores = np.array([1.0, 0.95, 0.9, 0.99, 0.7])
     assert by_words.candidates(scores, types) == (0, 2)
+
+
+# ---- the null
+
+
+def test_p_values_by_hand():
+    null = np.array([[1.0, 4.0, 3.0], [2.0, 8.0, 1.0]])
+    best, spread = np.array([2.0, 8.1, 0.5]), np.array([1.0, 4.0, 1.0])
+    assert p_values(best, null, spread, 0) == pytest.approx([2 / 3, 1 / 3, 3 / 3])
+    # In units of the spread: nulls 1 2, 1 2 and 3 1; data 2, 2.025, .5; every latent sees all three.
+    assert p_values(best, null, spread, 1) == pytest.approx([4 / 7, 2 / 7, 7 / 7])
+
+
+def test_neighbours_give_the_p_values_of_more_permutations():
+    rng = np.random.default_rng(0)
+    spread = rng.uniform(0.1, 3, 4000)
+    null = np.abs(rng.normal(size=(40, 4000))) * spread
+    best = np.abs(rng.normal(size=4000)) * spread  # nothing is in it
+    p = p_values(best, null, spread, 2)
+    assert p.min() >= 1 / 201 and np.mean(p <= 0.05) == pytest.approx(0.05, abs=0.012)
+    assert p_values(best + 9 * spread, null, spread, 2).max() == pytest.approx(1 / 201)
+
+
+def test_many_latents_are_named_as_few_are(monkeypatch):
+    few = by_words.name_latents(evidence())
+    monkeypatch.setattr(scores, "MANY", 4)
+    many = by_words.name_latents(evidence())
+    assert many.verdict == few.verdict and many.word.tolist() == few.word.tolist()
 
 
 # ---- labels
