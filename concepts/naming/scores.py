@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .methods.registry import NamingEvidence
+from .methods.registry import UNNAMED, Names, NamingEvidence
+
+NOTHING_SEEN = "a word that names nothing in these images scores best"
 
 N_PERMUTATIONS = 200
 #: With more latents than this a few permutations do: each latent is compared with those of its neighbours too.
@@ -85,6 +87,21 @@ def word_scores(evidence: NamingEvidence) -> WordScores:
     permuted = p_values(null[0, alive], null[1:, alive], spread[alive], around)
     named = int((benjamini_hochberg(permuted) <= ALPHA).sum())
     return WordScores(observed, active, alive, p, q, named)
+
+
+def unnamed(found: WordScores, evidence: NamingEvidence) -> Names:
+    """Return the scores as names without a name; those that nothing can be said of have their reason."""
+    h = len(found.scores)
+    return Names(
+        np.full(h, -1),
+        np.where(found.alive, found.scores.max(1), np.nan),
+        np.where(found.alive, found.p, np.nan),
+        found.q,
+        [rivals(found.scores[j], evidence) if found.alive[j] else "[]" for j in range(h)],
+        [found.without_evidence(j) for j in range(h)],
+        found.named_under_permutation,
+        verdict=[UNNAMED] * h,
+    )
 
 
 def p_values(best: np.ndarray, null: np.ndarray, spread: np.ndarray, around: int) -> np.ndarray:

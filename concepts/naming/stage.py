@@ -64,17 +64,16 @@ class NamingFigures(TypedDict):
     named_under_permutation: int  # latents that would be named with permuted activations
     n_judged: int  # names that labels of test images can confirm or refute
     wrong_among_named: float | None  # share of n_judged; None if it is 0
-    wrong_tolerant: (
-        float | None
-    )  # of these; a concept that is easily mistaken for another counts as it
+    # The same, where a concept that is easily mistaken for another counts as it.
+    wrong_tolerant: float | None
     two_halves: dict[str, NamesOfHalves]  # by site; {} where no dictionaries of halves were fitted
 
 
 @stage("name", NameOptions, NAME)
 def name(run: Run, options: NameOptions) -> dict[str, Any]:
-    """Name the latents that a word explains better than chance.
+    """Name the latents, by labels where one explains a latent and by words elsewhere.
 
-    The other latents stay unnamed.
+    A name is given if it is right with enough probability; else the answer is a set of words, or why there is none.
     """
     words = vocabulary_of(run, options.vocabulary)
     return name_run(run, words, tower_of(run, options.threads), options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,9 +82,7 @@ def check_vocabulary(file: str) -> dict[str, Any]:
     """Print and return the findings of a vocabulary. UserInputError if one of them is a fault."""
     vocabulary = Vocabulary.load(file)
     found = findings(vocabulary)
-    kinds = {
-        kind: sum(one.type == kind for one in vocabulary.concepts) for kind in _types(vocabulary)
-    }
+    kinds = dict(Counter(concept.type for concept in vocabulary.concepts))
     counted = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
     say(
         f"{vocabulary.name}: {counted}; {len(vocabulary.distractors)} distractors; "
@@ -105,7 +104,3 @@ def check_vocabulary(file: str) -> dict[str, Any]:
         "distractors": len(vocabulary.distractors),
         "findings": [{"concept": one.concept, "what": one.what} for one in found],
     }
-
-
-def _types(vocabulary: Vocabulary) -> list[str]:
-    return list(dict.fromkeys(concept.type for concept in vocabulary.concepts))

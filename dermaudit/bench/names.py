@@ -24,9 +24,6 @@ def compare_namers(options: NamesOptions) -> dict[str, Any]:
     """Name the latents of a run with each method, and compare the names with labels of test images, which no method
     has seen. EvidenceError for a run without labels of test images.
     """
-    import torch
-
-    torch.set_num_threads(options.threads)
     run = open_run(options.run or newest_run())
     data, vocabulary = RunData(run), vocabulary_of(run, options.vocabulary)
     test = np.flatnonzero(data.rows("test"))
@@ -101,8 +98,8 @@ def figures_of_method(
 
 
 def _print(found: dict[str, dict[str, Any]]) -> None:
-    def share(value: float | None, digits: int = 0) -> str:
-        return "–" if value is None else f"{value:.{digits}%}"
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{value:.0%}"
 
     table(
         "names, judged by labels of test images (risk–coverage: wrong among the surest 40 % of the judged names)",

@@ -16,9 +16,8 @@ from ..scores import enough_images
 from .registry import DIAGNOSIS, LABELS, NAMED, UNNAMED, Names, NamingEvidence, NamingMethod
 from .words import name_latents as names_from_words
 
-EXPLAINS = (
-    0.25  # the least lift with which a labelled concept explains a latent; 1 is a perfect ranking
-)
+#: The least lift with which a labelled concept explains a latent; 1 is a perfect ranking.
+EXPLAINS = 0.25
 
 
 def name_latents(evidence: NamingEvidence) -> Names:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import numpy as np
 
 from ..calibration import calibrations, figures_of
-from ..scores import WordScores, rivals, word_scores
+from ..scores import NOTHING_SEEN, WordScores, unnamed, word_scores
 from .registry import (
     DIAGNOSIS,
     NAMED,
     ONE_OF,
     OTHER,
-    UNNAMED,
     WORDS,
     Names,
     NamingEvidence,
@@ -35,18 +34,8 @@ def name_latents(evidence: NamingEvidence) -> Names:
     h = len(found.scores)
     best = found.scores.argmax(1)
     kinds = evidence.types[best]
-    names = Names(
-        np.full(h, -1),
-        np.where(found.alive, found.scores.max(1), np.nan),
-        np.where(found.alive, found.p, np.nan),
-        found.q,
-        [rivals(found.scores[j], evidence) if found.alive[j] else "[]" for j in range(h)],
-        [found.without_evidence(j) for j in range(h)],
-        found.named_under_permutation,
-        verdict=[UNNAMED] * h,
-        p_correct=np.full(h, np.nan),
-        sets=[()] * h,
-    )
+    names = unnamed(found, evidence)
+    names.p_correct = np.full(h, np.nan)
     for j in range(h):
         if names.reason[j] is not None:
             continue
@@ -54,8 +43,7 @@ def name_latents(evidence: NamingEvidence) -> Names:
             word = evidence.vocabulary.concepts[best[j]].id
             names.verdict[j], names.reason[j] = DIAGNOSIS, f"the diagnosis {word} explains it best"
         elif kinds[j] == "distractor":
-            names.verdict[j] = OTHER
-            names.reason[j] = "a word that names nothing in these images scores best"
+            names.verdict[j], names.reason[j] = OTHER, NOTHING_SEEN
     open_ones = np.array([j for j in range(h) if names.reason[j] is None], dtype=int)
     if len(open_ones):
         _decide(names, found, open_ones, evidence)
